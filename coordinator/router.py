@@ -1,0 +1,450 @@
+"""The router's core: client frames → partition frames by hash slot, and the way back. No sockets, no clocks.
+
+    from a client        Calls           sorted by partition; all that one round brings for one leaves in one frame
+                         EverywhereCall  stamped with the time, to every partition or to none
+                         Admin           to the supervisor, under a number of our own
+    from a partition     Replies         sorted by client; each client's part of a frame leaves in one frame
+                         Refusal         the connection is of no use: a new one, or none until the topology changes
+    from the supervisor  Topology        adopted, and sent on to every client
+                         AdminReply      back to the client that asked
+
+Arguments and results pass as they are, except where the calls of a group belong to several partitions.
+
+Every call that the door lets through is answered once, by its partition or here (then it never ran), unless its
+partition is lost: clients learn that from the topology. `Lane.owed` knows how many calls of each client a partition
+has still to answer, so that all counts come back to zero when it never does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from voltpy.door import NO_HELLO, Account, Door, refuse
+from voltpy.hash_slot import slot_owners
+from voltpy.messages import (
+    CALLS_IN_FLIGHT_A_PARTITION,
+    MAX_FRAME_BYTES,
+    NEVER_SENT,
+    PROTOCOL_VERSION,
+    Admin,
+    AdminReply,
+    CallError,
+    CallGroup,
+    Calls,
+    EverywhereCall,
+    Message,
+    PartitionAddress,
+    Refusal,
+    Replies,
+    Topology,
+    Welcome,
+)
+from voltpy.wire import joined
+
+Destination = int | bytes  # a partition's number, or the identity of a client or the supervisor
+
+FRAME_CALLS = 2048  # as many as a partition takes at a time
+FRAME_BYTES = MAX_FRAME_BYTES // 2
+BYTES_IN_FLIGHT_A_PARTITION = 1 << 30
+COMMANDS = 1024  # admin commands under way, of all clients
+COMMANDS_A_CLIENT = 16
+
+_elements = msgspec.msgpack.Decoder(list[Raw]).decode
+
+
+class Lane:
+    """One partition as the router sees it.
+
+    `connection` counts: a new number means that whatever is queued on the old connection must reach nobody.
+    `owed`: calls that the partition has still to answer, by client id; `in_flight` is their sum.
+    """
+
+    __slots__ = (
+        "address", "bytes_in_flight", "connection", "everywhere", "groups",
+        "in_flight", "incarnation", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls",
+    )  # fmt: skip
+
+    def __init__(self, address: PartitionAddress) -> None:
+        self.partition = address.partition
+        self.address = address
+        self.incarnation = 0
+        self.connection = 0
+        self.in_flight = 0
+        self.bytes_in_flight = 0
+        self.owed: dict[int, int] = {}
+        self.groups: list[CallGroup] = []
+        self.waiting_calls = 0
+        self.waiting_bytes = 0
+        self.sealed: list[Calls | EverywhereCall] = []
+
+    @property
+    def is_up(self) -> bool:
+        return self.incarnation != 0
+
+
+class Command(NamedTuple):
+    """An admin command under way: whose, and the number that its client gave it."""
+
+    account: Account
+    number: int
+
+
+class Router:
+    """`client_message`, `supervisor_message` and `partition_message` take what came in; `flush` says what goes out.
+
+    `welcome` is what a Hello is answered with. `lanes` are the partitions, known from the first topology on.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self.welcome = Welcome(PROTOCOL_VERSION, 0, None)
+        self.lanes: list[Lane] = []
+        self.supervisor: Account | None = None
+        self.calls_forwarded = 0
+        self.calls_refused = 0
+        self.calls_answered = 0
+        self.frames_of_dead_partitions = 0
+        self._owners: list[int] = []
+        self._outbox: list[tuple[Destination, Message]] = []
+        self._commands: dict[int, Command] = {}
+        self._last_command = 0
+
+    def client_message(self, account: Account, message: Message, now_us: int) -> None:
+        """What a client's door let through. `now_us`: Unix time in microseconds, for what all copies must agree on."""
+        if isinstance(message, Calls):
+            self._route(account, message)
+        elif isinstance(message, EverywhereCall):
+            self._route_everywhere(account, message, now_us)
+        elif isinstance(message, Admin):
+            self._ask_supervisor(account, message)
+
+    def supervisor_message(self, account: Account, message: Message) -> None:
+        if self.supervisor is not account:
+            self._drop_commands("the supervisor has been replaced")
+            self.supervisor = account
+        if isinstance(message, Topology):
+            self._adopt(account, message)
+        elif isinstance(message, AdminReply):
+            command = self._commands.pop(message.number, None)
+            if command is not None and not command.account.closed:
+                message.number = command.number
+                self._outbox.append((command.account.identity, message))
+
+    def partition_message(self, partition: int, message: Message) -> None:
+        lane = self.lanes[partition]
+        if isinstance(message, Replies):
+            self._return(lane, message)
+        elif isinstance(message, Refusal) and lane.is_up:
+            self._give_up(lane, f"partition {partition} has lost the router's connection")
+            lane.connection += 1
+            if message.code != NO_HELLO:
+                # It does not want this router at all: asking again at once would never end.
+                lane.incarnation = 0
+
+    def lost(self, identity: bytes) -> None:
+        """Nothing can be sent to this client, or supervisor, any more."""
+        account = self.door.accounts.get(identity)
+        self.door.close(identity)
+        if account is None:
+            return
+        if account is self.supervisor:
+            self.supervisor = None
+            self._drop_commands("the supervisor is not there")
+        elif self._commands:
+            self._commands = {
+                number: command for number, command in self._commands.items() if command.account is not account
+            }
+
+    def flush(self) -> list[tuple[Destination, Message]]:
+        """Everything that is to be sent now, in order."""
+        outbox: list[tuple[Destination, Message]] = []
+        if self.door.outbox:
+            outbox.extend(self.door.outbox)
+            self.door.outbox.clear()
+        for lane in self.lanes:
+            if lane.groups:
+                self._seal(lane)
+            if lane.sealed:
+                partition = lane.partition
+                outbox.extend([(partition, message) for message in lane.sealed])
+                lane.sealed.clear()
+        if self._outbox:
+            outbox.extend(self._outbox)
+            self._outbox.clear()
+        return outbox
+
+    def metrics(self) -> dict[str, int]:
+        return {
+            "clients": sum(1 for account in self.door.by_client.values() if not account.closed),
+            "calls_in_flight": sum(lane.in_flight for lane in self.lanes),
+            "bytes_in_flight": sum(lane.bytes_in_flight for lane in self.lanes),
+            "calls_forwarded": self.calls_forwarded,
+            "calls_answered": self.calls_answered,
+            "calls_refused": self.calls_refused,
+            "frames_of_dead_partitions": self.frames_of_dead_partitions,
+            "commands_in_flight": len(self._commands),
+        }
+
+    def _route(self, account: Account, calls: Calls) -> None:
+        errors: list[CallError] = []
+        if self.lanes:
+            owner_of = self._owners.__getitem__
+            for group in calls.groups:
+                owners = set(map(owner_of, group.slots))
+                if len(owners) == 1 and group.partition in owners:
+                    self._forward(group, errors)
+                else:
+                    for part in self._split(group, errors):
+                        self._forward(part, errors)
+        else:
+            for group in calls.groups:
+                refuse(group, "Unavailable", "the router does not know the partitions yet", errors)
+        if errors:
+            self._answer(account, errors)
+
+    def _forward(self, group: CallGroup, errors: list[CallError]) -> None:
+        """Puts a group whose calls all belong to its partition on the way there."""
+        lane = self.lanes[group.partition]
+        incarnation = lane.incarnation
+        if incarnation == 0:
+            refuse(group, "Unavailable", f"partition {lane.partition} is down", errors)
+            return
+        if group.incarnation == 0:  # whichever serves now
+            group.incarnation = incarnation
+        elif group.incarnation != incarnation:
+            text = f"partition {lane.partition} has started again since (now {incarnation})"
+            refuse(group, "Unavailable", text, errors)
+            return
+        size = size_bytes(group)
+        calls = len(group.numbers)
+        if (
+            lane.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
+            or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
+        ):
+            text = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes) wait for partition {lane.partition}"
+            refuse(group, "Overloaded", text, errors)
+            return
+        if size > MAX_FRAME_BYTES:
+            refuse(group, "BadArguments", f"too large: a group of about {size} bytes", errors)
+            return
+        client_id = group.client_id
+        lane.in_flight += calls
+        lane.bytes_in_flight += size
+        lane.owed[client_id] = lane.owed.get(client_id, 0) + calls
+        lane.groups.append(group)
+        lane.waiting_calls += calls
+        lane.waiting_bytes += size
+        self.calls_forwarded += calls
+
+    def _split(self, group: CallGroup, errors: list[CallError]) -> list[CallGroup]:
+        """The same calls, in groups that each belong to one partition: for a client without a map of the hash slots."""
+        if group.retry_floor != NEVER_SENT:
+            # The floor is an LSN of the partition that the client believed in; it says nothing about another.
+            refuse(group, "ProtocolError", "a retry must name the partition that it was first sent to", errors)
+            return []
+        try:
+            arguments = _elements(group.args)
+        except (msgspec.DecodeError, RecursionError) as error:
+            refuse(group, "BadArguments", f"not an array of argument arrays: {error}", errors)
+            return []
+        if len(arguments) != len(group.numbers):
+            text = f"{len(arguments)} argument arrays for {len(group.numbers)} calls"
+            refuse(group, "BadArguments", text, errors)
+            return []
+        members: dict[int, list[int]] = {}
+        for position, hash_slot in enumerate(group.slots):
+            members.setdefault(self._owners[hash_slot], []).append(position)
+        # The incarnation that the client named was that of `partition`, if it named one of its own at all.
+        return [
+            CallGroup(
+                group.client_id,
+                group.procedure,
+                partition,
+                group.incarnation if partition == group.partition else 0,
+                [group.numbers[position] for position in positions],
+                [group.slots[position] for position in positions],
+                joined([bytes(arguments[position]) for position in positions]),
+            )
+            for partition, positions in members.items()
+        ]
+
+    def _route_everywhere(self, account: Account, call: EverywhereCall, now_us: int) -> None:
+        size = len(call.args) + 4 * len(call.procedure) + 64
+        down = [lane.partition for lane in self.lanes if not lane.is_up]
+        full = [
+            lane.partition
+            for lane in self.lanes
+            if lane.in_flight >= CALLS_IN_FLIGHT_A_PARTITION
+            or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
+        ]
+        if not self.lanes:
+            code, text = "Unavailable", "the router does not know the partitions yet"
+        elif down:
+            code, text = "Unavailable", f"partition {down[0]} is down"
+        elif full:
+            code, text = "Overloaded", f"too many calls wait for partition {full[0]}"
+        elif size > MAX_FRAME_BYTES:
+            code, text = "BadArguments", f"too large: a call of about {size} bytes"
+        else:
+            call.now_us = now_us
+            self.door.charge(account, len(self.lanes) - 1)
+            for lane in self.lanes:
+                lane.in_flight += 1
+                lane.bytes_in_flight += size
+                lane.owed[call.client_id] = lane.owed.get(call.client_id, 0) + 1
+                lane.sealed.append(call)
+            self.calls_forwarded += len(self.lanes)
+            return
+        self._answer(account, [CallError(call.client_id, call.number, code, text)])
+
+    def _seal(self, lane: Lane) -> None:
+        """Packs the waiting groups into frames, all of the catalog version that the door checked them against."""
+        version = self.door.catalog_version
+        if lane.waiting_calls <= FRAME_CALLS and lane.waiting_bytes <= FRAME_BYTES:
+            lane.sealed.append(Calls(version, lane.groups))
+        else:
+            frame: list[CallGroup] = []
+            calls = filled_bytes = 0
+            for group in lane.groups:
+                length, size = len(group.numbers), size_bytes(group)
+                if frame and (calls + length > FRAME_CALLS or filled_bytes + size > FRAME_BYTES):
+                    lane.sealed.append(Calls(version, frame))
+                    frame, calls, filled_bytes = [], 0, 0
+                frame.append(group)
+                calls += length
+                filled_bytes += size
+            lane.sealed.append(Calls(version, frame))
+        lane.groups = []
+        lane.waiting_calls = lane.waiting_bytes = 0
+
+    def _return(self, lane: Lane, message: Replies) -> None:
+        """Replies of a partition, to the clients that wait for them."""
+        if message.incarnation != lane.incarnation:
+            self.frames_of_dead_partitions += 1
+            return
+        lane.address.lsn = max(lane.address.lsn, message.lsn)
+        partition, incarnation, lsn = message.partition, message.incarnation, message.lsn
+        parts: dict[int, Replies] = {}
+        for group in message.groups:
+            part = parts.get(group.client_id)
+            if part is None:
+                part = parts[group.client_id] = Replies(partition, incarnation, lsn, [], [])
+            part.groups.append(group)
+        for error in message.errors:
+            part = parts.get(error.client_id)
+            if part is None:
+                part = parts[error.client_id] = Replies(partition, incarnation, lsn, [], [])
+            part.errors.append(error)
+        for client_id, part in parts.items():
+            calls = len(part.errors)
+            for group in part.groups:
+                calls += len(group.numbers)
+            self.calls_answered += calls
+            account = self._settle(lane, client_id, calls)
+            if account is not None and not account.closed:
+                self._outbox.append((account.identity, part))
+
+    def _settle(self, lane: Lane, client_id: int, calls: int) -> Account | None:
+        """`calls` of this client are over in this partition. Returns the account, closed or not."""
+        owed = lane.owed.get(client_id, 0)
+        if calls < owed:
+            lane.owed[client_id] = owed - calls
+        elif owed:
+            calls = owed
+            del lane.owed[client_id]
+        else:
+            calls = 0
+        account = self.door.by_client.get(client_id)
+        if calls:
+            lane.bytes_in_flight -= lane.bytes_in_flight * calls // lane.in_flight
+            lane.in_flight -= calls
+            if account is not None:
+                self.door.answered(account, calls)
+        return account
+
+    def _answer(self, account: Account, errors: list[CallError]) -> None:
+        """Refuses calls that were counted by the door and went nowhere."""
+        self.calls_refused += len(errors)
+        self.door.answered(account, len(errors))
+        if not account.closed:
+            self._outbox.append((account.identity, Replies(-1, 0, 0, [], errors)))
+
+    def _give_up(self, lane: Lane, reason: str) -> None:
+        """Ends everything that this lane owes. What never left is answered Unavailable; nobody knows about the rest."""
+        parts: dict[int, list[CallError]] = {}
+        for message in [*lane.sealed, Calls(0, lane.groups)]:
+            if isinstance(message, EverywhereCall):
+                error = CallError(message.client_id, message.number, "Unavailable", reason)
+                parts.setdefault(message.client_id, []).append(error)
+                continue
+            for group in message.groups:
+                refuse(group, "Unavailable", reason, parts.setdefault(group.client_id, []))
+        lane.sealed.clear()
+        lane.groups = []
+        lane.waiting_calls = lane.waiting_bytes = 0
+        for client_id, errors in parts.items():
+            self.calls_refused += len(errors)
+            self.calls_forwarded -= len(errors)
+            account = self.door.by_client.get(client_id)
+            if account is not None and not account.closed:
+                self._outbox.append((account.identity, Replies(lane.partition, lane.incarnation, 0, [], errors)))
+        for client_id, calls in list(lane.owed.items()):
+            self._settle(lane, client_id, calls)
+
+    def _adopt(self, account: Account, topology: Topology) -> None:
+        known = self.welcome.topology
+        if known is not None and topology.version < known.version:
+            return
+        if [address.partition for address in topology.partitions] != list(range(len(topology.partitions))):
+            self.door.garbage(account.identity, "the partitions of a topology are 0, 1, 2, …")
+            return
+        if not self.lanes:
+            self.lanes = [Lane(address) for address in topology.partitions]
+            self._owners = slot_owners(len(self.lanes))
+        if len(topology.partitions) != len(self.lanes):
+            self.door.garbage(account.identity, "the number of partitions can't change")
+            return
+        for lane, address in zip(self.lanes, topology.partitions, strict=True):
+            if address.incarnation != lane.incarnation or address.ipc_path != lane.address.ipc_path:
+                self._give_up(lane, f"partition {lane.partition} was lost before this call left")
+                lane.incarnation = address.incarnation
+                lane.connection += 1
+            else:
+                address.lsn = max(address.lsn, lane.address.lsn)
+                if lane.groups and topology.catalog_version != self.door.catalog_version:
+                    self._seal(lane)
+            lane.address = address
+        self.door.catalog_version = topology.catalog_version
+        self.welcome = Welcome(PROTOCOL_VERSION, 0, topology)
+        for client in self.door.by_client.values():
+            if not client.closed:
+                self._outbox.append((client.identity, topology))
+
+    def _ask_supervisor(self, account: Account, admin: Admin) -> None:
+        under_way = sum(1 for command in self._commands.values() if command.account is account)
+        if self.supervisor is None or self.supervisor.closed:
+            self._outbox.append((account.identity, failed(admin.number, "Unavailable", "the supervisor is not there")))
+        elif under_way >= COMMANDS_A_CLIENT or len(self._commands) >= COMMANDS:
+            self._outbox.append((account.identity, failed(admin.number, "Overloaded", "too many commands under way")))
+        else:
+            self._last_command += 1
+            self._commands[self._last_command] = Command(account, admin.number)
+            self._outbox.append((self.supervisor.identity, Admin(self._last_command, admin.command, admin.body)))
+
+    def _drop_commands(self, reason: str) -> None:
+        for command in self._commands.values():
+            if not command.account.closed:
+                self._outbox.append((command.account.identity, failed(command.number, "Unavailable", reason)))
+        self._commands.clear()
+
+
+def size_bytes(group: CallGroup) -> int:
+    """At least as many bytes as the group takes in a frame: numbers of 9 bytes, hash slots of 3, 4 a character."""
+    return len(group.args) + 12 * len(group.numbers) + 4 * len(group.procedure) + 64
+
+
+def failed(number: int, code: str, text: str) -> AdminReply:
+    return AdminReply(number, code, {"message": text})

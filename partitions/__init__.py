@@ -1,0 +1,1 @@
+"""One process, one thread, one partition: its tables, indexes and WAL."""

@@ -1,0 +1,145 @@
+"""The process of one partition: open, recover, serve. Started by the supervisor, never by hand.
+
+Exit status: 0 after SIGTERM or SIGINT, 3 for damaged data, 4 when schema, procedures or settings don't allow a start,
+anything else is a crash, after which the supervisor starts it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+import zmq
+
+from partitions.executor import Executor
+from partitions.recovery import recover
+from partitions.server import Server
+from partitions.store import Store
+from partitions.timeout import Timeout
+from partitions.transaction import unique_ids, utc_now
+from partitions.wal import FSYNC_MODES, Wal
+from voltpy import heartbeat
+from voltpy.data_directory import partition_directory, read_procedures, read_schema
+from voltpy.door import Door
+from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
+from voltpy.events import configure
+from voltpy.messages import PrepareLoad
+from voltpy.parent_death import die_with_parent
+from voltpy.procedure import Registry, load
+from voltpy.schema import Schema
+from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
+
+EXIT_DAMAGED = 3
+EXIT_REFUSED = 4
+LINGER_MS = 1000  # at the end, for replies that are on their way
+
+
+def main() -> int:
+    arguments = _arguments()
+    die_with_parent()
+    configure()
+    events = structlog.get_logger().bind(partition=arguments.partition)
+    try:
+        return _run(arguments, events)
+    except Corruption as error:
+        print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
+        return EXIT_DAMAGED
+    except (SchemaError, ClusterError, ReadOnly) as error:
+        print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
+        return EXIT_REFUSED
+
+
+def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundLogger) -> int:
+    schema = read_schema(arguments.data)
+    registry = _registry(arguments.data, schema)
+
+    began_s = time.perf_counter()
+    wal = Wal.open(partition_directory(arguments.data, arguments.partition), arguments.partition, arguments.fsync)
+    store = Store(schema, arguments.partition, arguments.partitions, arguments.memory)
+    gc.disable()
+    window, changes = recover(wal, store)
+    epoch = wal.begin()
+    # Nothing that recovery made is garbage, and walking over it again and again would cost more than it could find.
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 50)
+    events.info("recovered", changes=changes, seconds=round(time.perf_counter() - began_s, 3), epoch=epoch)
+
+    running = heartbeat.open_words(heartbeat.path_in(arguments.runtime, arguments.partition))
+    ids = unique_ids(arguments.partition, epoch)
+    executor = Executor(store, registry, window, ids, running, utc_now)
+    door = Door(os.environ.get("VOLTPY_TOKEN", ""), at_partition=arguments.partition, partitions=arguments.partitions)
+    door.catalog_version = registry.catalog_version
+
+    raise_open_files_limit()
+    sockets = context()
+    socket, tcp_port = _bound(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
+    if arguments.core is not None:
+        # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
+        os.sched_setaffinity(0, {arguments.core})
+
+    def load_beside(message: PrepareLoad) -> Registry:
+        return load(message.source, message.path, schema, message.catalog_version)
+
+    server = Server(
+        socket,
+        arguments.partition,
+        tcp_port,
+        door,
+        executor,
+        store,
+        wal,
+        Timeout(executor, running, arguments.procedure_timeout),
+        load_beside,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    server.serve()
+    socket.close(LINGER_MS)
+    sockets.term()
+    wal.close()
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m partitions", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--partition", type=int, required=True)
+    parser.add_argument("--partitions", type=int, required=True)
+    parser.add_argument("--runtime", type=Path, required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--fsync", choices=FSYNC_MODES, default="always")
+    parser.add_argument("--memory", type=int, required=True, help="bytes, for this partition")
+    parser.add_argument("--procedure-timeout", type=float, required=True, help="seconds")
+    parser.add_argument("--core", type=int, help="pin the main thread to this core")
+    parser.add_argument("--runaway", help="CLIENT:NUMBER:PROCEDURE of the call that the last process was killed for")
+    return parser.parse_args()
+
+
+def _registry(data: Path, schema: Schema) -> Registry:
+    stored = read_procedures(data)
+    if not stored.source:
+        return Registry([], stored.catalog_version)
+    return load(stored.source, stored.path, schema, stored.catalog_version)
+
+
+def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:
+    """The ROUTER on which everybody calls: by ipc from this machine, by tcp from elsewhere. And its tcp port."""
+    socket = door_socket(made_by)
+    ipc_path.unlink(missing_ok=True)  # what a dead predecessor left
+    socket.bind(f"ipc://{ipc_path}")
+    return socket, bind_tcp(socket, host, 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Error as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,476 @@
+"""The serial core of a partition: calls go in, one after another; a batch of changes and replies comes out. No I/O.
+
+A batch is what its caller makes of it: `run` any number of call groups, then
+
+    changes, outcomes = seal()      what must be in the WAL before anyone hears of it
+    committed(lsn, outcomes)        it is: images go into the pages            — or, when there is no room —
+    undo_batch()                    nothing has happened; `refuse_writes` and run the same groups again
+    replies()                       to send once the WAL is flushed that far
+
+A call ends in one of these ways (each undoes what it must):
+
+    returned                    its result is a reply; if it wrote, the result is an outcome for the WAL too
+    raised                      its changes are undone; the error is a reply
+    needs a key that isn't here its changes are undone, it is set aside, and run again when all that it missed is here
+    ran too long                its changes are undone; ProcedureTimeout is a reply
+
+The words of `running` say which call is running, for whoever watches from outside: see voltpy.heartbeat.
+"""
+
+from __future__ import annotations
+
+import traceback
+from array import array
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Raw, Struct
+
+from partitions.builtin import builtins
+from partitions.outcome_window import OutcomeWindow
+from partitions.row import encode
+from partitions.store import Store
+from partitions.table import NotHere, Table
+from partitions.transaction import CallContext, Generated, ReadOnlyTable, Transaction
+from partitions.wal import TableChanges
+from voltpy.errors import (
+    CODES,
+    Aborted,
+    BadArguments,
+    ConstraintViolation,
+    Error,
+    Indeterminate,
+    Overloaded,
+    ProcedureError,
+    ProcedureTimeout,
+    ProtocolError,
+    ReadOnly,
+    SchemaError,
+    UnknownProcedure,
+    WrongPartition,
+)
+from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE
+from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ReplyGroup
+from voltpy.procedure import Procedure, Registry
+from voltpy.wire import joined
+
+Words: TypeAlias = "memoryview[int] | array[int]"  # of unsigned 64-bit numbers: see voltpy.heartbeat
+
+MAX_RESULT_BYTES = 1 << 20
+LARGE_RESULT_BYTES = 1 << 16
+LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
+MAX_TRACEBACK_CHARACTERS = 8000
+CALLS_SET_ASIDE = 8192
+
+# What a procedure may raise of ours and still be believed; the rest would claim that it never ran.
+_BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly)
+_decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
+
+
+class Interruption(BaseException):
+    """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
+
+
+class SetAside(Struct, eq=False):
+    """A call that waits for keys. `missing` shrinks as they come back.
+
+    Its arguments are kept encoded: the run that was undone may have changed a list among them.
+    """
+
+    origin: bytes
+    client_id: int
+    number: int
+    procedure: Procedure
+    arguments: bytes
+    directed_now: datetime | None
+    generated: Generated | None
+    missing: set[tuple[int, Any]]
+
+
+class Answers(Struct):
+    """Replies for one connection."""
+
+    groups: list[ReplyGroup]
+    errors: list[CallError]
+
+
+class Executor:
+    """`counts` by what became of calls: see the table above."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        window: OutcomeWindow,
+        ids: Callable[[], int],
+        running: Words,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.interrupted = False
+        self.failed: Callable[[BaseException], None] = lambda error: None  # told of every call that raised, once undone
+        self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
+        self.clock = clock
+        self._store = store
+        self._window = window
+        self._running = running
+        self._context = CallContext(running, ids, clock)
+        self._ids = ids
+        for table in store.tables:
+            table.hide_keys_with(ids)
+        self._outcomes: list[ReplyGroup] = []
+        self._answers: dict[bytes, Answers] = {}
+        self._views: dict[tuple[bool, bool], Transaction] = {}
+        self._large_bytes = 0
+        self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id, in order of arrival
+        self._ready: deque[SetAside] = deque()
+        self.accept_writes()
+        self.use(registry)
+
+    # Running calls.
+
+    def run(self, origin: bytes, group: CallGroup) -> None:
+        """Runs the calls of a group; their replies go to `origin`."""
+        procedure = self._procedures.get(group.procedure)
+        if procedure is None or procedure.everywhere:
+            self._refuse(origin, group, UnknownProcedure(_not_callable(group.procedure, procedure)))
+            return
+        if group.retry_floor != NEVER_SENT:
+            self._retry(origin, group, procedure)
+            return
+        numbers = group.numbers
+        overtaken = self._window.overtaken(group.client_id, numbers)
+        try:
+            arguments = procedure.decode_many(group.args, len(numbers))
+        except msgspec.ValidationError:
+            numbers, arguments = self._decode_one_by_one(origin, group, procedure)
+        if overtaken:
+            kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
+            numbers, arguments = [n for n, _ in kept], [a for _, a in kept]
+        self._run_each(origin, group, procedure, numbers, arguments, None)
+
+    def run_everywhere(self, origin: bytes, call: EverywhereCall) -> None:
+        """Runs this partition's part of a directed call."""
+        group = CallGroup(call.client_id, call.procedure, 0, 0, [call.number], [0], joined([bytes(call.args)]))
+        procedure = self._procedures.get(call.procedure)
+        if procedure is None or not procedure.everywhere:
+            self._refuse(origin, group, UnknownProcedure(_not_callable(call.procedure, procedure, directed=True)))
+            return
+        try:
+            arguments = procedure.decode_one(call.args)
+        except BadArguments as error:
+            self._refuse(origin, group, error)
+            return
+        now = datetime.fromtimestamp(call.now_us / 1e6, UTC)
+        self._run_directed(origin, group, procedure, arguments, now)
+
+    def _run_directed(
+        self, origin: bytes, group: CallGroup, procedure: Procedure, arguments: tuple[Any, ...], now: datetime
+    ) -> None:
+        """A call that also runs elsewhere: its rows' hidden keys come from its call id, to be equal in all copies."""
+        for table in self._store.tables:
+            table.hide_keys_with(self._context.next_id)
+        self._run_each(origin, group, procedure, group.numbers, [arguments], now)
+        for table in self._store.tables:
+            table.hide_keys_with(self._ids)
+
+    def _run_each(
+        self,
+        origin: bytes,
+        group: CallGroup,
+        procedure: Procedure,
+        numbers: list[int],
+        arguments: list[tuple[Any, ...]],
+        directed_now: datetime | None,
+    ) -> None:
+        """The hot loop: everything that every call pays for is in here."""
+        client_id = group.client_id
+        body, running, undo = procedure.body, self._running, self._store.undo_log
+        tx = self._views[procedure.everywhere, procedure.read_only]
+        results: list[bytes] = []
+        returned = results.append
+        unanswered: set[int] = set()
+        self._context.directed_now = directed_now
+        running[CLIENT_ID] = client_id
+        running[PROCEDURE] = self._places[procedure.name]
+        first_mark = mark = len(undo)
+        for number, values in zip(numbers, arguments, strict=True):
+            running[CALL_NUMBER] = number
+            try:
+                result = encode(body(tx, *values))
+                if len(result) > LARGE_RESULT_BYTES:
+                    self._admit_large(len(result))
+                if len(undo) != mark:
+                    if self._store.missed or self.interrupted:
+                        raise NotHere
+                    mark = len(undo)
+            except BaseException as error:  # noqa: BLE001 — the procedure boundary: whatever the user's code raised
+                self._store.undo_to(mark)
+                unanswered.add(number)
+                self._ended_badly(origin, group, number, procedure, directed_now, error)
+                continue
+            returned(result)
+        if unanswered:
+            numbers = [number for number in numbers if number not in unanswered]
+        if numbers:
+            replies = ReplyGroup(client_id, numbers, joined(results))
+            self._answers_to(origin).groups.append(replies)
+            self.counts["returned"] += len(numbers)
+            if mark != first_mark:
+                self._outcomes.append(replies)
+
+    def _ended_badly(
+        self,
+        origin: bytes,
+        group: CallGroup,
+        number: int,
+        procedure: Procedure,
+        directed_now: datetime | None,
+        error: BaseException,
+    ) -> None:
+        """The call was undone: what becomes of it?"""
+        missed, self._store.missed[:] = list(self._store.missed), []
+        interrupted, self.interrupted = self.interrupted, False
+        self.failed(error)
+        if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
+            arguments = bytes(_decode_raws(group.args)[group.numbers.index(number)])
+            self.counts["set_aside"] += 1
+            self._waiting[group.client_id, number] = SetAside(
+                origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
+                {(table.number, key) for table, key in missed},
+            )  # fmt: skip
+            return
+        if interrupted:
+            self.counts["timed_out"] += 1
+            error = ProcedureTimeout(f"{procedure.name} ran past the procedure timeout and was ended")
+        elif missed:
+            error = Overloaded(f"{CALLS_SET_ASIDE} calls wait for keys that are away")
+        elif not isinstance(error, _BELIEVED):
+            error = _described(error, procedure)
+        self.counts["raised"] += not interrupted
+        self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
+
+    # Keys that are not here.
+
+    def arrived(self, table: int, key: Any) -> None:
+        """The key is here again: calls that waited only for it may run, in the order in which they came."""
+        self._store.tables[table].bring_back(key)
+        for call in self._waiting.values():
+            if (table, key) in call.missing:
+                call.missing.remove((table, key))
+                if not call.missing:
+                    self._ready.append(call)
+
+    @property
+    def has_ready(self) -> bool:
+        return bool(self._ready)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def run_ready(self) -> None:
+        """Reruns the calls whose keys are here again. One that misses another key is set aside again."""
+        while self._ready:
+            call = self._ready.popleft()
+            del self._waiting[call.client_id, call.number]
+            self.counts["reruns"] += 1
+            self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
+            self._context.resume(call.generated)
+            group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
+            arguments = call.procedure.decode_one(call.arguments)
+            if call.directed_now is None:
+                self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
+            else:
+                self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+
+    # Retried calls.
+
+    def _retry(self, origin: bytes, group: CallGroup, procedure: Procedure) -> None:
+        """Answers retried calls with their first results; runs those that surely never ran."""
+        for number, raw in self._split(origin, group):
+            one = CallGroup(group.client_id, group.procedure, 0, 0, [number], [0], joined([bytes(raw)]))
+            pending = self._waiting.get((group.client_id, number))
+            if pending is not None:
+                pending.origin = origin
+                continue
+            try:
+                first = self._first_result(group.client_id, number, group.retry_floor)
+            except Indeterminate as error:
+                self._refuse(origin, one, error)
+                continue
+            if first is None:
+                self.run(origin, one)
+            else:
+                self._answers_to(origin).groups.append(ReplyGroup(group.client_id, [number], joined([first])))
+            self._window.retried(group.client_id, number)
+
+    def _first_result(self, client_id: int, number: int, floor: int) -> bytes | None:
+        for group in self._outcomes:
+            if group.client_id == client_id and number in group.numbers:
+                return bytes(_decode_raws(group.results)[group.numbers.index(number)])
+        return self._window.first_result(client_id, number, floor)
+
+    # Batches.
+
+    def seal(self) -> tuple[list[TableChanges], list[ReplyGroup]]:
+        """The batch's changes and outcomes. Raises ReadOnly when memory has no room for them."""
+        return self._store.changes(), self._outcomes
+
+    def committed(self, lsn: int, outcomes: bytes) -> None:
+        """The batch is in the WAL as record `lsn`."""
+        self._window.add(lsn, outcomes)
+        self.finished()
+
+    def finished(self) -> None:
+        """The batch is over: what it changed goes into pages and index."""
+        self._store.apply()
+        self._outcomes = []
+        self._large_bytes = 0
+
+    def undo_batch(self) -> None:
+        """Undoes every call of the batch; they may be run again, or refused."""
+        self._store.undo_to(0)
+        self._store.apply()
+        self._outcomes = []
+        self._answers.clear()
+        self._large_bytes = 0
+
+    def replies(self) -> dict[bytes, Answers]:
+        """By connection, the replies gathered since the last time."""
+        answers, self._answers = self._answers, {}
+        return answers
+
+    def refuse_writes(self, reason: str) -> None:
+        """Until `accept_writes`, a procedure that writes gets ReadOnly."""
+        full: dict[str, Table | ReadOnlyTable] = {
+            name: _Full(table, reason) for name, table in self._store.by_name.items()
+        }
+        self._views = dict.fromkeys(self._views, Transaction(full, self._context))
+
+    def interrupt(self) -> None:
+        """The running call is overdue. Its undo log is poisoned, so that it can't commit whatever it catches."""
+        self.interrupted = True
+        self._store.undo_log.append((None, None, None))
+
+    def use(self, registry: Registry) -> None:
+        """From the next call on, these procedures."""
+        self.registry = registry
+        self._procedures = {**builtins(), **registry.procedures}
+        self._places = {name: place for place, name in enumerate(sorted(self._procedures))}
+
+    def accept_writes(self) -> None:
+        """Procedures may write what their declarations allow."""
+        tables = self._store.by_name
+        read_only: dict[str, Table | ReadOnlyTable] = {
+            name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
+        }
+        local: dict[str, Table | ReadOnlyTable] = {
+            name: table
+            if table.schema.partition_column is not None
+            else ReadOnlyTable(table, "every partition has a copy, so only everywhere=True procedures may write it")
+            for name, table in tables.items()
+        }
+        # By (everywhere, read_only).
+        self._views = {
+            (False, False): Transaction(local, self._context),
+            (True, False): Transaction(dict(tables), self._context),
+            (False, True): Transaction(read_only, self._context),
+            (True, True): Transaction(read_only, self._context),
+        }
+
+    # Replies.
+
+    def _answers_to(self, origin: bytes) -> Answers:
+        answers = self._answers.get(origin)
+        if answers is None:
+            answers = self._answers[origin] = Answers([], [])
+        return answers
+
+    def _refuse(self, origin: bytes, group: CallGroup, error: Error) -> None:
+        errors = self._answers_to(origin).errors
+        errors.extend(_call_error(group.client_id, number, error) for number in group.numbers)
+
+    def _decode_one_by_one(
+        self, origin: bytes, group: CallGroup, procedure: Procedure
+    ) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """Some call's arguments don't fit: answers those, and returns the others."""
+        numbers: list[int] = []
+        arguments: list[tuple[Any, ...]] = []
+        for number, raw in self._split(origin, group):
+            try:
+                arguments.append(procedure.decode_one(raw))
+                numbers.append(number)
+            except BadArguments as error:
+                self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
+        return numbers, arguments
+
+    def _split(self, origin: bytes, group: CallGroup) -> list[tuple[int, Raw]]:
+        """Each call's number with its argument array. A group that does not split is refused."""
+        try:
+            raws = _decode_raws(group.args)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._refuse(origin, group, ProtocolError(f"not a list of argument lists: {error}"))
+            return []
+        if len(raws) != len(group.numbers):
+            self._refuse(origin, group, ProtocolError(f"{len(group.numbers)} calls with {len(raws)} argument lists"))
+            return []
+        return list(zip(group.numbers, raws, strict=True))
+
+    def _admit_large(self, result_bytes: int) -> None:
+        """Bounds what a client can make this process hold in results."""
+        if result_bytes > MAX_RESULT_BYTES:
+            raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
+        self._large_bytes += result_bytes
+        if self._large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
+            raise ReadOnly(
+                f"more than {LARGE_RESULTS_A_BATCH_BYTES:,} bytes of large results are under way; retry later"
+            )
+
+
+class _Full(ReadOnlyTable):
+    """A table while there is no room: reads work, writes raise ReadOnly."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ReadOnly(self._reason)
+
+    insert = update = upsert = delete = _refuse
+
+
+def _call_error(client_id: int, number: int, error: BaseException) -> CallError:
+    code = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in CODES)
+    if isinstance(error, ProcedureError):
+        return CallError(client_id, number, code, str(error), error.type_name, error.traceback_text)
+    return CallError(client_id, number, code, str(error))
+
+
+def _described(error: BaseException, procedure: Procedure) -> ProcedureError:
+    """An exception of the user's code as it travels: type, message and the traceback below the procedure's frame."""
+    # The first frame is the executor's own.
+    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        message = str(error)
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception as in_str:  # noqa: BLE001 — the procedure boundary: the exception's own __str__ is user code too
+        message, text = f"(its __str__ raised {type(in_str).__name__})", ""
+    name = type(error).__name__
+    text = text if len(text) <= MAX_TRACEBACK_CHARACTERS else "…" + text[-MAX_TRACEBACK_CHARACTERS:]
+    described = f"{procedure.name}: {name}: {message}" if message else f"{procedure.name}: {name}"
+    return ProcedureError(_encodable(described[:MAX_TRACEBACK_CHARACTERS]), name, _encodable(text))
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates can't travel."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _not_callable(name: str, procedure: Procedure | None, *, directed: bool = False) -> str:
+    if procedure is None:
+        return f"there is no procedure {name!r}"
+    if directed:
+        return f"{name} is not declared everywhere=True: call it with its key"
+    return f"{name} is declared everywhere=True: use call_everywhere"

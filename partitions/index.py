@@ -1,0 +1,108 @@
+"""The primary index of one table: key → row id, in 34 bytes a row whatever the key.
+
+One LLBTree maps a 64-bit number to a row id: the key itself where it is a single INT, else the XXH3 hash of the key's
+MessagePack bytes (stable over processes, unlike `hash`). Keys whose hashes collide share the entry COLLIDED and
+stand in a side table. A hash is no proof: whoever looks a key up compares it with the row. A dict would take 106 to 270
+bytes a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from BTrees.LLBTree import LLBTree
+from xxhash import xxh3_64_intdigest
+
+from partitions.row import encode
+from voltpy.errors import Corruption
+from voltpy.schema import Table
+
+NOWHERE = -1
+COLLIDED = -2
+
+
+def _hash(key: Any) -> int:
+    return xxh3_64_intdigest(encode(key)) - (1 << 63)
+
+
+class PrimaryIndex:
+    """`find(key, NOWHERE)`: the row id at which the key may be found, NOWHERE, or COLLIDED: then see `candidates`."""
+
+    __slots__ = ("_collisions", "_hash", "_tree", "find", "ordered")
+
+    def __init__(self, table: Table) -> None:
+        self.ordered = len(table.primary_key) == 1 and table.column(table.primary_key[0]).type == "INT"
+        self._hash: Callable[[Any], int] | None = None if self.ordered else _hash
+        self._tree = LLBTree()
+        # An integer key goes straight into the C function: nearly every miss of the decoded rows passes here.
+        self.find: Callable[[Any, int], int] = self._tree.get if self.ordered else self._find_hashed
+        self._collisions: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tree) + sum(len(row_ids) - 1 for row_ids in self._collisions.values())
+
+    def candidates(self, key: Any) -> list[int]:
+        """Every row id at which the key may be found."""
+        row_id = self.find(key, NOWHERE)
+        if row_id != COLLIDED:
+            return [] if row_id == NOWHERE else [row_id]
+        return self._collisions[_hash(key)]
+
+    def extend(self, keys: list[Any], row_ids: Iterable[int]) -> None:
+        """Adds keys that are not in the index."""
+        if self._hash is None:
+            self._tree.update(list(zip(keys, row_ids, strict=True)))
+            return
+        tree, hash_of = self._tree, self._hash
+        for key, row_id in zip(keys, row_ids, strict=True):
+            number = hash_of(key)
+            if not tree.insert(number, row_id):
+                self._collide(number, row_id)
+
+    def move(self, key: Any, old_row_id: int, row_id: int) -> None:
+        number = key if self._hash is None else self._hash(key)
+        if self._tree[number] == COLLIDED:
+            row_ids = self._collisions[number]
+            row_ids[row_ids.index(old_row_id)] = row_id
+        else:
+            self._tree[number] = row_id
+
+    def remove(self, key: Any, row_id: int) -> None:
+        number = key if self._hash is None else self._hash(key)
+        if self._tree[number] != COLLIDED:
+            del self._tree[number]
+            return
+        row_ids = self._collisions[number]
+        row_ids.remove(row_id)
+        if len(row_ids) == 1:
+            self._tree[number] = self._collisions.pop(number)[0]
+
+    def range(self, low: Any, high: Any) -> Iterator[tuple[int, int]]:
+        """(key, row id) with low <= key < high, in order. Only where `ordered`."""
+        yield from self._tree.iteritems(low, high, excludemax=True)
+
+    def row_ids(self) -> Iterator[int]:
+        for number, row_id in self._tree.iteritems():
+            if row_id == COLLIDED:
+                yield from self._collisions[number]
+            else:
+                yield row_id
+
+    def check(self, name: str) -> None:
+        """Raises Corruption unless the side table and the tree agree."""
+        for number, row_ids in self._collisions.items():
+            if self._tree.get(number, NOWHERE) != COLLIDED or len(row_ids) < 2:
+                raise Corruption(f"table {name}: the index's side table is wrong at {number}")
+        self._tree._check()
+
+    def _find_hashed(self, key: Any, default: int) -> int:
+        row_id: int = self._tree.get(_hash(key), default)
+        return row_id
+
+    def _collide(self, number: int, row_id: int) -> None:
+        present = self._tree[number]
+        if present != COLLIDED:
+            self._collisions[number] = [present]
+            self._tree[number] = COLLIDED
+        self._collisions[number].append(row_id)

@@ -1,0 +1,97 @@
+"""What a retried call is told: the first results of calls that wrote, for a bounded window.
+
+The window is the outcomes part of the last WAL batches, as bytes, so remembering costs the hot path nothing; recovery
+refills it from the WAL. Only a retry looks inside. A retry names its *floor*: the partition's last LSN that its client
+had heard of before the first attempt. If the call ran and wrote, its batch has a higher LSN. So
+
+    in the window                        → the first result
+    not in it, and it reaches the floor  → the call never wrote: it may run now
+    not in it, but it begins above       → unknown: Indeterminate
+
+A first attempt that arrives after its retry (through a router that has died since) must not run: numbers of retried
+calls are remembered too, in memory only, since frames for an older incarnation are refused anyway (PROTOCOL rule 23).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+from msgspec import Raw
+
+from voltpy.errors import Corruption, Indeterminate
+from voltpy.messages import ReplyGroup
+
+WINDOW_BYTES = 16 << 20
+RETRIES_REMEMBERED = 1 << 16
+CLIENTS_INDEXED = 64
+
+_decode_outcomes = msgspec.msgpack.Decoder(list[ReplyGroup]).decode
+_decode_results = msgspec.msgpack.Decoder(list[Raw]).decode
+
+
+class OutcomeWindow:
+    """Outcomes by LSN, bounded in bytes, and the retried calls, bounded in number."""
+
+    __slots__ = ("_batches", "_bytes", "_indexed", "_limit_bytes", "_reaches", "_retried", "_retried_order")
+
+    def __init__(self, lsn: int, limit_bytes: int = WINDOW_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._batches: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        self._reaches = lsn  # outcomes of every batch after this LSN are here
+        self._indexed: dict[int, tuple[int, dict[int, bytes]]] = {}  # client → (last LSN looked at, number → result)
+        self._retried: set[tuple[int, int]] = set()
+        self._retried_order: deque[tuple[int, int]] = deque()
+
+    def add(self, lsn: int, outcomes: bytes) -> None:
+        """Remembers a batch: its outcomes as they stand in the WAL, a MessagePack array of ReplyGroups."""
+        self._batches.append((lsn, outcomes))
+        self._bytes += len(outcomes) + 100
+        while self._bytes > self._limit_bytes:
+            self._reaches, forgotten = self._batches.popleft()
+            self._bytes -= len(forgotten) + 100
+            self._indexed.clear()
+
+    def first_result(self, client_id: int, number: int, floor: int) -> bytes | None:
+        """The encoded result of the call if it wrote, None if it surely did not. Raises Indeterminate otherwise."""
+        result = self._results_of(client_id).get(number)
+        if result is None and floor < self._reaches:
+            raise Indeterminate("the call was retried so late that its first outcome is no longer remembered")
+        return result
+
+    def retried(self, client_id: int, number: int) -> None:
+        """A retry has been handled: its first attempt must not run if it arrives now."""
+        call_id = (client_id, number)
+        if call_id not in self._retried:
+            self._retried.add(call_id)
+            self._retried_order.append(call_id)
+            if len(self._retried_order) > RETRIES_REMEMBERED:
+                self._retried.discard(self._retried_order.popleft())
+
+    def overtaken(self, client_id: int, numbers: list[int]) -> set[int]:
+        """Those of these first attempts whose retry has been here already."""
+        if not self._retried:
+            return set()
+        return {number for number in numbers if (client_id, number) in self._retried}
+
+    def _results_of(self, client_id: int) -> dict[int, bytes]:
+        looked_at, results = self._indexed.get(client_id, (-1, {}))
+        for lsn, outcomes in self._batches:
+            if lsn > looked_at:
+                for group in decoded_outcomes(outcomes, lsn):
+                    if group.client_id == client_id:
+                        results.update(zip(group.numbers, map(bytes, _decode_results(group.results)), strict=True))
+        if len(self._indexed) >= CLIENTS_INDEXED:
+            self._indexed.clear()
+        if self._batches:
+            self._indexed[client_id] = (self._batches[-1][0], results)
+        return results
+
+
+def decoded_outcomes(outcomes: bytes, lsn: int) -> list[ReplyGroup]:
+    """Raises Corruption for bytes that are no outcomes."""
+    try:
+        return _decode_outcomes(outcomes)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corruption(f"WAL record {lsn}: the outcomes do not decode: {error}") from None

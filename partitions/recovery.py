@@ -1,0 +1,31 @@
+"""A partition comes back: every WAL record, in order, into tables that begin empty.
+
+Records are gathered and written in turns: of each turn only the last image of a key goes into a page. A torn tail has
+been cut by the time the replay ends (voltpy.record_log); damage that is no torn tail stops it.
+"""
+
+from __future__ import annotations
+
+from partitions.outcome_window import OutcomeWindow
+from partitions.store import Store
+from partitions.wal import Wal, decode_batch
+
+TURN_IMAGES = 100_000
+_NO_OUTCOMES = b"\x90"
+
+
+def recover(wal: Wal, store: Store) -> tuple[OutcomeWindow, int]:
+    """The window of remembered outcomes, and how many changes were replayed. Raises Corruption."""
+    window = OutcomeWindow(0)
+    replayed = in_this_turn = 0
+    for lsn, payload in wal.replay():
+        batch = decode_batch(payload, lsn)
+        outcomes = bytes(batch.outcomes)
+        if outcomes != _NO_OUTCOMES:
+            window.add(lsn, outcomes)
+        in_this_turn += store.replay(batch, lsn)
+        if in_this_turn >= TURN_IMAGES:
+            store.apply()
+            replayed, in_this_turn = replayed + in_this_turn, 0
+    store.apply()
+    return window, replayed + in_this_turn

@@ -1,0 +1,152 @@
+"""Rows: what a procedure holds, and the bytes that stand for them.
+
+A row is an immutable msgspec Struct with one attribute a column. Its image is a MessagePack array of the columns in
+the order of the schema, NULL as nil:
+
+    image := array(columns) value*          value := int64 | float64 | str | bool | timestamp (ext -1) | nil
+
+An image is valid when it decodes into the table's Struct: column count, types, NOT NULL and the 64-bit range are all
+checked by that one call, so `RowFormat.validated` is both the type check of a new row and its canonical form (an int in
+a FLOAT column becomes a float there, a timestamp becomes UTC).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from operator import attrgetter
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from voltpy.errors import ConstraintViolation, Corruption
+from voltpy.schema import Table
+
+MAX_ROW_BYTES = 1 << 20
+
+_INT = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_ANNOTATIONS: dict[str, Any] = {
+    "INT": _INT,
+    "FLOAT": float,
+    "STRING": str,
+    "BOOL": bool,
+    "TIMESTAMP": Annotated[datetime, Meta(tz=True)],
+}
+_EXACT = {
+    "INT": "type({0}) is int and -0x8000000000000000 <= {0} <= 0x7FFFFFFFFFFFFFFF",
+    "FLOAT": "type({0}) is float",
+    "STRING": "type({0}) is str",
+    "BOOL": "type({0}) is bool",
+}
+_LEFT_OUT = object()  # a column without default that an insert did not name
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+class RowFormat:
+    """How one table's rows are made, encoded, decoded and keyed."""
+
+    __slots__ = ("_table", "decode", "decode_key", "key_of", "make", "struct")
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.struct: type[Struct] = msgspec.defstruct(
+            table.name,
+            [(c.name, _ANNOTATIONS[c.type] | None if c.nullable else _ANNOTATIONS[c.type]) for c in table.columns],
+            frozen=True,
+            array_like=True,
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+        self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self.struct).decode
+        # A row's key: the column's value, or a tuple where the primary key has several columns.
+        self.key_of: Callable[[Any], Any] = attrgetter(*table.primary_key)
+        key_types = tuple(_ANNOTATIONS[table.column(name).type] for name in table.primary_key)
+        key_type = key_types[0] if len(key_types) == 1 else tuple.__class_getitem__(key_types)
+        self.decode_key: Callable[[bytes], Any] = msgspec.msgpack.Decoder(key_type).decode
+        self.make = _maker(self, table)
+
+    def validated(self, row: Any) -> tuple[Any, bytes]:
+        """The row as it will be read back, and its image. Raises ConstraintViolation naming the column."""
+        try:
+            image = encode(row)
+            if len(image) > MAX_ROW_BYTES:
+                raise ConstraintViolation(
+                    f"table {self._table.name}: a row of {len(image):,} bytes; the limit is {MAX_ROW_BYTES:,}"
+                )
+            return self.decode(image), image
+        except (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError) as error:
+            raise ConstraintViolation(self._explained(row, str(error))) from None
+
+    def loaded(self, image: bytes) -> Any:
+        """The row of an image that comes from disk. Raises Corruption when it is none of this table's."""
+        try:
+            return self.decode(image)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
+
+    def checked_key(self, key: Any) -> Any:
+        """The key, when its types are those of the primary key. Raises ConstraintViolation otherwise."""
+        try:
+            return self.decode_key(encode(key))
+        except (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError) as error:
+            columns = ", ".join(f"{name} {self._table.column(name).type}" for name in self._table.primary_key)
+            raise ConstraintViolation(
+                f"table {self._table.name}: {key!r:.100} is not a key ({columns}): {error}"
+            ) from None
+
+    def _explained(self, row: Any, message: str) -> str:
+        """The error in terms of a column: which, what its type is, what was given."""
+        at = re.search(r"\$\[(\d+)\]", message)
+        columns = self._table.columns
+        if at is not None and int(at.group(1)) < len(columns):
+            column = columns[int(at.group(1))]
+            value = getattr(row, column.name)
+            rule = column.type + ("" if column.nullable else " NOT NULL")
+            return f"table {self._table.name}, column {column.name} ({rule}): {value!r:.100} does not fit"
+        for column in columns:
+            value = getattr(row, column.name)
+            if value is _LEFT_OUT:
+                return f"table {self._table.name}: column {column.name} is NOT NULL, has no default and was left out"
+            try:
+                encode(value)
+            except (TypeError, OverflowError, UnicodeEncodeError) as error:
+                return f"table {self._table.name}, column {column.name} ({column.type}): {value!r:.100}: {error}"
+        return f"table {self._table.name}: {message}"
+
+
+def _maker(format: RowFormat, table: Table) -> Callable[..., tuple[Any, bytes]]:
+    """A function whose parameters are the columns, and whose result is (row, image).
+
+    Generated, because loops over columns would cost more than everything else in an insert: Python itself binds
+    positions, names and defaults, and values of exactly the right types, which nearly all are, need no second look.
+    """
+    defaults: dict[str, Any] = {}
+    parameters, checks = [], []
+    for position, column in enumerate(table.columns):
+        optional = column.has_default or column.nullable
+        defaults[f"d{position}"] = column.default if optional else _LEFT_OUT
+        parameters.append(f"{column.name}=d{position}")
+        check = _EXACT.get(column.type, "False").format(column.name)
+        checks.append(f"({column.name} is None or {check})" if column.nullable else check)
+    names = ", ".join(column.name for column in table.columns)
+    source = f"""
+def insert({", ".join(parameters)}):
+    row = _struct({names})
+    if {" and ".join(checks)}:
+        try:
+            image = _encode(row)
+            if len(image) <= {MAX_ROW_BYTES}:
+                return row, image
+        except UnicodeEncodeError:
+            pass
+    return _validated(row)
+"""
+    namespace: dict[str, Any] = {
+        "_struct": format.struct, "_encode": encode, "_validated": format.validated, **defaults,
+    }  # fmt: skip
+    exec(compile(source, f"<columns of {table.name}>", "exec"), namespace)
+    maker: Callable[..., tuple[Any, bytes]] = namespace["insert"]
+    return maker

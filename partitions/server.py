@@ -1,0 +1,298 @@
+"""The only file of a partition with a socket: drain, execute, append, flush, reply.
+
+    drain     what has arrived, at most CALLS_A_BATCH calls: frames of clients and of the router, the same at both doors
+    execute   one after another, by the executor
+    append    the batch's changes and outcomes to the WAL, as one record
+    flush     inline when nothing else waits; otherwise in the background, while the next batch executes
+    reply     whatever rests on flushed records, replies to reads included: they may have seen an unflushed write
+
+If the order of the last three changed, a crash could take back what a client has been told.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import zmq
+from msgspec import Raw
+
+from partitions.executor import Answers, Executor
+from partitions.row import encode
+from partitions.store import Store
+from partitions.timeout import Timeout
+from partitions.wal import Batch, Wal, encode_batch
+from voltpy.crash_point import crash_point
+from voltpy.door import Door
+from voltpy.errors import ReadOnly, SchemaError
+from voltpy.messages import (
+    MAX_FRAME_BYTES,
+    Calls,
+    DiscardLoad,
+    EverywhereCall,
+    LoadPrepared,
+    Message,
+    PrepareLoad,
+    Replies,
+    ReplyGroup,
+    StatusReply,
+    StatusRequest,
+    SwitchLoad,
+    Welcome,
+)
+from voltpy.procedure import Registry
+from voltpy.record_log import DiskFull
+from voltpy.wire import encode as encode_message
+
+CALLS_A_BATCH = 2048
+IDLE_WAIT_MS = 200
+REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
+
+Request = tuple[bytes, Message]
+
+
+class Server:
+    """Serves one partition on one ROUTER socket until `stop`."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        partition: int,
+        tcp_port: int,
+        door: Door,
+        executor: Executor,
+        store: Store,
+        wal: Wal,
+        timeout: Timeout,
+        load: Callable[[PrepareLoad], Registry],
+    ) -> None:
+        self._socket = socket
+        self._partition = partition
+        self._tcp_port = tcp_port
+        self._door = door
+        self._executor = executor
+        self._store = store
+        self._wal = wal
+        self._timeout = timeout
+        self._load = load
+        self._prepared: Registry | None = None
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._welcome = Welcome(1, wal.epoch, None)
+        self._unsent: deque[tuple[int, dict[bytes, Answers]]] = deque()  # replies, and the LSN that they rest on
+        self._stopping = False
+        self._batches = self._calls = self._flushes = 0
+        self._flush_s = 0.0
+        self._read_only = False
+
+    def stop(self) -> None:
+        """Lets `serve` return after the batch that is under way. May be called from a signal handler."""
+        self._stopping = True
+
+    def serve(self) -> None:
+        """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
+        while not self._stopping:
+            requests, control = self._drain()
+            if requests or self._executor.has_ready:
+                self._execute(requests)
+                self._flush_in_background()
+            elif self._unsent:
+                self._flush()
+            elif control is None:
+                self._poller.poll(IDLE_WAIT_MS)
+            self._reply()
+            if control is not None:
+                self._obey(*control)
+            self._wal.tick(time.monotonic())
+        self._flush()
+        self._reply()
+
+    def _drain(self) -> tuple[list[Request], Request | None]:
+        """Calls that have arrived, up to the first control message, which is for after them."""
+        receive, admit, welcome = self._socket.recv_multipart, self._door.receive, self._welcome
+        requests: list[Request] = []
+        control: Request | None = None
+        calls = 0
+        while calls < CALLS_A_BATCH and control is None:
+            try:
+                parts = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if len(parts) != 2:
+                self._door.garbage(parts[0], f"a message of {len(parts) - 1} frames")
+                continue
+            identity, frame = parts
+            message = admit(identity, frame, welcome)
+            calls += 1
+            if type(message) is Calls:
+                requests.append((identity, message))
+                for group in message.groups:
+                    calls += len(group.numbers)
+            elif type(message) is EverywhereCall:
+                requests.append((identity, message))
+            elif message is not None:
+                control = (identity, message)
+        if self._door.outbox:
+            outbox, self._door.outbox = self._door.outbox, []
+            for identity, refusal in outbox:
+                self._send(identity, refusal)
+        return requests, control
+
+    def _execute(self, requests: list[Request]) -> None:
+        """Runs a batch and appends it to the WAL. Without room for it, every call runs again with writes refused."""
+        self._run(requests)
+        crash_point("server.execute.ran")
+        try:
+            self._append()
+            self._read_only = False
+        except (DiskFull, ReadOnly) as error:
+            self._read_only = True
+            self._executor.undo_batch()
+            self._executor.refuse_writes(f"no room for the write: {error}")
+            self._run(requests)
+            self._executor.finished()
+            self._executor.accept_writes()
+        self._unsent.append((self._wal.written_lsn, self._executor.replies()))
+        self._batches += 1
+
+    def _run(self, requests: list[Request]) -> None:
+        executor = self._executor
+        self._timeout.arm()
+        if executor.has_ready:
+            executor.run_ready()
+        for identity, message in requests:
+            if type(message) is Calls:
+                for group in message.groups:
+                    executor.run(identity, group)
+            elif type(message) is EverywhereCall:
+                executor.run_everywhere(identity, message)
+        self._timeout.disarm()
+
+    def _append(self) -> None:
+        changes, outcomes = self._executor.seal()
+        if not changes and not outcomes:
+            self._executor.finished()
+            return
+        encoded = encode(outcomes)
+        lsn = self._wal.append(encode_batch(Batch(Raw(encoded), changes)))
+        crash_point("server.append.appended")
+        self._executor.committed(lsn, encoded)
+        crash_point("server.append.applied")
+
+    def _flush_in_background(self) -> None:
+        """With more to do already, the flush and the next batch share the time; else there is nothing to share."""
+        wal = self._wal
+        if wal.durable_lsn == wal.written_lsn:
+            return
+        if wal.flush_running and not wal.poll_flush():
+            return
+        if cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            wal.start_flush()
+            self._flushes += 1
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._wal.durable_lsn < self._wal.written_lsn:
+            began_s = time.perf_counter()
+            self._wal.flush()
+            self._flush_s += time.perf_counter() - began_s
+            self._flushes += 1
+
+    def _reply(self) -> None:
+        """Sends what rests on flushed records only."""
+        unsent, durable_lsn = self._unsent, self._wal.durable_lsn
+        while unsent and unsent[0][0] <= durable_lsn:
+            crash_point("server.reply.before")
+            lsn, replies = unsent.popleft()
+            for identity, answers in replies.items():
+                self._answer(identity, lsn, answers)
+            crash_point("server.reply.after")
+
+    def _answer(self, identity: bytes, lsn: int, answers: Answers) -> None:
+        """One connection's replies of one batch, in as many frames as their size asks for."""
+        groups: list[ReplyGroup] = []
+        frame_bytes = 0
+        answered = len(answers.errors) + sum(len(group.numbers) for group in answers.groups)
+        self._calls += answered
+        account = self._door.accounts.get(identity)
+        if account is not None:
+            self._door.answered(account, answered)
+        for group in answers.groups:
+            group_bytes = len(bytes(group.results))
+            if groups and frame_bytes + group_bytes > REPLY_BYTES:
+                self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, []))
+                groups, frame_bytes = [], 0
+            groups.append(group)
+            frame_bytes += group_bytes
+        errors = answers.errors
+        while len(errors) > 256:
+            self._send(identity, Replies(self._partition, self._wal.epoch, lsn, [], errors[:256]))
+            errors = errors[256:]
+        self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, errors))
+
+    def _send(self, identity: bytes, message: Message) -> None:
+        """A client that is gone, or does not read, loses its account; nobody waits for it."""
+        try:
+            self._socket.send_multipart((identity, encode_message(message)), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._door.close(identity)
+
+    # What the supervisor asks for.
+
+    def _obey(self, identity: bytes, message: Message) -> None:
+        if isinstance(message, StatusRequest):
+            self._send(identity, self._status(message.number))
+        elif isinstance(message, PrepareLoad):
+            self._send(identity, self._prepare(message))
+        elif isinstance(message, SwitchLoad):
+            if self._prepared is not None and self._prepared.catalog_version == message.catalog_version:
+                self._executor.use(self._prepared)
+                self._door.catalog_version = message.catalog_version
+                self._prepared = None
+            self._send(identity, self._status(0))
+        elif isinstance(message, DiscardLoad):
+            self._prepared = None
+
+    def _prepare(self, message: PrepareLoad) -> LoadPrepared:
+        try:
+            self._prepared = self._load(message)
+        except SchemaError as error:
+            return LoadPrepared(message.catalog_version, str(error), [])
+        return LoadPrepared(message.catalog_version, "", self._prepared.infos())
+
+    def _status(self, number: int) -> StatusReply:
+        executor, wal = self._executor, self._wal
+        metrics: dict[str, object] = {
+            "pid": os.getpid(),
+            "calls": self._calls,
+            "batches": self._batches,
+            "flushes": self._flushes,
+            "flush_us": round(self._flush_s / self._flushes * 1e6) if self._flushes else 0,
+            "read_only": self._read_only,
+            "waiting": executor.waiting,
+            "clients": len(self._door.accounts),
+            "cpu_s": time.process_time(),
+            "rss_bytes": _resident_bytes(),
+            **{f"calls_{name}": count for name, count in executor.counts.items()},
+            **self._store.metrics(),
+        }
+        return StatusReply(
+            number,
+            wal.epoch,
+            wal.durable_lsn,
+            executor.registry.catalog_version,
+            self._tcp_port,
+            executor.registry.infos(),
+            metrics,
+        )
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

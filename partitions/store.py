@@ -1,0 +1,101 @@
+"""All tables of one partition, with the undo log that they share.
+
+A transaction's changes are undone from the log's end back to where it began. The log of a whole batch is kept until the
+batch is in the WAL: when that fails for want of room, everything is undone and nothing has happened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partitions.page import Arena
+from partitions.table import Ownership, Table, UndoLog
+from partitions.wal import Batch, TableChanges
+from voltpy.errors import Corruption, ReadOnly
+from voltpy.hash_slot import slot_owners
+from voltpy.schema import Schema
+
+DECODED_SHARE = 8  # decoded rows get at most 1/8 of the memory budget …
+DECODED_FRACTION = 4  # … and at most 1/4 of what the images take, so that they never outweigh the data …
+DECODED_FLOOR_BYTES = 64 << 20  # … but so much in any case
+
+
+class Store:
+    """`tables` in the order of their numbers. `undo_log` entries: see partitions.table."""
+
+    __slots__ = ("_arena", "_memory_bytes", "_unlimited_until", "by_name", "missed", "tables", "undo_log")
+
+    def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._arena = Arena(memory_bytes)
+        self.undo_log: UndoLog = []
+        self.missed: list[tuple[Table, Any]] = []
+        owner = Ownership(partition, slot_owners(partitions))
+        self.tables = [
+            Table(table, number, self._arena, owner, self.undo_log, self.missed)
+            for number, table in enumerate(schema.tables)
+        ]
+        self.by_name = {table.name: table for table in self.tables}
+        self._unlimited_until = 0
+
+    def undo_to(self, mark: int) -> None:
+        """Undoes everything after the first `mark` entries of the undo log, newest first."""
+        log = self.undo_log
+        while len(log) > mark:
+            table, key, old = log.pop()
+            if table is not None:
+                table.restore(key, old)
+
+    def changes(self) -> list[TableChanges]:
+        """What the batch changed. Raises ReadOnly when the pages that it needs would not fit into memory."""
+        changed = []
+        pages_needed = 0
+        for table in self.tables:
+            if table.changed:
+                images, deleted = table.changes()
+                if images or deleted:
+                    changed.append(TableChanges(table.number, images, deleted))
+                pages_needed += table.pages_needed(images)
+        if pages_needed > self._arena.frames_left:
+            mebibytes = self._arena.frames * 8 >> 10
+            raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
+        return changed
+
+    def apply(self) -> None:
+        """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
+        self.undo_log.clear()
+        for table in self.tables:
+            table.apply()
+        if self._arena.frames_in_use > self._unlimited_until:
+            self._limit_decoded()
+
+    def replay(self, batch: Batch, lsn: int) -> int:
+        """Takes one WAL batch during recovery; `apply` from time to time writes what has gathered. Its changes."""
+        replayed = 0
+        for change in batch.changes:
+            if change.table >= len(self.tables):
+                raise Corruption(f"WAL record {lsn} changes table number {change.table}; the schema has no such table")
+            self.tables[change.table].replay(change.images, change.deleted)
+            replayed += len(change.images) + len(change.deleted)
+        return replayed
+
+    def check(self) -> None:
+        """Raises Corruption unless every invariant of every table holds. Between batches only."""
+        for table in self.tables:
+            table.check()
+
+    def metrics(self) -> dict[str, object]:
+        return {
+            "rows": {table.name: table.row_count for table in self.tables},
+            "image_bytes": sum(table.image_bytes for table in self.tables),
+            "page_bytes": self._arena.frames_in_use * 8192,
+            "decoded_rows": sum(table.decoded_rows for table in self.tables),
+        }
+
+    def _limit_decoded(self) -> None:
+        """Divides the decoded rows' share over the tables; again when the data has grown by an eighth."""
+        self._unlimited_until = self._arena.frames_in_use * 9 // 8 + 64
+        floor = DECODED_FLOOR_BYTES // max(len(self.tables), 1)
+        budget = self._memory_bytes // DECODED_SHARE
+        for table in self.tables:
+            table.limit_decoded(min(max(table.image_bytes // DECODED_FRACTION, floor), budget))

@@ -1,0 +1,533 @@
+"""One table of one partition: heap, primary index and decoded rows, kept together.
+
+The image on the page is the truth; decoded rows are a bounded cache in front of it, and the only thing that a running
+transaction touches. What a batch of transactions changed is kept as images by key, `_inserted` (keys that are not in
+the index) and `_updated` (keys that are; None = deleted), and goes into pages and index when the batch is sealed: a row
+that is updated a hundred times in a batch is written to its page once, and new rows are appended in bulk.
+
+So there are three places, and a key is looked for in this order:
+
+    _rows      decoded rows of the young generation, tombstones (None) for keys known to be absent
+    _old       the generation before; a hit moves the row to the young one
+    index → heap, decoded
+
+Rows that the current batch changed are always in `_rows`. When the young generation is full, it becomes the old one,
+between batches, and the old one is dropped. Bounded memory then costs nothing on a hit.
+
+A key that is *not here* (lent, or its page not in memory) is in `_away`, and never in `_rows` or `_old`, so that a hit
+need not ask. Touching one raises NotHere; so does a read that is not by key while any key of the table is away.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from partitions.heap import Heap
+from partitions.index import NOWHERE, PrimaryIndex
+from partitions.page import Arena
+from partitions.row import MAX_ROW_BYTES, RowFormat, encode
+from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, WrongPartition
+from voltpy.hash_slot import hash_slot
+from voltpy.schema import Table as TableSchema
+
+_UNKNOWN: Any = object()
+_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
+_INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
+WHOLE_TABLE: Any = object()  # the miss of a read that is not by key
+
+# (table, key, row before; None = there was none). A miss appends (None, None, None): see UndoLog's reader.
+UndoLog = list[tuple[Any, Any, Any]]
+
+
+class NotHere(BaseException):
+    """The transaction needs a key that is not here. Not an Exception: `except Exception` must not eat it."""
+
+
+class Ownership:
+    """Which partition keys live here. The last key that was checked is remembered: a transaction repeats its own."""
+
+    __slots__ = ("_owned", "_partition", "verified")
+
+    def __init__(self, partition: int, owners: list[int]) -> None:
+        self._partition = partition
+        self._owned = bytes(owner == partition for owner in owners)
+        self.verified: Any = None
+
+    def verify(self, key: Any, table: str) -> None:
+        """Raises WrongPartition unless the key's hash slot belongs to this partition."""
+        slot = hash_slot(key)
+        if not self._owned[slot]:
+            raise WrongPartition(
+                f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self._partition}, "
+                "where this procedure was routed by its partition_by argument"
+            )
+        self.verified = key
+
+
+class Table:
+    """What a procedure sees as `tx.<table>`, with the seams for undo, batches and recovery below."""
+
+    __slots__ = (
+        "_away",
+        "_decode",
+        "_dying",
+        "_exact_types",
+        "_find",
+        "_format",
+        "_heap",
+        "_index",
+        "_inserted",
+        "_key_columns",
+        "_key_of",
+        "_looks_closer",
+        "_make",
+        "_missed",
+        "_new_hidden_key",
+        "_old",
+        "_owner",
+        "_partition_of_key",
+        "_partition_of_row",
+        "_rows",
+        "_rows_limit",
+        "_undo",
+        "_updated",
+        "name",
+        "number",
+        "schema",
+    )
+
+    def __init__(
+        self,
+        schema: TableSchema,
+        number: int,
+        arena: Arena,
+        owner: Ownership,
+        undo: UndoLog,
+        missed: list[tuple[Table, Any]],
+    ) -> None:
+        self.schema = schema
+        self.name = schema.name
+        self.number = number
+        self._format = RowFormat(schema)
+        self._decode = self._format.decode
+        self._key_of = self._format.key_of
+        self._make = self._format.make
+        # A value of exactly this type fits its column; anything else is looked at more closely.
+        self._exact_types = {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns}
+        self._key_columns = frozenset(schema.primary_key)
+        self._heap = Heap(schema, arena)
+        self._index = PrimaryIndex(schema)
+        self._find = self._index.find
+        self._rows: dict[Any, Any] = {}
+        self._old: dict[Any, Any] = {}
+        self._dying: dict[Any, Any] = {}
+        self._rows_limit = 1 << 14
+        self._inserted: dict[Any, bytes | None] = {}
+        self._updated: dict[Any, bytes | None] = {}
+        self._undo = undo
+        self._owner = owner
+        self._away: set[Any] = set()
+        # A key may be away, or in the batch without a decoded row: rows with hidden keys are not decoded at first.
+        self._looks_closer = schema.hidden_key
+        self._missed = missed
+        self._new_hidden_key: Callable[[], int] | None = None
+        self._partition_of_key, self._partition_of_row = _partition_positions(schema)
+
+    # What procedures call.
+
+    def get(self, key: Any) -> Any:
+        """The row with this primary key (a tuple where it has several columns), or None."""
+        row = self._rows.get(key, _UNKNOWN)
+        if row is _UNKNOWN:
+            return self._fetch(key)
+        return row
+
+    def insert(self, /, *values: Any, **columns: Any) -> Any:
+        """Adds a row, columns by position or by name, and returns it. Raises DuplicateKey, ConstraintViolation."""
+        if self._new_hidden_key is not None:
+            return self._insert_hidden(values, columns)
+        row, image = self._make(*values, **columns)
+        key = self._key_of(row)
+        old = self._rows.get(key, _UNKNOWN)
+        if old is _UNKNOWN:
+            old = self._lookup(key)
+        if old is not None:
+            raise DuplicateKey(f"table {self.name}: a row with key {key!r:.100} exists")
+        self._undo.append((self, key, None))
+        self._rows[key] = row
+        if key in self._updated:
+            self._updated[key] = image
+        else:
+            self._inserted[key] = image
+        return row
+
+    def update(self, key: Any, /, **changes: Any) -> Any:
+        """Changes columns of the row with this key and returns it. Raises KeyError when there is none."""
+        old = self._rows.get(key, _UNKNOWN)
+        if old is _UNKNOWN:
+            old = self._fetch(key)
+        if old is None:
+            raise KeyError(f"table {self.name} has no row with key {key!r:.100}")
+        if not self._key_columns.isdisjoint(changes):
+            raise ConstraintViolation(f"table {self.name}: a primary key can't be changed; delete and insert instead")
+        row = replace(old, **changes)
+        exact = self._exact_types
+        for name, value in changes.items():
+            if type(value) is not exact[name] or (type(value) is int and not -(2**63) <= value < 2**63):
+                row, _ = self._format.validated(row)
+                break
+        try:
+            image = encode(row)
+        except UnicodeEncodeError:
+            self._format.validated(row)
+            raise
+        if len(image) > MAX_ROW_BYTES:
+            self._format.validated(row)
+        self._undo.append((self, key, old))
+        self._rows[key] = row
+        if key in self._inserted:
+            self._inserted[key] = image
+        else:
+            self._updated[key] = image
+        return row
+
+    def upsert(self, /, *values: Any, **columns: Any) -> Any:
+        """Inserts a row, or replaces the one with the same key, whole; returns it."""
+        if self._new_hidden_key is not None:
+            return self._insert_hidden(values, columns)
+        row, image = self._make(*values, **columns)
+        key = self._key_of(row)
+        old = self._rows.get(key, _UNKNOWN)
+        if old is _UNKNOWN:
+            old = self._lookup(key)
+        self._undo.append((self, key, old))
+        self._rows[key] = row
+        if old is None:
+            if key in self._updated:
+                self._updated[key] = image
+            else:
+                self._inserted[key] = image
+        elif key in self._inserted:
+            self._inserted[key] = image
+        else:
+            self._updated[key] = image
+        return row
+
+    def delete(self, key: Any) -> bool:
+        """Removes the row with this key; False when there was none."""
+        old = self._rows.get(key, _UNKNOWN)
+        if old is _UNKNOWN:
+            old = self._fetch(key)
+        if old is None:
+            return False
+        self._undo.append((self, key, old))
+        self._rows[key] = None
+        if key in self._inserted:
+            self._inserted[key] = None
+        else:
+            self._updated[key] = None
+        return True
+
+    def count(self) -> int:
+        """The number of rows in this partition."""
+        if self._away:
+            self._miss(WHOLE_TABLE)
+        return self.row_count
+
+    def scan(self) -> Iterator[Any]:
+        """All rows of this partition, in no particular order, page by page; the cache is left as it is."""
+        if self._away:
+            self._miss(WHOLE_TABLE)
+        decode, key_of, updated = self._decode, self._key_of, self._updated
+        for image in self._heap.scan():
+            row = decode(image)
+            if updated:
+                current = updated.get(key_of(row), _UNKNOWN)
+                if current is None:
+                    continue
+                if current is not _UNKNOWN:
+                    row = decode(current)
+            yield row
+        for new in list(self._inserted.values()):
+            if new is not None:
+                yield decode(new)
+
+    def where(self, /, **equalities: Any) -> list[Any]:
+        """The rows whose columns equal the values given."""
+        unknown = equalities.keys() - {column.name for column in self.schema.columns}
+        if unknown:
+            raise TypeError(f"table {self.name} has no column {', '.join(sorted(unknown))}")
+        if not equalities:
+            return list(self.scan())
+        if self._key_columns <= equalities.keys():
+            key = tuple(equalities[name] for name in self.schema.primary_key)
+            row = self.get(key if len(key) > 1 else key[0])
+            candidates: Any = () if row is None else (row,)
+        else:
+            candidates = self.scan()
+        columns = attrgetter(*equalities)
+        wanted = tuple(equalities.values()) if len(equalities) > 1 else next(iter(equalities.values()))
+        return [row for row in candidates if columns(row) == wanted]
+
+    def range(self, low: Any, high: Any) -> Iterator[Any]:
+        """The rows with low <= primary key < high, in the order of their keys."""
+        low, high = self._format.checked_key(low), self._format.checked_key(high)
+        if self._away:
+            self._miss(WHOLE_TABLE)
+        if not self._index.ordered:
+            key_of = self._key_of
+            yield from sorted((row for row in self.scan() if low <= key_of(row) < high), key=key_of)
+            return
+        fresh = sorted(key for key, image in self._inserted.items() if image is not None and low <= key < high)
+        stored = [key for key, _ in self._index.range(low, high)] if low < high else []
+        for key in sorted(stored + fresh) if fresh else stored:
+            row = self.get(key)
+            if row is not None:
+                yield row
+
+    # Undo, and keys that are not here.
+
+    def restore(self, key: Any, old: Any) -> None:
+        """Puts back what a transaction changed. Its images stay marked as changed: logging them again is harmless."""
+        image = None if old is None else encode(old)
+        changed = self._inserted if key in self._inserted else self._updated
+        changed[key] = image
+        self._rows[key] = old
+
+    def send_away(self, key: Any) -> None:
+        """From now on the key is not here, until `bring_back`. Between transactions only."""
+        self._rows.pop(key, None)
+        self._old.pop(key, None)
+        self._away.add(key)
+        self._looks_closer = True
+
+    def bring_back(self, key: Any) -> None:
+        """The key is here again. What the batch changed of it is not on its page yet."""
+        self._away.discard(key)
+        changed = self._inserted if key in self._inserted else self._updated
+        if key in changed:
+            image = changed[key]
+            self._rows[key] = None if image is None else self._decode(image)
+        self._looks_closer = bool(self._away) or self.schema.hidden_key
+
+    def hide_keys_with(self, new_hidden_key: Callable[[], int]) -> None:
+        """Where the keys of new rows come from, in a table that declares none."""
+        if self.schema.hidden_key:
+            self._new_hidden_key = new_hidden_key
+
+    # Batches.
+
+    def changes(self) -> tuple[list[bytes], list[bytes]]:
+        """What the batch changed: images of rows as they are now, and encoded keys of rows that are gone."""
+        images: list[bytes] = [*filter(None, self._inserted.values()), *filter(None, self._updated.values())]
+        deleted = [encode(key) for key, image in self._updated.items() if image is None]
+        return images, deleted
+
+    def pages_needed(self, images: list[bytes]) -> int:
+        """Frames that `apply` could take at most for these images."""
+        return self._heap.pages_needed(len(images), sum(map(len, images)))
+
+    def apply(self) -> None:
+        """Writes the batch's images into pages and index. The arena has `pages_needed` frames."""
+        written = len(self._inserted)
+        if self._inserted:
+            images = [*filter(None, self._inserted.values())]
+            keys = list(self._inserted)
+            if len(images) < len(keys):
+                keys = [key for key, image in self._inserted.items() if image is not None]
+            self._index.extend(keys, self._heap.extend(images))
+            self._inserted.clear()
+        if self._updated:
+            heap, index = self._heap, self._index
+            for key, image in self._updated.items():
+                row_id = self._locate(key)
+                if image is None:
+                    heap.delete(row_id)
+                    index.remove(key, row_id)
+                else:
+                    moved_to = heap.update(row_id, image)
+                    if moved_to != row_id:
+                        index.move(key, row_id, moved_to)
+            self._updated.clear()
+        if len(self._rows) > self._rows_limit:
+            self._age()
+        if self._dying:
+            self._bury(256 + 2 * written)
+
+    def replay(self, images: list[bytes], deleted: list[bytes]) -> None:
+        """Takes a WAL batch's changes during recovery; `apply` writes them, the last image of each key."""
+        inserted, updated, key_of, loaded = self._inserted, self._updated, self._key_of, self._format.loaded
+        find = self._find
+        for image in images:
+            key = key_of(loaded(image))
+            if key in inserted:
+                inserted[key] = image
+            elif key in updated or (find(key, NOWHERE) != NOWHERE and self._locate(key, NOWHERE) != NOWHERE):
+                updated[key] = image
+            else:
+                inserted[key] = image
+        for encoded in deleted:
+            try:
+                key = self._format.decode_key(encoded)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
+            if key in inserted:
+                inserted[key] = None
+            else:
+                updated[key] = None
+
+    def limit_decoded(self, decoded_bytes: int) -> None:
+        """Bounds the decoded rows, both generations together, to about so many bytes."""
+        sample = next(iter(self._rows.values()), None) if self._rows else None
+        row_bytes = _decoded_bytes(sample) if sample is not None else 500
+        self._rows_limit = max(decoded_bytes // row_bytes // 2, 256)
+
+    @property
+    def row_count(self) -> int:
+        """Rows as the running transaction sees them: what the pages hold, and what the batch has changed since."""
+        stored = self._heap.rows
+        if self._inserted:
+            stored += len(self._inserted) - list(self._inserted.values()).count(None)
+        if self._updated:
+            stored -= list(self._updated.values()).count(None)
+        return stored
+
+    @property
+    def changed(self) -> bool:
+        return bool(self._inserted or self._updated)
+
+    @property
+    def image_bytes(self) -> int:
+        return self._heap.image_bytes
+
+    @property
+    def pages(self) -> int:
+        return self._heap.pages
+
+    @property
+    def decoded_rows(self) -> int:
+        return len(self._rows) + len(self._old) + len(self._dying)
+
+    def check(self) -> None:
+        """Raises Corruption unless heap, index, counts and decoded rows agree. Between batches only."""
+        self._heap.check()
+        self._index.check(self.name)
+        if not len(self._index) == self._heap.rows == self.row_count:
+            raise Corruption(
+                f"table {self.name}: {len(self._index)} index entries, {self._heap.rows} stored rows, "
+                f"{self.row_count} counted"
+            )
+        if sorted(self._heap.row_ids()) != sorted(self._index.row_ids()):
+            raise Corruption(f"table {self.name}: the index names other row ids than the heap")
+        for row_id in self._index.row_ids():
+            if row_id not in self._index.candidates(self._key_of(self._format.loaded(self._heap.read(row_id)))):
+                raise Corruption(f"table {self.name}: the row at {row_id} is indexed under another key")
+        for cache in (self._rows, self._old):
+            for key, row in cache.items():
+                row_id = self._locate(key, NOWHERE)
+                stored = None if row_id == NOWHERE else self._decode(self._heap.read(row_id))
+                if stored != row:
+                    raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {stored!r}")
+
+    # Inside.
+
+    def _insert_hidden(self, values: tuple[Any, ...], columns: dict[str, Any]) -> Any:
+        """A row whose key is new by construction: nothing to look up, and not worth a place among decoded rows."""
+        key = self._new_hidden_key()  # type: ignore[misc]  # the caller has seen that it is there
+        columns[self.schema.primary_key[0]] = key
+        row, image = self._make(*values, **columns)
+        if self._partition_of_row is not None:
+            part = self._partition_of_row(row)
+            if part != self._owner.verified:
+                self._owner.verify(part, self.name)
+        self._undo.append((self, key, None))
+        self._inserted[key] = image
+        return row
+
+    def _fetch(self, key: Any) -> Any:
+        """The row from behind the young generation; remembers it there, or that there is none."""
+        row = self._rows[key] = self._lookup(key)
+        return row
+
+    def _lookup(self, key: Any) -> Any:
+        """The row from behind the young generation, or None. An absent key must at least be one that could be here."""
+        if self._looks_closer and (self._away or key in self._inserted):
+            if key in self._away:
+                self._miss(key)
+            image = self._inserted.get(key)
+            if image is not None:
+                return self._decode(image)
+        if key in self._old:
+            return self._old.pop(key)
+        try:
+            row_id = self._find(key, NOWHERE)
+        except (TypeError, OverflowError, UnicodeEncodeError):
+            self._format.checked_key(key)
+            raise
+        if row_id != NOWHERE:
+            for candidate in (row_id,) if row_id >= 0 else self._index.candidates(key):
+                row = self._decode(self._heap.read(candidate))
+                if self._key_of(row) == key:
+                    return row
+        if type(key) is not int or not self._index.ordered:
+            self._format.checked_key(key)
+        position = self._partition_of_key
+        if position is not None:
+            part = key if position < 0 else key[position]
+            if part != self._owner.verified:
+                self._owner.verify(part, self.name)
+        return None
+
+    def _miss(self, key: Any) -> None:
+        self._missed.append((self, key))
+        # Poisons the transaction: even if the procedure swallows NotHere, its undo log is not empty.
+        self._undo.append((None, None, None))
+        raise NotHere(self.name)
+
+    def _locate(self, key: Any, default: int | None = None) -> int:
+        row_id = self._find(key, NOWHERE)
+        if row_id >= 0 and (default is None or self._index.ordered):
+            return row_id
+        for row_id in self._index.candidates(key):
+            if self._key_of(self._format.loaded(self._heap.read(row_id))) == key:
+                return row_id
+        if default is None:
+            raise Corruption(f"table {self.name}: key {key!r:.100} is not in the index")
+        return default
+
+    def _age(self) -> None:
+        """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
+        self._bury(len(self._dying))
+        self._dying = self._old
+        self._old = self._rows
+        self._rows = {}
+
+    def _bury(self, rows: int) -> None:
+        forget = self._dying.popitem
+        for _ in repeat(None, min(rows, len(self._dying))):
+            forget()
+
+
+def _partition_positions(schema: TableSchema) -> tuple[int | None, Callable[[Any], Any] | None]:
+    """Where the partition column is in a key (-1: it is the key); how to read it from a row with a hidden key."""
+    column = schema.partition_column
+    if column is None:
+        return None, None
+    if schema.hidden_key:
+        return None, attrgetter(column)
+    if len(schema.primary_key) == 1:
+        return -1, None
+    return schema.primary_key.index(column), None
+
+
+def _decoded_bytes(row: Any) -> int:
+    """About what a decoded row costs: the Struct, its values, its key and its place in a dict."""
+    values = sum(sys.getsizeof(value) for value in msgspec.structs.astuple(row) if value is not None)
+    return sys.getsizeof(row) + values + 140

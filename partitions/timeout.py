@@ -1,0 +1,58 @@
+"""Ending a procedure that runs too long, from inside its own process.
+
+While a batch executes a timer ticks. A tick that finds the same call running as `limit_s` ago raises Interruption in
+it, if the procedure's own code, or a read of ours that holds nothing half done, is what it interrupts; otherwise the
+next tick tries again. A procedure that swallows the Interruption is poisoned all the same, and raised at again. One
+that can't be interrupted at all, since it sits in a C function that never returns, is the supervisor's: it kills the
+process (voltpy.heartbeat).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import CodeType, FrameType
+
+from partitions.executor import Executor, Interruption, Words
+from partitions.heap import Heap
+from partitions.table import Table
+from voltpy.heartbeat import BUSY
+
+MIN_TICK_S, MAX_TICK_S = 0.01, 0.1
+
+# Generators that only read: stopping them anywhere leaves nothing half done.
+_READERS: frozenset[CodeType] = frozenset(
+    method.__code__ for method in (Table.scan, Table.range, Table.where, Heap.scan)
+)
+
+
+class Timeout:
+    """`arm` before a batch, `disarm` after it. The main thread only."""
+
+    def __init__(self, executor: Executor, running: Words, limit_s: float) -> None:
+        self._executor = executor
+        self._running = running
+        self._limit_s = limit_s
+        self._tick_s = min(max(limit_s / 10, MIN_TICK_S), MAX_TICK_S)
+        self._seen: tuple[int, ...] = ()
+        self._since_s = 0.0
+        signal.signal(signal.SIGALRM, self._tick)
+
+    def arm(self) -> None:
+        self._running[BUSY] += 1
+        signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
+
+    def disarm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._running[BUSY] += 1
+
+    def _tick(self, signum: int, frame: FrameType | None) -> None:
+        running = tuple(self._running[: BUSY + 1])
+        now_s = time.monotonic()
+        if running != self._seen:
+            self._seen, self._since_s = running, now_s
+        elif now_s - self._since_s >= self._limit_s and running[BUSY] % 2 == 1 and frame is not None:
+            code = frame.f_code
+            if code in _READERS or self._executor.registry.is_user_code(code):
+                self._executor.interrupt()
+                raise Interruption

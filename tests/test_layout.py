@@ -1,0 +1,90 @@
+"""The house: which package may import which, and what the smallest processes must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.readme_commands import quick_start
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("voltpy", "partitions", "coordinator", "procedures")
+
+# Who may import whom. voltpy.testing alone builds an engine in-process, from inside a function.
+MAY_IMPORT = {
+    "voltpy": {"voltpy"},
+    "partitions": {"partitions", "voltpy"},
+    "coordinator": {"coordinator", "voltpy"},
+    "procedures": {"voltpy"},
+}
+EXCEPTIONS = {("voltpy/testing.py", "partitions")}
+
+# Inside partitions imports point one way: from the left to the right.
+LAYERS = (
+    "__main__", "server", "timeout", "executor", "recovery", "builtin", "outcome_window", "store", "transaction",
+    "table", "heap", "index", "page", "row", "wal", "flusher",
+)  # fmt: skip
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_in_one_direction(package: str) -> None:
+    wrong = []
+    for file in sources(package):
+        name = file.relative_to(ROOT).as_posix()
+        for module in imports_of(file):
+            top = module.split(".")[0]
+            if top in PACKAGES and top not in MAY_IMPORT[package] and (name, top) not in EXCEPTIONS:
+                wrong.append(f"{name} imports {module}")
+    assert wrong == []
+
+
+def test_layers_of_a_partition_import_downwards() -> None:
+    wrong = []
+    for file in sources("partitions"):
+        if file.stem == "__init__":
+            continue
+        below = LAYERS[LAYERS.index(file.stem) + 1 :]
+        for module in imports_of(file):
+            if module.startswith("partitions.") and module.split(".")[1] not in below:
+                wrong.append(f"{file.stem} imports {module}")
+    assert wrong == []
+
+
+def test_a_partition_does_not_load_what_it_does_not_execute_with() -> None:
+    program = "import sys, partitions.__main__; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    modules = set(loaded.stdout.split())
+    assert "partitions.executor" in modules
+    assert modules.isdisjoint({"sqlglot", "click", "numpy", "zmq.asyncio", "prometheus_client", "voltpy.client"})
+
+
+def test_the_client_package_loads_without_zmq() -> None:
+    program = "import sys, voltpy; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {"zmq", "sqlglot", "rich"}.isdisjoint(loaded.stdout.split())
+
+
+def test_the_quick_start_has_two_commands() -> None:
+    commands = quick_start()
+    assert len(commands) == 2
+    assert commands[0].endswith("voltpy demo")
+    assert commands[1].endswith("pytest")

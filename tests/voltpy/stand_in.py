@@ -1,0 +1,169 @@
+"""Stand-ins for the router and the partitions, as processes: they speak the messages and do nothing else.
+
+    stand_in.py cluster DATA [PARTITIONS] [TIMEOUT_S]     the real supervisor over stand-in children
+    stand_in.py router …, stand_in.py partition …         the children, with the real command lines
+
+What a partition does wrong is in DATA/behaviour-<partition>.json, read at each of its starts:
+`exit` (status) with `message`, `stuck` [client id, call number], `deaf` (ignores SIGTERM), `refuse` (why a load fails),
+`once` (the next start behaves).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+
+from voltpy import heartbeat, wire
+from voltpy.cluster import Cluster, Options
+from voltpy.messages import (
+    Admin,
+    AdminReply,
+    Hello,
+    LoadPrepared,
+    Message,
+    PrepareLoad,
+    ProcedureInfo,
+    StatusReply,
+    StatusRequest,
+    SwitchLoad,
+    Topology,
+    Welcome,
+)
+from voltpy.schema import Schema
+
+
+class Directory:
+    """As much of a data directory as the supervisor asks for."""
+
+    def __init__(self, path: Path, partitions: int) -> None:
+        self.path = path
+        self.cluster_id = "c1"
+        self.partitions = partitions
+        self.schema = Schema((), ())
+        self.schema_sql = ""
+        self.catalog_version = 1
+
+    def write_procedures(self, catalog_version: int, path: str, source: str) -> None:
+        if "disk full" in source:
+            raise OSError("No space left on device")
+        (self.path / "procedures.json").write_text(json.dumps([catalog_version, path, source]))
+        self.catalog_version = catalog_version
+
+
+def run_cluster(data: Path, partitions: int, timeout_s: float) -> None:
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
+    stand_in = (sys.executable, __file__)
+    Cluster(
+        Directory(data, partitions),
+        Options(port=0, procedure_timeout_s=timeout_s),
+        lambda url: print(f"ready {url}", flush=True),
+        router_command=(*stand_in, "router"),
+        partition_command=(*stand_in, "partition"),
+    ).run()
+
+
+def argument(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def stop_quietly(*_: object) -> None:
+    sys.exit(0)
+
+
+def run_router() -> None:
+    signal.signal(signal.SIGTERM, stop_quietly)
+    socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
+    socket.linger = 200
+    socket.bind(f"ipc://{argument('--runtime')}/r")
+    port = int(argument("--port"))
+    try:
+        socket.bind(f"tcp://127.0.0.1:{port or '*'}")
+    except zmq.ZMQError:
+        print(f"port {port} is taken", file=sys.stderr)
+        sys.exit(5)
+    port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+    supervisor, topology = b"", None
+    asked: dict[int, tuple[bytes, int]] = {}
+    while True:
+        identity, frame = socket.recv_multipart()
+        message = wire.decode(frame)
+        answers: list[tuple[bytes, Message]] = []
+        match message:
+            case Hello(role="supervisor"):
+                assert message.token == os.environ["VOLTPY_TOKEN"]
+                supervisor = identity
+            case Hello():
+                answers = [(identity, Welcome(1, 0, topology))]
+            case StatusRequest():
+                answers = [(identity, StatusReply(message.number, 0, 0, 0, port, [], {"os_pid": os.getpid()}))]
+            case Topology():
+                topology = message
+            case Admin():
+                asked[len(asked) + 1] = (identity, message.number)
+                answers = [(supervisor, Admin(len(asked), message.command, message.body))]
+            case AdminReply():
+                client, number = asked[message.number]
+                answers = [(client, AdminReply(number, message.error, message.body))]
+        for target, answer in answers:
+            socket.send_multipart([target, wire.encode(answer)])
+
+
+def run_partition() -> None:
+    data, partition = Path(argument("--data")), int(argument("--partition"))
+    runtime = Path(argument("--runtime"))
+    path = data / f"behaviour-{partition}.json"
+    behaviour: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if behaviour.get("once"):
+        path.unlink()
+    with (data / f"started-{partition}.jsonl").open("a") as file:
+        file.write(json.dumps(sys.argv[2:]) + "\n")
+    if "exit" in behaviour:
+        print(behaviour.get("message", ""), file=sys.stderr)
+        sys.exit(behaviour["exit"])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour.get("deaf") else stop_quietly)
+    incarnation = len((data / f"started-{partition}.jsonl").read_text().splitlines())
+    catalog_version = 1
+    if (data / "procedures.json").exists():
+        catalog_version = json.loads((data / "procedures.json").read_text())[0]
+    infos = [ProcedureInfo("vote", 0, False, False, [], "")]
+    socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
+    socket.linger = 0
+    socket.bind(f"ipc://{runtime}/p{partition}")
+    print("partition", partition, "serves")  # goes to the supervisor's stderr, never to its stdout
+    while True:
+        identity, frame = socket.recv_multipart()
+        message = wire.decode(frame)
+        match message:
+            case StatusRequest():
+                reply: Message = StatusReply(message.number, incarnation, 5, catalog_version, 0, infos, {"calls": 0})
+                if "stuck" in behaviour:
+                    words = heartbeat.open_words(heartbeat.path_in(runtime, partition))
+                    words[0], words[1] = behaviour["stuck"]
+                    words[2] = 1
+            case PrepareLoad():
+                reply = LoadPrepared(message.catalog_version, behaviour.get("refuse", ""), infos)
+            case SwitchLoad():
+                catalog_version = message.catalog_version
+                continue
+            case _:
+                continue
+        socket.send_multipart([identity, wire.encode(reply)])
+
+
+if __name__ == "__main__":
+    match sys.argv[1]:
+        case "cluster":
+            run_cluster(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+        case "router":
+            run_router()
+        case "partition":
+            run_partition()

@@ -1,0 +1,175 @@
+"""The command line, as a user runs it: as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from voltpy.cli.call import argument_value, argument_values, signature
+from voltpy.cli.demo import AREA_CODES, VOTERS, _phone_numbers, shipped
+from voltpy.cli.options import size, size_text
+from voltpy.cli.procedures import where_it_runs
+from voltpy.errors import BadArguments
+from voltpy.messages import Parameter, ProcedureInfo
+
+LIMIT_S = 30.0
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "voltpy.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_help_and_version_of_every_command() -> None:
+    assert run("--version").stdout.startswith("voltpy, version 0.")
+    listed = run("--help").stdout
+    for command in ("start", "status", "stop", "call", "procedures", "load", "demo", "bench"):
+        assert f"\n  {command} " in listed
+        if command != "bench":  # a program of its own
+            shown = run(command, "--help")
+            assert (shown.returncode, shown.stderr) == (0, "")
+            assert shown.stdout.startswith(f"Usage: voltpy {command}")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::"])
+def test_an_address_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
+    refused = run("start", "--host", host, "--data", str(tmp_path / "data"))
+    assert refused.returncode == 2
+    assert "no authentication" in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--schema", "none.sql"], "none.sql"),
+        (["--procedures", "none.py"], "none.py"),
+        ([], "takes a schema"),
+        (["--schema", "bad.sql"], "line 1"),
+        (["--memory", "1K", "--schema", "good.sql"], "--memory 1024"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_clear_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "bad.sql").write_text("CREATE TABEL t (id INT PRIMARY KEY);")
+    (tmp_path / "good.sql").write_text("CREATE TABLE t (id INT PRIMARY KEY);")
+    arguments = [str(tmp_path / a) if a.endswith((".sql", ".py")) else a for a in arguments]
+    refused = run("start", "--data", str(tmp_path / "data"), "--partitions", "1", *arguments)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("voltpy: ")
+    assert words in line
+
+
+@pytest.mark.parametrize("command", [["status"], ["stop"], ["call", "vote"], ["procedures"], ["load", "t", __file__]])
+def test_a_cluster_that_is_not_there_is_one_clear_line(command: list[str]) -> None:
+    port = free_port()
+    failed = run(command[0], "--timeout", "0.2", *command[1:], VOLTPY_URL=f"voltpy://127.0.0.1:{port}")
+    assert failed.returncode == 1
+    [line] = failed.stderr.splitlines()
+    assert line.startswith("voltpy: Unavailable: ")
+    assert str(port) in line
+
+
+@pytest.mark.parametrize(
+    ("text", "type_text", "value"),
+    [
+        ("42", "int", 42),
+        ("42", "str", "42"),
+        ("null", "str", "null"),
+        ("null", "str | None", None),
+        ("null", "Optional[int]", None),
+        ("1.5", "float", 1.5),
+        ("true", "bool", True),
+        ("[1, 2]", "list[int]", [1, 2]),
+        ('{"a": null}', "dict[str, int | None]", {"a": None}),
+        ("Oslo", "Any", "Oslo"),
+        ("7", "Any", 7),
+        ("Oslo", "int | str", "Oslo"),
+        ("7", "int | str", 7),
+        ("2013-01-01T10:00:00+01:00", "datetime", datetime(2013, 1, 1, 9, tzinfo=UTC)),
+        ("2013-01-01", "datetime.datetime | None", datetime(2013, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_arguments_take_the_type_of_their_parameter(text: str, type_text: str, value: Any) -> None:
+    assert argument_value(text, "x", type_text) == value
+
+
+@pytest.mark.parametrize(("text", "type_text"), [("x", "int"), ("[1", "list[int]"), ("soon", "datetime")])
+def test_arguments_that_are_none_are_refused_by_name(text: str, type_text: str) -> None:
+    with pytest.raises(BadArguments, match=f"amount: '{text.replace('[', '.')}'"):
+        argument_value(text, "amount", type_text)
+
+
+DEPOSIT = ProcedureInfo(
+    "deposit", 0, False, False, [Parameter("account", "int", True), Parameter("amount", "int", False)], "Pays in."
+)
+
+
+def test_a_signature_is_shown_and_bounds_the_arguments() -> None:
+    assert signature(DEPOSIT) == "deposit(account: int, amount: int = …)"
+    assert where_it_runs(DEPOSIT) == "by account"
+    assert argument_values(DEPOSIT, ("1",)) == [1]
+    with pytest.raises(BadArguments, match="takes 2 arguments, 3 were given"):
+        argument_values(DEPOSIT, ("1", "2", "3"))
+
+
+def test_sizes_are_read_and_shown() -> None:
+    context, option = click.Context(click.Command("x")), click.Option(["--memory"])
+    texts = ["2G", "512MB", "1.5 GiB", "4096", "64k", "10b"]
+    assert [size(context, option, text) for text in texts] == [2 << 30, 512 << 20, 3 << 29, 4096, 65536, 10]
+    assert size(context, option, None) is None
+    for text in ("", "G", "2X", "-1", "1e9", "2GG"):
+        with pytest.raises(click.BadParameter):
+            size(context, option, text)
+    assert [size_text(n) for n in (10, 1536, 3 << 29, 5 << 40)] == ["10 B", "1.5 KiB", "1.5 GiB", "5.0 TiB"]
+
+
+def test_shipped_files_come_from_beside_voltpy_and_not_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "procedures").mkdir()
+    (tmp_path / "procedures" / "voter.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    assert shipped("voter.py").parent != tmp_path / "procedures"
+    assert "def vote(" in shipped("voter.py").read_text()
+
+
+def test_the_voters_of_the_demo_never_share_a_phone_number() -> None:
+    seen: set[int] = set()
+    for voter in range(VOTERS + 1):
+        numbers = _phone_numbers(voter)
+        first = {next(numbers) for _ in range(1000)}
+        assert len(first) == 1000
+        assert not first & seen
+        assert {number // 10_000_000 for number in first} == set(AREA_CODES)
+        seen |= first
+
+
+def test_status_of_nothing_is_no_json() -> None:
+    failed = run("status", "--json", "--timeout", "0.2", "--url", f"voltpy://127.0.0.1:{free_port()}")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(failed.stdout)

@@ -1,0 +1,61 @@
+"""`voltpy procedures` and `voltpy procedures load FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from rich.table import Table
+
+from voltpy.cli.call import signature
+from voltpy.cli.options import console, json_option, print_value, timeout_option, url_option
+from voltpy.client import connect
+from voltpy.data_directory import read_source
+from voltpy.messages import ProcedureInfo
+
+ENGINE_PREFIX = "voltpy."  # the engine's own procedures, such as those behind `voltpy load`
+
+
+@click.group(invoke_without_command=True)
+@url_option
+@timeout_option(10.0)
+@json_option
+@click.pass_context
+def procedures(context: click.Context, url: str, timeout: float, as_json: bool) -> None:
+    """List the stored procedures, or load others."""
+    if context.invoked_subcommand is not None:
+        return
+    with connect(url, timeout=timeout) as db:
+        infos = sorted(db.procedures(), key=lambda info: info.name)
+    if as_json:
+        return print_value([msgspec.structs.asdict(info) for info in infos], as_json=True)
+    table = Table(box=None, pad_edge=False)
+    for title in ("procedure", "runs", ""):
+        table.add_column(title, overflow="fold")
+    for info in infos:
+        if info.name.startswith(ENGINE_PREFIX):
+            continue
+        table.add_row(signature(info), where_it_runs(info), info.doc.partition("\n")[0])
+    console().print(table)
+
+
+def where_it_runs(info: ProcedureInfo) -> str:
+    place = "everywhere" if info.everywhere else f"by {info.parameters[info.key_position].name}"
+    return f"{place}, read only" if info.read_only else place
+
+
+@procedures.command("load")
+@url_option
+@timeout_option(60.0)
+@json_option
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
+    """Replace the stored procedures by those in FILE, between two calls, in all partitions or in none."""
+    path, source = read_source(file)
+    with connect(url, timeout=timeout) as db:
+        answer = db.load_procedures(source, path)
+    if as_json:
+        return print_value(answer, as_json=True)
+    names = [name for name in answer["procedures"] if not name.startswith(ENGINE_PREFIX)]
+    click.echo(f"loaded {len(names)} procedures, version {answer['catalog_version']}: {', '.join(names)}")

@@ -1,0 +1,116 @@
+"""`voltpy start`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from voltpy import events
+from voltpy.cli.options import size
+from voltpy.cluster import DEFAULT_PORT, Cluster, Options, loopback, usable_memory_bytes
+from voltpy.data_directory import DataDirectory
+from voltpy.errors import ClusterError
+from voltpy.parent_death import die_with_parent
+
+FSYNC_MODES = ("always", "everysec", "never")
+LEAST_MEMORY_BYTES = 16 << 20  # for each partition
+
+
+def _loopback(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        return loopback(value)
+    except ClusterError as error:
+        raise click.UsageError(str(error), context) from None
+
+
+def _text_of(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"schema file {path}: {error}") from None
+
+
+@click.command()
+@click.option("--schema", type=click.Path(dir_okay=False, path_type=Path), metavar="S.sql", help="Tables and indexes.")
+@click.option(
+    "--procedures", type=click.Path(dir_okay=False, path_type=Path), metavar="P.py", help="The stored procedures."
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("voltpy-data"),
+    show_default=True,
+    metavar="DIR",
+    help="The data directory; made if there is none.",
+)
+@click.option(
+    "--partitions", type=click.IntRange(1, 1024), metavar="N", help="When DIR is made.  [default: one a core]"
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Of the router; 0: any free one.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, callback=_loopback, help="A loopback address.")
+@click.option(
+    "--fsync",
+    type=click.Choice(FSYNC_MODES),
+    default="always",
+    show_default=True,
+    help="always: flushed before the answer. everysec: a crash of the machine costs up to a second. never: when the "
+    "system likes.",
+)
+@click.option(
+    "--memory", callback=size, metavar="SIZE", help="For all partitions together.  [default: half of what there is]"
+)
+@click.option(
+    "--procedure-timeout",
+    type=click.FloatRange(min=0.01),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A procedure that runs longer is ended and undone.",
+)
+@click.option("--with-parent", is_flag=True, hidden=True, help="Die with the process that started this one.")
+def start(
+    schema: Path | None,
+    procedures: Path | None,
+    data: Path,
+    partitions: int | None,
+    port: int,
+    host: str,
+    fsync: str,
+    memory: int | None,
+    procedure_timeout: float,
+    with_parent: bool,
+) -> None:
+    """Start a cluster: a router and one partition a core, watched and restarted.
+
+    Runs in the foreground. Prints one line when it is ready, with its URL; ends with exit status 0 after Ctrl-C,
+    SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a line.
+
+    --schema and --procedures are kept in the data directory: a later start needs neither. A new schema may add tables.
+    """
+    if with_parent:
+        die_with_parent()
+    events.configure()
+    with DataDirectory.open(data, partitions, _text_of(schema), procedures) as directory:
+        count = directory.partitions
+        memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
+        if memory_bytes < LEAST_MEMORY_BYTES * count:
+            raise ClusterError(
+                f"--memory {memory_bytes}: {count} partitions need at least {LEAST_MEMORY_BYTES} bytes each"
+            )
+
+        def ready(url: str) -> None:
+            words = f"{count} partition{'s' if count > 1 else ''}, fsync {fsync}, data {directory.path}"
+            click.echo(f"voltpy is ready at {url} ({words})")
+
+        options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
+        Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()

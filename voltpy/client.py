@@ -1,0 +1,591 @@
+"""The client for threads: `connect` gives one, and any number of threads may share it.
+
+Sockets and connection are touched under one mutex, by whichever thread has something to send. Sleeping is done outside
+of it, on the sockets' file descriptors, and by one thread at a time, the poller:
+
+    nobody    nothing is outstanding
+    a caller  alone with the connection: it sends its call, sleeps, and takes the answer itself. The shortest way.
+    I/O       as soon as a second thread comes, or with `submit`: a thread that sends what all have queued and wakes
+              each when its answer is there. It ends when for IO_IDLE_S no two calls were outstanding together.
+
+A second caller that finds a caller polling wakes it through a pipe; that one starts the I/O thread, and waits like the
+rest. Whoever sends also takes in what has arrived on the same socket, for everyone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from itertools import islice
+from math import inf
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, cast
+
+from voltpy.connection import Batch, Connection, Everywhere, Lookup, Pending
+from voltpy.errors import Error, Unavailable
+from voltpy.link import DIRECT_WAIT_S, Address, Link, Links
+from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
+
+IO_IDLE_S = 0.2
+SLICE_S = 0.2  # the longest sleep: what is due by time is looked after at least as often
+FRESH_S = 0.001  # sockets that were looked at this recently hold no news worth a look before a call
+ROWS_A_TURN = 256
+SUBMITTED_CALLS = 16384  # past it `submit` waits until half of them are settled
+
+_NOBODY, _CALLER, _IO = range(3)
+
+
+class _Call(Pending):
+    """A call whose thread waits for it; `lock` is what it sleeps on when another thread polls."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock: threading.Lock | None = None
+
+
+class _EverywhereCall(Everywhere):
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock: threading.Lock | None = None
+
+
+class _LookupCall(Lookup):
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock: threading.Lock | None = None
+
+
+_Waiting = _Call | _EverywhereCall | _LookupCall
+
+
+class _Submitted(Pending):
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.future: Future[Any] = Future()
+
+    def begin(self) -> bool:
+        # A frame that could not be sent is begun twice.
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+
+def connect(url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, retry_s: float = 0.0) -> Client:
+    """Connects to the cluster at `url`, `voltpy://HOST[:PORT][?affinity=on|off]`.
+
+    `timeout` is the limit in seconds for connecting, and for each call that sets no other. With `retry_s` a call whose
+    partition or router is lost is sent again, under its call id so that it can't run twice, until it is answered or
+    `retry_s` seconds have passed since it was made; without, it fails at once. Raises Unavailable when nobody answers,
+    ProtocolError when what answers is no voltpy of this version, ValueError for a wrong URL.
+    """
+    return Client(Address(url), timeout=timeout, retry_s=retry_s)
+
+
+class Client:
+    """A connection to a cluster, for any number of threads. Made by `voltpy.connect`."""
+
+    def __init__(self, address: Address, *, timeout: float, retry_s: float) -> None:
+        self._timeout = _positive(timeout)
+        if not 0 <= retry_s < inf:
+            raise ValueError(f"retry_s is a number of seconds, not {retry_s!r}")
+        self._process = os.getpid()
+        self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
+        self._links = Links(address, self._connection)
+        self._mutex = threading.Lock()
+        self._room = threading.Condition(self._mutex)
+        self._submitters = 0  # threads that wait for room
+        self._poller = _NOBODY
+        self._caller = 0  # which thread, if one polls
+        self._sleeping = False
+        self._io_wanted = False
+        self._thread: threading.Thread | None = None
+        self._contended_at = 0.0
+        self._looked_at = 0.0
+        self._closed = False
+        self._batches: list[tuple[Batch, threading.Lock]] = []
+        self._wake_in, self._wake_out = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+        self._poll = select.poll()
+        self._by_fd: dict[int, Link] = {}
+        self._generation = -1
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def call(self, name: str, /, *args: Any, timeout: float | None = None) -> Any:
+        """Calls a procedure in the partition of its key and returns its result. Raises what voltpy.errors lists."""
+        call = _Call()
+        limit = self._timeout if timeout is None else _positive(timeout)
+        self._check_process()
+        with self._mutex:
+            self._check_open()
+            now = monotonic()
+            self._connection.submit(call, name, args, now, limit)
+            alone = self._take_turn(now) or self._queue_up(call, now)
+        return self._await(call, alone)
+
+    def submit(self, name: str, /, *args: Any) -> Future[Any]:
+        """Starts a call. The future can be cancelled until the call is sent, which is soon.
+
+        Waits while SUBMITTED_CALLS calls are under way, except in a future's callback.
+        """
+        call = _Submitted()
+        self._check_process()
+        with self._mutex:
+            if self._connection.outstanding >= SUBMITTED_CALLS:
+                self._wait_for_room()
+            self._check_open()
+            now = monotonic()
+            self._connection.submit(call, name, args, now, self._timeout)
+            if self._poller == _NOBODY:
+                self._start_io()
+            if self._connection.urgent:
+                self._send_beside(now)
+            self._summon()
+            settled = self._take_settled()
+        _deliver(settled)
+        return call.future
+
+    def call_many(
+        self, name: str, rows: Iterable[Any], *, return_exceptions: bool = False, timeout: float | None = None
+    ) -> list[Any]:
+        """Calls one procedure with each row of arguments (tuples or lists) and returns the results in order.
+
+        `rows` is read as the calls go out. Each call has its own `timeout`. A call that fails puts its error in its
+        place with `return_exceptions`; without, the first error is raised as soon as what was sent is settled: the
+        other calls that were sent have run, or failed too, and the rest was not sent.
+        """
+        self._check_process()
+        limit = self._timeout if timeout is None else _positive(timeout)
+        info = self._info(name, limit)
+        batch = Batch(info, limit)
+        source = iter(rows)
+        try:
+            while self._advance(batch, source, stop_at_error=not return_exceptions):
+                pass
+        except BaseException:
+            with self._mutex:
+                self._connection.abandon(batch)
+                self._leave()
+            raise
+        if batch.failed and not return_exceptions and (error := batch.first_error()) is not None:
+            raise error
+        return batch.results
+
+    def call_everywhere(self, name: str, /, *args: Any, timeout: float | None = None) -> list[Any]:
+        """Runs a directed procedure in every partition; the result of partition i is at index i.
+
+        Each runs as an independent transaction. If some fail, the first one's error is raised; the others have run.
+        """
+        call = _EverywhereCall()
+        limit = self._timeout if timeout is None else _positive(timeout)
+        result: list[Any] = self._run(call, lambda now: self._connection.everywhere(call, name, args, now, limit))
+        return result
+
+    # ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def procedures(self) -> list[ProcedureInfo]:
+        """The procedures that are loaded, by name."""
+        call = _LookupCall()
+        self._run(call, lambda now: self._connection.lookup(call, "", now, self._timeout))
+        return sorted(self._connection.procedures.values(), key=lambda info: info.name)
+
+    def status(self) -> dict[str, Any]:
+        """The state of every process of the cluster, as `voltpy status --json` prints it."""
+        return self._admin("status", {})
+
+    def stop(self) -> None:
+        """Stops the cluster, cleanly."""
+        self._admin("stop", {})
+
+    def load_procedures(self, source: str, path: str) -> dict[str, Any]:
+        """Replaces the procedures by those in `source`, in all partitions or none. `path` names it in tracebacks.
+
+        Raises SchemaError for a source that can't be loaded; then nothing has changed.
+        """
+        return self._admin("load_procedures", {"source": source, "path": path})
+
+    def close(self) -> None:
+        """Ends the connection. Calls under way fail; any later one raises Unavailable. May be called again."""
+        if os.getpid() != self._process:
+            return
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            self._connection.close("the client was closed")
+            settled = self._take_settled()
+            for _batch, lock in self._batches:
+                lock.release()
+            self._batches.clear()
+            self._room.notify_all()
+            self._summon()
+            thread = self._thread
+            if self._poller == _NOBODY:
+                self._dispose()
+        _deliver(settled)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ── one caller ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, call: _Waiting, start: Callable[[float], None]) -> Any:
+        self._check_process()
+        with self._mutex:
+            self._check_open()
+            now = monotonic()
+            start(now)
+            alone = self._take_turn(now) or self._queue_up(call, now)
+        return self._await(call, alone)
+
+    def _await(self, call: _Waiting, alone: bool) -> Any:
+        """The call's result: polling for it if we are `alone` with the connection, else when the poller has it."""
+        try:
+            if alone:
+                self._poll_for(call)
+            if call.lock is not None:
+                call.lock.acquire()
+        except BaseException:
+            with self._mutex:
+                self._connection.withdraw(call)
+                self._leave()
+            raise
+        if call.error is not None:
+            raise call.error
+        return call.value
+
+    def _poll_for(self, call: _Waiting) -> None:
+        """Polls until the call is settled, or until the I/O thread has to take over."""
+        mutex = self._mutex
+        while True:
+            with mutex:
+                if call.done or self._io_wanted:
+                    if not call.done:
+                        call.lock = _locked()
+                    self._leave()
+                    settled = self._take_settled()
+                    break
+                poll, wait_ms = self._prepare_sleep(monotonic())
+            events = poll.poll(wait_ms)
+            with mutex:
+                self._wake_up(events, monotonic())
+        _deliver(settled)
+
+    def _take_turn(self, now: float) -> bool:
+        """Becomes the poller if nobody is, and sends what is queued."""
+        if self._poller != _NOBODY:
+            return False
+        self._poller = _CALLER
+        self._caller = threading.get_ident()
+        if now - self._looked_at > FRESH_S:
+            # While nobody polled, a partition may have died or the procedures have changed.
+            self._refresh_poll()
+            if self._poll.poll(0):
+                self._links.pump(now)
+            self._looked_at = now
+        self._links.flush(now)
+        return True
+
+    def _queue_up(self, call: _Waiting, now: float) -> bool:
+        """Leaves the call to the poller."""
+        if self._connection.urgent:
+            self._send_beside(now)
+        if not call.done:
+            call.lock = _locked()
+            self._summon()
+        return False
+
+    def _summon(self) -> None:
+        """Has the poller look at what is queued. A caller that polls makes room for the I/O thread."""
+        if self._poller == _CALLER:
+            self._io_wanted = True
+        if self._sleeping:
+            self._sleeping = False
+            os.write(self._wake_out, b"\0")
+
+    def _send_beside(self, now: float) -> None:
+        """Sends while another thread polls, which may have taken in what that thread waits for."""
+        self._links.flush(now)
+        if self._poller == _CALLER or self._links.generation != self._generation:
+            self._summon()
+
+    def _leave(self) -> None:
+        """Stops being the poller; someone else has to poll if anything is outstanding."""
+        if self._poller != _CALLER or self._caller != threading.get_ident():
+            return
+        self._poller = _NOBODY
+        if self._closed:
+            self._dispose()
+        elif self._io_wanted or self._connection.busy():
+            self._io_wanted = False
+            self._start_io()
+
+    # ── call_many ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _advance(self, batch: Batch, source: Any, *, stop_at_error: bool) -> bool:
+        """Reads some rows, sends what makes a frame, waits where there is no room for more. False: all is settled."""
+        connection = self._connection
+        room = connection.room(batch)
+        # Without the mutex, and without being the poller: the iterable is the user's, and may take its time.
+        rows = [] if batch.finished or room <= 0 else list(islice(source, min(room, ROWS_A_TURN)))
+        lock: threading.Lock | None = None
+        with self._mutex:
+            self._check_open()
+            now = monotonic()
+            alone = self._take_turn(now)
+            if rows:
+                connection.fill(batch, rows, now)
+            elif room > 0:
+                batch.finished = True
+            if batch.failed and stop_at_error and not batch.finished:
+                connection.drop_unsent(batch)
+            if batch.finished or connection.room(batch) <= 0:
+                connection.push(batch, now)
+            if alone:
+                self._links.flush(now)
+            else:
+                self._send_beside(now)
+            over = batch.finished and batch.left == 0
+            wait = not over and (batch.finished or connection.room(batch) <= 0)
+            if wait and not alone:
+                lock = _locked()
+                self._batches.append((batch, lock))
+                self._summon()
+            if wait and alone and not self._io_wanted:
+                poll, wait_ms = self._prepare_sleep(now)
+            else:
+                wait = False
+                if alone:
+                    self._pause()
+            settled = self._take_settled()
+        _deliver(settled)
+        if lock is not None:
+            lock.acquire()
+        elif wait:
+            events = poll.poll(wait_ms)
+            with self._mutex:
+                self._wake_up(events, monotonic())
+                self._pause()
+                settled = self._take_settled()
+            _deliver(settled)
+        return not over
+
+    def _pause(self) -> None:
+        """Stops being the poller for as long as the user's iterable is read; whoever comes meanwhile may take over."""
+        if self._io_wanted or self._closed or self._connection.outstanding:
+            self._leave()
+        else:
+            self._poller = _NOBODY
+
+    def _info(self, name: str, timeout: float) -> ProcedureInfo:
+        info = self._connection.procedures.get(name)
+        if info is None:
+            call = _LookupCall()
+            found: ProcedureInfo = self._run(call, lambda now: self._connection.lookup(call, name, now, timeout))
+            return found
+        return info
+
+    # ── sleeping ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refresh_poll(self) -> None:
+        links = self._links
+        if self._generation != links.generation:
+            self._generation = links.generation
+            self._poll = poll = select.poll()
+            poll.register(self._wake_in, select.POLLIN)
+            self._by_fd = links.fds()
+            for fd in self._by_fd:
+                poll.register(fd, select.POLLIN)
+            links.bury()
+
+    def _prepare_sleep(self, now: float) -> tuple[select.poll, float]:
+        self._refresh_poll()
+        self._sleeping = True
+        wait_s = min(self._connection.next_time - now, self._links.next_time - now, SLICE_S)
+        return self._poll, max(wait_s * 1000.0, 0.0)
+
+    def _wake_up(self, events: list[tuple[int, int]], now: float) -> None:
+        self._sleeping = False
+        self._looked_at = now
+        links = self._links
+        for fd, _mask in events:
+            link = self._by_fd.get(fd)
+            if link is not None:
+                links.arrived(link, now)
+            elif fd == self._wake_in:
+                os.read(self._wake_in, 4096)
+        if now >= self._connection.next_time or now >= links.next_time:
+            links.step(now)
+        links.flush(now)
+
+    # ── the I/O thread ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_io(self) -> None:
+        self._poller = _IO
+        self._contended_at = monotonic()
+        self._thread = threading.Thread(target=self._serve, name="voltpy-io", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        events: list[tuple[int, int]] = []
+        clean = False
+        try:
+            while True:
+                with self._mutex:
+                    now = monotonic()
+                    self._wake_up(events, now)
+                    idle = self._is_idle(now)
+                    if idle:
+                        self._poller = _NOBODY
+                        self._thread = None
+                        if self._closed:
+                            self._dispose()
+                    else:
+                        poll, wait_ms = self._prepare_sleep(now)
+                    settled = self._take_settled()
+                _deliver(settled)
+                if idle:
+                    clean = True
+                    return
+                events = poll.poll(wait_ms)
+        finally:
+            if not clean:  # a defect: nobody may be left waiting for a thread that is gone
+                with self._mutex:
+                    self._poller = _NOBODY
+                    self._closed = True
+                    self._connection.close("the client's I/O thread failed")
+                    settled = self._take_settled()
+                _deliver(settled)
+
+    def _is_idle(self, now: float) -> bool:
+        if self._closed:
+            return True
+        connection = self._connection
+        if connection.outstanding > 1 or self._batches:
+            self._contended_at = now
+        return not connection.busy() and not self._batches and now - self._contended_at > IO_IDLE_S
+
+    def _take_settled(self) -> list[Pending]:
+        if self._batches:
+            waiting = []
+            for batch, lock in self._batches:
+                ready = batch.left == 0 if batch.finished else self._connection.room(batch) >= CALLS_A_FRAME
+                if ready:
+                    lock.release()
+                else:
+                    waiting.append((batch, lock))
+            self._batches = waiting
+        if self._submitters and self._connection.outstanding <= SUBMITTED_CALLS // 2:
+            self._room.notify_all()
+        settled = self._connection.settled
+        if settled:
+            self._connection.settled = []
+        return settled
+
+    def _wait_for_room(self) -> None:
+        if threading.current_thread() is self._thread:
+            return  # a callback: it would wait for itself
+        self._submitters += 1
+        try:
+            self._room.wait_for(lambda: self._closed or self._connection.outstanding <= SUBMITTED_CALLS // 2)
+        finally:
+            self._submitters -= 1
+
+    # ── opening and closing ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self) -> None:
+        began = monotonic()
+        connection = self._connection
+        links = self._links
+        direct_until = inf
+        while True:
+            with self._mutex:
+                now = monotonic()
+                links.pump(now)
+                if connection.topology is not None:
+                    direct_until = min(direct_until, now + DIRECT_WAIT_S)
+                    if now >= direct_until or not links.undecided():
+                        return
+                if connection.rejected is not None:
+                    raise connection.rejected
+                if now - began >= self._timeout:
+                    raise Unavailable(f"no answer from {links.address.url} within {self._timeout:g} s")
+                poll, wait_ms = self._prepare_sleep(now)
+                self._sleeping = False
+                left_ms = (min(began + self._timeout, direct_until) - now) * 1000.0
+            poll.poll(max(0.0, min(wait_ms, left_ms)))
+
+    def _dispose(self) -> None:
+        self._links.close()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise Unavailable("this client was made by the parent process: after a fork, connect again")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the client is closed")
+
+    def _admin(self, command: str, body: dict[str, Any]) -> dict[str, Any]:
+        call = _Call()
+        answer: dict[str, Any] = self._run(
+            call, lambda now: self._connection.admin(call, command, body, now, self._timeout)
+        )
+        return answer
+
+
+def _deliver(settled: list[Pending]) -> None:
+    """Wakes those who wait. Not under the mutex: a future's callbacks may call the client."""
+    for call in settled:
+        if isinstance(call, _Submitted):
+            if call.error is None:
+                call.future.set_result(call.value)
+            else:
+                _set_error(call.future, call.error)
+        else:
+            lock = cast(_Call, call).lock
+            if lock is not None:
+                lock.release()
+
+
+def _set_error(future: Future[Any], error: Error) -> None:
+    if future.running() or future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _locked() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def _positive(timeout: float) -> float:
+    if not 0 < timeout < inf:
+        raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
+    return timeout

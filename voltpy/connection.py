@@ -1,0 +1,1467 @@
+"""The client's side of the protocol as a state machine: no sockets, no clock, no threads.
+
+A shell (`voltpy.client`, `voltpy.aio`) hands calls in with `submit` and `fill`, sends what `frames` gives it, feeds
+what arrives to `receive`, tells of lost connections with `lost` and of time with `expire`. What is settled by that is
+in `settled`; a batch's results are in the batch.
+
+    unsent ──frames──► sent ──receive──► settled
+      ▲                 │ partition or connection lost, or answered "stale"
+      └──── requeued ───┴─────────────► settled: Indeterminate, ProcedureTimeout, …
+
+Each partition has a *lane*: its calls wait there until its window has room, WINDOW_CALLS unanswered calls, and leave in
+frames of at most CALLS_A_FRAME calls and about FRAME_BYTES. Calls are counted, not frames: replies coalesce. A lane is
+served by a direct connection to its partition once that has welcomed us, else by the router.
+
+Numbers are given to calls when they are sent. A call that is sent again keeps its number: with the client id it is the
+call id by which the partition knows whether it ran. Once one attempt of a call was lost it carries `floor`, and from
+then on an answer "this attempt never ran" becomes Indeterminate: the lost attempt may have run.
+
+Calls of `call_many` are not objects: they travel as columns (`Group`) of up to 128 calls with consecutive numbers, and
+become `Pending` objects only when something goes wrong with them.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import Any, Final, cast
+
+import msgspec
+from msgspec import Raw
+
+from voltpy import wire
+from voltpy.errors import (
+    BadArguments,
+    Error,
+    Indeterminate,
+    Overloaded,
+    ProcedureTimeout,
+    ProtocolError,
+    Unavailable,
+    UnknownProcedure,
+    from_wire,
+)
+from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
+from voltpy.messages import (
+    CALLS_A_FRAME,
+    FRAMES_IN_FLIGHT,
+    MAX_FRAME_BYTES,
+    NEVER_SENT,
+    PROTOCOL_VERSION,
+    STALE,
+    Admin,
+    AdminReply,
+    CallError,
+    CallGroup,
+    Calls,
+    EverywhereCall,
+    Hello,
+    PartitionAddress,
+    ProcedureInfo,
+    Refusal,
+    Replies,
+    Topology,
+    Welcome,
+)
+
+ROUTER: Final = -1  # a destination; the others are partition numbers
+FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
+WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
+WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
+MAX_CALL_BYTES = MAX_FRAME_BYTES - 4096  # leaves room for what surrounds the arguments in a frame
+TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
+RESEND_WAIT_S = 0.05  # before a call that was turned away (stale, Unavailable) is tried again
+
+_SLOT_MASK = HASH_SLOTS - 1
+_INT_KEYS = {int}
+_ROW_TYPES = {tuple, list}
+# What msgspec raises for values that MessagePack can't carry: foreign types, lone surrogates, large ints, deep nesting.
+_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)
+# Errors by which a door or partition says that it did not run this attempt, without having looked for earlier ones.
+_NOT_THIS_TIME = (Unavailable, Overloaded, UnknownProcedure)
+
+_encode = wire.encode
+_decode_value = msgspec.msgpack.Decoder().decode
+
+
+class _Unsettled:
+    """The one value in a batch's results that no procedure can return."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<unsettled>"
+
+
+UNSETTLED: Final = _Unsettled()
+
+
+class Pending:
+    """One call on its way. When `done`, `value` or `error` is its outcome.
+
+    A shell derives from it to wake whoever waits. `args` is the encoded argument array; `lsn` the partition's last LSN
+    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT.
+    """
+
+    __slots__ = (
+        "args",
+        "batch",
+        "catalog_version",
+        "deadline",
+        "done",
+        "error",
+        "floor",
+        "incarnation",
+        "lane",
+        "lsn",
+        "number",
+        "position",
+        "procedure",
+        "retry_until",
+        "slot",
+        "timeout",
+        "value",
+        "via",
+    )
+
+    args: bytes
+    lane: Lane
+    slot: int
+
+    def __init__(self) -> None:
+        self.procedure = ""
+        self.done = False
+        self.value: Any = None
+        self.error: Error | None = None
+        self.number = 0
+        self.floor = NEVER_SENT
+        self.lsn = 0
+        self.incarnation = 0
+        self.catalog_version = 0
+        self.via = ROUTER
+        self.timeout = 0.0
+        self.deadline = inf
+        self.retry_until = 0.0
+        self.batch: Batch | None = None
+        self.position = 0
+
+    def begin(self) -> bool:
+        """Called just before the first attempt leaves. False: its caller has cancelled it."""
+        return True
+
+
+class Lookup(Pending):
+    """Settles with a ProcedureInfo once the router has been asked, or with UnknownProcedure."""
+
+    __slots__ = ()
+
+
+class Everywhere(Pending):
+    """A directed call. `values[p]` or `errors[p]` is partition p's outcome; `missing` are those to come."""
+
+    __slots__ = ("errors", "incarnations", "missing", "values")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Any] = []
+        self.errors: dict[int, Error] = {}
+        self.incarnations: list[int] = []
+        self.missing: set[int] = set()
+
+
+class Batch:
+    """The calls of one `call_many`. `results[i]` is row i's result, its Error, or UNSETTLED; `left` counts the last."""
+
+    __slots__ = ("failed", "finished", "info", "left", "open", "procedure", "results", "timeout")
+
+    def __init__(self, info: ProcedureInfo, timeout: float) -> None:
+        self.procedure = info.name
+        self.info = info
+        self.timeout = timeout
+        self.results: list[Any] = []
+        self.left = 0
+        self.failed = False
+        self.finished = False
+        self.open: dict[Lane, Group] = {}
+
+    def place(self, position: int, outcome: Any) -> None:
+        if self.results[position] is UNSETTLED:
+            self.results[position] = outcome
+            self.left -= 1
+            if isinstance(outcome, Error):
+                self.failed = True
+
+    def first_error(self) -> Error | None:
+        return next((result for result in self.results if isinstance(result, Error)), None)
+
+
+class Group:
+    """Columns of a batch's calls for one lane. Sent, they are the calls `first` to `first + count - 1`.
+
+    `positions[i]` is the call's place in the batch's results, -1 when the call has left the group. `info` is the
+    signature that it was routed by.
+    """
+
+    __slots__ = (
+        "batch",
+        "bytes",
+        "catalog_version",
+        "count",
+        "deadline",
+        "first",
+        "incarnation",
+        "info",
+        "lane",
+        "left",
+        "lsn",
+        "numbers",
+        "positions",
+        "retry_until",
+        "rows",
+        "slots",
+        "via",
+    )
+
+    numbers: list[int]
+
+    def __init__(
+        self,
+        batch: Batch,
+        info: ProcedureInfo,
+        lane: Lane,
+        slots: list[int],
+        rows: list[Sequence[Any]],
+        positions: list[int],
+    ) -> None:
+        self.batch = batch
+        self.info = info
+        self.lane = lane
+        self.slots = slots
+        self.rows = rows
+        self.positions = positions
+        self.first = 0
+        self.count = 0
+        self.left = 0
+        self.bytes = 0
+        self.lsn = 0
+        self.incarnation = 0
+        self.catalog_version = 0
+        self.via = ROUTER
+        self.deadline = inf
+        self.retry_until = 0.0
+
+
+class Lane:
+    """What waits for one partition, and how much of what was sent is unanswered.
+
+    `limbo_until`: when its direct connection was lost, until then the router may still say what became of it.
+    """
+
+    __slots__ = (
+        "direct",
+        "incarnation",
+        "limbo_until",
+        "lsn",
+        "partition",
+        "queue",
+        "ready",
+        "unanswered",
+        "unanswered_bytes",
+    )
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.incarnation = 0
+        self.lsn = 0
+        self.direct = False
+        self.limbo_until = inf
+        self.queue: deque[Pending] = deque()
+        self.ready: deque[Group] = deque()
+        self.unanswered = 0
+        self.unanswered_bytes = 0
+
+    def has_room(self) -> bool:
+        return self.unanswered < WINDOW_CALLS and self.unanswered_bytes < WINDOW_BYTES
+
+
+class Frame:
+    """One frame to send, and what is in it, should it turn out that it can't be sent."""
+
+    __slots__ = ("calls", "data", "destination", "group", "others")
+
+    def __init__(self, destination: int, data: bytes) -> None:
+        self.destination = destination
+        self.data = data
+        self.calls: list[Pending] = []
+        self.group: Group | None = None
+        self.others: list[Pending] = []
+
+
+class Connection:
+    """One client's conversation with a cluster. Times are seconds of one monotonic clock, given as `now`."""
+
+    def __init__(self, client_id: int, *, affinity: bool = True, retry_s: float = 0.0) -> None:
+        self.client_id = client_id
+        self.affinity = affinity
+        self.retry_s = retry_s
+        self.topology: Topology | None = None
+        self.topologies = 0  # how many were taken in: a shell compares it to see that something changed
+        self.procedures: dict[str, ProcedureInfo] = {}
+        self.lanes: list[Lane] = []
+        self.router_ready = False
+        self.rejected: Error | None = None  # why the router refused our Hello
+        self.settled: list[Pending] = []
+        self.outstanding = 0  # single calls that are not settled
+        self.urgent = False  # a lane holds a full frame, and has room for it
+        self.next_time = inf  # when `expire` has something to do
+        self._catalog_version = 0
+        self._owners: list[Lane] = []
+        self._last_number = 0
+        self._calls: dict[int, Pending] = {}
+        self._groups: dict[int, Group] = {}
+        self._firsts: list[int] = []  # the keys of _groups, ascending
+        self._others: dict[int, Pending] = {}  # directed calls and commands, through the router
+        self._outbox: list[tuple[Pending, EverywhereCall | Admin]] = []
+        self._due: dict[Lane, None] = {}
+        self._held: list[tuple[float, Pending]] = []
+        self._unknown: list[Pending] = []
+        self._hello_wanted = False
+        self._hellos_unanswered = 0
+        self._runaways: set[int] = set()
+
+    # ── calls come in ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, call: Pending, procedure: str, args: tuple[Any, ...], now: float, timeout: float) -> None:
+        """Queues one call. What is wrong with it settles it here; an unknown procedure is first asked for."""
+        self.outstanding += 1
+        call.procedure = procedure
+        call.timeout = timeout
+        call.deadline = deadline = now + timeout
+        call.retry_until = now + self.retry_s
+        if deadline < self.next_time:
+            self.next_time = deadline
+        try:
+            call.args = _encode(args)
+        except _UNENCODABLE as error:
+            self._fail(call, _unencodable(procedure, error))
+            return
+        info = self.procedures.get(procedure)
+        if info is None:
+            self._ask_for(call, now)
+            return
+        try:
+            call.slot = slot = _slot(info, args)
+        except BadArguments as bad:
+            self._fail(call, bad)
+            return
+        if len(call.args) > MAX_CALL_BYTES:
+            self._fail(call, _too_large(procedure, len(call.args)))
+            return
+        call.lane = lane = self._owners[slot]
+        lane.queue.append(call)
+        self._due[lane] = None
+        if len(lane.queue) >= CALLS_A_FRAME and lane.has_room():
+            self.urgent = True
+
+    def lookup(self, call: Lookup, procedure: str, now: float, timeout: float) -> None:
+        """Settles with the procedure's ProcedureInfo, from the router; an empty name is a look at the topology."""
+        self.outstanding += 1
+        call.procedure = procedure
+        call.timeout = timeout
+        call.deadline = now + timeout
+        call.retry_until = now + self.retry_s
+        self.next_time = min(self.next_time, call.deadline)
+        self._ask_for(call, now)
+
+    def everywhere(self, call: Everywhere, procedure: str, args: tuple[Any, ...], now: float, timeout: float) -> None:
+        """Sends a directed call through the router. It is never sent twice: it has no call id in any partition."""
+        self._start_other(call, procedure, now, timeout)
+        try:
+            call.args = _encode(args)
+        except _UNENCODABLE as error:
+            self._fail(call, _unencodable(procedure, error))
+            return
+        if len(call.args) > MAX_CALL_BYTES:
+            self._fail(call, _too_large(procedure, len(call.args)))
+            return
+        if procedure not in self.procedures:
+            self._ask_for(call, now)
+            return
+        self._send_everywhere(call)
+
+    def admin(self, call: Pending, command: str, body: dict[str, Any], now: float, timeout: float) -> None:
+        """Sends a command to the supervisor; settles with the body of its answer."""
+        self._start_other(call, command, now, timeout)
+        if not self.router_ready:
+            self._fail(call, Unavailable(f"{command}: the router is not connected"))
+            return
+        self._last_number += 1
+        call.number = self._last_number
+        self._others[call.number] = call
+        self._outbox.append((call, Admin(call.number, command, body)))
+
+    def withdraw(self, call: Pending) -> None:
+        """Forgets a call that nobody waits for any more. If it was sent it may run all the same."""
+        if not call.done:
+            call.done = True
+            self.outstanding -= 1
+
+    # ── many calls of one procedure ────────────────────────────────────────────────────────────────────────────────
+
+    def room(self, batch: Batch) -> int:
+        """How many more rows of the batch it is worth reading now: half a window more than can be under way."""
+        return (3 * WINDOW_CALLS * len(self.lanes)) // 2 - batch.left
+
+    def fill(self, batch: Batch, rows: list[Any], now: float) -> None:
+        """Deals rows (tuples or lists of arguments) out to the lanes of their keys."""
+        results = batch.results
+        position = len(results)
+        results.extend([UNSETTLED] * len(rows))
+        batch.left += len(rows)
+        if batch.info is not self.procedures.get(batch.procedure):
+            self._route_batch_again(batch, now)
+        key_position = batch.info.key_position
+        try:
+            kinds = set(map(type, rows))
+            if not kinds <= _ROW_TYPES:
+                raise TypeError
+            if list in kinds:
+                rows = list(map(tuple, rows))  # a generator may use one list for all its rows
+            keys = [row[key_position] for row in rows]
+            if set(map(type, keys)) == _INT_KEYS:
+                slots = [crc_hqx(b"%d" % key, 0) & _SLOT_MASK for key in keys]
+            else:
+                slots = list(map(hash_slot, keys))
+        except (TypeError, IndexError, UnicodeEncodeError):
+            self._fill_singly(batch, rows, position, now)
+            return
+        columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self._open(batch)}
+        owners = self._owners
+        for row, slot in zip(rows, slots, strict=True):
+            group_slots, group_rows, group_positions = columns[owners[slot]]
+            group_slots.append(slot)
+            group_rows.append(row)
+            group_positions.append(position)
+            position += 1
+        self._close_full(batch, now)
+
+    def push(self, batch: Batch, now: float) -> None:
+        """Lets groups go that are not full: of lanes about to run dry, and all of them when no more rows will come."""
+        for lane, group in self._open(batch):
+            if group.rows and (batch.finished or (lane.unanswered < CALLS_A_FRAME and not lane.ready)):
+                self._close(group, now)
+                batch.open[lane] = Group(batch, batch.info, lane, [], [], [])
+
+    def abandon(self, batch: Batch) -> None:
+        """Forgets what is unsent; what is sent may run, and its results are of no interest."""
+        batch.finished = True
+        for group in batch.open.values():
+            self._drop_group(group)
+        batch.open = {}
+        for lane in self.lanes:
+            for group in [group for group in lane.ready if group.batch is batch]:
+                lane.ready.remove(group)
+                self._drop_group(group)
+
+    def drop_unsent(self, batch: Batch) -> None:
+        """After a failure: what is unsent settles as never run, what is sent will settle by itself."""
+        self.abandon(batch)
+        for lane in self.lanes:
+            for call in [call for call in lane.queue if call.batch is batch and call.floor == NEVER_SENT]:
+                lane.queue.remove(call)
+                self._settle(call, None, Unavailable(f"{call.procedure}: not sent, since another row failed"))
+
+    def _drop_group(self, group: Group) -> None:
+        for position in group.positions:
+            group.batch.place(position, Unavailable(f"{group.batch.procedure}: not sent, since another row failed"))
+
+    def _open(self, batch: Batch) -> Iterable[tuple[Lane, Group]]:
+        if list(batch.open) != self.lanes:
+            former = batch.open
+            batch.open = {lane: Group(batch, batch.info, lane, [], [], []) for lane in self.lanes}
+            for group in former.values():
+                for slot, row, position in zip(group.slots, group.rows, group.positions, strict=True):
+                    moved = batch.open[self._owners[slot]]
+                    moved.slots.append(slot)
+                    moved.rows.append(row)
+                    moved.positions.append(position)
+        return batch.open.items()
+
+    def _route_batch_again(self, batch: Batch, now: float) -> None:
+        """The procedures were replaced: what is dealt out already leaves by the old signature, and is checked there."""
+        info = self.procedures.get(batch.procedure)
+        if info is None:
+            return  # the rows fail as they leave
+        for lane, group in self._open(batch):
+            if group.rows:
+                self._close(group, now)
+            batch.open[lane] = Group(batch, info, lane, [], [], [])
+        batch.info = info
+
+    def _fill_singly(self, batch: Batch, rows: list[Any], position: int, now: float) -> None:
+        groups = dict(self._open(batch))
+        for place, row in enumerate(rows, position):
+            try:
+                if not isinstance(row, tuple | list):
+                    raise BadArguments(f"{batch.procedure}: a row is a tuple of arguments, not {type(row).__name__}")
+                args = tuple(row)
+                slot = _slot(batch.info, args)
+            except BadArguments as error:
+                batch.place(place, error)
+                continue
+            group = groups[self._owners[slot]]
+            group.slots.append(slot)
+            group.rows.append(args)
+            group.positions.append(place)
+        self._close_full(batch, now)
+
+    def _close_full(self, batch: Batch, now: float) -> None:
+        for lane, group in self._open(batch):
+            count = len(group.rows)
+            if count < CALLS_A_FRAME:
+                continue
+            full = count - count % CALLS_A_FRAME
+            for start in range(0, full, CALLS_A_FRAME):
+                end = start + CALLS_A_FRAME
+                slots, rows, positions = group.slots[start:end], group.rows[start:end], group.positions[start:end]
+                self._close(Group(batch, group.info, lane, slots, rows, positions), now)
+            del group.slots[:full], group.rows[:full], group.positions[:full]
+
+    def _close(self, group: Group, now: float) -> None:
+        group.count = group.left = len(group.rows)
+        group.deadline = now + group.batch.timeout
+        group.retry_until = now + self.retry_s
+        if group.deadline < self.next_time:
+            self.next_time = group.deadline
+        group.lane.ready.append(group)
+        self._due[group.lane] = None
+
+    # ── frames go out ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hello(self) -> bytes:
+        """The frame that opens every connection."""
+        return _encode(Hello(PROTOCOL_VERSION, self.client_id))
+
+    def frames(self, now: float) -> list[Frame]:
+        """What can be sent now. Everything in a frame counts as sent from here on, unless `unsend` takes it back."""
+        out: list[Frame] = []
+        self.urgent = False
+        if self.router_ready:
+            if self._hello_wanted:
+                self._hello_wanted = False
+                self._hellos_unanswered += 1
+                out.append(Frame(ROUTER, self.hello()))
+            if self._outbox:
+                self._take_outbox(out)
+        if self._due:
+            through_router: list[Pending] = []
+            for lane in list(self._due):
+                self._take_lane(lane, out, through_router, now)
+                if not lane.queue and not lane.ready:
+                    del self._due[lane]
+            while through_router:
+                count = size = 0
+                for call in through_router[:CALLS_A_FRAME]:
+                    size += len(call.args)
+                    if size > FRAME_BYTES and count:
+                        break
+                    count += 1
+                self._put_calls(ROUTER, through_router[:count], out)
+                del through_router[:count]
+        return out
+
+    def unsend(self, frame: Frame) -> None:
+        """The frame could not be sent, for certain: what is in it has never been sent."""
+        for call in frame.calls:
+            del self._calls[call.number]
+            self._answered(call)
+            if call.floor == NEVER_SENT:
+                call.number = 0
+            call.lane.queue.appendleft(call)
+            self._due[call.lane] = None
+        group = frame.group
+        if group is not None:
+            self._forget_group(group)
+            group.lane.unanswered -= group.left
+            group.lane.ready.appendleft(group)
+            self._due[group.lane] = None
+        for call in frame.others:
+            self._others.pop(call.number, None)
+            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+
+    def _take_outbox(self, out: list[Frame]) -> None:
+        for call, message in self._outbox:
+            if not call.done and call.begin():
+                frame = Frame(ROUTER, _encode(message))
+                frame.others.append(call)
+                out.append(frame)
+            else:
+                self._others.pop(call.number, None)
+                self.withdraw(call)
+        self._outbox.clear()
+
+    def _take_lane(self, lane: Lane, out: list[Frame], through_router: list[Pending], now: float) -> None:
+        if lane.incarnation == 0 or not (lane.direct or self.router_ready):
+            self._turn_away(lane, now)
+            return
+        via = lane.partition if lane.direct else ROUTER
+        queue = lane.queue
+        while queue and lane.has_room():
+            calls: list[Pending] = []
+            size = 0
+            limit = min(CALLS_A_FRAME, WINDOW_CALLS - lane.unanswered)
+            while queue and len(calls) < limit:
+                call = queue[0]
+                if size + len(call.args) > FRAME_BYTES and calls:
+                    break
+                queue.popleft()
+                if call.done:
+                    continue
+                if call.number == 0 and not call.begin():
+                    self.withdraw(call)
+                    continue
+                size += len(call.args)
+                calls.append(call)
+            if not calls:
+                break
+            lane.unanswered += len(calls)
+            lane.unanswered_bytes += size
+            for call in calls:
+                self._send(call, lane, via)
+            if via == ROUTER:
+                through_router.extend(calls)  # calls for several partitions share a frame to the router
+            else:
+                self._put_calls(via, calls, out)
+        while lane.ready and lane.has_room():
+            self._put_group(lane.ready.popleft(), via, out)
+
+    def _send(self, call: Pending, lane: Lane, via: int) -> None:
+        if call.number == 0:
+            self._last_number += 1
+            call.number = self._last_number
+            call.lsn = lane.lsn
+        call.via = via
+        call.incarnation = lane.incarnation
+        call.catalog_version = self._catalog_version
+        self._calls[call.number] = call
+
+    def _put_calls(self, destination: int, calls: list[Pending], out: list[Frame]) -> None:
+        if len(calls) == 1:
+            call = calls[0]
+            groups = [
+                CallGroup(
+                    self.client_id,
+                    call.procedure,
+                    call.lane.partition,
+                    call.incarnation,
+                    [call.number],
+                    [call.slot],
+                    Raw(b"\x91" + call.args),
+                    call.floor,
+                )
+            ]
+        else:
+            together: dict[tuple[str, int, int], list[Pending]] = {}
+            for call in calls:
+                key = (call.procedure, call.lane.partition, call.floor)
+                if key in together:
+                    together[key].append(call)
+                else:
+                    together[key] = [call]
+            groups = [
+                CallGroup(
+                    self.client_id,
+                    procedure,
+                    partition,
+                    members[0].incarnation,
+                    [call.number for call in members],
+                    [call.slot for call in members],
+                    wire.joined([call.args for call in members]),
+                    floor,
+                )
+                for (procedure, partition, floor), members in together.items()
+            ]
+        frame = Frame(destination, _encode(Calls(self._catalog_version, groups)))
+        frame.calls = calls
+        out.append(frame)
+
+    def _put_group(self, group: Group, via: int, out: list[Frame]) -> None:
+        lane = group.lane
+        info = self.procedures.get(group.batch.procedure)
+        if info is not group.info:
+            if info is None or not _routes_alike(group.info, info):
+                for call in self._singly(group):
+                    self._route_again(call)
+                return
+            group.info = info
+        first = self._last_number + 1
+        group.numbers = numbers = list(range(first, first + group.count))
+        # The rows are encoded in place: Raw would cost a second pass over them.
+        columns = CallGroup(
+            self.client_id,
+            group.batch.procedure,
+            lane.partition,
+            lane.incarnation,
+            numbers,
+            group.slots,
+            cast(Raw, group.rows),
+        )
+        try:
+            data = _encode(Calls(self._catalog_version, [columns]))
+        except _UNENCODABLE as error:
+            self._put_encodable(group, via, out, error)
+            return
+        if len(data) > FRAME_BYTES and self._cut(group, len(data)):
+            return
+        self._last_number += group.count
+        group.first = first
+        group.via = via
+        group.incarnation = lane.incarnation
+        group.catalog_version = self._catalog_version
+        group.lsn = lane.lsn
+        group.bytes = len(data)
+        lane.unanswered += group.count
+        lane.unanswered_bytes += len(data)
+        self._groups[first] = group
+        self._firsts.append(first)
+        frame = Frame(via, data)
+        frame.group = group
+        out.append(frame)
+
+    def _put_encodable(self, group: Group, via: int, out: list[Frame], reason: Exception) -> None:
+        """Fails the rows that can't be encoded, and sends the others."""
+        kept: list[int] = []
+        for index, row in enumerate(group.rows):
+            try:
+                _encode(row)
+            except _UNENCODABLE as error:
+                group.batch.place(group.positions[index], _unencodable(group.batch.procedure, error))
+            else:
+                kept.append(index)
+        if len(kept) == group.count:  # one is nested so deeply that it encodes only alone
+            for position in group.positions:
+                group.batch.place(position, _unencodable(group.batch.procedure, reason))
+        elif kept:
+            self._put_group(_part(group, kept), via, out)
+
+    def _cut(self, group: Group, size: int) -> bool:
+        """Puts the halves of a group that makes too large a frame back in line. False: it must go as it is."""
+        if group.count == 1:
+            if size <= MAX_CALL_BYTES:
+                return False
+            group.batch.place(group.positions[0], _too_large(group.batch.procedure, size))
+            return True
+        middle = group.count // 2
+        group.lane.ready.appendleft(_part(group, range(middle, group.count)))
+        group.lane.ready.appendleft(_part(group, range(middle)))
+        return True
+
+    def _turn_away(self, lane: Lane, now: float) -> None:
+        """The lane leads nowhere: fails what may not wait for it to come back."""
+        why = f"partition {lane.partition} is down" if lane.incarnation == 0 else "the router is not connected"
+        if any(now >= call.retry_until for call in lane.queue):
+            waiting: deque[Pending] = deque()
+            for call in lane.queue:
+                if now < call.retry_until:
+                    waiting.append(call)
+                else:
+                    self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
+            lane.queue = waiting
+        for group in [group for group in lane.ready if now >= group.retry_until]:
+            lane.ready.remove(group)
+            for position in group.positions:
+                group.batch.place(position, Unavailable(f"{group.batch.procedure}: {why}"))
+        for waiting_call in lane.queue:
+            self.next_time = min(self.next_time, waiting_call.retry_until)
+        for group in lane.ready:
+            self.next_time = min(self.next_time, group.retry_until)
+
+    # ── frames come in ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, source: int, frame: bytes, now: float) -> bool:
+        """Takes in one frame from the router or a partition. False: the connection can't be trusted; close it."""
+        try:
+            message = wire.decode(frame)
+            if isinstance(message, Replies):
+                self._replies(message, now)
+            elif isinstance(message, Welcome):
+                self._welcome(source, message, now)
+            elif isinstance(message, Topology):
+                self._take_topology(message, now)
+            elif isinstance(message, AdminReply):
+                self._admin_reply(message)
+            elif isinstance(message, Refusal):
+                self._refused(source, message)
+                return False
+            else:
+                raise ProtocolError(f"a client can't receive {type(message).__name__}")
+        except ProtocolError as error:
+            self._fail_all_through(source, ProtocolError(f"{_place(source)} sent what is no answer: {error}"))
+            return False
+        return True
+
+    def _welcome(self, source: int, welcome: Welcome, now: float) -> None:
+        if source == ROUTER:
+            if welcome.topology is None:
+                raise ProtocolError("a router's Welcome without topology")
+            first = not self.router_ready
+            self.router_ready = True
+            if self._hellos_unanswered > 0:
+                self._hellos_unanswered -= 1
+            self._take_topology(welcome.topology, now, fresh=first)
+            if self._hellos_unanswered == 0 and not self._hello_wanted:
+                self._settle_unknown()
+        elif source < len(self.lanes):
+            lane = self.lanes[source]
+            if lane.limbo_until < inf:
+                self._end_limbo(
+                    lane, now
+                )  # before calls of the new connection could be taken for calls of the lost one
+            lane.direct = self.affinity and welcome.incarnation == lane.incarnation
+
+    def _replies(self, replies: Replies, now: float) -> None:
+        partition = replies.partition
+        if partition >= len(self.lanes):
+            raise ProtocolError(f"replies of partition {partition}, of {len(self.lanes)}")
+        if partition >= 0:
+            lane = self.lanes[partition]
+            if replies.incarnation == lane.incarnation and replies.lsn > lane.lsn:
+                lane.lsn = replies.lsn
+        for group in replies.groups:
+            if group.client_id != self.client_id:
+                continue
+            try:
+                values = _decode_value(group.results)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolError(f"results that don't decode: {error}") from None
+            if type(values) is not list or len(values) != len(group.numbers):
+                raise ProtocolError("results that don't match their calls")
+            self._results(partition, replies.incarnation, group.numbers, values)
+        for error_reply in replies.errors:
+            if error_reply.client_id == self.client_id:
+                self._call_error(partition, replies.incarnation, error_reply, now)
+
+    def _results(self, partition: int, incarnation: int, numbers: list[int], values: list[Any]) -> None:
+        calls = self._calls
+        groups = self._groups
+        index = 0
+        end = len(numbers)
+        while index < end:
+            number = numbers[index]
+            call = calls.get(number)
+            if call is not None:
+                if call.lane.partition == partition and incarnation >= call.incarnation:
+                    del calls[number]
+                    self._answered(call)
+                    self._settle(call, values[index], None)
+                index += 1
+                continue
+            group = groups.get(number) or self._group_of(number)
+            if group is None:
+                self._everywhere_result(partition, number, values[index])
+                index += 1
+                continue
+            if group.lane.partition != partition or incarnation < group.incarnation:
+                index += 1
+                continue
+            count = group.count
+            if group.left == count and numbers[index : index + count] == group.numbers:
+                results = group.batch.results
+                for position, value in zip(group.positions, values[index : index + count], strict=True):
+                    results[position] = value
+                group.batch.left -= count
+                group.left = 0
+                group.lane.unanswered -= count
+                self._forget_group(group)
+                index += count
+            else:
+                index = self._some_of_group(group, numbers, values, index)
+
+    def _some_of_group(self, group: Group, numbers: list[int], values: list[Any], index: int) -> int:
+        """Places the run of results from `index` on that belong to the group; returns where the run ends."""
+        first = group.first
+        count = group.count
+        positions = group.positions
+        results = group.batch.results
+        placed = 0
+        for number in numbers[index:]:
+            offset = number - first
+            if not 0 <= offset < count:
+                break
+            position = positions[offset]
+            if position >= 0 and results[position] is UNSETTLED:
+                results[position] = values[index]
+                placed += 1
+            index += 1
+        group.batch.left -= placed
+        group.left -= placed
+        group.lane.unanswered -= placed
+        if group.left == 0:
+            self._forget_group(group)
+        return index
+
+    def _call_error(self, partition: int, incarnation: int, reply: CallError, now: float) -> None:
+        call = self._calls.get(reply.number)
+        if call is None:
+            group = self._group_of(reply.number)
+            if group is None:
+                self._other_error(partition, reply)
+                return
+            if partition >= 0 and (group.lane.partition != partition or incarnation < group.incarnation):
+                return
+            call = self._leave_group(group, reply.number - group.first)
+            if call is None:
+                return
+        elif partition >= 0 and (call.lane.partition != partition or incarnation < call.incarnation):
+            return
+        del self._calls[call.number]
+        self._answered(call)
+        if reply.code == STALE:
+            self._stale(call, now)
+            return
+        error = from_wire(reply.code, reply.message, reply.type_name, reply.traceback_text)
+        may_retry = now < call.retry_until and call.number not in self._runaways
+        if isinstance(error, Indeterminate) and may_retry and (partition < 0 or call.floor == NEVER_SENT):
+            # The router's way to say that the partition was lost; of a retry, the partition's own word is the last.
+            if call.floor == NEVER_SENT:
+                call.floor = call.lsn
+            self._hold(call, now)
+        elif isinstance(error, Unavailable) and may_retry:
+            self._hold(call, now)
+        elif isinstance(error, Indeterminate) and call.number in self._runaways:
+            self._fail(call, self._lost_error(call, ""))
+        else:
+            self._fail(call, self._never_ran(call, error) if isinstance(error, _NOT_THIS_TIME) else error)
+
+    def _stale(self, call: Pending, now: float) -> None:
+        """Routed by an old set of procedures, and not run: goes again once a newer one is known."""
+        if self._catalog_version != call.catalog_version:
+            self._requeue(call)
+            return
+        self._hello_wanted = True
+        self._hold(call, now)
+
+    def _hold(self, call: Pending, now: float) -> None:
+        when = now + RESEND_WAIT_S
+        self._held.append((when, call))
+        self.next_time = min(self.next_time, when)
+
+    def _everywhere_result(self, partition: int, number: int, value: Any) -> None:
+        call = self._others.get(number)
+        if isinstance(call, Everywhere) and partition in call.missing:
+            call.missing.remove(partition)
+            call.values[partition] = value
+            self._finish_everywhere(call)
+
+    def _other_error(self, partition: int, reply: CallError) -> None:
+        call = self._others.get(reply.number)
+        if not isinstance(call, Everywhere):
+            return
+        error = from_wire(reply.code, reply.message, reply.type_name, reply.traceback_text)
+        if reply.code == STALE:
+            # Not sent again: another partition may have run it.
+            error = Unavailable(f"{call.procedure}: the procedures were replaced meanwhile")
+            self._hello_wanted = True
+        if partition < 0:
+            del self._others[reply.number]
+            self._fail(call, error)
+        elif partition in call.missing:
+            call.missing.remove(partition)
+            call.errors[partition] = error
+            self._finish_everywhere(call)
+
+    def _finish_everywhere(self, call: Everywhere) -> None:
+        if call.missing:
+            return
+        del self._others[call.number]
+        if call.errors:
+            self._fail(call, call.errors[min(call.errors)])
+        else:
+            self._settle(call, call.values, None)
+
+    def _admin_reply(self, reply: AdminReply) -> None:
+        call = self._others.pop(reply.number, None)
+        if call is None:
+            return
+        if reply.error:
+            self._fail(call, from_wire(reply.error, str(reply.body.get("message", ""))))
+        else:
+            self._settle(call, reply.body, None)
+
+    def _refused(self, source: int, refusal: Refusal) -> None:
+        error = from_wire(refusal.code, refusal.message)
+        if not isinstance(error, ProtocolError):
+            error = ProtocolError(f"{refusal.code}: {refusal.message}")
+        if source == ROUTER and not self.router_ready:
+            self.rejected = error
+        self._fail_all_through(source, ProtocolError(f"{_place(source)} refused a frame: {error}"))
+
+    # ── the cluster changes ────────────────────────────────────────────────────────────────────────────────────────
+
+    def lost(self, destination: int, now: float) -> None:
+        """The connection is gone. What went through the router is settled at once; what went straight to a partition
+        waits up to TOPOLOGY_WAIT_S for the router to say what became of it."""
+        if destination == ROUTER:
+            self.router_ready = False
+            self._hellos_unanswered = 0
+            why = "the connection to the router was lost"
+            for call in self._sent(lambda call: call.via == ROUTER):
+                self._lose(call, why, now)
+            for call in list(self._others.values()):
+                del self._others[call.number]
+                self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have happened"))
+            self._outbox.clear()
+            self.next_time = now  # calls that wait for the router's topology give up, or wait for it to return
+        elif destination < len(self.lanes):
+            lane = self.lanes[destination]
+            lane.direct = False
+            if lane.incarnation:
+                lane.limbo_until = now + TOPOLOGY_WAIT_S
+                self.next_time = min(self.next_time, lane.limbo_until)
+        for lane in self.lanes:
+            if lane.queue or lane.ready:
+                self._due[lane] = None
+
+    def expire(self, now: float) -> None:
+        """Settles what has waited for too long. Cheap before `next_time`."""
+        if now < self.next_time:
+            return
+        for lane in self.lanes:
+            if lane.limbo_until <= now:
+                self._end_limbo(lane, now)
+        held, self._held = self._held, []
+        for when, call in held:
+            if when > now:
+                self._held.append((when, call))
+            else:
+                self._requeue(call)
+        self._expire_sent(now)
+        self._expire_unsent(now)
+        self._reset_next_time()
+
+    def _end_limbo(self, lane: Lane, now: float) -> None:
+        lane.limbo_until = inf
+        for call in self._sent(lambda call: call.lane is lane and call.via != ROUTER):
+            self._lose(call, f"the connection to partition {lane.partition} was lost", now)
+
+    def close(self, why: str) -> None:
+        """Settles everything: the client is going away."""
+        for call in self._sent(lambda call: True):
+            del self._calls[call.number]
+            self._answered(call)
+            self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have run"))
+        for call in list(self._others.values()):
+            self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have happened"))
+        self._others.clear()
+        self._outbox.clear()
+        unsent = self._unknown + [call for _when, call in self._held]
+        for lane in self.lanes:
+            unsent.extend(lane.queue)
+            lane.queue.clear()
+            for group in lane.ready:
+                for position in group.positions:
+                    group.batch.place(position, Unavailable(f"{group.batch.procedure}: {why}"))
+            lane.ready.clear()
+        for call in unsent:
+            self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
+        self._unknown.clear()
+        self._held.clear()
+        self._due.clear()
+        self.router_ready = False
+
+    def _take_topology(self, topology: Topology, now: float, *, fresh: bool = False) -> None:
+        """Only a connection's first topology may be older than ours: the cluster began anew."""
+        known = self.topology
+        if known is not None and not fresh and topology.version < known.version:
+            return
+        addresses = sorted(topology.partitions, key=lambda address: address.partition)
+        if not addresses or [address.partition for address in addresses] != list(range(len(addresses))):
+            raise ProtocolError("a topology without partitions 0, 1, …")
+        self.topology = topology
+        self.topologies += 1
+        self._runaways = {runaway.call_number for runaway in topology.runaways if runaway.client_id == self.client_id}
+        if len(self.lanes) != len(addresses) or (known is not None and known.cluster_id != topology.cluster_id):
+            self._replace_lanes(len(addresses), now)
+        for lane, address in zip(self.lanes, addresses, strict=True):
+            if lane.incarnation != address.incarnation:
+                self._change_lane(lane, address, now)
+            elif address.lsn > lane.lsn:
+                lane.lsn = address.lsn
+        if self._catalog_version != topology.catalog_version or known is None:
+            self._change_catalog(topology)
+        held, self._held = self._held, []
+        for _when, call in held:
+            if call.catalog_version != self._catalog_version or call.incarnation != call.lane.incarnation:
+                self._requeue(call)
+            else:
+                self._held.append((_when, call))
+        found = [call for call in self._unknown if call.procedure in self.procedures]
+        if found:
+            self._unknown = [call for call in self._unknown if call.procedure not in self.procedures]
+            for call in found:
+                self._found(call)
+
+    def _replace_lanes(self, count: int, now: float) -> None:
+        """Another cluster, as far as calls go: nothing of the old one can be asked again."""
+        for call in self._sent(lambda call: True):
+            call.retry_until = 0.0
+            self._lose(call, "another cluster answers at this address", now)
+        unsent = [call for lane in self.lanes for call in lane.queue]
+        for lane in self.lanes:
+            for group in lane.ready:
+                unsent.extend(self._singly(group))
+        self.lanes = [Lane(partition) for partition in range(count)]
+        self._owners = [self.lanes[partition] for partition in slot_owners(count)]
+        self._due.clear()
+        for call in unsent:
+            if call.floor != NEVER_SENT:
+                call.retry_until = 0.0
+                self._fail(call, self._never_ran(call, Unavailable("another cluster answers at this address")))
+            else:
+                self._requeue(call)
+
+    def _change_lane(self, lane: Lane, address: PartitionAddress, now: float) -> None:
+        """The partition died or came back: what its former process had not answered will not be answered."""
+        lane.incarnation = address.incarnation
+        lane.lsn = address.lsn
+        lane.direct = False
+        lane.limbo_until = inf
+        why = f"partition {lane.partition} was lost"
+        for call in self._sent(lambda call: call.lane is lane and call.incarnation != address.incarnation):
+            self._lose(call, why, now)
+        for other in list(self._others.values()):
+            if isinstance(other, Everywhere) and lane.partition in other.missing:
+                if other.incarnations[lane.partition] == address.incarnation:
+                    continue
+                other.missing.remove(lane.partition)
+                other.errors[lane.partition] = self._lost_error(other, why)
+                self._finish_everywhere(other)
+        if lane.queue or lane.ready:
+            self._due[lane] = None
+
+    def _change_catalog(self, topology: Topology) -> None:
+        """What is unsent and was routed by an old signature is routed again."""
+        former = self.procedures
+        self.procedures = {info.name: info for info in topology.procedures}
+        self._catalog_version = topology.catalog_version
+        changed = {name for name, info in former.items() if not _routes_alike(info, self.procedures.get(name))}
+        if not changed:
+            return
+        for lane in self.lanes:
+            moved = [call for call in lane.queue if call.procedure in changed]
+            if moved:
+                lane.queue = deque(call for call in lane.queue if call.procedure not in changed)
+            for call in moved:
+                self._route_again(call)
+
+    def _route_again(self, call: Pending) -> None:
+        info = self.procedures.get(call.procedure)
+        try:
+            if info is None:
+                raise _no_such(call.procedure)
+            slot = _slot(info, _decode_value(call.args))
+        except (BadArguments, UnknownProcedure) as error:
+            self._fail(call, self._never_ran(call, error))
+            return
+        if call.floor != NEVER_SENT and self._owners[slot] is not call.lane:
+            # Only the partition of the first attempt knows whether that ran.
+            self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: its routing has changed")))
+            return
+        call.slot = slot
+        self._enqueue(call)
+
+    def _settle_unknown(self) -> None:
+        unknown, self._unknown = self._unknown, []
+        for call in unknown:
+            if call.procedure in self.procedures or not call.procedure:
+                self._found(call)
+            else:
+                self._fail(call, _no_such(call.procedure))
+
+    def _found(self, call: Pending) -> None:
+        if isinstance(call, Lookup):
+            self._settle(call, self.procedures.get(call.procedure), None)
+        elif isinstance(call, Everywhere):
+            self._send_everywhere(call)
+        else:
+            self._route_again(call)
+
+    # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def busy(self) -> bool:
+        """Whether anything is under way: single calls, or what is sent of batches."""
+        return self.outstanding > 0 or bool(self._groups) or bool(self._calls)
+
+    def _settle(self, call: Pending, value: Any, error: Error | None) -> None:
+        if call.done:
+            return
+        call.done = True
+        call.value = value
+        call.error = error
+        if call.batch is not None:
+            call.batch.place(call.position, value if error is None else error)
+            return
+        self.outstanding -= 1
+        self.settled.append(call)
+
+    def _fail(self, call: Pending, error: Error) -> None:
+        self._settle(call, None, error)
+
+    def _never_ran(self, call: Pending, error: Error) -> Error:
+        """The error for an attempt that did not run: of a retried call, an earlier one may have."""
+        if call.floor == NEVER_SENT:
+            return error
+        return Indeterminate(f"{call.procedure}: an earlier attempt was lost and may have run; then: {error}")
+
+    def _lost_error(self, call: Pending, why: str) -> Error:
+        if call.number in self._runaways:
+            return ProcedureTimeout(f"{call.procedure}: it ran past the time limit, and its partition was restarted")
+        return Indeterminate(f"{call.procedure}: {why} after the call was sent; it may have run")
+
+    def _lose(self, call: Pending, why: str, now: float) -> None:
+        """The call was sent and its answer will not come: settles it, or sends it again under its number."""
+        del self._calls[call.number]
+        self._answered(call)
+        if now < call.retry_until and call.number not in self._runaways and not call.done:
+            if call.floor == NEVER_SENT:
+                call.floor = call.lsn
+            self._requeue(call)
+        else:
+            self._fail(call, self._lost_error(call, why))
+
+    def _requeue(self, call: Pending) -> None:
+        if call.done:
+            return
+        if call.catalog_version != self._catalog_version or call.lane not in self.lanes:
+            self._route_again(call)
+            return
+        self._enqueue(call)
+
+    def _enqueue(self, call: Pending) -> None:
+        call.lane = lane = self._owners[call.slot]
+        lane.queue.append(call)
+        self._due[lane] = None
+        self.next_time = min(self.next_time, call.deadline)
+
+    def _answered(self, call: Pending) -> None:
+        lane = call.lane
+        lane.unanswered -= 1
+        lane.unanswered_bytes -= len(call.args)
+
+    def _ask_for(self, call: Pending, now: float) -> None:
+        if not self.router_ready and now >= call.retry_until:
+            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+            return
+        self._unknown.append(call)
+        self._hello_wanted = True
+        if not self.router_ready:
+            self.next_time = min(self.next_time, call.retry_until)
+
+    def _start_other(self, call: Pending, procedure: str, now: float, timeout: float) -> None:
+        self.outstanding += 1
+        call.procedure = procedure
+        call.timeout = timeout
+        call.deadline = now + timeout
+        self.next_time = min(self.next_time, call.deadline)
+
+    def _send_everywhere(self, call: Everywhere) -> None:
+        info = self.procedures[call.procedure]
+        if not info.everywhere:
+            self._fail(call, BadArguments(f"{call.procedure} runs in one partition, its key's: use call"))
+            return
+        if not self.router_ready:
+            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+            return
+        self._last_number += 1
+        call.number = self._last_number
+        call.missing = set(range(len(self.lanes)))
+        call.values = [None] * len(self.lanes)
+        call.incarnations = [lane.incarnation for lane in self.lanes]
+        self._others[call.number] = call
+        message = EverywhereCall(self._catalog_version, self.client_id, call.procedure, call.number, Raw(call.args))
+        self._outbox.append((call, message))
+
+    def _group_of(self, number: int) -> Group | None:
+        at = bisect_right(self._firsts, number) - 1
+        if at < 0:
+            return None
+        group = self._groups[self._firsts[at]]
+        return group if number < group.first + group.count else None
+
+    def _forget_group(self, group: Group) -> None:
+        del self._groups[group.first]
+        del self._firsts[bisect_right(self._firsts, group.first) - 1]
+        group.lane.unanswered_bytes -= group.bytes
+
+    def _leave_group(self, group: Group, offset: int) -> Pending | None:
+        """Makes a sent call of a group stand alone; None when it is settled already or has left before."""
+        position = group.positions[offset]
+        if position < 0 or group.batch.results[position] is not UNSETTLED:
+            return None
+        call = self._single(group, offset)
+        call.number = group.first + offset
+        call.lsn = group.lsn
+        call.via = group.via
+        call.incarnation = group.incarnation
+        call.catalog_version = group.catalog_version
+        self._calls[call.number] = call
+        group.lane.unanswered_bytes += len(call.args)
+        group.positions[offset] = -1
+        group.left -= 1
+        if group.left == 0:
+            self._forget_group(group)
+        return call
+
+    def _single(self, group: Group, offset: int) -> Pending:
+        call = Pending()
+        call.procedure = group.batch.procedure
+        call.args = _encode(group.rows[offset])
+        call.slot = group.slots[offset]
+        call.lane = group.lane
+        call.timeout = group.batch.timeout
+        call.deadline = group.deadline
+        call.retry_until = group.retry_until
+        call.batch = group.batch
+        call.position = group.positions[offset]
+        return call
+
+    def _singly(self, group: Group) -> list[Pending]:
+        """The calls of an unsent group, one by one; rows that can't be encoded are settled."""
+        calls = []
+        for offset in range(len(group.rows)):
+            try:
+                calls.append(self._single(group, offset))
+            except _UNENCODABLE as error:
+                group.batch.place(group.positions[offset], _unencodable(group.batch.procedure, error))
+        return calls
+
+    def _sent(self, wanted: Callable[[Pending | Group], bool]) -> list[Pending]:
+        """The sent calls that are wanted, in the order of their numbers; those in groups are made to stand alone."""
+        for group in list(self._groups.values()):
+            if wanted(group):
+                for offset in range(group.count):
+                    self._leave_group(group, offset)
+        return [call for _number, call in sorted(self._calls.items()) if wanted(call)]
+
+    def _fail_all_through(self, destination: int, error: ProtocolError) -> None:
+        for call in self._sent(lambda call: call.via == destination):
+            del self._calls[call.number]
+            self._answered(call)
+            self._fail(call, error)
+        if destination == ROUTER:
+            for call in list(self._others.values()):
+                del self._others[call.number]
+                self._fail(call, error)
+
+    def _expire_sent(self, now: float) -> None:
+        for group in [group for group in self._groups.values() if group.deadline <= now]:
+            for offset in range(group.count):
+                self._leave_group(group, offset)
+        for call in [call for call in self._calls.values() if call.deadline <= now]:
+            del self._calls[call.number]
+            self._answered(call)
+            self._due[call.lane] = None
+            self._fail(call, _timed_out(call))
+        for call in [call for call in self._others.values() if call.deadline <= now]:
+            del self._others[call.number]
+            self._fail(call, _timed_out(call))
+
+    def _expire_unsent(self, now: float) -> None:
+        def late(call: Pending) -> bool:
+            return call.deadline <= now
+
+        for lane in self.lanes:
+            if any(map(late, lane.queue)):
+                expired = list(filter(late, lane.queue))
+                lane.queue = deque(call for call in lane.queue if call.deadline > now)
+                for call in expired:
+                    self._fail(call, self._never_ran(call, _never_left(call)))
+            for group in [group for group in lane.ready if group.deadline <= now]:
+                lane.ready.remove(group)
+                for call in self._singly(group):
+                    self._fail(call, _never_left(call))
+        for when, call in [entry for entry in self._held if late(entry[1])]:
+            self._held.remove((when, call))
+            self._fail(call, self._never_ran(call, _never_left(call)))
+        for call in list(filter(late, self._unknown)):
+            self._unknown.remove(call)
+            self._fail(call, _never_left(call))
+        if not self.router_ready:
+            for call in [call for call in self._unknown if call.retry_until <= now]:
+                self._unknown.remove(call)
+                self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+
+    def _reset_next_time(self) -> None:
+        times = [call.deadline for call in self._calls.values()]
+        times += [call.deadline for call in self._others.values()]
+        times += [group.deadline for group in self._groups.values()]
+        times += [call.deadline if self.router_ready else call.retry_until for call in self._unknown]
+        times += [min(when, call.deadline) for when, call in self._held]
+        for lane in self.lanes:
+            times.append(lane.limbo_until)
+            times += [call.deadline for call in lane.queue]
+            times += [group.deadline for group in lane.ready]
+        self.next_time = min(times, default=inf)
+
+
+def _slot(info: ProcedureInfo, args: Sequence[Any]) -> int:
+    """The hash slot of a call's key. Raises BadArguments where there is none."""
+    position = info.key_position
+    if position < 0:
+        hint = "use call_everywhere" if info.everywhere else "it can't be called yet"
+        raise BadArguments(f"{info.name} has no partition key: {hint}")
+    if position >= len(args):
+        name = info.parameters[position].name if position < len(info.parameters) else "its key"
+        raise BadArguments(f"{info.name} needs {name}, argument {position + 1}; {len(args)} were given")
+    try:
+        return hash_slot(args[position])
+    except (TypeError, UnicodeEncodeError) as error:
+        raise BadArguments(f"{info.name}, argument {position + 1}: {error}") from None
+
+
+def _part(group: Group, indices: Iterable[int]) -> Group:
+    """An unsent group of some of an unsent group's calls."""
+    wanted = list(indices)
+    part = Group(
+        group.batch,
+        group.info,
+        group.lane,
+        [group.slots[index] for index in wanted],
+        [group.rows[index] for index in wanted],
+        [group.positions[index] for index in wanted],
+    )
+    part.count = part.left = len(wanted)
+    part.deadline = group.deadline
+    part.retry_until = group.retry_until
+    return part
+
+
+def _routes_alike(one: ProcedureInfo, other: ProcedureInfo | None) -> bool:
+    return other is not None and (one.key_position, one.everywhere) == (other.key_position, other.everywhere)
+
+
+def _place(destination: int) -> str:
+    return "the router" if destination == ROUTER else f"partition {destination}"
+
+
+def _unencodable(procedure: str, error: Exception) -> BadArguments:
+    return BadArguments(f"{procedure}: the arguments can't be sent: {error}")
+
+
+def _too_large(procedure: str, size: int) -> BadArguments:
+    return BadArguments(f"{procedure}: arguments of {size:,} bytes; the limit is {MAX_CALL_BYTES:,}")
+
+
+def _no_such(procedure: str) -> UnknownProcedure:
+    return UnknownProcedure(f"there is no procedure {procedure}")
+
+
+def _timed_out(call: Pending) -> Indeterminate:
+    return Indeterminate(f"{call.procedure}: timed out after {call.timeout:g} s; it may have run")
+
+
+def _never_left(call: Pending) -> Unavailable:
+    return Unavailable(f"{call.procedure}: timed out after {call.timeout:g} s; it was not sent, or turned away")

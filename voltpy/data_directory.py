@@ -1,0 +1,392 @@
+"""The data directory of one cluster: who may use it, how many partitions it holds, its schema and procedures.
+
+    LOCK             flock held by the process that runs the cluster; the text is its process id, in decimal
+    cluster.json     {"version": 1, "cluster_id": 32 hex digits, "partitions": N, "created_at": ISO 8601, UTC}
+    RUNTIME          written by voltpy.cluster while it runs
+    schema.json      voltpy.schema.to_json
+    schema.sql       the schema's text as it was given; for people, schema.json is what counts
+    procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
+    partition-<i>/   what partition i keeps, i from 0 to N - 1
+
+cluster.json is written last: a directory with one is complete, a directory without one is empty or what a crash left of
+its creation, and creation starts over. A file is never changed: a new one is written beside it (`<name>.new`), flushed,
+and renamed over it. Each JSON file is valid when it decodes into its struct and holds values within their limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from voltpy.errors import ClusterError, Corruption, SchemaError
+from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json
+
+VERSION = 1
+MAX_PARTITIONS = 1024
+MAX_SOURCE_BYTES = 4 << 20
+MAX_FILE_BYTES = 64 << 20  # of a file in the directory: a full schema and JSON's escapes stay below
+
+LOCK = "LOCK"
+CLUSTER = "cluster.json"
+SCHEMA = "schema.json"
+SCHEMA_SQL = "schema.sql"
+PROCEDURES = "procedures.json"
+_NEW = ".new"
+_PARTITION_NAME = re.compile(r"partition-(0|[1-9][0-9]*)")
+_NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME"} | {
+    name + suffix for name in (CLUSTER, SCHEMA, SCHEMA_SQL, PROCEDURES) for suffix in ("", _NEW)
+}
+
+
+class _ClusterFile(Struct):
+    version: int
+    cluster_id: str
+    partitions: int
+    created_at: str
+
+
+class StoredProcedures(Struct, frozen=True):
+    """The procedures of a cluster. `catalog_version` counts from 1, up with each change; without a `source`: none."""
+
+    catalog_version: int
+    path: str
+    source: str
+    version: int = VERSION
+
+
+class DataDirectory:
+    """An opened data directory; nobody else can open it before `close`. Made by `DataDirectory.open`."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self.cluster_id = ""
+        self.created_at = ""
+        self.partitions = 0
+        self.schema = Schema((), ())
+        self.schema_sql = ""
+        self.procedures = StoredProcedures(0, "", "")
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        partitions: int | None = None,
+        schema_text: str | None = None,
+        procedures_path: str | Path | None = None,
+    ) -> DataDirectory:
+        """Opens the directory; makes it if there is none, with the number of partitions given, else one a usable core.
+
+        What is not given is what is stored. Raises SchemaError for a bad schema, or one that does more than add to the
+        stored one; Corruption, naming the file, for one that is damaged; ClusterError for anything else in the way: the
+        directory is in use, is something else, has another number of partitions.
+        """
+        path = Path(os.path.abspath(path))
+        # Everything given is read first: a slip of the user's leaves nothing behind.
+        schema = None if schema_text is None else _parsed(schema_text)
+        procedures = None if procedures_path is None else read_source(procedures_path)
+        if partitions is not None and partitions not in range(1, MAX_PARTITIONS + 1):
+            raise ClusterError(f"{partitions} partitions: a cluster has 1 to {MAX_PARTITIONS}")
+        try:
+            if not (path / CLUSTER).exists():
+                _refuse_what_is_not_ours(path)
+                if schema is None:
+                    raise ClusterError(f"{path} has no {CLUSTER}: making a cluster takes a schema (--schema FILE)")
+                _make_directory(path)
+            directory = cls(path, _locked(path))
+            try:
+                # Under the lock, look again: another process may have made it meanwhile.
+                if not (path / CLUSTER).exists() and schema is not None and schema_text is not None:
+                    directory._create(partitions or len(os.sched_getaffinity(0)), schema, schema_text, procedures)
+                else:
+                    directory._load(partitions)
+                    directory._adopt(schema, schema_text, procedures)
+            except BaseException:
+                directory.close()
+                raise
+        except OSError as error:
+            raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from error
+        return directory
+
+    def close(self) -> None:
+        """Lets others open the directory. Does nothing the second time."""
+        if self._lock >= 0:
+            # Closing is not enough: a child that is about to exec still holds a copy of the descriptor.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def catalog_version(self) -> int:
+        return self.procedures.catalog_version
+
+    def partition_directory(self, partition: int) -> Path:
+        return partition_directory(self.path, partition)
+
+    def write_procedures(self, catalog_version: int, path: str, source: str) -> None:
+        """Stores procedures for the next start. The catalog version must be past the stored one.
+
+        Raises ClusterError when it isn't, or when they can't be written: then the stored ones are as before.
+        """
+        if catalog_version <= self.procedures.catalog_version:
+            raise ClusterError(
+                f"catalog version {catalog_version} of the procedures is not past the stored one, "
+                f"{self.procedures.catalog_version}"
+            )
+        if len(source.encode()) > MAX_SOURCE_BYTES:
+            raise ClusterError(f"procedure file {path} is larger than {MAX_SOURCE_BYTES} bytes")
+        procedures = StoredProcedures(catalog_version, path, source)
+        try:
+            _replace(self.path / PROCEDURES, msgspec.json.encode(procedures))
+        except OSError as error:
+            raise ClusterError(f"{self.path / PROCEDURES}: {_os_error_text(error)}") from error
+        self.procedures = procedures
+
+    def _create(self, partitions: int, schema: Schema, schema_text: str, procedures: tuple[str, str] | None) -> None:
+        """Makes the directory complete, from empty or from what a crash left."""
+        for number, left in _partition_directories(self.path).items():
+            if any(left.iterdir()):
+                raise Corruption(f"{self.path / CLUSTER} is missing, and {left} holds data")
+            if number >= partitions:
+                left.rmdir()
+        for number in range(partitions):
+            self.partition_directory(number).mkdir(mode=0o700, exist_ok=True)
+        self.schema, self.schema_sql = schema, schema_text
+        _replace(self.path / SCHEMA, to_json(schema))
+        _replace(self.path / SCHEMA_SQL, schema_text.encode())
+        self.procedures = StoredProcedures(1, *(procedures or ("", "")))
+        _replace(self.path / PROCEDURES, msgspec.json.encode(self.procedures))
+        self.partitions = partitions
+        self.cluster_id = secrets.token_hex(16)
+        self.created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        cluster = _ClusterFile(VERSION, self.cluster_id, partitions, self.created_at)
+        with contextlib.suppress(PermissionError):  # of a parent that we may not read: not we made the directory in it
+            _flush_directory(self.path.parent)
+        # From here on the directory is a cluster, so this comes after everything that makes it one.
+        _replace(self.path / CLUSTER, msgspec.json.format(msgspec.json.encode(cluster)))
+
+    def _load(self, partitions: int | None) -> None:
+        """Reads a complete directory, and checks the number of partitions."""
+        cluster = _read_cluster(self.path)
+        if partitions is not None and partitions != cluster.partitions:
+            raise ClusterError(
+                f"data directory {self.path} has {cluster.partitions} partitions, not {partitions}: each key's place "
+                f"follows from their number, so it is fixed when the directory is made. Start with --partitions "
+                f"{cluster.partitions} (or without it), or make another directory and load the data there"
+            )
+        found = _partition_directories(self.path)
+        for number in range(cluster.partitions):
+            if number not in found:
+                raise Corruption(f"{self.partition_directory(number)} is missing: {CLUSTER} says {cluster.partitions}")
+        for number, extra in found.items():
+            if number >= cluster.partitions:
+                raise Corruption(f"{extra} is one too many: {CLUSTER} says {cluster.partitions}")
+        self.partitions, self.cluster_id, self.created_at = cluster.partitions, cluster.cluster_id, cluster.created_at
+        self.schema = read_schema(self.path)
+        try:
+            self.schema_sql = _read(self.path / SCHEMA_SQL).decode()
+        except (Corruption, UnicodeDecodeError):
+            self.schema_sql = describe(self.schema)  # it is for people only: the next start with --schema writes it
+        self.procedures = read_procedures(self.path)
+
+    def _adopt(self, schema: Schema | None, schema_text: str | None, procedures: tuple[str, str] | None) -> None:
+        """Stores what this start brings that is new."""
+        if schema is not None and schema_text is not None:
+            try:
+                schema = grown(self.schema, schema)
+            except SchemaError as error:
+                raise SchemaError(f"the schema does not fit data directory {self.path}: {error}") from None
+            if schema != self.schema:
+                _replace(self.path / SCHEMA, to_json(schema))
+                self.schema = schema
+            if schema_text != self.schema_sql:
+                _replace(self.path / SCHEMA_SQL, schema_text.encode())
+                self.schema_sql = schema_text
+        if procedures is not None and procedures != (self.procedures.path, self.procedures.source):
+            self.write_procedures(self.procedures.catalog_version + 1, *procedures)
+
+
+def partition_directory(path: Path, partition: int) -> Path:
+    """What the partition keeps is below this, in the data directory at `path`."""
+    return path / f"partition-{partition}"
+
+
+def read_schema(path: Path) -> Schema:
+    """The schema in the data directory at `path`. Raises Corruption, or ClusterError for one of a newer version."""
+    file = path / SCHEMA
+    data = _read(file)
+    _check_version(data, file, FORMAT_VERSION)
+    try:
+        return from_json(data)
+    except SchemaError as error:
+        raise Corruption(f"{file} is damaged: {error}") from None
+
+
+def read_procedures(path: Path) -> StoredProcedures:
+    """The procedures in the data directory at `path`. Raises Corruption, or ClusterError for a newer version."""
+    procedures = _decoded(path / PROCEDURES, StoredProcedures)
+    if procedures.catalog_version < 1:
+        raise Corruption(f"{path / PROCEDURES} is damaged: catalog version {procedures.catalog_version}")
+    return procedures
+
+
+def read_source(path: str | Path) -> tuple[str, str]:
+    """A procedure file: its absolute path and its text. Raises ClusterError when it can't be read."""
+    path = os.path.abspath(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ClusterError(f"procedure file {path!r}: its path is not UTF-8 text") from None
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_SOURCE_BYTES + 1)
+    except OSError as error:
+        raise ClusterError(f"procedure file {path}: {_os_error_text(error)}") from None
+    if len(data) > MAX_SOURCE_BYTES:
+        raise ClusterError(f"procedure file {path} is larger than {MAX_SOURCE_BYTES} bytes")
+    try:
+        return path, data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ClusterError(f"procedure file {path} is not UTF-8 text, at byte {error.start}") from None
+
+
+def _parsed(schema_text: str) -> Schema:
+    # Imported here: partitions read this module's files, and a SQL parser takes 12 MB of each.
+    from voltpy.sql.ddl import parse_schema
+
+    return parse_schema(schema_text)
+
+
+def _refuse_what_is_not_ours(path: Path) -> None:
+    """Raises ClusterError for a path where no data directory is and none can be made."""
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from None
+    if names and LOCK not in names:  # the first file that we make
+        raise ClusterError(f"{path} is not a data directory, and not empty: it holds {names[0]!r}")
+    for name in names:
+        if name not in _NAMES_BEFORE_CREATION_ENDS and not _PARTITION_NAME.fullmatch(name):
+            raise ClusterError(f"{path} is not a data directory: it holds {name!r}")
+
+
+def _make_directory(path: Path) -> None:
+    if not path.exists():
+        _make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _flush_directory(path.parent)
+
+
+def _locked(path: Path) -> int:
+    """The open descriptor that holds the lock. It is never unlinked: two processes could then hold two locks."""
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        by = f"process {holder}" if holder.isdecimal() else "another process"
+        raise ClusterError(f"data directory {path} is in use by {by}") from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _partition_directories(path: Path) -> dict[int, Path]:
+    """The directories of partitions, by number."""
+    names = (_PARTITION_NAME.fullmatch(name) for name in os.listdir(path))
+    return {int(match[1]): path / match[0] for match in names if match and (path / match[0]).is_dir()}
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Makes `data` the file's content, or leaves the file as it was, whenever the machine stops."""
+    new = path.with_name(path.name + _NEW)
+    with open(new, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(new, path)
+    _flush_directory(path.parent)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path) -> bytes:
+    """The file's bytes. Raises Corruption when it is missing or beyond any size that was written."""
+    try:
+        with open(file, "rb") as source:
+            data = source.read(MAX_FILE_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Corruption(f"{file}: {_os_error_text(error)}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise Corruption(f"{file} is damaged: more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+class _Versioned(Struct):
+    version: int
+
+
+def _check_version(data: bytes, file: Path, ours: int) -> None:
+    """Raises ClusterError for a file that a newer program wrote, whatever else it holds."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corruption(f"{file} is damaged: {error}") from None
+    if version > ours:
+        raise ClusterError(f"{file} has version {version}; this program reads up to {ours}: use a newer voltpy")
+    if version < 1:
+        raise Corruption(f"{file} is damaged: version {version}")
+
+
+_Stored = TypeVar("_Stored", _ClusterFile, StoredProcedures)
+
+
+def _decoded(file: Path, kind: type[_Stored]) -> _Stored:
+    data = _read(file)
+    _check_version(data, file, VERSION)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corruption(f"{file} is damaged: {error}") from None
+
+
+def _read_cluster(path: Path) -> _ClusterFile:
+    cluster = _decoded(path / CLUSTER, _ClusterFile)
+    if cluster.partitions not in range(1, MAX_PARTITIONS + 1):
+        raise Corruption(f"{path / CLUSTER} is damaged: {cluster.partitions} partitions")
+    if not re.fullmatch("[0-9a-f]{32}", cluster.cluster_id):
+        raise Corruption(f"{path / CLUSTER} is damaged: cluster id {cluster.cluster_id[:64]!r}")
+    return cluster
+
+
+def _os_error_text(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text} ({error.filename})" if error.filename else text

@@ -1,0 +1,253 @@
+"""Every message between processes. Each is one ZeroMQ frame: a MessagePack array that begins with the message's tag.
+
+    message          from → to                          what for
+    Hello            client, router, supervisor → door  opens a connection: version, role, client id
+    Welcome          door → client                      accepted; at the router it carries the topology
+    Calls            client → door, router → partition  groups of calls of single-partition procedures
+    EverywhereCall   client → router → partition        one directed call, to run in every partition
+    Replies          partition → router → client        results and errors of calls
+    Refusal          door → client                      a whole frame was refused (garbage, no Hello, account closed)
+    Topology         supervisor → router → client       partitions, incarnations, addresses, procedures
+    Admin            client → router → supervisor       status, stop, load_procedures
+    AdminReply       supervisor → router → client
+    StatusRequest    supervisor → partition, router
+    StatusReply      partition, router → supervisor
+    PrepareLoad      supervisor → partition             compile new procedures beside the old ones
+    LoadPrepared     partition → supervisor             it worked, or why not
+    SwitchLoad       supervisor → partition             use them from the next call on
+    DiscardLoad      supervisor → partition             forget them
+
+A *door* is where client frames come in: the router, and each partition (client affinity). Both speak the same messages
+with the same limits. A client id is a random 63-bit number that a client chooses; with the call's own number it is the
+call id, which names a call for ever. An *incarnation* is the WAL epoch of a partition process: frames that name another
+incarnation than the one they reach are refused, so a call answered `Unavailable` can't run later.
+
+Types are checked as the bytes are decoded; sizes are bounded by MAX_FRAME_BYTES at every socket.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Raw, Struct
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 16 << 20
+CALLS_A_FRAME = 128
+FRAMES_IN_FLIGHT = 4  # unanswered frames that a client allows itself for each destination
+CALLS_IN_FLIGHT_A_CLIENT = 8192  # past it a door answers Overloaded
+CALLS_IN_FLIGHT_A_PARTITION = 65536
+CALLS_A_GROUP = GROUPS_A_FRAME = 4096
+NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
+
+# Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
+ClientId = Annotated[int, Meta(gt=0, le=(1 << 63) - 1)]
+CallNumber = Annotated[int, Meta(gt=0, le=(1 << 63) - 1)]
+HashSlot = Annotated[int, Meta(ge=0, lt=16384)]
+CallNumbers = Annotated[list[CallNumber], Meta(min_length=1, max_length=CALLS_A_GROUP)]
+HashSlots = Annotated[list[HashSlot], Meta(min_length=1, max_length=CALLS_A_GROUP)]
+
+
+class Hello(Struct, array_like=True, tag=1, forbid_unknown_fields=True):
+    """`role` is "client", "router" or "supervisor"; the last two must show the cluster's `token`."""
+
+    version: int
+    client_id: int
+    role: str = "client"
+    token: str = ""
+
+
+class PartitionAddress(Struct, array_like=True):
+    """Where a partition is reached. `incarnation` 0: it is down. `lsn`: its last one when this was written."""
+
+    partition: int
+    incarnation: int
+    ipc_path: str
+    tcp_port: int
+    lsn: int
+
+
+class Parameter(Struct, array_like=True):
+    """One argument of a procedure, as it was annotated; `type_text` is for people."""
+
+    name: str
+    type_text: str
+    required: bool
+
+
+class ProcedureInfo(Struct, array_like=True):
+    """What a client needs to route a call, and a person to make one. `key_position` -1: directed (everywhere)."""
+
+    name: str
+    key_position: int
+    everywhere: bool
+    read_only: bool
+    parameters: list[Parameter]
+    doc: str
+
+
+class Runaway(Struct, array_like=True):
+    """A call that had to be ended together with its partition's process."""
+
+    client_id: int
+    call_number: int
+    procedure: str
+
+
+class Topology(Struct, array_like=True, tag=2):
+    """The cluster as clients see it. `version` grows with every change. `catalog_version` names the set of procedures.
+
+    `cluster_id` is written beside the ipc sockets too: a client that can read the same id there shares the machine.
+    `runaways` are the calls that died with their partition: their callers get ProcedureTimeout.
+    """
+
+    version: int
+    catalog_version: int
+    cluster_id: str
+    runtime_directory: str
+    partitions: list[PartitionAddress]
+    procedures: list[ProcedureInfo]
+    runaways: list[Runaway]
+
+
+class Welcome(Struct, array_like=True, tag=3):
+    """`incarnation` is 0 at the router. At a partition `topology` is absent."""
+
+    version: int
+    incarnation: int
+    topology: Topology | None
+
+
+class CallGroup(Struct, array_like=True, gc=False):
+    """Calls of one client, to one procedure, for one partition.
+
+    `numbers[i]`, `slots[i]` (hash slot of the key) and the i-th element of `args` (a MessagePack array of argument
+    arrays) belong to one call. `retry_floor` is NEVER_SENT for a first attempt; for a retry it is the partition's last
+    LSN that the client had heard of before it sent the first one: if the call ran, it ran after that.
+    """
+
+    client_id: ClientId
+    procedure: str
+    partition: int
+    incarnation: int
+    numbers: CallNumbers
+    slots: HashSlots
+    args: Raw
+    retry_floor: Annotated[int, Meta(ge=NEVER_SENT, le=(1 << 63) - 1)] = NEVER_SENT
+
+
+class Calls(Struct, array_like=True, tag=4, gc=False):
+    """`catalog_version` is the set of procedures that the sender routed by; another one is answered `stale`."""
+
+    catalog_version: int
+    groups: Annotated[list[CallGroup], Meta(max_length=GROUPS_A_FRAME)]
+
+
+class EverywhereCall(Struct, array_like=True, tag=5):
+    """`now_us` and `partition` are stamped by the router: generated values must be equal in all copies."""
+
+    catalog_version: int
+    client_id: ClientId
+    procedure: str
+    number: CallNumber
+    args: Raw
+    now_us: int = 0
+
+
+class ReplyGroup(Struct, array_like=True, gc=False):
+    """`results`: a MessagePack array with one result a number."""
+
+    client_id: int
+    numbers: list[int]
+    results: Raw
+
+
+class CallError(Struct, array_like=True, gc=False):
+    """`code` is a class name of voltpy.errors, or STALE: routed by an old catalog, not run, send it again."""
+
+    client_id: int
+    number: int
+    code: str
+    message: str
+    type_name: str = ""
+    traceback_text: str = ""
+
+
+STALE = "stale"
+
+
+class Replies(Struct, array_like=True, tag=6, gc=False):
+    """`lsn`: everything that these replies rest on is flushed up to it. From the router itself: partition -1."""
+
+    partition: int
+    incarnation: int
+    lsn: int
+    groups: list[ReplyGroup]
+    errors: list[CallError]
+
+
+class Refusal(Struct, array_like=True, tag=7):
+    """The frame, or the connection, was refused; nothing of the frame ran."""
+
+    code: str
+    message: str
+
+
+class Admin(Struct, array_like=True, tag=8):
+    """`command`: "status", "stop", "load_procedures"; `body` is its MessagePack map of arguments."""
+
+    number: int
+    command: str
+    body: dict[str, Any]
+
+
+class AdminReply(Struct, array_like=True, tag=9):
+    """`error` is empty when it worked, else a class name of voltpy.errors, with the message in `body["message"]`."""
+
+    number: int
+    error: str
+    body: dict[str, Any]
+
+
+class StatusRequest(Struct, array_like=True, tag=10):
+    number: int
+
+
+class StatusReply(Struct, array_like=True, tag=11):
+    """Counters and gauges by name. A partition that answers one is serving."""
+
+    number: int
+    incarnation: int
+    lsn: int
+    catalog_version: int
+    tcp_port: int
+    procedures: list[ProcedureInfo]
+    metrics: dict[str, Any]
+
+
+class PrepareLoad(Struct, array_like=True, tag=12):
+    catalog_version: int
+    source: str
+    path: str
+
+
+class LoadPrepared(Struct, array_like=True, tag=13):
+    """`error` is empty when the procedures compiled; `procedures` describes them."""
+
+    catalog_version: int
+    error: str
+    procedures: list[ProcedureInfo]
+
+
+class SwitchLoad(Struct, array_like=True, tag=14):
+    catalog_version: int
+
+
+class DiscardLoad(Struct, array_like=True, tag=15):
+    catalog_version: int
+
+
+Message = (
+    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Refusal | Admin | AdminReply
+    | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
+)  # fmt: skip

@@ -1,0 +1,381 @@
+"""Tables, columns and indexes as every process sees them: plain values, JSON in the data directory.
+
+The SQL text is read by `voltpy.sql.ddl` in the process that starts the cluster; partitions get this, so that none of
+them imports a SQL parser.
+
+schema.json is one JSON object, `{"tables": [Table…], "indexes": [Index…], "version": 1}`, with the fields below in
+their order. A default is the JSON value of its column's type; a TIMESTAMP is an ISO 8601 string. The bytes are valid
+when they decode into these types and `check` finds nothing.
+"""
+
+from __future__ import annotations
+
+import keyword
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from voltpy.errors import SchemaError
+
+TypeName = Literal["INT", "FLOAT", "STRING", "BOOL", "TIMESTAMP"]
+IndexKind = Literal["INVERTED", "HASH", "BTREE"]
+Value = int | float | str | bool | datetime | None
+
+PYTHON_TYPES: dict[TypeName, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool, "TIMESTAMP": datetime}
+INT_MIN = -(1 << 63)
+INT_MAX = (1 << 63) - 1
+
+HIDDEN_KEY = "rowid"  # the primary key of a table that declares none; the last column of its rows
+FORMAT_VERSION = 1
+MAX_COLUMNS = 1000  # declared ones: a hidden key comes on top
+MAX_TABLES = 1000
+MAX_KEY_COLUMNS = 32  # of a primary key or an index
+MAX_NAME = 128
+
+TX_ATTRIBUTES = frozenset({"abort", "execute", "now", "random", "uuid", "unique_id"})
+CATALOG_TABLES = frozenset({"db_tables", "db_columns", "db_indexes"})
+# A name among these can be declared only in quotes, as in PostgreSQL: unquoted, no query could use it.
+RESERVED_WORDS = frozenset({
+    "ALL", "ANALYSE", "ANALYZE", "AND", "ANY", "ARRAY", "AS", "ASC", "ASYMMETRIC", "BOTH", "CASE", "CAST",
+    "CHECK", "COLLATE", "COLUMN", "CONSTRAINT", "CREATE", "CURRENT_CATALOG", "CURRENT_DATE", "CURRENT_ROLE",
+    "CURRENT_TIME", "CURRENT_TIMESTAMP", "CURRENT_USER", "DEFAULT", "DEFERRABLE", "DESC", "DISTINCT", "DO",
+    "ELSE", "END", "EXCEPT", "FALSE", "FETCH", "FOR", "FOREIGN", "FROM", "GRANT", "GROUP", "HAVING", "IN",
+    "INITIALLY", "INTERSECT", "INTO", "LATERAL", "LEADING", "LIMIT", "LOCALTIME", "LOCALTIMESTAMP", "NOT",
+    "NULL", "OFFSET", "ON", "ONLY", "OR", "ORDER", "PLACING", "PRIMARY", "REFERENCES", "RETURNING", "SELECT",
+    "SESSION_USER", "SOME", "SYMMETRIC", "SYSTEM_USER", "TABLE", "THEN", "TO", "TRAILING", "TRUE", "UNION",
+    "UNIQUE", "USER", "USING", "VARIADIC", "WHEN", "WHERE", "WINDOW", "WITH",
+})  # fmt: skip
+
+
+class Column(Struct, frozen=True):
+    """`default` counts when `has_default`; a nullable column without one defaults to NULL."""
+
+    name: str
+    type: TypeName
+    nullable: bool
+    has_default: bool = False
+    default: Any = None  # a Value: msgspec decodes no union of str and datetime, so `from_json` mends and checks it
+
+
+class Index(Struct, frozen=True):
+    name: str
+    table: str
+    kind: IndexKind
+    columns: tuple[str, ...]
+
+
+class Table(Struct, frozen=True, dict=True):
+    """`partition_column` None: a full copy in every partition. A hidden key is a column like others, the last one.
+
+    Positions count the columns from 0. They are worked out once for each Table object.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...]
+    hidden_key: bool
+    partition_column: str | None
+
+    def column(self, name: str) -> Column:
+        position = self.positions.get(name)
+        if position is None:
+            raise SchemaError(f"table {self.name} has no column {name}")
+        return self.columns[position]
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Column name → position."""
+        return {column.name: position for position, column in enumerate(self.columns)}
+
+    @cached_property
+    def key_positions(self) -> tuple[int, ...]:
+        """Where the columns of the primary key are, in the key's order."""
+        return tuple(self.positions[name] for name in self.primary_key)
+
+    @cached_property
+    def partition_position(self) -> int | None:
+        """Where the partition column is; None for a full copy."""
+        return None if self.partition_column is None else self.positions[self.partition_column]
+
+    @cached_property
+    def partition_key_index(self) -> int | None:
+        """Where the partition column is within the primary key; None if it is no part of it (hidden key, full copy)."""
+        return self.primary_key.index(self.partition_column) if self.partition_column in self.primary_key else None
+
+    @cached_property
+    def python_types(self) -> tuple[type, ...]:
+        """The Python type of each column's values; a nullable column holds None too."""
+        return tuple(PYTHON_TYPES[column.type] for column in self.columns)
+
+    @cached_property
+    def defaults(self) -> tuple[Value, ...]:
+        """What each column holds when a row leaves it out. A column that must be given has None here."""
+        return tuple(column.default if column.has_default else None for column in self.columns)
+
+    @cached_property
+    def required(self) -> tuple[bool, ...]:
+        """Which columns an insert must give: NOT NULL, without a default, and not the hidden key."""
+        return tuple(
+            not column.nullable and not column.has_default and not (self.hidden_key and column.name == HIDDEN_KEY)
+            for column in self.columns
+        )
+
+
+class Schema(Struct, frozen=True, dict=True):
+    """Tables in the order of their creation: a table's position is its number in the WAL, for ever."""
+
+    tables: tuple[Table, ...]
+    indexes: tuple[Index, ...]
+    version: int = FORMAT_VERSION
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Table name → table number."""
+        return {table.name: number for number, table in enumerate(self.tables)}
+
+    def table(self, name: str) -> Table:
+        number = self.numbers.get(name)
+        if number is None:
+            raise SchemaError(f"there is no table {name}")
+        return self.tables[number]
+
+    def indexes_of(self, table: str) -> tuple[Index, ...]:
+        return tuple(index for index in self.indexes if index.table == table)
+
+
+def to_json(schema: Schema) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(schema))
+
+
+def from_json(data: bytes) -> Schema:
+    """Raises SchemaError when the bytes are not a schema of this version."""
+    try:
+        schema = msgspec.json.decode(data, type=Schema)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SchemaError(f"not a stored schema: {error}") from None
+    if schema.version != FORMAT_VERSION:
+        raise SchemaError(f"the schema has format version {schema.version}; this program reads {FORMAT_VERSION}")
+    tables = tuple(
+        msgspec.structs.replace(table, columns=tuple(map(_with_typed_default, table.columns)))
+        for table in schema.tables
+    )
+    schema = Schema(tables, schema.indexes)
+    check(schema)
+    return schema
+
+
+def _with_typed_default(column: Column) -> Column:
+    """The column with its default as it was before JSON made it a plain value."""
+    if column.type == "TIMESTAMP" and type(column.default) is str:
+        try:
+            return msgspec.structs.replace(column, default=utc(datetime.fromisoformat(column.default)))
+        except (ValueError, OverflowError):
+            raise SchemaError(f"column {column.name}: {column.default!r} is not a timestamp") from None
+    return column
+
+
+def utc(moment: datetime) -> datetime:
+    """The same moment in UTC; one without a time zone is UTC already. Raises OverflowError at the calendar's ends."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def name_problem(name: str) -> str | None:
+    """Why a table, column or index can't have this name, or None. Names are attributes in Python (`row.city`)."""
+    if not name.isidentifier():
+        return "not a Python identifier"
+    if keyword.iskeyword(name):
+        return "a Python keyword"
+    if name.startswith("_"):
+        return "a name that begins with _"
+    if unicodedata.normalize("NFKC", name) != name:
+        return "a name that Python spells otherwise (not in Unicode normal form NFKC)"
+    if len(name) > MAX_NAME:
+        return f"a name of {len(name)} characters, and {MAX_NAME} is the limit"
+    return None
+
+
+def table_name_problem(name: str) -> str | None:
+    """The same for a table: `tx.<table>` must not hide what `tx` has."""
+    if name in TX_ATTRIBUTES:
+        return f"taken by tx.{name}"
+    if name in CATALOG_TABLES:
+        return "a table of the catalog"
+    return name_problem(name)
+
+
+def default_fits(column: Column) -> bool:
+    """Whether the default is a value that the column can hold."""
+    default = column.default
+    if not column.has_default or default is None:
+        return default is None and not (column.has_default and not column.nullable)
+    if type(default) is not PYTHON_TYPES[column.type]:
+        return False
+    if isinstance(default, datetime):
+        return default.utcoffset() == timedelta(0)
+    return not isinstance(default, int) or INT_MIN <= default <= INT_MAX
+
+
+def check(schema: Schema) -> None:
+    """Raises SchemaError for a schema that no SQL text could have made, such as one that was damaged on disk."""
+    _refuse(len(schema.numbers) != len(schema.tables), "a table name occurs twice")
+    _refuse(len(schema.tables) > MAX_TABLES, f"more than {MAX_TABLES} tables")
+    _refuse(len({index.name for index in schema.indexes}) != len(schema.indexes), "an index name occurs twice")
+    for table in schema.tables:
+        problem = table_name_problem(table.name)
+        _refuse(problem is not None, f"table {table.name!r}: {problem}")
+        _check_columns(table)
+        _check_keys(table)
+    for index in schema.indexes:
+        problem = name_problem(index.name)
+        _refuse(problem is not None, f"index {index.name!r}: {problem}")
+        table = schema.table(index.table)
+        for name in index.columns:
+            _refuse(table.hidden_key and name == HIDDEN_KEY, f"index {index.name} is on a hidden key")
+            table.column(name)
+        _check_column_list(index.columns, f"index {index.name}")
+
+
+def _check_columns(table: Table) -> None:
+    _refuse(len(table.positions) != len(table.columns), f"table {table.name}: a column name occurs twice")
+    _refuse(len(table.columns) - table.hidden_key not in range(1, MAX_COLUMNS + 1), f"table {table.name}: column count")
+    for column in table.columns:
+        problem = name_problem(column.name)
+        _refuse(problem is not None, f"table {table.name}, column {column.name!r}: {problem}")
+        _refuse(not default_fits(column), f"table {table.name}, column {column.name}: the default doesn't fit")
+
+
+def _check_keys(table: Table) -> None:
+    _check_column_list(table.primary_key, f"the primary key of {table.name}")
+    for name in table.primary_key:
+        _refuse(table.column(name).nullable, f"table {table.name}: {name} is nullable and in the primary key")
+    if table.hidden_key:
+        hidden = Column(HIDDEN_KEY, "INT", nullable=False)
+        _refuse(table.primary_key != (HIDDEN_KEY,), f"table {table.name}: the hidden key is not {HIDDEN_KEY}")
+        _refuse(table.columns[-1] != hidden, f"table {table.name}: the hidden key is not the last column")
+    if table.partition_column is not None:
+        column = table.column(table.partition_column)
+        _refuse(column.nullable, f"table {table.name}: the partition column {column.name} is nullable")
+        _refuse(column.type not in ("INT", "STRING"), f"table {table.name}: partition column of type {column.type}")
+        _refuse(
+            (column.name in table.primary_key) == table.hidden_key,
+            f"table {table.name}: the partition column {column.name} is not a declared part of the primary key",
+        )
+
+
+def _check_column_list(names: tuple[str, ...], of: str) -> None:
+    _refuse(len(names) not in range(1, MAX_KEY_COLUMNS + 1) or len(set(names)) != len(names), f"the columns of {of}")
+
+
+def _refuse(wrong: bool, what: str) -> None:
+    if wrong:
+        raise SchemaError(f"not a valid schema: {what}")
+
+
+def grown(old: Schema, new: Schema) -> Schema:
+    """The new schema with the old one's tables first, in their old order: they keep their numbers.
+
+    Raises SchemaError, naming the table and column, when it does more than add tables and indexes.
+    """
+    for table in old.tables:
+        if table.name not in new.numbers:
+            raise SchemaError(f"table {table.name} is stored and missing from the new schema; {_ONLY_GROWS}")
+        difference = _difference(table, new.table(table.name))
+        if difference is not None:
+            raise SchemaError(f"table {table.name}: {difference}; {_ONLY_GROWS}")
+    indexes = {index.name: index for index in new.indexes}
+    for index in old.indexes:
+        if index.name not in indexes:
+            raise SchemaError(f"index {index.name} is stored and missing from the new schema; {_ONLY_GROWS}")
+        if indexes[index.name] != index:
+            raise SchemaError(
+                f"index {index.name}: stored as {index_text(index)}, now {index_text(indexes[index.name])}; "
+                f"{_ONLY_GROWS}"
+            )
+    return Schema(
+        old.tables + tuple(table for table in new.tables if table.name not in old.numbers),
+        old.indexes + tuple(index for index in new.indexes if index not in old.indexes),
+    )
+
+
+_ONLY_GROWS = "a stored schema may only gain tables and indexes"
+
+
+def _difference(old: Table, new: Table) -> str | None:
+    """The first difference between two definitions of one table, in words."""
+    if old == new:
+        return None
+    for column in old.columns:
+        if column.name not in new.positions:
+            return f"column {column.name} is stored and missing from the new schema"
+    for column in new.columns:
+        if column.name not in old.positions:
+            return f"column {column.name} is new"
+        before, after = column_text(old.column(column.name)), column_text(column)
+        if before != after:
+            return f"column {column.name} is stored as {before}, now {after}"
+    if old.primary_key != new.primary_key:
+        return f"the primary key is stored as ({', '.join(old.primary_key)}), now ({', '.join(new.primary_key)})"
+    if old.partition_column != new.partition_column:
+        return (
+            f"stored as {_partition_words(old.partition_column)}, and the new schema has it "
+            f"{_partition_words(new.partition_column)}"
+        )
+    return "its columns stand in another order"
+
+
+def _partition_words(column: str | None) -> str:
+    return "a full copy in every partition" if column is None else f"partitioned on {column}"
+
+
+def describe(schema: Schema) -> str:
+    """The schema as SQL, from which `voltpy.sql.ddl.parse_schema` makes an equal one."""
+    return "".join(map(_table_text, schema.tables)) + "".join(f"{index_text(index)};\n" for index in schema.indexes)
+
+
+def _table_text(table: Table) -> str:
+    lines = [column_text(column) for column in table.columns]
+    if table.hidden_key:
+        lines.pop()
+    else:
+        lines.append(f"PRIMARY KEY ({_names(table.primary_key)})")
+    text = f"CREATE TABLE {_quoted(table.name)} (\n    " + ",\n    ".join(lines) + "\n);\n"
+    if table.partition_column is not None:
+        text += f"PARTITION TABLE {_quoted(table.name)} ON COLUMN {_quoted(table.partition_column)};\n"
+    return text
+
+
+def column_text(column: Column) -> str:
+    """A column as SQL: `balance INT NOT NULL DEFAULT 0`."""
+    text = f"{_quoted(column.name)} {column.type}"
+    if not column.nullable:
+        text += " NOT NULL"
+    if column.has_default:
+        text += f" DEFAULT {_literal(column.default)}"
+    return text
+
+
+def index_text(index: Index) -> str:
+    """An index as SQL, without the semicolon."""
+    return f"CREATE INDEX {_quoted(index.name)} ON {_quoted(index.table)} USING {index.kind} ({_names(index.columns)})"
+
+
+def _literal(value: Value) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "NULL", True: "TRUE", False: "FALSE"}[value]
+    if isinstance(value, datetime):
+        return f"'{value.isoformat()}'"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(value)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(map(_quoted, names))
+
+
+def _quoted(name: str) -> str:
+    return name if name == name.lower() and name.upper() not in RESERVED_WORDS else f'"{name}"'

@@ -1,0 +1,1 @@
+"""SQL: reading it. Nothing here is imported by a partition process."""

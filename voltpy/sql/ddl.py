@@ -1,0 +1,659 @@
+"""The text of a schema → `Schema`.
+
+    schema     = { [ statement ] ";" }                             the last ";" may be left out
+    statement  = CREATE TABLE name "(" element { "," element } ")"
+               | PARTITION TABLE name ON COLUMN name
+               | CREATE INDEX name ON name [ USING ( INVERTED | HASH | BTREE ) ] names
+    element    = name type { NOT NULL | NULL | DEFAULT literal | PRIMARY KEY }
+               | PRIMARY KEY names
+    names      = "(" name { "," name } ")"
+    literal    = [ "+" | "-" ] number | string | TRUE | FALSE | NULL
+    type       = INT | INTEGER | BIGINT | SMALLINT | TINYINT | INT2 | INT4 | INT8
+               | FLOAT | FLOAT4 | FLOAT8 | REAL | DOUBLE [ PRECISION ]
+               | STRING | TEXT | ( VARCHAR | ( CHAR | CHARACTER ) [ VARYING ] ) [ "(" number ")" ]
+               | BOOL | BOOLEAN
+               | DATETIME | TIMESTAMPTZ | TIMESTAMP [ ( WITH | WITHOUT ) TIME ZONE ]
+
+sqlglot cuts the text into tokens (its PostgreSQL dialect, so comments and quotes are PostgreSQL's); the grammar above
+is read here. sqlglot's own parser is not used for DDL: it takes unknown statements, unknown types and constraints that
+nothing here would enforce without a word, and its errors don't say what was expected. By this grammar, anything else is
+an error at its place, and nothing recurses, so no nesting of parentheses can exhaust the stack.
+
+Every error is a SchemaError: `line L, column C: found …, expected …`, counted from 1, then the line and a caret.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from math import isfinite
+from typing import Literal, NamedTuple, cast
+
+from sqlglot import TokenType
+from sqlglot.dialects.postgres import Postgres
+from sqlglot.errors import TokenError
+
+from voltpy.errors import SchemaError
+from voltpy.schema import (
+    HIDDEN_KEY,
+    INT_MAX,
+    INT_MIN,
+    MAX_COLUMNS,
+    MAX_KEY_COLUMNS,
+    MAX_TABLES,
+    RESERVED_WORDS,
+    Column,
+    Index,
+    IndexKind,
+    Schema,
+    Table,
+    TypeName,
+    Value,
+    describe,
+    name_problem,
+    table_name_problem,
+    utc,
+)
+
+__all__ = ["MAX_TEXT_BYTES", "describe", "parse_schema"]
+
+MAX_TEXT_BYTES = 1 << 20
+
+TYPES: dict[str, TypeName] = {
+    "INT": "INT", "INTEGER": "INT", "BIGINT": "INT", "SMALLINT": "INT", "TINYINT": "INT",
+    "INT2": "INT", "INT4": "INT", "INT8": "INT",
+    "FLOAT": "FLOAT", "FLOAT4": "FLOAT", "FLOAT8": "FLOAT", "REAL": "FLOAT", "DOUBLE": "FLOAT",
+    "STRING": "STRING", "TEXT": "STRING", "VARCHAR": "STRING", "CHAR": "STRING", "CHARACTER": "STRING",
+    "BOOL": "BOOL", "BOOLEAN": "BOOL",
+    "TIMESTAMP": "TIMESTAMP", "TIMESTAMPTZ": "TIMESTAMP", "DATETIME": "TIMESTAMP",
+}  # fmt: skip
+_WITH_LENGTH = ("VARCHAR", "CHAR", "CHARACTER")
+_A_TYPE = "a type (INT, FLOAT, STRING, BOOL or TIMESTAMP)"
+_A_STATEMENT = "CREATE TABLE, CREATE INDEX or PARTITION TABLE"
+_REAL = r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
+_AFTER_A_TYPE = '",", ")", NOT NULL, NULL, DEFAULT or PRIMARY KEY'
+_A_LITERAL = "a literal (a number, a 'string', TRUE, FALSE or NULL)"
+_FITTING: dict[TypeName, str] = {
+    "INT": "a whole number of 64 bits, for a column of type INT",
+    "FLOAT": "a number, for a column of type FLOAT",
+    "STRING": "a 'string', for a column of type STRING",
+    "BOOL": "TRUE or FALSE, for a column of type BOOL",
+    "TIMESTAMP": "an ISO 8601 string such as '2024-05-17T08:30:00Z', for a column of type TIMESTAMP",
+}
+
+# What people bring from other databases, answered by name where the grammar stops at it.
+_UNSUPPORTED = {
+    "CHECK": "CHECK is not supported: check values in the procedure",
+    "UNIQUE": "UNIQUE is not supported: only a primary key is unique",
+    "REFERENCES": "REFERENCES is not supported: look the other row up in the procedure",
+    "FOREIGN": "FOREIGN KEY is not supported: look the other row up in the procedure",
+    "CONSTRAINT": "named constraints are not supported: write PRIMARY KEY without CONSTRAINT",
+    "GENERATED": "GENERATED columns are not supported",
+    "IDENTITY": "IDENTITY columns are not supported: tx.unique_id() makes numbers",
+    "AUTO_INCREMENT": "AUTO_INCREMENT is not supported: tx.unique_id() makes numbers",
+    "AUTOINCREMENT": "AUTOINCREMENT is not supported: tx.unique_id() makes numbers",
+    "COLLATE": "COLLATE is not supported",
+    "IF NOT": "IF NOT EXISTS is not supported: a schema names each table and index once",
+    "OR REPLACE": "OR REPLACE is not supported",
+    "TEMP": "temporary tables are not supported",
+    "TEMPORARY": "temporary tables are not supported",
+    "UNLOGGED": "UNLOGGED is not supported",
+    "VIEW": "views are not supported",
+    "AS": "CREATE TABLE AS is not supported",
+    "INHERITS": "INHERITS is not supported",
+    "WITH": "WITH is not supported here",
+    "PARTITION BY": "partitioning has its own statement: PARTITION TABLE … ON COLUMN …;",
+    "CONCURRENTLY": "CONCURRENTLY is not supported",
+    "INCLUDE": "INCLUDE is not supported",
+    "WHERE": "partial indexes are not supported",
+    "ASC": "ASC is not supported: an index has no direction",
+    "DESC": "DESC is not supported: an index has no direction",
+    "NULLS": "NULLS FIRST and NULLS LAST are not supported",
+    "ALTER": "ALTER is not supported: add tables and indexes to the schema, and start with it",
+    "DROP": "DROP is not supported: a schema only grows",
+    "INSERT": "a schema holds no rows: load them afterwards",
+    "DECIMAL": "DECIMAL is not supported: keep an INT of the smallest unit (cents), or a FLOAT",
+    "NUMERIC": "NUMERIC is not supported: keep an INT of the smallest unit (cents), or a FLOAT",
+    "MONEY": "MONEY is not supported: keep an INT of the smallest unit (cents)",
+    "SERIAL": "SERIAL is not supported: use INT, and tx.unique_id() to make numbers",
+    "BIGSERIAL": "BIGSERIAL is not supported: use INT, and tx.unique_id() to make numbers",
+    "UUID": "UUID is not supported: keep a STRING",
+    "DATE": "DATE is not supported: keep a TIMESTAMP or a STRING",
+    "TIME": "TIME is not supported: keep a TIMESTAMP or a STRING",
+    "INTERVAL": "INTERVAL is not supported: keep an INT of seconds",
+    "JSON": "JSON is not supported: keep a STRING",
+    "JSONB": "JSONB is not supported: keep a STRING",
+    "BYTEA": "BYTEA is not supported: keep a STRING",
+    "BLOB": "BLOB is not supported: keep a STRING",
+    "CURRENT_TIMESTAMP": "a default is a literal: use tx.now() in the procedure",
+    "NOW": "a default is a literal: use tx.now() in the procedure",
+    ".": "names qualified by a schema are not supported",
+    "[": "arrays are not supported",
+}
+
+
+def parse_schema(text: str) -> Schema:
+    """The schema that the text creates. Raises SchemaError with line, column, and what was found and expected there."""
+    text = text.removeprefix("\ufeff")
+    _check_text(text)
+    return _Reader(text).schema()
+
+
+def _check_text(text: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise _error(text, error.start, "half a surrogate pair", "text that UTF-8 can write") from None
+    if size > MAX_TEXT_BYTES:
+        raise _error(text, 0, f"a schema of {size:,} bytes", f"at most {MAX_TEXT_BYTES:,}")
+
+
+# -- Errors
+
+
+def _error(text: str, offset: int, found: str, expected: str, hint: str = "") -> SchemaError:
+    line_start = text.rfind("\n", 0, offset) + 1
+    line_end = text.find("\n", offset)
+    line = text[line_start : line_end if line_end >= 0 else len(text)].rstrip("\r")
+    column = offset - line_start
+    # A window of the line: a schema generated on one line has no end.
+    first = max(0, column - 60)
+    shown = _printable(line[first : first + 120])
+    indent = "".join("\t" if character == "\t" else " " for character in shown[: column - first])
+    return SchemaError(
+        f"line {text.count(chr(10), 0, offset) + 1}, column {column + 1}: found {found}, expected {expected}"
+        f"{'; ' + hint if hint else ''}\n{shown}\n{indent}^"
+    )
+
+
+def _printable(text: str) -> str:
+    """Of the same length, so that the caret stays in place, and harmless to a terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+# -- Tokens
+
+
+class _Token(NamedTuple):
+    """`text[start:end]` of the whole text. `value`: a word in upper case, a name or string without its quotes."""
+
+    kind: Literal["word", "name", "string", "number", "symbol", "end"]
+    value: str
+    start: int
+    end: int
+
+
+def _tokens(text: str) -> list[_Token]:
+    """All tokens of the text, an end token last. Raises SchemaError for quotes and comments that are never closed."""
+    try:
+        raw_tokens = Postgres().tokenize(text)
+    except TokenError:
+        raise _unreadable(text) from None
+    tokens: list[_Token] = []
+    end = 0
+    for raw_token in raw_tokens:
+        start = raw_token.start
+        _check_gap(text, end, start)
+        end = raw_token.end + 1
+        raw = text[start:end]
+        if raw_token.token_type == TokenType.STRING and raw[0] == "'":
+            tokens.append(_Token("string", raw[1:-1].replace("''", "'"), start, end))
+        elif raw_token.token_type == TokenType.IDENTIFIER and raw[0] == '"':
+            tokens.append(_Token("name", raw[1:-1].replace('""', '"'), start, end))
+        elif raw_token.token_type == TokenType.NUMBER:
+            tokens.append(_Token("number", raw, start, end))
+        elif all(word.isidentifier() for word in raw.split()):
+            # One token may be several words: sqlglot joins PRIMARY KEY, DOUBLE PRECISION and others, by version.
+            for word in re.finditer(r"\S+", raw):
+                tokens.append(_Token("word", word[0].upper(), start + word.start(), start + word.end()))
+        else:
+            tokens.append(_Token("symbol", raw, start, end))
+    _check_gap(text, end, len(text))
+    tokens.append(_Token("end", "", end, end))
+    return tokens
+
+
+def _check_gap(text: str, start: int, end: int) -> None:
+    """Between tokens stand blanks and comments only: sqlglot skips some other things too, and unclosed comments."""
+    at = start
+    while at < end and not text[at:end].isspace():
+        if text[at].isspace():
+            at += 1
+        elif text.startswith("--", at):
+            newline = re.compile(r"[\r\n]").search(text, at, end)
+            at = newline.end() if newline else end
+        elif text.startswith("/*", at):
+            at = _comment_end(text, at)
+        else:
+            raise _error(text, at, f'"{_printable(text[at : at + 2])}"', "SQL")
+
+
+def _comment_end(text: str, start: int) -> int:
+    """Where the comment ends that begins at `start`; comments nest."""
+    depth = 0
+    for mark in re.compile(r"/\*|\*/").finditer(text, start):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    raise _error(text, start, "a comment that is never closed", "*/ at its end")
+
+
+def _unreadable(text: str) -> SchemaError:
+    """Why sqlglot could not cut the text into tokens: its message does not say where."""
+    at = 0
+    piece = re.compile(r"--[^\r\n]*|/\*|'|\"|[^-/'\"]+|.", re.DOTALL)
+    while at < len(text):
+        match = cast("re.Match[str]", piece.match(text, at))  # the last branch takes any character
+        end = match.end()
+        if match[0] == "/*":
+            try:
+                end = _comment_end(text, at)
+            except SchemaError as error:
+                return error
+        elif match[0] in ("'", '"'):
+            end = text.find(match[0], at + 1) + 1
+            if end == 0:
+                return _error(text, at, "a quote that is never closed", f"{match[0]} at its end")
+        at = end
+    return _error(text, len(text), "the end of the text", "the end of a quote, or SQL without $ quotes and prefixes")
+
+
+# -- The grammar
+
+
+@dataclass(slots=True)
+class _ColumnDraft:
+    """A column while its clauses are read. `not_null` None: neither NOT NULL nor NULL stands there."""
+
+    token: _Token
+    name: str
+    type: TypeName
+    not_null: bool | None = None
+    has_default: bool = False
+    default: Value = None
+    default_token: _Token | None = None
+    null_token: _Token | None = None
+
+    def finished(self) -> Column:
+        # DEFAULT NULL on a nullable column says nothing.
+        return Column(
+            self.name, self.type, not self.not_null, self.has_default and self.default is not None, self.default
+        )
+
+
+class _Reader:
+    """Reads statements off the tokens, one method a rule of the grammar."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = _tokens(text)
+        self.at = 0
+        self.tables: dict[str, Table] = {}
+        self.indexes: dict[str, Index] = {}
+
+    def schema(self) -> Schema:
+        while self.peek().kind != "end":
+            if self.take_symbol(";"):
+                continue
+            self.statement()
+            if self.peek().kind != "end" and not self.take_symbol(";"):
+                raise self.error('";" after the statement')
+        if not self.tables:
+            raise self.error("CREATE TABLE: a schema has at least one table")
+        return Schema(tuple(self.tables.values()), tuple(self.indexes.values()))
+
+    def statement(self) -> None:
+        if self.take_words("CREATE", "TABLE"):
+            self.create_table()
+        elif self.take_words("CREATE", "INDEX"):
+            self.create_index()
+        elif self.take_words("PARTITION", "TABLE"):
+            self.partition_table()
+        elif self.take_words("CREATE"):
+            raise self.error("TABLE or INDEX")
+        elif self.take_words("PARTITION"):
+            raise self.error("TABLE")
+        else:
+            raise self.error(_A_STATEMENT)
+
+    # CREATE TABLE
+
+    def create_table(self) -> None:
+        name_token = self.peek()
+        name = self.name("the name of a table")
+        problem = table_name_problem(name)
+        if problem is not None:
+            raise self.error(f"another name for a table: this is {problem}", name_token)
+        if name in self.tables:
+            raise self.error(f"a new name: table {name} exists already", name_token)
+        if len(self.tables) == MAX_TABLES:
+            raise self.error(f"at most {MAX_TABLES} tables", name_token)
+        columns, key = self.table_elements()
+        self.tables[name] = _table(name, columns, key) if key else self.hidden_key_table(name, columns)
+
+    def hidden_key_table(self, name: str, columns: dict[str, _ColumnDraft]) -> Table:
+        if HIDDEN_KEY in columns:
+            raise self.error(
+                f"another name: {HIDDEN_KEY} is the hidden key of a table without PRIMARY KEY",
+                columns[HIDDEN_KEY].token,
+            )
+        hidden = Column(HIDDEN_KEY, "INT", nullable=False)
+        return Table(
+            name=name,
+            columns=(*(column.finished() for column in columns.values()), hidden),
+            primary_key=(HIDDEN_KEY,),
+            hidden_key=True,
+            partition_column=None,
+        )
+
+    def table_elements(self) -> tuple[dict[str, _ColumnDraft], tuple[str, ...]]:
+        """The columns by name, and the names in the primary key: none when it is not declared."""
+        columns: dict[str, _ColumnDraft] = {}
+        key: list[_Token] = []  # read after all columns, since PRIMARY KEY may stand in front of those that it names
+        self.expect_symbol("(", '"(" and the columns')
+        while True:
+            key_token = self.peek()
+            if self.take_words("PRIMARY", "KEY"):
+                self.refuse_second_key(key, key_token)
+                key = self.name_tokens("the name of a column")
+            else:
+                column = self.column(columns, key)
+                columns[column.name] = column
+            if self.take_symbol(")"):
+                break
+            self.expect_symbol(",", '"," or ")"')
+        if not columns:
+            raise self.error("a column: a table has at least one", self.tokens[self.at - 1])
+        return columns, self.key_names(columns, key)
+
+    def column(self, columns: dict[str, _ColumnDraft], key: list[_Token]) -> _ColumnDraft:
+        """One column with its clauses. PRIMARY KEY adds its name to `key`."""
+        token = self.peek()
+        name = self.name("the name of a column, or PRIMARY KEY")
+        if name in columns:
+            raise self.error(f"a new name: column {name} exists already", token)
+        if len(columns) == MAX_COLUMNS:
+            raise self.error(f"at most {MAX_COLUMNS} columns", token)
+        self.refuse_bad_name(name, token, "a column")
+        column = _ColumnDraft(token, name, self.column_type())
+        while self.peek().value not in (",", ")") or self.peek().kind != "symbol":
+            self.column_clause(column, key)
+        if column.not_null and column.has_default and column.default is None:
+            raise self.error("a value, or no default: the column is NOT NULL", column.default_token)
+        return column
+
+    def column_clause(self, column: _ColumnDraft, key: list[_Token]) -> None:
+        token = self.peek()
+        if self.take_words("PRIMARY", "KEY"):
+            self.refuse_second_key(key, token)
+            key.append(column.token)
+        elif self.take_words("NOT", "NULL") or self.take_words("NULL"):
+            if column.not_null is not None:
+                raise self.error("NOT NULL or NULL once for a column", token)
+            column.not_null = token.value == "NOT"
+            column.null_token = token
+        elif self.take_words("DEFAULT"):
+            if column.has_default:
+                raise self.error("DEFAULT once for a column", token)
+            column.default_token = self.peek()
+            column.default = self.literal(column.type)
+            column.has_default = True
+        elif self.take_words("NOT"):
+            raise self.error("NULL")
+        else:
+            raise self.error(_AFTER_A_TYPE)
+
+    def column_type(self) -> TypeName:
+        token = self.peek()
+        type_name = TYPES.get(token.value) if token.kind == "word" else None
+        if type_name is None:
+            raise self.error(_A_TYPE)
+        self.at += 1
+        if token.value == "DOUBLE":
+            self.take_words("PRECISION")
+        if token.value in ("CHAR", "CHARACTER"):
+            self.take_words("VARYING")
+        if token.value in _WITH_LENGTH and self.take_symbol("("):
+            length = self.peek()
+            if length.kind != "number" or not re.fullmatch("0*[1-9][0-9]*", length.value):
+                raise self.error("a number of characters")
+            self.at += 1
+            self.expect_symbol(")", '")"')
+        if token.value == "TIMESTAMP" and (self.take_words("WITH") or self.take_words("WITHOUT")):
+            self.expect_words("TIME", "ZONE")
+        return type_name
+
+    def literal(self, type_name: TypeName) -> Value:
+        """A literal that fits a column of this type."""
+        first = self.peek()
+        sign = ""
+        if self.take_symbol("-") or self.take_symbol("+"):
+            sign = first.value
+            if self.peek().kind != "number":
+                raise self.error(f'a number after "{sign}"')
+        token = self.peek()
+        if token.kind not in ("number", "string") and token.value not in ("TRUE", "FALSE", "NULL"):
+            raise self.error(_A_LITERAL)
+        self.at += 1
+        if token.kind == "word" and token.value == "NULL":
+            return None
+        value = _value(type_name, token, sign)
+        if value is None:
+            raise self.error(_FITTING[type_name], first)
+        return value
+
+    def refuse_second_key(self, key: list[_Token], token: _Token) -> None:
+        if key:
+            raise self.error("one PRIMARY KEY: for several columns write PRIMARY KEY (a, b) after them", token)
+
+    def key_names(self, columns: dict[str, _ColumnDraft], key: list[_Token]) -> tuple[str, ...]:
+        """The names in the primary key, whose columns become NOT NULL."""
+        for token in key:
+            name = _folded(self.text, token)
+            column = columns.get(name)
+            if column is None:
+                raise self.error(f"a column of the table ({_some(columns)})", token)
+            if column.not_null is False:
+                raise self.error("NOT NULL: the column is in the primary key", column.null_token)
+            if column.has_default and column.default is None:
+                raise self.error("a value, or no default: the column is in the primary key", column.default_token)
+            column.not_null = True
+        return tuple(_folded(self.text, token) for token in key)
+
+    # PARTITION TABLE
+
+    def partition_table(self) -> None:
+        table_token = self.peek()
+        table = self.existing_table()
+        if table.partition_column is not None:
+            raise self.error(f"another table: {table.name} is partitioned on {table.partition_column}", table_token)
+        self.expect_words("ON", "COLUMN")
+        token = self.peek()
+        column = self.existing_column(table)
+        if not table.hidden_key and column.name not in table.primary_key:
+            raise self.error(f"a column of the primary key ({', '.join(table.primary_key)})", token)
+        if column.nullable:
+            raise self.error("a column that is NOT NULL", token)
+        if column.type not in ("INT", "STRING"):
+            raise self.error(f"a column of type INT or STRING, not {column.type}", token)
+        self.tables[table.name] = Table(
+            table.name, table.columns, table.primary_key, table.hidden_key, partition_column=column.name
+        )
+
+    # CREATE INDEX
+
+    def create_index(self) -> None:
+        name_token = self.peek()
+        name = self.name("the name of an index")
+        self.refuse_bad_name(name, name_token, "an index")
+        if name in self.indexes:
+            raise self.error(f"a new name: index {name} exists already", name_token)
+        self.expect_words("ON")
+        table = self.existing_table()
+        kind: IndexKind = "INVERTED"
+        if self.take_words("USING"):
+            kind = self.index_kind()
+        tokens = self.name_tokens("the name of a column", opening='"(" and the columns of the index')
+        columns = tuple(self.column_of(table, token).name for token in tokens)
+        self.indexes[name] = Index(name, table.name, kind, columns)
+
+    def index_kind(self) -> IndexKind:
+        kinds: tuple[IndexKind, ...] = ("INVERTED", "HASH", "BTREE")
+        for kind in kinds:
+            if self.take_words(kind):
+                return kind
+        raise self.error("INVERTED, HASH or BTREE")
+
+    # Names
+
+    def existing_table(self) -> Table:
+        token = self.peek()
+        table = self.tables.get(self.name("the name of a table"))
+        if table is None:
+            raise self.error("a table created above", token)
+        return table
+
+    def existing_column(self, table: Table) -> Column:
+        token = self.peek()
+        self.name("the name of a column")
+        return self.column_of(table, token)
+
+    def column_of(self, table: Table, token: _Token) -> Column:
+        name = _folded(self.text, token)
+        if name not in table.positions or (table.hidden_key and name == HIDDEN_KEY):
+            raise self.error(f"a column of table {table.name} ({_some(table.positions)})", token)
+        return table.column(name)
+
+    def name_tokens(self, what: str, opening: str = '"("') -> list[_Token]:
+        """The tokens of names in parentheses, each one once."""
+        tokens: list[_Token] = []
+        names: set[str] = set()
+        self.expect_symbol("(", opening)
+        while True:
+            token = self.peek()
+            name = self.name(what)
+            if name in names:
+                raise self.error(f"each column once: {name} stands here already", token)
+            if len(names) == MAX_KEY_COLUMNS:
+                raise self.error(f"at most {MAX_KEY_COLUMNS} columns", token)
+            names.add(name)
+            tokens.append(token)
+            if self.take_symbol(")"):
+                return tokens
+            self.expect_symbol(",", '"," or ")"')
+
+    def name(self, what: str) -> str:
+        """A name as it is stored: an unquoted one in lower case."""
+        token = self.peek()
+        if token.kind == "name":
+            self.at += 1
+        elif token.kind != "word" or self.hint_of_pair():
+            raise self.error(what)
+        elif token.value in RESERVED_WORDS:
+            raise self.error(f"{what}: {token.value} is a word of SQL, and a name only in double quotes")
+        else:
+            self.at += 1
+        if self.peek().kind == "symbol" and self.peek().value == ".":
+            raise self.error("one name")
+        return _folded(self.text, token)
+
+    def refuse_bad_name(self, name: str, token: _Token, of: str) -> None:
+        problem = name_problem(name)
+        if problem is not None:
+            raise self.error(f"another name for {of}: this is {problem}", token)
+
+    # Steps
+
+    def peek(self) -> _Token:
+        return self.tokens[self.at]
+
+    def take_words(self, *words: str) -> bool:
+        """Whether these unquoted words come next; if so they are behind us."""
+        following = self.tokens[self.at : self.at + len(words)]
+        if tuple(token.value for token in following if token.kind == "word") != words:
+            return False
+        self.at += len(words)
+        return True
+
+    def expect_words(self, *words: str) -> None:
+        for word in words:
+            if not self.take_words(word):
+                raise self.error(word)
+
+    def take_symbol(self, symbol: str) -> bool:
+        token = self.peek()
+        if token.kind != "symbol" or token.value != symbol:
+            return False
+        self.at += 1
+        return True
+
+    def expect_symbol(self, symbol: str, expected: str) -> None:
+        if not self.take_symbol(symbol):
+            raise self.error(expected)
+
+    def error(self, expected: str, token: _Token | None = None) -> SchemaError:
+        """The next token is not what the grammar wants; or a `token` that it did want is wrong in its place."""
+        hint = self.hint() if token is None else ""
+        token = token or self.peek()
+        return _error(self.text, token.start, _found(self.text, token), expected, hint)
+
+    def hint(self) -> str:
+        """What to say about the next token beyond its being wrong here."""
+        token = self.peek()
+        if token.kind not in ("word", "symbol"):
+            return ""
+        return self.hint_of_pair() or _UNSUPPORTED.get(token.value, "")
+
+    def hint_of_pair(self) -> str:
+        """The same for the next two tokens, where only both together mean something: PARTITION BY, IF NOT EXISTS."""
+        return _UNSUPPORTED.get(" ".join(token.value for token in self.tokens[self.at : self.at + 2]), "")
+
+
+def _found(text: str, token: _Token) -> str:
+    if token.kind == "end":
+        return "the end of the text"
+    raw = text[token.start : token.end]
+    short = _printable(raw if len(raw) <= 40 else raw[:39] + "…").replace("\t", " ")
+    return short if token.kind in ("name", "string") else f'"{short}"'
+
+
+def _folded(text: str, token: _Token) -> str:
+    return token.value if token.kind == "name" else text[token.start : token.end].lower()
+
+
+def _some(names: dict[str, _ColumnDraft] | dict[str, int]) -> str:
+    """A few of the names, to choose from."""
+    shown = [name for name in names if name != HIDDEN_KEY][:8]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) + 1 else "")
+
+
+def _table(name: str, columns: dict[str, _ColumnDraft], key: tuple[str, ...]) -> Table:
+    return Table(
+        name=name,
+        columns=tuple(column.finished() for column in columns.values()),
+        primary_key=key,
+        hidden_key=False,
+        partition_column=None,
+    )
+
+
+def _value(type_name: TypeName, token: _Token, sign: str) -> Value:
+    """The value of a literal in a column of this type; None when it doesn't fit."""
+    if type_name == "INT" and token.kind == "number" and re.fullmatch("[0-9]+", token.value):
+        digits = token.value.lstrip("0") or "0"
+        number = int(sign + digits) if len(digits) <= 19 else INT_MAX + 1  # int() refuses very long texts
+        return number if INT_MIN <= number <= INT_MAX else None
+    if type_name == "FLOAT" and token.kind == "number" and re.fullmatch(_REAL, token.value) and len(token.value) <= 400:
+        real = float(sign + token.value)
+        return real if isfinite(real) else None
+    if type_name == "STRING" and token.kind == "string":
+        return token.value
+    if type_name == "BOOL" and token.kind == "word":
+        return token.value == "TRUE"
+    if type_name == "TIMESTAMP" and token.kind == "string":
+        try:
+            return utc(datetime.fromisoformat(token.value))
+        except (ValueError, OverflowError):
+            return None
+    return None

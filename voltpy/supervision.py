@@ -1,0 +1,586 @@
+"""What the supervisor decides. No processes, sockets or clocks here: inputs come with their time, actions go to `take`.
+
+A child (the router, or a partition) is always in one state:
+
+    state      means                                   left when
+    starting   its process runs, it has not answered   it answers a StatusRequest → serving; it exits
+    serving    it answered                             it exits
+    backoff    it exited, its next start has a time    the time comes → starting
+    failed     it refused to start (exit 3 or 4)       never: an operator looks at it, the others go on
+    stopped    the cluster is being stopped            never
+
+An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
+of a partition would only repeat themselves. They fail the whole start when they come before the cluster was ever
+ready, and the partition alone afterwards.
+
+Loading procedures is a commit in two phases: every partition compiles the new ones beside the old ones (PrepareLoad);
+when all of them did, and say the same about them, the new ones are made durable (Persist), and that is the decision:
+a partition that dies from here on starts with them. Then all switch, and clients learn the new catalog version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from voltpy.heartbeat import Beat, Watch
+from voltpy.messages import (
+    AdminReply,
+    DiscardLoad,
+    LoadPrepared,
+    Message,
+    PartitionAddress,
+    PrepareLoad,
+    ProcedureInfo,
+    Refusal,
+    Runaway,
+    StatusReply,
+    StatusRequest,
+    SwitchLoad,
+    Topology,
+    Welcome,
+)
+
+ROUTER = -1  # the router's place among the children; partitions have their own numbers
+
+EXIT_CORRUPTION = 3
+EXIT_CONFIGURATION = 4
+EXIT_PORT_TAKEN = 5
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 5.0
+STABLE_S = 10.0  # a child that served this long starts with a clean record
+FAILURES_AT_START = 5  # a child that exits this often before the cluster is ready ends the start
+STATUS_INTERVAL_S = 0.5
+LOAD_LIMIT_S = 30.0
+RUNAWAY_GRACE_S = 1.0  # beyond the procedure timeout, at which the partition ends the call itself
+ROUTER_STOP_S = 3.0  # the router's share of STOP_S: replies that are still coming go through it
+STOP_S = 10.0
+STOP_ANSWER_S = 1.0  # for the answer to a stop command to get through the router
+RUNAWAYS_KEPT = 64
+STARTING_NOTICE_S = 5.0
+
+
+class Start(NamedTuple):
+    """Start the child's process. `runaway`: the call that its predecessor had to be killed for."""
+
+    child: int
+    runaway: Runaway | None
+
+
+class Terminate(NamedTuple):
+    """SIGTERM: finish and exit."""
+
+    child: int
+
+
+class Kill(NamedTuple):
+    """SIGKILL."""
+
+    child: int
+
+
+class Tell(NamedTuple):
+    child: int
+    message: Message
+
+
+class Persist(NamedTuple):
+    """Make new procedures durable, then call `persisted`."""
+
+    catalog_version: int
+    path: str
+    source: str
+
+
+class Ready(NamedTuple):
+    """Everything serves; clients connect to `port`."""
+
+    port: int
+
+
+class Done(NamedTuple):
+    """All processes have ended. `error`: why the start failed, empty after a stop."""
+
+    error: str
+
+
+class Report(NamedTuple):
+    """Something that an operator may want to know. `level` is "info" or "warning"."""
+
+    event: str
+    fields: dict[str, Any]
+    level: str = "info"
+
+
+Action = Start | Terminate | Kill | Tell | Persist | Ready | Done | Report
+
+
+class ProcessFigures(NamedTuple):
+    """What the operating system says about a child's process."""
+
+    rss_bytes: int
+    cpu_s: float
+
+
+class Child:
+    """One supervised process. See the table of states above."""
+
+    __slots__ = (
+        "answered", "asked", "asked_at_s", "backoff_until_s", "exit_status", "failures", "heard_at_s", "heard_before_s",
+        "incarnation", "last_words", "noticed_at_s", "number", "pid", "reply", "reply_before", "restarts", "runaway",
+        "since_s", "state", "switch_asked", "tcp_port", "watch",
+    )  # fmt: skip
+
+    def __init__(self, number: int, runaway_limit_s: float) -> None:
+        self.number = number
+        self.state = "stopped"
+        self.pid = 0
+        self.since_s = 0.0  # when it took on its state
+        self.noticed_at_s = 0.0
+        self.failures = 0  # exits since it last served for STABLE_S
+        self.restarts = -1
+        self.backoff_until_s = 0.0
+        self.exit_status: int | None = None
+        self.last_words = ""
+        self.incarnation = 0
+        self.tcp_port = 0
+        self.asked = 0  # the number of the last StatusRequest that it was sent
+        self.answered = 0  # the number of the last one that it answered
+        self.asked_at_s = 0.0
+        self.switch_asked = 0  # the same, when it was last told to switch procedures
+        self.reply: StatusReply | None = None
+        self.reply_before: StatusReply | None = None
+        self.heard_at_s = 0.0
+        self.heard_before_s = 0.0
+        self.runaway: Runaway | None = None
+        self.watch = Watch(runaway_limit_s)
+
+    @property
+    def name(self) -> str:
+        return "router" if self.number == ROUTER else f"partition {self.number}"
+
+    @property
+    def runs(self) -> bool:
+        return self.state in ("starting", "serving")
+
+    def enter(self, state: str, now_s: float) -> None:
+        self.state = state
+        self.since_s = self.noticed_at_s = now_s
+
+    def backoff_s(self) -> float:
+        """The wait before the next start: 0, 0.1, 0.2, 0.4 … 5 s."""
+        if self.failures <= 1:
+            return 0.0
+        return min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(self.failures - 2, 16))
+
+    def rate_a_second(self, metric: str) -> float:
+        """How fast a counter grew between the last two answers."""
+        if self.reply is None or self.reply_before is None or self.heard_at_s <= self.heard_before_s:
+            return 0.0
+        newer, older = self.reply.metrics.get(metric, 0), self.reply_before.metrics.get(metric, 0)
+        if not isinstance(newer, int | float) or not isinstance(older, int | float):
+            return 0.0
+        return max(0.0, (newer - older) / (self.heard_at_s - self.heard_before_s))
+
+
+class Load(NamedTuple):
+    """A load of procedures between its first message and its decision."""
+
+    admin_number: int
+    catalog_version: int
+    path: str
+    source: str
+    deadline_s: float
+    prepared: dict[int, list[ProcedureInfo]]
+
+
+class Supervision:
+    """The supervisor's state machine.
+
+    `catalog_version` is that of the stored procedures; `first_version` must be larger than any topology version that an
+    earlier supervisor of this cluster may have published: clients that stay connected compare them.
+    """
+
+    def __init__(
+        self,
+        partitions: int,
+        *,
+        cluster_id: str,
+        runtime: str,
+        catalog_version: int,
+        procedure_timeout_s: float,
+        first_version: int = 1,
+    ) -> None:
+        limit_s = procedure_timeout_s + RUNAWAY_GRACE_S
+        self.router = Child(ROUTER, limit_s)
+        self.partitions = [Child(number, limit_s) for number in range(partitions)]
+        self.catalog_version = catalog_version
+        self.procedures: list[ProcedureInfo] = []
+        self.runaways: list[Runaway] = []
+        self.ready = False
+        self.stopping = False
+        self._cluster_id = cluster_id
+        self._runtime = runtime
+        self._version = first_version
+        self._catalog_versions_used = catalog_version
+        self._ready_asked = 0
+        self._load: Load | None = None
+        self._stop_asked = 0  # the router's answer to this question comes behind the answer to a stop command
+        self._stop_at_s = 0.0
+        self._partitions_told = False
+        self._killed = False
+        self._done = False
+        self._error = ""
+        self._actions: list[Action] = []
+
+    def take(self) -> list[Action]:
+        """The actions decided since the last call, to carry out in this order."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    def child(self, number: int) -> Child:
+        return self.router if number == ROUTER else self.partitions[number]
+
+    def children(self) -> Iterator[Child]:
+        yield self.router
+        yield from self.partitions
+
+    # ── inputs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, now_s: float) -> None:
+        for child in self.children():
+            self._start(child, now_s)
+
+    def started(self, number: int, pid: int) -> None:
+        self.child(number).pid = pid
+
+    def exited(self, number: int, exit_status: int, last_words: str, now_s: float) -> None:
+        """The child's process is gone. `exit_status` is negative for a signal; `last_words` its last line on stderr."""
+        child = self.child(number)
+        served_s = now_s - child.since_s if child.state == "serving" else 0.0
+        if served_s >= STABLE_S:
+            child.failures = 0
+        child.failures += 1
+        child.exit_status = exit_status
+        child.last_words = last_words
+        child.pid = 0
+        child.incarnation = 0
+        child.reply = child.reply_before = None
+        child.watch.forget()
+        if self.stopping:
+            child.enter("stopped", now_s)
+            return self._stop_on(now_s)
+        if self._load is not None and number != ROUTER:
+            self._end_load("Unavailable", f"{child.name} died while the procedures were being prepared")
+        self._after_exit(child, now_s)
+        if number != ROUTER:
+            self._publish()
+
+    def said(self, number: int, message: Message, now_s: float) -> None:
+        """A message from the child's present process, other than Admin (see `load_procedures`, `stop`)."""
+        child = self.child(number)
+        if isinstance(message, StatusReply):
+            self._answered(child, message, now_s)
+        elif isinstance(message, LoadPrepared):
+            self._prepared(child, message)
+        elif isinstance(message, Refusal):
+            self._warn("refused", child=child.name, code=message.code, reason=message.message)
+        elif not isinstance(message, Welcome):
+            self._warn("unexpected_message", child=child.name, message=type(message).__name__)
+
+    def looked(self, number: int, beat: Beat, now_s: float) -> None:
+        """The heartbeat of a partition, read now. A call that nothing could end costs its partition's process."""
+        child = self.child(number)
+        if child.state != "serving":
+            return
+        stuck = child.watch.look(beat, now_s)
+        if stuck is None:
+            return
+        names = sorted(info.name for info in self.procedures)
+        procedure = names[stuck.procedure] if stuck.procedure < len(names) else "?"
+        if stuck.client_id:
+            child.runaway = Runaway(stuck.client_id, stuck.call_number, procedure)
+            self.runaways = [*self.runaways[1 - RUNAWAYS_KEPT :], child.runaway]
+        child.watch.forget()
+        self._warn("runaway_killed", child=child.name, procedure=procedure, client_id=stuck.client_id)
+        self._actions.append(Kill(number))
+
+    def tick(self, now_s: float) -> None:
+        """Whatever is due. Call it at least a few times a second."""
+        if self.stopping:
+            return self._stop_on(now_s)
+        for child in self.children():
+            if child.state == "backoff" and now_s >= child.backoff_until_s:
+                self._start(child, now_s)
+            elif child.state == "serving" and child.answered == child.asked:
+                # One question at a time: they don't pile up before a child that is busy for long.
+                if now_s - child.asked_at_s >= STATUS_INTERVAL_S:
+                    self._ask(child, now_s)
+            elif child.state == "starting" and now_s - child.noticed_at_s >= STARTING_NOTICE_S:
+                child.noticed_at_s = now_s
+                self._report("still_starting", child=child.name, seconds=round(now_s - child.since_s))
+        if self._stop_asked and now_s - self._stop_at_s >= STOP_ANSWER_S:
+            return self.stop(now_s)
+        if self._load is not None and now_s >= self._load.deadline_s:
+            late = [c.name for c in self.partitions if c.number not in self._load.prepared]
+            self._end_load("Unavailable", f"no answer from {', '.join(late)} within {LOAD_LIMIT_S:.0f} s")
+
+    def load_procedures(self, admin_number: int, source: str, path: str, now_s: float) -> None:
+        """Replace the procedures; the answer to `admin_number` follows when it has worked or failed."""
+        down = [child.name for child in self.partitions if child.state != "serving"]
+        if self.stopping:
+            return self._refuse(admin_number, "Unavailable", "the cluster is stopping")
+        if self._load is not None:
+            return self._refuse(admin_number, "Unavailable", "another load of procedures is under way")
+        if down:
+            return self._refuse(admin_number, "Unavailable", f"{', '.join(down)} can't take part: not serving")
+        # A number of its own for every attempt: a late answer to an attempt that was given up names that one.
+        self._catalog_versions_used += 1
+        version = self._catalog_versions_used
+        self._load = Load(admin_number, version, path, source, now_s + LOAD_LIMIT_S, {})
+        for child in self.partitions:
+            self._actions.append(Tell(child.number, PrepareLoad(version, source, path)))
+
+    def persisted(self, error: str) -> None:
+        """The answer to Persist; `error` is empty when the new procedures are durable."""
+        load = self._load
+        if load is None:
+            return
+        if error:
+            return self._end_load("ClusterError", f"the procedures could not be stored: {error}")
+        self._load = None
+        self.catalog_version = load.catalog_version
+        self.procedures = load.prepared[0]
+        for child in self.partitions:
+            child.switch_asked = child.asked
+            self._actions.append(Tell(child.number, SwitchLoad(load.catalog_version)))
+        # Before the answer: its reader's next call shall already be routed by the new procedures.
+        self._publish()
+        names = sorted(info.name for info in self.procedures)
+        self._report("procedures_switched", catalog_version=load.catalog_version, path=load.path)
+        body = {"catalog_version": load.catalog_version, "procedures": names}
+        self._actions.append(Tell(ROUTER, AdminReply(load.admin_number, "", body)))
+
+    def stop_command(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
+        """Answer with `body`, and stop when the router has had the time to pass it on."""
+        self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", body)))
+        if not self.stopping and not self._stop_asked:
+            self._ask(self.router, now_s)
+            self._stop_asked, self._stop_at_s = self.router.asked, now_s
+
+    def stop(self, now_s: float, error: str = "") -> None:
+        """Stop everything in order: the router takes no more calls, then the partitions finish, then Done.
+
+        A second call doesn't wait for anybody any more.
+        """
+        if self.stopping:
+            self._kill_all()
+            return
+        self.stopping = True
+        self._error = error
+        self._stop_at_s = now_s
+        for child in self.children():
+            if not child.runs:
+                child.enter("stopped", now_s)
+        if self.router.runs:
+            self._actions.append(Terminate(ROUTER))
+        self._stop_on(now_s)
+
+    # ── what can be asked ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def topology(self) -> Topology:
+        partitions = [
+            PartitionAddress(
+                child.number,
+                child.incarnation,
+                f"{self._runtime}/p{child.number}",
+                child.tcp_port,
+                child.reply.lsn if child.reply is not None else 0,
+            )
+            for child in self.partitions
+        ]
+        return Topology(
+            self._version,
+            self.catalog_version,
+            self._cluster_id,
+            self._runtime,
+            partitions,
+            self.procedures,
+            self.runaways,
+        )
+
+    def status(self, figures: dict[int, ProcessFigures], now_s: float) -> dict[str, Any]:
+        """The router and the partitions as plain values; `figures` by child number, where there is a process."""
+        return {
+            "cluster_id": self._cluster_id,
+            "topology_version": self._version,
+            "catalog_version": self.catalog_version,
+            "ready": self.ready,
+            "router": _child_status(self.router, figures, now_s),
+            "partitions": [_child_status(child, figures, now_s) for child in self.partitions],
+            "runaways": [msgspec.structs.asdict(runaway) for runaway in self.runaways],
+        }
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, child: Child, now_s: float) -> None:
+        child.enter("starting", now_s)
+        child.restarts += 1
+        self._actions.append(Start(child.number, child.runaway))
+        self._ask(child, now_s)
+
+    def _ask(self, child: Child, now_s: float) -> None:
+        child.asked += 1
+        child.asked_at_s = now_s
+        self._actions.append(Tell(child.number, StatusRequest(child.asked)))
+
+    def _answered(self, child: Child, reply: StatusReply, now_s: float) -> None:
+        if not child.runs:
+            return
+        moved = (child.incarnation, child.tcp_port) != (reply.incarnation, reply.tcp_port)
+        child.reply_before, child.heard_before_s = child.reply, child.heard_at_s
+        child.reply, child.heard_at_s = reply, now_s
+        child.answered = max(child.answered, reply.number)
+        child.incarnation, child.tcp_port = reply.incarnation, reply.tcp_port
+        if child.state == "starting":
+            child.enter("serving", now_s)
+            child.runaway = None
+            self._report("serving", child=child.name, incarnation=reply.incarnation, restarts=child.restarts)
+            if child.number == ROUTER:
+                self._publish()
+        if child.number != ROUTER:
+            self._check_catalog(child, reply)
+            if moved:
+                self._publish()
+        if child.number == ROUTER and self._stop_asked and reply.number >= self._stop_asked and not self.stopping:
+            self.stop(now_s)
+        elif not self.ready:
+            self._ready_on(child, reply, now_s)
+
+    def _check_catalog(self, child: Child, reply: StatusReply) -> None:
+        """Every partition must use the stored procedures; one that doesn't gets them by starting again."""
+        if reply.catalog_version == self.catalog_version:
+            if not self.procedures:
+                self.procedures = reply.procedures
+                self._publish()
+        elif reply.number > child.switch_asked:
+            # Asked after it was told to switch, and messages keep their order: it will not switch any more.
+            self._warn("wrong_procedures", child=child.name, catalog_version=reply.catalog_version)
+            self._actions.append(Kill(child.number))
+
+    def _ready_on(self, child: Child, reply: StatusReply, now_s: float) -> None:
+        if any(c.state != "serving" for c in self.children()):
+            self._ready_asked = 0
+        elif not self._ready_asked:
+            # The router's answer to this one says that it has read the topology before it.
+            self._ask(self.router, now_s)
+            self._ready_asked = self.router.asked
+        elif child.number == ROUTER and reply.number >= self._ready_asked:
+            self.ready = True
+            self._actions.append(Ready(self.router.tcp_port))
+
+    def _after_exit(self, child: Child, now_s: float) -> None:
+        refused = (EXIT_PORT_TAKEN,) if child.number == ROUTER else (EXIT_CORRUPTION, EXIT_CONFIGURATION)
+        why = child.last_words or f"exit status {child.exit_status}"
+        if not self.ready:
+            if child.exit_status in refused:
+                child.enter("failed", now_s)
+                return self.stop(now_s, f"{child.name} can't start: {why}")
+            if child.failures >= FAILURES_AT_START:
+                child.enter("failed", now_s)
+                return self.stop(now_s, f"{child.name} ended {child.failures} times while starting: {why}")
+        elif child.exit_status in refused and child.number != ROUTER:
+            child.enter("failed", now_s)
+            return self._warn("failed", child=child.name, exit_status=child.exit_status, reason=why)
+        child.enter("backoff", now_s)
+        wait_s = child.backoff_s()
+        child.backoff_until_s = now_s + wait_s
+        exit_fields = {"exit_status": child.exit_status, "reason": child.last_words}
+        self._warn("exited", child=child.name, **exit_fields, restart_in_s=wait_s)
+        if wait_s == 0.0:
+            self._start(child, now_s)
+
+    def _publish(self) -> None:
+        self._version += 1
+        if self.router.state == "serving":
+            self._actions.append(Tell(ROUTER, self.topology()))
+
+    def _prepared(self, child: Child, message: LoadPrepared) -> None:
+        load = self._load
+        if load is None or message.catalog_version != load.catalog_version:
+            return
+        if message.error:
+            return self._end_load("SchemaError", message.error)
+        load.prepared[child.number] = message.procedures
+        if len(load.prepared) < len(self.partitions):
+            return
+        if any(infos != load.prepared[0] for infos in load.prepared.values()):
+            return self._end_load("SchemaError", "the partitions read different procedures out of the same file")
+        self._actions.append(Persist(load.catalog_version, load.path, load.source))
+
+    def _end_load(self, code: str, message: str) -> None:
+        load = self._load
+        if load is None:
+            return
+        self._load = None
+        for child in self.partitions:
+            if child.state == "serving":
+                self._actions.append(Tell(child.number, DiscardLoad(load.catalog_version)))
+        self._refuse(load.admin_number, code, message)
+
+    def _refuse(self, admin_number: int, code: str, message: str) -> None:
+        self._actions.append(Tell(ROUTER, AdminReply(admin_number, code, {"message": message})))
+
+    def _stop_on(self, now_s: float) -> None:
+        waited_s = now_s - self._stop_at_s
+        if not self._partitions_told and (self.router.state == "stopped" or waited_s >= ROUTER_STOP_S):
+            self._partitions_told = True
+            for child in self.partitions:
+                if child.runs:
+                    self._actions.append(Terminate(child.number))
+        if waited_s >= STOP_S:
+            self._kill_all()
+        if not self._done and all(child.state == "stopped" for child in self.children()):
+            self._done = True
+            self._actions.append(Done(self._error))
+
+    def _kill_all(self) -> None:
+        if self._killed:
+            return
+        self._killed = True
+        for child in self.children():
+            if child.runs:
+                self._warn("killed_at_stop", child=child.name)
+                self._actions.append(Kill(child.number))
+
+    def _report(self, event: str, **fields: Any) -> None:
+        self._actions.append(Report(event, fields))
+
+    def _warn(self, event: str, **fields: Any) -> None:
+        self._actions.append(Report(event, fields, "warning"))
+
+
+def _child_status(child: Child, figures: dict[int, ProcessFigures], now_s: float) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "state": child.state,
+        "pid": child.pid,
+        "restarts": max(0, child.restarts),
+        "state_s": round(now_s - child.since_s, 3),
+        "tcp_port": child.tcp_port,
+    }
+    if child.number != ROUTER:
+        status = {"partition": child.number, **status, "incarnation": child.incarnation}
+    if child.number in figures:
+        status.update(figures[child.number]._asdict())
+    if child.reply is not None:
+        status["lsn"] = child.reply.lsn
+        status["silent_s"] = round(now_s - child.heard_at_s, 3)
+        status["calls_per_s"] = round(child.rate_a_second("calls"), 1)
+        status["metrics"] = child.reply.metrics
+    if child.state in ("failed", "backoff"):
+        status["exit_status"] = child.exit_status
+        status["last_words"] = child.last_words
+    return status

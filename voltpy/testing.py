@@ -1,0 +1,152 @@
+"""An engine with one partition in your own process, for tests of your procedures: no sockets, no WAL, pdb works.
+
+    from voltpy.testing import Engine
+
+    def test_a_deposit_raises_the_balance():
+        with Engine(schema="schema.sql", procedures="procedures.py") as db:
+            db.call("open_account", 42, "Kari")
+            assert db.call("deposit", 42, 100) == 100
+
+It is the engine that the partitions run, called in the same way: arguments and results take the form that they would
+have on the wire, errors are the same, and a ProcedureError carries the original exception as its `__cause__`.
+With pytest, the fixture `voltpy_engine` makes engines and closes them: `db = voltpy_engine("schema.sql", "procedures.py")`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from voltpy.errors import Error, Unavailable, from_wire
+from voltpy.hash_slot import hash_slot
+from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
+from voltpy.procedure import Registry, from_functions, load_path
+from voltpy.schema import Schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.wire import joined
+
+if TYPE_CHECKING:
+    from partitions.executor import Executor
+    from partitions.store import Store
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_CLIENT = 1
+
+
+class Engine:
+    """One partition that owns every key. Not for several threads at once.
+
+    `schema`: SQL text, or the path of a file of it. `procedures`: the path of a procedure file, or functions. `clock`
+    stands behind `tx.now()`.
+    """
+
+    def __init__(
+        self,
+        schema: str | Path | Schema,
+        procedures: str | Path | Iterable[Callable[..., Any]],
+        *,
+        clock: Callable[[], datetime] | None = None,
+        memory_bytes: int = 8 << 30,
+    ) -> None:
+        # The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
+        from partitions.executor import Executor
+        from partitions.outcome_window import OutcomeWindow
+        from partitions.store import Store
+        from partitions.transaction import unique_ids, utc_now
+
+        tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
+        registry: Registry = (
+            load_path(procedures, tables) if isinstance(procedures, str | Path) else from_functions(procedures)
+        )
+        self._store: Store = Store(tables, 0, 1, memory_bytes)
+        self._executor: Executor = Executor(
+            self._store, registry, OutcomeWindow(0), unique_ids(0, 1), array("Q", bytes(64)), clock or utc_now
+        )
+        self._executor.failed = self._remember
+        self._cause: BaseException | None = None
+        self._number = 0
+        self._closed = False
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Runs one call and returns its result. Raises what the client would raise."""
+        info = self._info(name)
+        slot = hash_slot(arguments[info.key_position]) if info and 0 <= info.key_position < len(arguments) else 0
+        self._number += 1
+        group = CallGroup(_CLIENT, name, 0, 0, [self._number], [slot], joined([_encode(arguments)]))
+        self._executor.run(b"", group)
+        return self._outcome()
+
+    def call_many(self, name: str, rows: Iterable[Sequence[Any]], *, return_exceptions: bool = False) -> list[Any]:
+        """One call an argument tuple; results in order, or the errors in their places."""
+        results: list[Any] = []
+        for row in rows:
+            try:
+                results.append(self.call(name, *row))
+            except Error as error:
+                if not return_exceptions:
+                    raise
+                results.append(error)
+        return results
+
+    def call_everywhere(self, name: str, *arguments: Any) -> list[Any]:
+        """Runs a directed procedure; a list with the one partition's result."""
+        self._number += 1
+        now_us = int(self._executor.clock().timestamp() * 1e6)
+        encoded = msgspec.Raw(_encode(arguments))
+        self._executor.run_everywhere(b"", EverywhereCall(0, _CLIENT, name, self._number, encoded, now_us))
+        return [self._outcome()]
+
+    def procedures(self) -> list[ProcedureInfo]:
+        return self._executor.registry.infos()
+
+    def check(self) -> None:
+        """Raises Corruption unless every invariant of the storage holds."""
+        self._store.check()
+
+    def close(self) -> None:
+        self._closed = True
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _info(self, name: str) -> ProcedureInfo | None:
+        if self._closed:
+            raise Unavailable("the engine is closed")
+        procedure = self._executor.registry.procedures.get(name)
+        return None if procedure is None else procedure.info
+
+    def _outcome(self) -> Any:
+        """What the call that has just run comes to; its changes are kept."""
+        self._executor.seal()
+        self._executor.finished()
+        answers = self._executor.replies()[b""]
+        if answers.errors:
+            described = answers.errors[0]
+            error = from_wire(described.code, described.message, described.type_name, described.traceback_text)
+            cause, self._cause = self._cause, None
+            raise error from cause
+        return _decode(bytes(answers.groups[0].results))[0]
+
+    def _remember(self, error: BaseException) -> None:
+        self._cause = error
+        if not isinstance(error, Exception):
+            # Ctrl-C, leaving the debugger, pytest.fail: meant for the test, not for the procedure's caller.
+            raise error
+
+
+def _text(schema: str | Path) -> str:
+    if isinstance(schema, Path) or (";" not in schema and "\n" not in schema and Path(schema).suffix == ".sql"):
+        return Path(schema).read_text(encoding="utf-8")
+    return schema
