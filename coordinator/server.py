@@ -41,6 +41,7 @@ from voltpy.sockets import (
     door_socket,
     partition_socket,
     raise_open_files_limit,
+    receive_at_door,
 )
 from voltpy.wire import decode, encode
 
@@ -107,9 +108,12 @@ class Server:
 
     def serve(self) -> None:
         while not self._stopping:
-            self._poller.poll(IDLE_MS)
-            self._receive_from_partitions(PASS_CALLS, PASS_BYTES)
-            self._receive_from_clients()
+            ready = dict(self._poller.poll(IDLE_MS))
+            for partition, connection in self._connections.items():
+                if connection.socket in ready:
+                    self._receive_from_partition(partition, PASS_CALLS, PASS_BYTES)
+            if self._front in ready:
+                self._receive_from_clients()
             self._send()
             if os.getppid() != self._parent:  # a kernel that does not kill with the parent
                 break
@@ -120,47 +124,45 @@ class Server:
     def _on_signal(self, *_: object) -> None:
         self._stopping = True
 
-    def _receive_from_partitions(self, most_calls: float, most_bytes: float) -> None:
-        for partition, connection in self._connections.items():
-            receive = connection.socket.recv
-            calls = received_bytes = 0
-            while calls < most_calls and received_bytes < most_bytes:
-                try:
-                    frame = receive(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self._frames_in += 1
-                received_bytes += len(frame)
-                try:
-                    message = decode(frame)
-                except ProtocolError as error:
-                    _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
-                    continue
-                if isinstance(message, Refusal):
-                    _events.error("refused_by_partition", partition=partition, reason=message.message)
-                calls += 1
-                before = self.router.calls_answered
-                self.router.partition_message(partition, message)
-                calls += self.router.calls_answered - before
-            self._bytes_in += received_bytes
+    def _receive_from_partition(self, partition: int, most_calls: float, most_bytes: float) -> None:
+        router = self.router
+        receive = self._connections[partition].socket.recv
+        calls = received_bytes = 0
+        while calls < most_calls and received_bytes < most_bytes:
+            try:
+                frame = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._frames_in += 1
+            received_bytes += len(frame)
+            calls += 1
+            try:
+                message = decode(frame)
+            except ProtocolError as error:
+                _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
+                continue
+            if isinstance(message, Refusal):
+                _events.error("refused_by_partition", partition=partition, reason=message.message)
+            answered = router.calls_answered
+            router.partition_message(partition, message)
+            calls += router.calls_answered - answered
+        self._bytes_in += received_bytes
 
     def _receive_from_clients(self) -> None:
-        router, door = self.router, self.router.door
-        receive = self._front.recv_multipart
+        router, door, front = self.router, self.router.door, self._front
         accounts = door.accounts
         calls = received_bytes = 0
         while calls < PASS_CALLS and received_bytes < PASS_BYTES:
             try:
-                parts = receive(zmq.NOBLOCK)
+                identity, frame = receive_at_door(front)
             except zmq.Again:
                 break
             self._frames_in += 1
-            identity, frame = parts[0], parts[-1]
-            received_bytes += sum(map(len, parts))
             calls += 1
-            if len(parts) != 2:
-                door.garbage(identity, f"a message of {len(parts) - 1} parts; it must be one")
+            if frame is None:
+                door.garbage(identity, "a message of several parts; it must be one")
                 continue
+            received_bytes += len(frame)
             message = door.receive(identity, frame, router.welcome)
             if message is None:
                 continue
@@ -175,7 +177,8 @@ class Server:
             else:
                 if isinstance(message, Topology):
                     # Replies of a partition that has died since may still be here: their callers shall have them.
-                    self._receive_from_partitions(math.inf, math.inf)
+                    for partition in self._connections:
+                        self._receive_from_partition(partition, math.inf, math.inf)
                 router.supervisor_message(account, message)
                 self._connect()
         self._bytes_in += received_bytes

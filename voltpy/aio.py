@@ -276,10 +276,10 @@ class AsyncClient:
         if timer is None or when < timer.when():
             self._set_timer(when)
 
-    def _readable(self, link: Link) -> None:
+    def _readable(self, link: Link, fd: int) -> None:
         if self._closed:
             return
-        self._links.arrived(link, self._loop.time())
+        self._links.arrived(link, fd, self._loop.time())
         self._tick()
 
     def _time_passed(self) -> None:
@@ -306,7 +306,7 @@ class AsyncClient:
         for fd, link in wanted.items():
             if fd not in self._watched:
                 self._watched[fd] = link
-                self._loop.add_reader(fd, self._readable, link)
+                self._loop.add_reader(fd, self._readable, link, fd)
 
     def _deliver(self) -> None:
         connection = self._connection

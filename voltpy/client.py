@@ -132,9 +132,11 @@ class Client:
         """Calls a procedure in the partition of its key and returns its result. Raises what voltpy.errors lists."""
         call = _Call()
         limit = self._timeout if timeout is None else _positive(timeout)
-        self._check_process()
-        with self._mutex:
+        if os.getpid() != self._process:
             self._check_open()
+        with self._mutex:
+            if self._closed:
+                self._check_open()
             now = monotonic()
             self._connection.submit(call, name, args, now, limit)
             alone = self._take_turn(now) or self._queue_up(call, now)
@@ -146,7 +148,7 @@ class Client:
         Waits while SUBMITTED_CALLS calls are under way, except in a future's callback.
         """
         call = _Submitted()
-        self._check_process()
+        self._check_open()
         with self._mutex:
             if self._connection.outstanding >= SUBMITTED_CALLS:
                 self._wait_for_room()
@@ -171,7 +173,7 @@ class Client:
         place with `return_exceptions`; without, the first error is raised as soon as what was sent is settled: the
         other calls that were sent have run, or failed too, and the rest was not sent.
         """
-        self._check_process()
+        self._check_open()
         limit = self._timeout if timeout is None else _positive(timeout)
         info = self._info(name, limit)
         batch = Batch(info, limit)
@@ -254,7 +256,7 @@ class Client:
     # ── one caller ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, call: _Waiting, start: Callable[[float], None]) -> Any:
-        self._check_process()
+        self._check_open()
         with self._mutex:
             self._check_open()
             now = monotonic()
@@ -280,9 +282,11 @@ class Client:
 
     def _poll_for(self, call: _Waiting) -> None:
         """Polls until the call is settled, or until the I/O thread has to take over."""
-        mutex = self._mutex
+        events: list[tuple[int, int]] | None = None
         while True:
-            with mutex:
+            with self._mutex:
+                if events is not None:
+                    self._wake_up(events, monotonic())
                 if call.done or self._io_wanted:
                     if not call.done:
                         call.lock = _locked()
@@ -291,8 +295,6 @@ class Client:
                     break
                 poll, wait_ms = self._prepare_sleep(monotonic())
             events = poll.poll(wait_ms)
-            with mutex:
-                self._wake_up(events, monotonic())
         _deliver(settled)
 
     def _take_turn(self, now: float) -> bool:
@@ -435,7 +437,7 @@ class Client:
         for fd, _mask in events:
             link = self._by_fd.get(fd)
             if link is not None:
-                links.arrived(link, now)
+                links.arrived(link, fd, now)
             elif fd == self._wake_in:
                 os.read(self._wake_in, 4096)
         if now >= self._connection.next_time or now >= links.next_time:
@@ -544,11 +546,10 @@ class Client:
         os.close(self._wake_in)
         os.close(self._wake_out)
 
-    def _check_process(self) -> None:
+    def _check_open(self) -> None:
+        """Not under the mutex: in a forked child it may be locked for ever."""
         if os.getpid() != self._process:
             raise Unavailable("this client was made by the parent process: after a fork, connect again")
-
-    def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the client is closed")
 

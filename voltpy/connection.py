@@ -127,26 +127,30 @@ class Pending:
         "via",
     )
 
+    # Known when it is submitted:
+    procedure: str
     args: bytes
-    lane: Lane
+    timeout: float
+    deadline: float
+    retry_until: float
+    # … when it is routed:
     slot: int
+    lane: Lane
+    # … when it is sent:
+    lsn: int
+    incarnation: int
+    catalog_version: int
+    via: int
+    # … of a batch:
+    position: int
 
     def __init__(self) -> None:
-        self.procedure = ""
         self.done = False
         self.value: Any = None
         self.error: Error | None = None
         self.number = 0
         self.floor = NEVER_SENT
-        self.lsn = 0
-        self.incarnation = 0
-        self.catalog_version = 0
-        self.via = ROUTER
-        self.timeout = 0.0
-        self.deadline = inf
-        self.retry_until = 0.0
         self.batch: Batch | None = None
-        self.position = 0
 
     def begin(self) -> bool:
         """Called just before the first attempt leaves. False: its caller has cancelled it."""
@@ -288,15 +292,19 @@ class Lane:
 
 
 class Frame:
-    """One frame to send, and what is in it, should it turn out that it can't be sent."""
+    """One frame to send, and what is in it, should it turn out that it can't be sent.
 
-    __slots__ = ("calls", "data", "destination", "group", "others")
+    `look`: other answers were due where it goes, so one may have arrived unnoticed while it was sent.
+    """
+
+    __slots__ = ("calls", "data", "destination", "group", "look", "others")
 
     def __init__(self, destination: int, data: bytes) -> None:
         self.destination = destination
         self.data = data
         self.calls: list[Pending] = []
         self.group: Group | None = None
+        self.look = True
         self.others: list[Pending] = []
 
 
@@ -547,6 +555,8 @@ class Connection:
 
     def frames(self, now: float) -> list[Frame]:
         """What can be sent now. Everything in a frame counts as sent from here on, unless `unsend` takes it back."""
+        if not (self._due or self._outbox or self._hello_wanted):
+            return []
         out: list[Frame] = []
         self.urgent = False
         if self.router_ready:
@@ -558,10 +568,11 @@ class Connection:
                 self._take_outbox(out)
         if self._due:
             through_router: list[Pending] = []
-            for lane in list(self._due):
+            due, self._due = self._due, {}
+            for lane in due:
                 self._take_lane(lane, out, through_router, now)
-                if not lane.queue and not lane.ready:
-                    del self._due[lane]
+                if lane.queue or lane.ready:
+                    self._due[lane] = None
             while through_router:
                 count = size = 0
                 for call in through_router[:CALLS_A_FRAME]:
@@ -609,6 +620,17 @@ class Connection:
             return
         via = lane.partition if lane.direct else ROUTER
         queue = lane.queue
+        if len(queue) == 1 and lane.direct and lane.has_room():
+            call = queue.popleft()  # the usual case, and a lone caller waits for it
+            if call.done:
+                return
+            if call.number or call.begin():
+                lane.unanswered += 1
+                lane.unanswered_bytes += len(call.args)
+                self._send(call, lane, via)
+                self._put_calls(via, [call], out)
+            else:
+                self.withdraw(call)
         while queue and lane.has_room():
             calls: list[Pending] = []
             size = 0
@@ -686,6 +708,7 @@ class Connection:
             ]
         frame = Frame(destination, _encode(Calls(self._catalog_version, groups)))
         frame.calls = calls
+        frame.look = destination == ROUTER or calls[0].lane.unanswered > len(calls)
         out.append(frame)
 
     def _put_group(self, group: Group, via: int, out: list[Frame]) -> None:
@@ -1118,10 +1141,9 @@ class Connection:
         self._due.clear()
         for call in unsent:
             if call.floor != NEVER_SENT:
-                call.retry_until = 0.0
                 self._fail(call, self._never_ran(call, Unavailable("another cluster answers at this address")))
             else:
-                self._requeue(call)
+                self._route_again(call)
 
     def _change_lane(self, lane: Lane, address: PartitionAddress, now: float) -> None:
         """The partition died or came back: what its former process had not answered will not be answered."""

@@ -107,7 +107,7 @@ class Door:
             owners = slot_owners(partitions)
             self._hash_slots = frozenset(slot for slot, owner in enumerate(owners) if owner == at_partition)
 
-    def receive(self, identity: bytes, frame: bytes, welcome: Welcome) -> Message | None:
+    def receive(self, identity: bytes, frame: bytes | memoryview, welcome: Welcome) -> Message | None:
         """The message, if it passes: then it is from `accounts[identity]`. None when the door has dealt with it.
 
         `welcome` answers a Hello; its `incarnation` is the one that calls must name here.
@@ -171,7 +171,7 @@ class Door:
         if account.in_flight == 0:
             self._forget_client(account)
 
-    def _greet(self, identity: bytes, frame: bytes, welcome: Welcome) -> None:
+    def _greet(self, identity: bytes, frame: bytes | memoryview, welcome: Welcome) -> None:
         """A frame of somebody without an open account: a Hello opens one, anything else is refused, once."""
         message: Message | None = None
         code, reason = NO_HELLO, "no Hello came before this frame"

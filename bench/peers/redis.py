@@ -18,17 +18,19 @@ from typing import Any, Self
 import hiredis  # noqa: F401  # redis-py takes it by itself when it is there; without it the comparison would be unfair
 import redis
 import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from bench import drive, measure
 from bench.peers.server import Server, free_port
 from bench.workload import BenchError, Call, CallStream, Fsync, Line, NotInstalled, Outcome
 
-CONNECTION_COUNT = 32
+CONNECTION_COUNT = 16
 CONNECTIONS = f"{CONNECTION_COUNT} connections, a pipeline each"
 PIPELINE = "Pipeline of redis-py"
 POOL = "redis.asyncio, connection pool"
-CALLER = "redis-py"
-CONNECTION_COUNT = 32
+CALLER = "redis-py, loopback"
+UNIX_CALLER = "redis-py, Unix socket"
 
 APPENDFSYNC = {"always": "always", "everysec": "everysec", "never": "no"}
 
@@ -61,7 +63,9 @@ class Redis:
         for name, value in self._options.items():
             command += [f"--{name}", value]
         self._server = Server(command, self._directory)
-        self._client = redis.Redis(unix_socket_path=str(self._socket))
+        # By itself it would wait between attempts for longer than a start takes.
+        once = Retry(NoBackoff(), 0)
+        self._client = redis.Redis(unix_socket_path=str(self._socket), retry=once)
         self._server.wait_until(self._answers)
         return self
 
@@ -79,7 +83,7 @@ class Redis:
         return {"server": measure.cpu_s(measure.process_tree(self._server.pid))}
 
     def ways(self, line: Line) -> tuple[str, ...]:
-        return {"many": (CONNECTIONS, PIPELINE), "tasks": (POOL,), "lone": (CALLER,)}[line.drive]
+        return {"many": (CONNECTIONS, PIPELINE), "tasks": (POOL,), "lone": (CALLER, UNIX_CALLER)}[line.drive]
 
     def load(self, line: Line) -> None:
         if line.redis.library:
@@ -102,11 +106,11 @@ class Redis:
                 yield lambda stream, seconds: runner.run(drive.tasks(stream, seconds, [call_one] * tasks))
                 runner.run(pool.aclose())
             return
-        # Each where it was faster: a lone call over the Unix socket, much data over loopback with its larger buffers.
-        over_unix = way == CALLER
+        # Much data goes faster over loopback, with its larger buffers; a lone call over the Unix socket.
+        over_unix = way == UNIX_CALLER
         client: Any = redis.Redis(unix_socket_path=str(self._socket)) if over_unix else redis.Redis(port=self._port)
         with client:
-            if way == CALLER:
+            if way in (CALLER, UNIX_CALLER):
                 yield lambda stream, seconds: drive.lone(
                     stream, seconds, lambda call: client.execute_command(*command(call))
                 )

@@ -29,17 +29,22 @@ _COLOURS = {"serving": "green", "starting": "yellow", "backoff": "yellow", "fail
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 def status(url: str, timeout: float, as_json: bool, watch: bool) -> None:
     """Show the router and every partition: state, memory, calls a second, flushes."""
-    with connect(url, timeout=timeout, retry_s=timeout if watch else 0.0) as db:
+    with connect(url, timeout=timeout) as db:
         if not watch:
-            return print_value(db.status(), as_json=True) if as_json else console().print(rendered(db.status()))
+            report = db.status()
+            return print_value(report, as_json=True) if as_json else console().print(rendered(report))
         if as_json:
             while True:
                 print_value(db.status(), as_json=True)
                 time.sleep(WATCH_INTERVAL_S)
-        with Live(rendered(db.status()), auto_refresh=False) as live:
+        with Live(auto_refresh=False) as live:
             while True:
+                try:
+                    live.update(rendered(db.status()), refresh=True)
+                except Unavailable as error:
+                    # The router is being started again, perhaps: that is what one watches for.
+                    live.update(Text(str(error), "bold red"), refresh=True)
                 time.sleep(WATCH_INTERVAL_S)
-                live.update(rendered(db.status()), refresh=True)
 
 
 def rendered(report: dict[str, Any]) -> RenderableType:

@@ -1,0 +1,330 @@
+"""`voltpy start` and what a user does to a running cluster from the command line: real processes throughout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voltpy.client import connect
+from voltpy.errors import Aborted, Unavailable
+
+LIMIT_S = 60.0
+
+SCHEMA = """
+CREATE TABLE accounts (id INT PRIMARY KEY, owner STRING NOT NULL, opened TIMESTAMP, balance INT NOT NULL DEFAULT 0);
+PARTITION TABLE accounts ON COLUMN id;
+CREATE TABLE branches (code STRING PRIMARY KEY, name STRING);
+"""
+
+PROCEDURES = '''
+from datetime import datetime
+
+from voltpy import procedure
+
+
+@procedure(partition_by="account")
+def open_account(tx, account: int, owner: str, opened: datetime | None = None) -> None:
+    """Opens an account."""
+    tx.accounts.insert(id=account, owner=owner, opened=opened)
+
+
+@procedure(partition_by="account")
+def deposit(tx, account: int, amount: int) -> int:
+    row = tx.accounts.get(account)
+    if row is None:
+        tx.abort("no such account")
+    return tx.accounts.update(account, balance=row.balance + amount).balance
+
+
+@procedure(partition_by="account")
+def spin(tx, account: int) -> None:
+    while True:
+        pass
+
+
+@procedure(partition_by=None, read_only=True, everywhere=True)
+def totals(tx) -> list:
+    rows = list(tx.accounts.scan())
+    return [len(rows), sum(row.balance for row in rows), tx.branches.count()]
+'''
+
+
+class Running:
+    """A cluster started by `voltpy start`."""
+
+    def __init__(self, data: Path, *options: str) -> None:
+        self.data = data
+        self.errors = data.with_name(data.name + ".stderr")
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "voltpy.cli", "start", "--data", str(data), "--port", "0", *options],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        self.ready_line = self.process.stdout.readline()
+        assert self.ready_line.startswith("voltpy is ready at voltpy://127.0.0.1:"), self.errors.read_text()
+        self.url = self.ready_line.split()[4]
+        self.db = connect(self.url, timeout=30.0, retry_s=30.0)
+
+    def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = voltpy(*arguments, VOLTPY_URL=self.url)
+        assert done.returncode == status, (done.stdout, done.stderr, self.errors.read_text())
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments).stdout)
+
+    def end(self, signal_number: int = signal.SIGTERM) -> int:
+        self.db.close()
+        self.process.send_signal(signal_number)
+        return self.process.wait(LIMIT_S)
+
+
+def voltpy(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "voltpy.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_S, env={**os.environ, **environment}, check=False
+    )
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, ...]:
+    (tmp_path / "bank.sql").write_text(SCHEMA)
+    (tmp_path / "bank.py").write_text(PROCEDURES)
+    return ("--schema", str(tmp_path / "bank.sql"), "--procedures", str(tmp_path / "bank.py"))
+
+
+@pytest.fixture
+def start(tmp_path: Path, files: tuple[str, ...]) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def begin(*options: str) -> Running:
+        started.append(Running(tmp_path / "data", *(options or ("--partitions", "2", *files))))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.db.close()
+        running.process.kill()
+        running.process.wait()
+        assert running.process.stdout is not None
+        running.process.stdout.close()
+
+
+def test_a_cluster_keeps_its_data_over_a_stop_and_needs_nothing_to_start_again(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = start()
+    assert running.ready_line.endswith(f"(2 partitions, fsync always, data {tmp_path / 'data'})\n")
+    assert running.run("call", "open_account", "42", "Kari", "2013-01-01").stdout == "null\n"
+    assert running.json("call", "deposit", "42", "100") == 100
+    refused = running.run("call", "deposit", "43", "1", status=1)
+    assert refused.stderr == "voltpy: Aborted: no such account\n"
+    assert running.end(signal.SIGINT) == 0
+    assert running.process.stdout is not None
+    assert running.process.stdout.read() == ""
+    again = start("--fsync", "everysec")
+    assert "(2 partitions, fsync everysec," in again.ready_line
+    assert again.json("call", "--json", "deposit", "42", "-30") == 70
+    assert sum(total[1] for total in again.db.call_everywhere("totals")) == 70
+    assert "has stopped" in again.run("stop").stdout
+    assert again.process.wait(LIMIT_S) == 0
+
+
+def test_starts_that_do_not_fit_the_data_directory_are_refused(
+    start: Callable[..., Running], tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    running = start()
+    data = str(tmp_path / "data")
+    second = voltpy("start", "--data", data, "--port", "0")
+    assert (second.returncode, second.stdout) == (1, "")
+    assert f"in use by process {running.process.pid}" in second.stderr
+    assert running.db.call_everywhere("totals") == [[0, 0, 0], [0, 0, 0]]  # the first one never noticed
+    port = running.url.rpartition(":")[2]
+    other = voltpy("start", "--data", str(tmp_path / "other"), "--partitions", "1", *files, "--port", port)
+    assert other.returncode == 1
+    assert port in other.stderr.splitlines()[-1]
+    assert running.end() == 0
+    counted = voltpy("start", "--data", data, "--port", "0", "--partitions", "3")
+    assert counted.returncode == 1
+    assert "has 2 partitions, not 3" in counted.stderr
+    (tmp_path / "other.sql").write_text("CREATE TABLE accounts (id INT PRIMARY KEY);")
+    changed = voltpy("start", "--data", data, "--port", "0", "--schema", str(tmp_path / "other.sql"))
+    assert changed.returncode == 1
+    assert "SchemaError" in changed.stderr
+
+
+def test_procedures_that_cannot_be_loaded_end_the_first_start_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "s.sql").write_text(SCHEMA)
+    (tmp_path / "p.py").write_text(PROCEDURES.replace('partition_by="account"', 'partition_by="nobody"'))
+    data = str(tmp_path / "data")
+    files = ("--schema", str(tmp_path / "s.sql"), "--procedures", str(tmp_path / "p.py"))
+    failed = voltpy("start", "--data", data, "--partitions", "2", "--port", "0", *files)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("voltpy: ClusterError: partition ")
+    assert "nobody" in last
+    (tmp_path / "p.py").write_text(PROCEDURES)
+    running = Running(tmp_path / "data", *files)
+    assert running.end() == 0
+
+
+def test_whatever_is_killed_comes_back_with_everything_that_was_answered(start: Callable[..., Running]) -> None:
+    running = start()
+    db = running.db
+    for account in range(20):
+        db.call("open_account", account, "x")
+    status = running.db.status()
+    victims = [p["pid"] for p in status["partitions"]]
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+        assert [db.call("deposit", account, 1) for account in range(20)]
+    os.kill(status["router"]["pid"], signal.SIGKILL)
+    assert [db.call("deposit", account, 1) for account in range(20)] == [3] * 20
+    with pytest.raises(Aborted):
+        db.call("deposit", 99, 1)
+    after = eventually(lambda: _status_when_all_serve(running))
+    assert [p["incarnation"] for p in after["partitions"]] == [2, 2]
+    assert [p["restarts"] for p in after["partitions"]] == [1, 1]
+    assert after["router"]["restarts"] == 1
+    assert sum(total[1] for total in running.db.call_everywhere("totals")) == 60
+    assert running.end() == 0
+
+
+def _status_when_all_serve(running: Running) -> dict[str, Any] | None:
+    try:
+        status = running.db.status()
+    except Unavailable:  # the router is not back yet
+        return None
+    return status if all(p["state"] == "serving" for p in status["partitions"]) else None
+
+
+def test_the_children_die_with_their_supervisor_and_the_next_start_recovers(start: Callable[..., Running]) -> None:
+    running = start()
+    running.db.call("open_account", 1, "Kari")
+    status = running.db.status()
+    pids = [status["router"]["pid"], *(p["pid"] for p in status["partitions"])]
+    running.process.kill()
+    running.process.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}/statm").exists() and _runs(pid) for pid in pids))
+    again = start()
+    assert not Path(status["runtime_directory"]).exists()
+    assert again.db.call("deposit", 1, 5) == 5
+    assert again.end() == 0
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., Running], tmp_path: Path) -> None:
+    running = start()
+    running.db.call("open_account", 1, "Kari")
+    listed = running.run("procedures").stdout
+    assert "deposit(account: int, amount: int)" in listed
+    assert "voltpy." not in listed
+    (tmp_path / "next.py").write_text(PROCEDURES.replace("row.balance + amount", "row.balance + 2 * amount"))
+    assert (
+        "version 2: deposit, open_account, spin, totals"
+        in running.run("procedures", "load", str(tmp_path / "next.py")).stdout
+    )
+    assert running.db.call("deposit", 1, 10) == 20
+    (tmp_path / "bad.py").write_text("from voltpy import procedure\n@procedure(partition_by='x')\ndef f(tx): ...\n")
+    refused = running.run("procedures", "load", str(tmp_path / "bad.py"), status=1)
+    assert refused.stderr.startswith("voltpy: SchemaError: ")
+    assert running.db.call("deposit", 1, 10) == 40
+    assert running.end() == 0
+    again = start("--fsync", "never")
+    assert again.db.call("deposit", 1, 1) == 42
+
+
+def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
+    start: Callable[..., Running], files: tuple[str, ...]
+) -> None:
+    running = start("--partitions", "2", "--procedure-timeout", "0.5", *files)
+    running.db.call("open_account", 1, "Kari")
+    ended = running.run("call", "spin", "1", status=1)
+    assert ended.stderr.startswith("voltpy: ProcedureTimeout: ")
+    assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
+
+
+def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running], tmp_path: Path) -> None:
+    running = start()
+    rows = [f"{number},owner {number},2013-01-{number % 28 + 1:02}T10:00:00Z,{number}" for number in range(1000)]
+    rows[10] = "ten,wrong,,1"
+    rows[20] = "20,NA,,1"
+    (tmp_path / "accounts.csv").write_text("\n".join(["id,owner,opened,balance", *rows]) + "\n")
+    first = running.json("load", "accounts", str(tmp_path / "accounts.csv"), "--null", "NA", "--json", "--batch", "50")
+    assert (first["rows_read"], first["loaded"], first["rejected"]) == (1000, 998, 2)
+    rejected = (tmp_path / "accounts.csv.rejected.csv").read_text().splitlines()
+    assert rejected == [
+        "line,reason,id,owner,opened,balance",
+        "12,id: 'ten' is not an INT,ten,wrong,,1",
+        "22,owner: NULL ('NA') in a NOT NULL column,20,NA,,1",
+    ]
+    assert running.db.call("deposit", 7, 1) == 8
+    twice = running.run("load", "accounts", str(tmp_path / "accounts.csv"), "--null", "NA").stdout
+    assert twice.startswith("accounts: 1,000 rows read, 0 loaded, 1,000 rejected")
+    assert "DuplicateKey" in twice
+    (tmp_path / "branches.csv").write_text("code;name\nO;Oslo\nB;\n")
+    branches = ("load", "branches", str(tmp_path / "branches.csv"), "--delimiter", ";", "--json")
+    assert running.json(*branches)["loaded"] == 2
+    totals = running.db.call_everywhere("totals")
+    assert [total[2] for total in totals] == [2, 2]
+    assert sum(total[0] for total in totals) == 998
+    assert running.run("load", "nowhere", str(tmp_path / "branches.csv"), status=1).stderr == (
+        "voltpy: SchemaError: there is no table nowhere\n"
+    )
+
+
+def test_the_demo_loses_no_vote_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = voltpy("demo", "--seconds", "3", "--partitions", "2", "--json", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["acknowledged"] == summary["counted"] > 0
+    assert (summary["lost"], summary["counted_twice"], summary["unknown"]) == (0, 0, 0)
+    assert summary["killed"]["back_after_s"] is not None
+    assert summary["p99_ms"] >= summary["p50_ms"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "voltpy.cli", "demo", "--seconds", "60", "--partitions", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    while "votes/s" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    assert errors.strip() == "voltpy: interrupted"
+    assert list(tmp_path.iterdir()) == []
