@@ -15,11 +15,11 @@ TAKEN_AT_ONCE = 16
 
 
 def lone(stream: CallStream, seconds: float, call_one: Callable[[Call], Any]) -> Outcome:
-    """One call in flight, for `seconds`."""
+    """One call in flight, for `seconds` or to the end of the stream."""
     outcome = Outcome([], [], [])
     deadline = perf_counter() + seconds
-    while perf_counter() < deadline:
-        for call in stream.take(TAKEN_AT_ONCE):
+    while perf_counter() < deadline and (calls := stream.take(TAKEN_AT_ONCE)):
+        for call in calls:
             begin_ns = perf_counter_ns()
             result = call_one(call)
             outcome.latencies_us.append((perf_counter_ns() - begin_ns) / 1e3)
@@ -29,13 +29,13 @@ def lone(stream: CallStream, seconds: float, call_one: Callable[[Call], Any]) ->
 
 
 async def tasks(stream: CallStream, seconds: float, callers: Sequence[Callable[[Call], Awaitable[Any]]]) -> Outcome:
-    """One task for each caller; each has one call in flight, for `seconds`."""
+    """One task for each caller; each has one call in flight, for `seconds` or to the end of the stream."""
     outcome = Outcome([], [], [])
     deadline = perf_counter() + seconds
 
     async def work(call_one: Callable[[Call], Awaitable[Any]]) -> None:
-        while perf_counter() < deadline:
-            for call in stream.take(TAKEN_AT_ONCE):
+        while perf_counter() < deadline and (calls := stream.take(TAKEN_AT_ONCE)):
+            for call in calls:
                 begin_ns = perf_counter_ns()
                 result = await call_one(call)
                 outcome.latencies_us.append((perf_counter_ns() - begin_ns) / 1e3)

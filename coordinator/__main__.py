@@ -11,9 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-import structlog
-
 from coordinator.server import CannotListen, Server
+from voltpy.events import configure
 from voltpy.parent_death import die_with_parent
 
 CANNOT_LISTEN = 5
@@ -26,15 +25,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True, help="0: any free one")
     options = parser.parse_args()
     die_with_parent()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+    configure()
     try:
         server = Server(options.runtime, options.host, options.port, os.environ.get("VOLTPY_TOKEN", ""))
     except CannotListen as error:

@@ -5,7 +5,7 @@
                          Admin           to the supervisor, under a number of our own
     from a partition     Replies         sorted by client; each client's part of a frame leaves in one frame
                          Refusal         the connection is of no use: a new one, or none until the topology changes
-    from the supervisor  Topology        adopted, and sent on to every client
+    from the supervisor  Topology        adopted, and sent on to every client (in a Welcome, the first time)
                          AdminReply      back to the client that asked
 
 Arguments and results pass as they are, except where the calls of a group belong to several partitions.
@@ -179,10 +179,10 @@ class Router:
     def metrics(self) -> dict[str, int]:
         return {
             "clients": sum(1 for account in self.door.by_client.values() if not account.closed),
+            "calls": self.calls_answered,
             "calls_in_flight": sum(lane.in_flight for lane in self.lanes),
             "bytes_in_flight": sum(lane.bytes_in_flight for lane in self.lanes),
             "calls_forwarded": self.calls_forwarded,
-            "calls_answered": self.calls_answered,
             "calls_refused": self.calls_refused,
             "frames_of_dead_partitions": self.frames_of_dead_partitions,
             "commands_in_flight": len(self._commands),
@@ -419,9 +419,10 @@ class Router:
             lane.address = address
         self.door.catalog_version = topology.catalog_version
         self.welcome = Welcome(PROTOCOL_VERSION, 0, topology)
+        news = topology if known is not None else self.welcome  # without a topology nobody has been welcomed
         for client in self.door.by_client.values():
             if not client.closed:
-                self._outbox.append((client.identity, topology))
+                self._outbox.append((client.identity, news))
 
     def _ask_supervisor(self, account: Account, admin: Admin) -> None:
         under_way = sum(1 for command in self._commands.values() if command.account is account)

@@ -22,6 +22,7 @@ import structlog
 import zmq
 
 from coordinator.router import Router
+from voltpy.crash_point import crash_point
 from voltpy.door import CLIENT, Door
 from voltpy.errors import ProtocolError
 from voltpy.messages import (
@@ -84,6 +85,7 @@ class Server:
         except (zmq.ZMQError, OSError) as error:
             self._context.destroy(linger=0)
             raise CannotListen(f"the router can't listen on {host}:{port}: {error}") from None
+        crash_point("router.start.bound")
         # A byte on this pair ends the poll: signals write one, stop() too.
         self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._wakeup_reader.setblocking(False)
@@ -133,6 +135,7 @@ class Server:
                 frame = receive(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            crash_point("router.replies.received")
             self._frames_in += 1
             received_bytes += len(frame)
             calls += 1
@@ -168,6 +171,7 @@ class Server:
                 continue
             account = accounts[identity]
             if account.role == CLIENT:
+                crash_point("router.calls.received")
                 if isinstance(message, Calls):
                     for group in message.groups:
                         calls += len(group.numbers)
@@ -176,11 +180,13 @@ class Server:
                 self._send_to_client(identity, encode(self._status(message.number)))
             else:
                 if isinstance(message, Topology):
+                    crash_point("router.topology.received")
                     # Replies of a partition that has died since may still be here: their callers shall have them.
                     for partition in self._connections:
                         self._receive_from_partition(partition, math.inf, math.inf)
                 router.supervisor_message(account, message)
                 self._connect()
+                crash_point("router.topology.adopted")
         self._bytes_in += received_bytes
 
     def _connect(self) -> None:
@@ -213,11 +219,15 @@ class Server:
                     frame = encode(message)
                     encoded = message
                 if isinstance(destination, bytes):
+                    crash_point("router.replies.before_send")
                     self._send_to_client(destination, frame)
+                    crash_point("router.replies.sent")
                     if isinstance(message, Refusal):
                         self._tell("client_refused", code=message.code, reason=message.message)
                 else:
+                    crash_point("router.calls.before_forward")
                     self._connections[destination].socket.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_FREE_BYTES)
+                    crash_point("router.calls.forwarded")
                     self._frames_out += 1
                     self._bytes_out += len(frame)
 
@@ -256,7 +266,7 @@ class Server:
             "bytes_in": self._bytes_in,
             "bytes_out": self._bytes_out,
             "cpu_s": time.process_time(),
-            "resident_bytes": resident_bytes(),
+            "rss_bytes": resident_bytes(),
         }
         return StatusReply(number, 0, 0, self.router.door.catalog_version, self.port, [], metrics)
 

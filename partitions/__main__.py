@@ -25,13 +25,15 @@ from partitions.timeout import Timeout
 from partitions.transaction import unique_ids, utc_now
 from partitions.wal import FSYNC_MODES, Wal
 from voltpy import heartbeat
+from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory, read_procedures, read_schema
 from voltpy.door import Door
-from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
+from voltpy.errors import ClusterError, Corruption, Error, SchemaError
 from voltpy.events import configure
 from voltpy.messages import PrepareLoad
 from voltpy.parent_death import die_with_parent
 from voltpy.procedure import Registry, load
+from voltpy.record_log import SEGMENT_BYTES
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 
@@ -50,7 +52,7 @@ def main() -> int:
     except Corruption as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_DAMAGED
-    except (SchemaError, ClusterError, ReadOnly) as error:
+    except (SchemaError, ClusterError) as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
 
@@ -58,13 +60,17 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundLogger) -> int:
     schema = read_schema(arguments.data)
     registry = _registry(arguments.data, schema)
+    crash_point("partition.start.registry_read")
 
     began_s = time.perf_counter()
-    wal = Wal.open(partition_directory(arguments.data, arguments.partition), arguments.partition, arguments.fsync)
+    wal_directory = partition_directory(arguments.data, arguments.partition)
+    wal = Wal.open(wal_directory, arguments.partition, arguments.fsync, arguments.segment_bytes)
+    crash_point("partition.start.wal_opened")
     store = Store(schema, arguments.partition, arguments.partitions, arguments.memory)
     gc.disable()
     window, changes = recover(wal, store)
     epoch = wal.begin()
+    crash_point("partition.start.recovered")
     # Nothing that recovery made is garbage, and walking over it again and again would cost more than it could find.
     gc.freeze()
     gc.enable()
@@ -74,12 +80,15 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     running = heartbeat.open_words(heartbeat.path_in(arguments.runtime, arguments.partition))
     ids = unique_ids(arguments.partition, epoch)
     executor = Executor(store, registry, window, ids, running, utc_now)
+    if arguments.runaway is not None:
+        executor.runaways.add(arguments.runaway)
     door = Door(os.environ.get("VOLTPY_TOKEN", ""), at_partition=arguments.partition, partitions=arguments.partitions)
     door.catalog_version = registry.catalog_version
 
     raise_open_files_limit()
     sockets = context()
     socket, tcp_port = _bound(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
+    crash_point("partition.start.bound")
     if arguments.core is not None:
         # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
         os.sched_setaffinity(0, {arguments.core})
@@ -101,8 +110,10 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     server.serve()
+    crash_point("partition.stop.served")
     socket.close(LINGER_MS)
     sockets.term()
+    crash_point("partition.stop.socket_closed")
     wal.close()
     return 0
 
@@ -118,8 +129,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, required=True, help="bytes, for this partition")
     parser.add_argument("--procedure-timeout", type=float, required=True, help="seconds")
     parser.add_argument("--core", type=int, help="pin the main thread to this core")
-    parser.add_argument("--runaway", help="CLIENT:NUMBER:PROCEDURE of the call that the last process was killed for")
+    parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES, help="of the WAL, before the next begins")
+    parser.add_argument("--runaway", type=_call_id, help="CLIENT:NUMBER:PROCEDURE that the last process was killed for")
     return parser.parse_args()
+
+
+def _call_id(text: str) -> tuple[int, int]:
+    client_id, number, _ = text.split(":", 2)
+    return int(client_id), int(number)
 
 
 def _registry(data: Path, schema: Schema) -> Registry:

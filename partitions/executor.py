@@ -22,8 +22,8 @@ from __future__ import annotations
 import traceback
 from array import array
 from collections import deque
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 import msgspec
@@ -33,7 +33,7 @@ from partitions.builtin import builtins
 from partitions.outcome_window import OutcomeWindow
 from partitions.row import encode
 from partitions.store import Store
-from partitions.table import NotHere, Table
+from partitions.table import WHOLE_TABLE, NotHere, Table
 from partitions.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from partitions.wal import TableChanges
 from voltpy.errors import (
@@ -53,20 +53,24 @@ from voltpy.errors import (
     WrongPartition,
 )
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE
-from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ReplyGroup
+from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ProcedureInfo, ReplyGroup
 from voltpy.procedure import Procedure, Registry
 from voltpy.wire import joined
 
 Words: TypeAlias = "memoryview[int] | array[int]"  # of unsigned 64-bit numbers: see voltpy.heartbeat
 
+Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who that is
+
 MAX_RESULT_BYTES = 1 << 20
 LARGE_RESULT_BYTES = 1 << 16
 LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
+MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
 MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
 
 # What a procedure may raise of ours and still be believed; the rest would claim that it never ran.
 _BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
@@ -80,7 +84,7 @@ class SetAside(Struct, eq=False):
     Its arguments are kept encoded: the run that was undone may have changed a list among them.
     """
 
-    origin: bytes
+    origin: Origin
     client_id: int
     number: int
     procedure: Procedure
@@ -88,13 +92,15 @@ class SetAside(Struct, eq=False):
     directed_now: datetime | None
     generated: Generated | None
     missing: set[tuple[int, Any]]
+    arrival: int
 
 
 class Answers(Struct):
-    """Replies for one connection."""
+    """Replies for one origin. `dropped` calls get none here: a retry overtook them, or was there first."""
 
     groups: list[ReplyGroup]
     errors: list[CallError]
+    dropped: int = 0
 
 
 class Executor:
@@ -110,7 +116,7 @@ class Executor:
         clock: Callable[[], datetime],
     ) -> None:
         self.interrupted = False
-        self.failed: Callable[[BaseException], None] = lambda error: None  # told of every call that raised, once undone
+        self.failed: Callable[[BaseException], None] = _let_go  # told of every call that raised, once undone
         self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
         self.clock = clock
         self._store = store
@@ -121,17 +127,25 @@ class Executor:
         for table in store.tables:
             table.hide_keys_with(ids)
         self._outcomes: list[ReplyGroup] = []
-        self._answers: dict[bytes, Answers] = {}
+        self._answers: dict[Origin, Answers] = {}
         self._views: dict[tuple[bool, bool], Transaction] = {}
         self._large_bytes = 0
-        self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id, in order of arrival
-        self._ready: deque[SetAside] = deque()
+        self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
+        self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id
+        self._ready: deque[SetAside] = deque()  # in order of arrival
+        # What this batch did to these two, to be taken back with it.
+        self._rerun: list[SetAside] = []
+        self._set_aside: list[tuple[int, int]] = []
+        self._rerunning: SetAside | None = None
+        self._arrivals = 0
+        self._split_group: CallGroup | None = None
+        self._split_arguments: dict[int, Raw] = {}
         self.accept_writes()
         self.use(registry)
 
     # Running calls.
 
-    def run(self, origin: bytes, group: CallGroup) -> None:
+    def run(self, origin: Origin, group: CallGroup) -> None:
         """Runs the calls of a group; their replies go to `origin`."""
         procedure = self._procedures.get(group.procedure)
         if procedure is None or procedure.everywhere:
@@ -140,18 +154,21 @@ class Executor:
         if group.retry_floor != NEVER_SENT:
             self._retry(origin, group, procedure)
             return
+        self._run_group(origin, group, procedure, self._window.overtaken(group.client_id, group.numbers))
+
+    def _run_group(self, origin: Origin, group: CallGroup, procedure: Procedure, overtaken: set[int]) -> None:
         numbers = group.numbers
-        overtaken = self._window.overtaken(group.client_id, numbers)
         try:
             arguments = procedure.decode_many(group.args, len(numbers))
         except msgspec.ValidationError:
             numbers, arguments = self._decode_one_by_one(origin, group, procedure)
         if overtaken:
             kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
+            self._answers_to(origin).dropped += len(numbers) - len(kept)
             numbers, arguments = [n for n, _ in kept], [a for _, a in kept]
         self._run_each(origin, group, procedure, numbers, arguments, None)
 
-    def run_everywhere(self, origin: bytes, call: EverywhereCall) -> None:
+    def run_everywhere(self, origin: Origin, call: EverywhereCall) -> None:
         """Runs this partition's part of a directed call."""
         group = CallGroup(call.client_id, call.procedure, 0, 0, [call.number], [0], joined([bytes(call.args)]))
         procedure = self._procedures.get(call.procedure)
@@ -163,22 +180,28 @@ class Executor:
         except BadArguments as error:
             self._refuse(origin, group, error)
             return
-        now = datetime.fromtimestamp(call.now_us / 1e6, UTC)
+        try:
+            now = _EPOCH + timedelta(microseconds=call.now_us)
+        except OverflowError:
+            self._refuse(origin, group, ProtocolError(f"{call.now_us} microseconds are no time"))
+            return
         self._run_directed(origin, group, procedure, arguments, now)
 
     def _run_directed(
-        self, origin: bytes, group: CallGroup, procedure: Procedure, arguments: tuple[Any, ...], now: datetime
+        self, origin: Origin, group: CallGroup, procedure: Procedure, arguments: tuple[Any, ...], now: datetime
     ) -> None:
         """A call that also runs elsewhere: its rows' hidden keys come from its call id, to be equal in all copies."""
         for table in self._store.tables:
             table.hide_keys_with(self._context.next_id)
-        self._run_each(origin, group, procedure, group.numbers, [arguments], now)
-        for table in self._store.tables:
-            table.hide_keys_with(self._ids)
+        try:
+            self._run_each(origin, group, procedure, group.numbers, [arguments], now)
+        finally:
+            for table in self._store.tables:
+                table.hide_keys_with(self._ids)
 
     def _run_each(
         self,
-        origin: bytes,
+        origin: Origin,
         group: CallGroup,
         procedure: Procedure,
         numbers: list[int],
@@ -191,10 +214,10 @@ class Executor:
         tx = self._views[procedure.everywhere, procedure.read_only]
         results: list[bytes] = []
         returned = results.append
-        unanswered: set[int] = set()
+        unanswered: set[int] = set()  # positions
         self._context.directed_now = directed_now
         running[CLIENT_ID] = client_id
-        running[PROCEDURE] = self._places[procedure.name]
+        running[PROCEDURE] = self._places.get(procedure.name, 0)  # set aside, it may outlive a reload
         first_mark = mark = len(undo)
         for number, values in zip(numbers, arguments, strict=True):
             running[CALL_NUMBER] = number
@@ -208,12 +231,16 @@ class Executor:
                     mark = len(undo)
             except BaseException as error:  # noqa: BLE001 — the procedure boundary: whatever the user's code raised
                 self._store.undo_to(mark)
-                unanswered.add(number)
+                unanswered.add(len(results) + len(unanswered))
                 self._ended_badly(origin, group, number, procedure, directed_now, error)
+                if len(undo) != mark or self.interrupted:  # the exception's own __str__ wrote, or ran too long
+                    self._store.undo_to(mark)
+                    self._store.missed.clear()
+                    self.interrupted = False
                 continue
             returned(result)
         if unanswered:
-            numbers = [number for number in numbers if number not in unanswered]
+            numbers = [number for position, number in enumerate(numbers) if position not in unanswered]
         if numbers:
             replies = ReplyGroup(client_id, numbers, joined(results))
             self._answers_to(origin).groups.append(replies)
@@ -223,7 +250,7 @@ class Executor:
 
     def _ended_badly(
         self,
-        origin: bytes,
+        origin: Origin,
         group: CallGroup,
         number: int,
         procedure: Procedure,
@@ -233,14 +260,18 @@ class Executor:
         """The call was undone: what becomes of it?"""
         missed, self._store.missed[:] = list(self._store.missed), []
         interrupted, self.interrupted = self.interrupted, False
-        self.failed(error)
+        raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
-            arguments = bytes(_decode_raws(group.args)[group.numbers.index(number)])
+            arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
+            self._arrivals += 1
+            arrival = self._arrivals if self._rerunning is None else self._rerunning.arrival
             self._waiting[group.client_id, number] = SetAside(
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
-                {(table.number, key) for table, key in missed},
+                {(table.number, key) for table, key in missed}, arrival,
             )  # fmt: skip
+            self._set_aside.append((group.client_id, number))
+            self.failed(raised)
             return
         if interrupted:
             self.counts["timed_out"] += 1
@@ -251,17 +282,34 @@ class Executor:
             error = _described(error, procedure)
         self.counts["raised"] += not interrupted
         self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
+        self.failed(raised)
+
+    def _encoded_arguments(self, group: CallGroup, number: int) -> bytes:
+        """The arguments of one call. All calls of a group may miss the same key, so it is split once."""
+        if self._split_group is not group:
+            self._split_group = group
+            self._split_arguments = dict(zip(group.numbers, _decode_raws(group.args), strict=True))
+        return bytes(self._split_arguments[number])
 
     # Keys that are not here.
 
     def arrived(self, table: int, key: Any) -> None:
         """The key is here again: calls that waited only for it may run, in the order in which they came."""
         self._store.tables[table].bring_back(key)
+        here = {(table, key)}
+        if self._store.tables[table].all_here:
+            here.add((table, WHOLE_TABLE))
+        freed = []
         for call in self._waiting.values():
-            if (table, key) in call.missing:
-                call.missing.remove((table, key))
+            if call.missing and not call.missing.isdisjoint(here):
+                call.missing -= here
                 if not call.missing:
-                    self._ready.append(call)
+                    freed.append(call)
+        self._make_ready(freed)
+
+    def _make_ready(self, calls: list[SetAside]) -> None:
+        if calls:
+            self._ready = deque(sorted([*self._ready, *calls], key=lambda call: call.arrival))
 
     @property
     def has_ready(self) -> bool:
@@ -276,6 +324,8 @@ class Executor:
         while self._ready:
             call = self._ready.popleft()
             del self._waiting[call.client_id, call.number]
+            self._rerun.append(call)
+            self._rerunning = call
             self.counts["reruns"] += 1
             self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
             self._context.resume(call.generated)
@@ -285,16 +335,21 @@ class Executor:
                 self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
             else:
                 self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+            self._rerunning = None
 
     # Retried calls.
 
-    def _retry(self, origin: bytes, group: CallGroup, procedure: Procedure) -> None:
+    def _retry(self, origin: Origin, group: CallGroup, procedure: Procedure) -> None:
         """Answers retried calls with their first results; runs those that surely never ran."""
         for number, raw in self._split(origin, group):
             one = CallGroup(group.client_id, group.procedure, 0, 0, [number], [0], joined([bytes(raw)]))
             pending = self._waiting.get((group.client_id, number))
             if pending is not None:
+                self._answers_to(pending.origin).dropped += 1
                 pending.origin = origin
+                continue
+            if (group.client_id, number) in self.runaways:
+                self._refuse(origin, one, ProcedureTimeout(f"{procedure.name} could only be ended with its partition"))
                 continue
             try:
                 first = self._first_result(group.client_id, number, group.retry_floor)
@@ -302,7 +357,7 @@ class Executor:
                 self._refuse(origin, one, error)
                 continue
             if first is None:
-                self.run(origin, one)
+                self._run_group(origin, one, procedure, set())
             else:
                 self._answers_to(origin).groups.append(ReplyGroup(group.client_id, [number], joined([first])))
             self._window.retried(group.client_id, number)
@@ -327,19 +382,29 @@ class Executor:
     def finished(self) -> None:
         """The batch is over: what it changed goes into pages and index."""
         self._store.apply()
-        self._outcomes = []
-        self._large_bytes = 0
+        self._begin_batch()
 
     def undo_batch(self) -> None:
-        """Undoes every call of the batch; they may be run again, or refused."""
-        self._store.undo_to(0)
-        self._store.apply()
-        self._outcomes = []
+        """Undoes every call of the batch; they may be run again, or refused. Those that were rerun are ready again."""
+        self._store.undo_batch()
+        self._context.resume(None)
         self._answers.clear()
-        self._large_bytes = 0
+        for call_id in self._set_aside:
+            self._waiting.pop(call_id, None)
+        for call in self._rerun:
+            self._waiting[call.client_id, call.number] = call
+        self._make_ready(self._rerun)
+        self._begin_batch()
 
-    def replies(self) -> dict[bytes, Answers]:
-        """By connection, the replies gathered since the last time."""
+    def _begin_batch(self) -> None:
+        self._outcomes = []
+        self._large_bytes = 0
+        self._rerun = []
+        self._set_aside = []
+        self._split_group, self._split_arguments = None, {}
+
+    def replies(self) -> dict[Origin, Answers]:
+        """By origin, the replies gathered since the last time."""
         answers, self._answers = self._answers, {}
         return answers
 
@@ -354,6 +419,10 @@ class Executor:
         """The running call is overdue. Its undo log is poisoned, so that it can't commit whatever it catches."""
         self.interrupted = True
         self._store.undo_log.append((None, None, None))
+
+    def infos(self, registry: Registry) -> list[ProcedureInfo]:
+        """What clients may call once these procedures are in use, by name."""
+        return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
 
     def use(self, registry: Registry) -> None:
         """From the next call on, these procedures."""
@@ -383,18 +452,18 @@ class Executor:
 
     # Replies.
 
-    def _answers_to(self, origin: bytes) -> Answers:
+    def _answers_to(self, origin: Origin) -> Answers:
         answers = self._answers.get(origin)
         if answers is None:
             answers = self._answers[origin] = Answers([], [])
         return answers
 
-    def _refuse(self, origin: bytes, group: CallGroup, error: Error) -> None:
+    def _refuse(self, origin: Origin, group: CallGroup, error: Error) -> None:
         errors = self._answers_to(origin).errors
         errors.extend(_call_error(group.client_id, number, error) for number in group.numbers)
 
     def _decode_one_by_one(
-        self, origin: bytes, group: CallGroup, procedure: Procedure
+        self, origin: Origin, group: CallGroup, procedure: Procedure
     ) -> tuple[list[int], list[tuple[Any, ...]]]:
         """Some call's arguments don't fit: answers those, and returns the others."""
         numbers: list[int] = []
@@ -407,7 +476,7 @@ class Executor:
                 self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
         return numbers, arguments
 
-    def _split(self, origin: bytes, group: CallGroup) -> list[tuple[int, Raw]]:
+    def _split(self, origin: Origin, group: CallGroup) -> list[tuple[int, Raw]]:
         """Each call's number with its argument array. A group that does not split is refused."""
         try:
             raws = _decode_raws(group.args)
@@ -442,25 +511,43 @@ class _Full(ReadOnlyTable):
 
 
 def _call_error(client_id: int, number: int, error: BaseException) -> CallError:
-    code = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in CODES)
+    code = next(cls.__name__ for cls in type(error).__mro__ if CODES.get(cls.__name__) is cls)
     if isinstance(error, ProcedureError):
         return CallError(client_id, number, code, str(error), error.type_name, error.traceback_text)
-    return CallError(client_id, number, code, str(error))
+    return CallError(client_id, number, code, _message(error))
 
 
 def _described(error: BaseException, procedure: Procedure) -> ProcedureError:
     """An exception of the user's code as it travels: type, message and the traceback below the procedure's frame."""
-    # The first frame is the executor's own.
-    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    # The frames above the procedure's are ours. An exception that is raised again has those of last time in front.
+    frames = trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is Executor._run_each.__code__:
+            frames = trace.tb_next
+        trace = trace.tb_next
+    message = _message(error)
     try:
-        message = str(error)
         text = "".join(traceback.format_exception(type(error), error, frames))
-    except Exception as in_str:  # noqa: BLE001 — the procedure boundary: the exception's own __str__ is user code too
-        message, text = f"(its __str__ raised {type(in_str).__name__})", ""
+    except BaseException:  # noqa: BLE001 — as in _message
+        text = ""
     name = type(error).__name__
     text = text if len(text) <= MAX_TRACEBACK_CHARACTERS else "…" + text[-MAX_TRACEBACK_CHARACTERS:]
     described = f"{procedure.name}: {name}: {message}" if message else f"{procedure.name}: {name}"
-    return ProcedureError(_encodable(described[:MAX_TRACEBACK_CHARACTERS]), name, _encodable(text))
+    return ProcedureError(described, name, _encodable(text))
+
+
+def _let_go(error: BaseException) -> None:
+    """An exception that a procedure keeps and raises in every call would hold on to more and more frames."""
+    error.__traceback__ = None
+
+
+def _message(error: BaseException) -> str:
+    """What the exception says, in so many characters and of such a kind that it can travel."""
+    try:
+        message = str(error)
+    except BaseException as in_str:  # noqa: BLE001 — the procedure boundary: an exception's __str__ is user code too
+        return f"(its __str__ raised {type(in_str).__name__})"
+    return _encodable(message if len(message) <= MAX_MESSAGE_CHARACTERS else message[:MAX_MESSAGE_CHARACTERS] + "…")
 
 
 def _encodable(text: str) -> str:

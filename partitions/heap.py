@@ -3,7 +3,8 @@
 A row id is `page number << slot_bits | slot`. `slot_bits` is fitted to the table, so that ids are dense: index bitmaps
 over dense ids are several times smaller and faster (ENGINE finding 10). New rows go into the fill page until it is
 full. A row that grows moves within its page when there is room, otherwise to another page, and its id changes. Pages
-with much free space are filled again before new ones are taken; a page that becomes empty gives its frame back.
+with much free space are filled again, their free slots first, before new ones are taken; a page that becomes empty
+gives its frame back.
 
 Nothing here knows about transactions: the heap holds only what is committed.
 """
@@ -43,6 +44,7 @@ from voltpy.schema import Table
 
 ABSENT = -1  # in `_frames`: this page number is not in use
 ROOMY_BYTES = PAGE_BYTES // 4  # a page with so much free space is worth filling again
+ROOMY_TRIES = 4  # so many roomy pages are looked at for a large row before it gets a new page
 _TYPICAL_BYTES = {"INT": 5, "FLOAT": 9, "STRING": 12, "BOOL": 1, "TIMESTAMP": 7}
 
 
@@ -59,6 +61,7 @@ class Heap:
         "_arena",
         "_fill",
         "_frames",
+        "_holes",
         "_memory",
         "_name",
         "_roomy",
@@ -81,6 +84,7 @@ class Heap:
         self._unused: list[int] = []  # page numbers that are free
         self._roomy: set[int] = set()  # pages with at least ROOMY_BYTES free, the fill page aside
         self._fill = ABSENT
+        self._holes: list[int] = []  # free slots in the directory of the fill page
         self.rows = 0
         self.image_bytes = 0
 
@@ -115,12 +119,16 @@ class Heap:
         row_ids: list[int] = []
         words, memory, slot_limit = self._words, self._memory, self._slot_mask + 1
         ends = list(accumulate(lengths, initial=0))  # where each row would end, were they in one piece
-        ends_with_slots = list(accumulate([length + SLOT_BYTES for length in lengths], initial=0))
         done = 0
         while done < len(images):
             page, frame, slots, floor, room = self._fill_page(lengths[done])
-            fitting = bisect_right(ends_with_slots, ends_with_slots[done] + room) - 1
-            until = min(fitting, done + slot_limit - slots)
+            if self._holes:
+                row_ids.append(self._put_into_hole(page, frame, floor, images[done], flagged[done]))
+                done += 1
+                continue
+            slots_end = ends[done] + room + SLOT_BYTES * done
+            fitting = bisect_right(range(done, len(ends)), slots_end, key=lambda k: ends[k] + SLOT_BYTES * k)
+            until = min(done + fitting - 1, done + slot_limit - slots)
             count = until - done
             written = images[done:until]
             written.reverse()
@@ -153,7 +161,9 @@ class Heap:
                 start = frame * PAGE_BYTES + words[at]
                 self._memory[start : start + length] = image
                 words[at + 1] = length
-                words[base + DEAD] += old_length - length
+                if length < old_length:
+                    words[base + DEAD] += old_length - length
+                    self._mark_if_roomy(row_id >> self._slot_bits, frame)
             elif not self._grow_in_page(frame, at, old_length, image):
                 self.delete(row_id)
                 return self.extend([image])[0]
@@ -183,11 +193,13 @@ class Heap:
         if words[base + ROWS] == 0:
             self._release(page)
             return
+        if page == self._fill:
+            self._holes.append(slot)
+            return
         if slot == words[base + SLOTS] - 1:
             while words[base + HEADER_WORDS + 2 * (words[base + SLOTS] - 1)] == 0:
                 words[base + SLOTS] -= 1
-        if page != self._fill and free_bytes(words, frame) >= ROOMY_BYTES:
-            self._roomy.add(page)
+        self._mark_if_roomy(page, frame)
 
     def scan(self) -> Iterator[bytes]:
         """The images of all rows, page by page. The heap must not change meanwhile."""
@@ -216,8 +228,14 @@ class Heap:
                     yield page << self._slot_bits | slot
 
     def pages_needed(self, images: int, image_bytes: int) -> int:
-        """An upper bound on the frames that writing so many images could take."""
-        inline = image_bytes // (PAGE_BYTES // 2) + images // self._slot_mask
+        """An upper bound on the frames that writing so many images could take.
+
+        A page is left because the next image does not fit: together with it, what was put into the page is larger than
+        a page. So the images counted twice are more than the pages that are left. Or its slots are used up.
+        """
+        if not images:
+            return 0
+        inline = 2 * (image_bytes + images * SLOT_BYTES) // (PAGE_BYTES - HEADER_BYTES) + images // self._slot_mask
         overflow = image_bytes // OVERFLOW_BYTES + image_bytes // MAX_INLINE_BYTES
         return inline + overflow + 2
 
@@ -237,6 +255,11 @@ class Heap:
                 f"table {self._name}: pages hold {rows} rows of {image_bytes} bytes, "
                 f"the heap counts {self.rows} of {self.image_bytes}"
             )
+        if self._fill != ABSENT:
+            words, base = self._words, self._frames[self._fill] * PAGE_WORDS
+            free = [slot for slot in range(words[base + SLOTS]) if not words[base + HEADER_WORDS + 2 * slot]]
+            if sorted(self._holes) != free or self._fill in self._roomy:
+                raise Corruption(f"table {self._name}: the free slots of page {self._fill} are not those remembered")
         if sorted(self._unused) != [page for page, frame in enumerate(self._frames) if frame == ABSENT]:
             raise Corruption(f"table {self._name}: the list of free page numbers is wrong")
 
@@ -250,20 +273,51 @@ class Heap:
             base = frame * PAGE_WORDS
             slots, floor = words[base + SLOTS], words[base + FLOOR]
             room = floor - HEADER_BYTES - slots * SLOT_BYTES
-            if room >= length + SLOT_BYTES and slots <= self._slot_mask:
+            if room >= length + SLOT_BYTES and (slots <= self._slot_mask or self._holes):
                 return self._fill, frame, slots, floor, room
-            self._fill = ABSENT
+            left, self._fill, self._holes = self._fill, ABSENT, []
+            self._mark_if_roomy(left, frame)  # rows may have left it since it was opened
 
     def _next_fill_page(self, length: int) -> int:
         """A roomy page, compacted, or a new one."""
         words = self._words
-        while self._roomy:
+        too_small: list[int] = []
+        page = ABSENT
+        while self._roomy and len(too_small) < ROOMY_TRIES:
             page = self._roomy.pop()
             frame = self._frames[page]
-            if free_bytes(words, frame) >= length + SLOT_BYTES and words[frame * PAGE_WORDS + SLOTS] <= self._slot_mask:
+            if free_bytes(words, frame) >= length + SLOT_BYTES:
                 compact(self._arena, frame)
-                return page
-        return self._new_page(0)
+                base = frame * PAGE_WORDS
+                slots = range(words[base + SLOTS])
+                if words[base + ROWS] < len(slots):
+                    self._holes = [slot for slot in slots if not words[base + HEADER_WORDS + 2 * slot]]
+                break
+            too_small.append(page)
+        else:
+            page = self._new_page(0)
+        self._roomy.update(too_small)
+        return page
+
+    def _mark_if_roomy(self, page: int, frame: int) -> None:
+        words = self._words
+        if page != self._fill and free_bytes(words, frame) >= ROOMY_BYTES:
+            slots = words[frame * PAGE_WORDS + SLOTS]
+            if slots <= self._slot_mask or words[frame * PAGE_WORDS + ROWS] < slots:
+                self._roomy.add(page)
+
+    def _put_into_hole(self, page: int, frame: int, floor: int, image: bytes, flagged: int) -> int:
+        """Writes a row into a free slot of the fill page, which has room for it."""
+        slot = self._holes.pop()
+        floor -= len(image)
+        start = frame * PAGE_BYTES + floor
+        self._memory[start : start + len(image)] = image
+        words, base = self._words, frame * PAGE_WORDS
+        at = base + HEADER_WORDS + 2 * slot
+        words[at] = words[base + FLOOR] = floor
+        words[at + 1] = flagged
+        words[base + ROWS] += 1
+        return page << self._slot_bits | slot
 
     def _new_page(self, flags: int) -> int:
         page = self._unused.pop() if self._unused else len(self._frames)
@@ -280,7 +334,7 @@ class Heap:
         self._unused.append(page)
         self._roomy.discard(page)
         if page == self._fill:
-            self._fill = ABSENT
+            self._fill, self._holes = ABSENT, []
 
     def _grow_in_page(self, frame: int, at: int, old_length: int, image: bytes) -> bool:
         """Puts a longer image of the row whose slot entry is at word `at` into the same page, if it fits."""

@@ -26,6 +26,17 @@ def _hash(key: Any) -> int:
     return xxh3_64_intdigest(encode(key)) - (1 << 63)
 
 
+def _hash_with_floats(columns: list[bool]) -> Callable[[Any], int]:
+    """For keys in which 1 and 1.0, or 0.0 and -0.0, are equal and have different bytes."""
+    if len(columns) == 1:
+        return lambda key: _hash(key + 0.0)
+
+    def hash_of(key: Any) -> int:
+        return _hash(tuple(part + 0.0 if is_float else part for part, is_float in zip(key, columns, strict=True)))
+
+    return hash_of
+
+
 class PrimaryIndex:
     """`find(key, NOWHERE)`: the row id at which the key may be found, NOWHERE, or COLLIDED: then see `candidates`."""
 
@@ -33,7 +44,8 @@ class PrimaryIndex:
 
     def __init__(self, table: Table) -> None:
         self.ordered = len(table.primary_key) == 1 and table.column(table.primary_key[0]).type == "INT"
-        self._hash: Callable[[Any], int] | None = None if self.ordered else _hash
+        floats = [table.column(name).type == "FLOAT" for name in table.primary_key]
+        self._hash: Callable[[Any], int] = _hash_with_floats(floats) if any(floats) else _hash
         self._tree = LLBTree()
         # An integer key goes straight into the C function: nearly every miss of the decoded rows passes here.
         self.find: Callable[[Any, int], int] = self._tree.get if self.ordered else self._find_hashed
@@ -47,11 +59,11 @@ class PrimaryIndex:
         row_id = self.find(key, NOWHERE)
         if row_id != COLLIDED:
             return [] if row_id == NOWHERE else [row_id]
-        return self._collisions[_hash(key)]
+        return self._collisions[self._hash(key)]
 
     def extend(self, keys: list[Any], row_ids: Iterable[int]) -> None:
         """Adds keys that are not in the index."""
-        if self._hash is None:
+        if self.ordered:
             self._tree.update(list(zip(keys, row_ids, strict=True)))
             return
         tree, hash_of = self._tree, self._hash
@@ -61,7 +73,7 @@ class PrimaryIndex:
                 self._collide(number, row_id)
 
     def move(self, key: Any, old_row_id: int, row_id: int) -> None:
-        number = key if self._hash is None else self._hash(key)
+        number = key if self.ordered else self._hash(key)
         if self._tree[number] == COLLIDED:
             row_ids = self._collisions[number]
             row_ids[row_ids.index(old_row_id)] = row_id
@@ -69,7 +81,7 @@ class PrimaryIndex:
             self._tree[number] = row_id
 
     def remove(self, key: Any, row_id: int) -> None:
-        number = key if self._hash is None else self._hash(key)
+        number = key if self.ordered else self._hash(key)
         if self._tree[number] != COLLIDED:
             del self._tree[number]
             return
@@ -97,7 +109,7 @@ class PrimaryIndex:
         self._tree._check()
 
     def _find_hashed(self, key: Any, default: int) -> int:
-        row_id: int = self._tree.get(_hash(key), default)
+        row_id: int = self._tree.get(self._hash(key), default)
         return row_id
 
     def _collide(self, number: int, row_id: int) -> None:

@@ -81,12 +81,20 @@ class OutcomeWindow:
             if lsn > looked_at:
                 for group in decoded_outcomes(outcomes, lsn):
                     if group.client_id == client_id:
-                        results.update(zip(group.numbers, map(bytes, _decode_results(group.results)), strict=True))
+                        results.update(_results(group, lsn))
         if len(self._indexed) >= CLIENTS_INDEXED:
             self._indexed.clear()
         if self._batches:
             self._indexed[client_id] = (self._batches[-1][0], results)
         return results
+
+
+def _results(group: ReplyGroup, lsn: int) -> dict[int, bytes]:
+    """The encoded results of a group, by call number."""
+    try:
+        return dict(zip(group.numbers, map(bytes, _decode_results(group.results)), strict=True))
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise Corruption(f"WAL record {lsn}: the outcomes do not decode: {error}") from None
 
 
 def decoded_outcomes(outcomes: bytes, lsn: int) -> list[ReplyGroup]:

@@ -34,13 +34,7 @@ _ANNOTATIONS: dict[str, Any] = {
     "BOOL": bool,
     "TIMESTAMP": Annotated[datetime, Meta(tz=True)],
 }
-_EXACT = {
-    "INT": "type({0}) is int and -0x8000000000000000 <= {0} <= 0x7FFFFFFFFFFFFFFF",
-    "FLOAT": "type({0}) is float",
-    "STRING": "type({0}) is str",
-    "BOOL": "type({0}) is bool",
-}
-_LEFT_OUT = object()  # a column without default that an insert did not name
+LEFT_OUT = object()  # a column without default that an insert did not name
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -48,7 +42,7 @@ encode = msgspec.msgpack.Encoder().encode
 class RowFormat:
     """How one table's rows are made, encoded, decoded and keyed."""
 
-    __slots__ = ("_table", "decode", "decode_key", "key_of", "make", "struct")
+    __slots__ = ("_table", "decode", "decode_key", "key_of", "struct")
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -66,17 +60,17 @@ class RowFormat:
         key_types = tuple(_ANNOTATIONS[table.column(name).type] for name in table.primary_key)
         key_type = key_types[0] if len(key_types) == 1 else tuple.__class_getitem__(key_types)
         self.decode_key: Callable[[bytes], Any] = msgspec.msgpack.Decoder(key_type).decode
-        self.make = _maker(self, table)
 
     def validated(self, row: Any) -> tuple[Any, bytes]:
         """The row as it will be read back, and its image. Raises ConstraintViolation naming the column."""
         try:
-            image = encode(row)
+            row_as_read = self.decode(encode(row))
+            image = encode(row_as_read)
             if len(image) > MAX_ROW_BYTES:
                 raise ConstraintViolation(
                     f"table {self._table.name}: a row of {len(image):,} bytes; the limit is {MAX_ROW_BYTES:,}"
                 )
-            return self.decode(image), image
+            return row_as_read, image
         except (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError) as error:
             raise ConstraintViolation(self._explained(row, str(error))) from None
 
@@ -90,7 +84,10 @@ class RowFormat:
     def checked_key(self, key: Any) -> Any:
         """The key, when its types are those of the primary key. Raises ConstraintViolation otherwise."""
         try:
-            return self.decode_key(encode(key))
+            decoded = self.decode_key(encode(key))
+            if decoded != key:  # text that reads as a timestamp; NaN, which nothing would ever find again
+                raise TypeError("no row could be found under it")
+            return decoded
         except (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError) as error:
             columns = ", ".join(f"{name} {self._table.column(name).type}" for name in self._table.primary_key)
             raise ConstraintViolation(
@@ -108,45 +105,10 @@ class RowFormat:
             return f"table {self._table.name}, column {column.name} ({rule}): {value!r:.100} does not fit"
         for column in columns:
             value = getattr(row, column.name)
-            if value is _LEFT_OUT:
+            if value is LEFT_OUT:
                 return f"table {self._table.name}: column {column.name} is NOT NULL, has no default and was left out"
             try:
                 encode(value)
             except (TypeError, OverflowError, UnicodeEncodeError) as error:
                 return f"table {self._table.name}, column {column.name} ({column.type}): {value!r:.100}: {error}"
         return f"table {self._table.name}: {message}"
-
-
-def _maker(format: RowFormat, table: Table) -> Callable[..., tuple[Any, bytes]]:
-    """A function whose parameters are the columns, and whose result is (row, image).
-
-    Generated, because loops over columns would cost more than everything else in an insert: Python itself binds
-    positions, names and defaults, and values of exactly the right types, which nearly all are, need no second look.
-    """
-    defaults: dict[str, Any] = {}
-    parameters, checks = [], []
-    for position, column in enumerate(table.columns):
-        optional = column.has_default or column.nullable
-        defaults[f"d{position}"] = column.default if optional else _LEFT_OUT
-        parameters.append(f"{column.name}=d{position}")
-        check = _EXACT.get(column.type, "False").format(column.name)
-        checks.append(f"({column.name} is None or {check})" if column.nullable else check)
-    names = ", ".join(column.name for column in table.columns)
-    source = f"""
-def insert({", ".join(parameters)}):
-    row = _struct({names})
-    if {" and ".join(checks)}:
-        try:
-            image = _encode(row)
-            if len(image) <= {MAX_ROW_BYTES}:
-                return row, image
-        except UnicodeEncodeError:
-            pass
-    return _validated(row)
-"""
-    namespace: dict[str, Any] = {
-        "_struct": format.struct, "_encode": encode, "_validated": format.validated, **defaults,
-    }  # fmt: skip
-    exec(compile(source, f"<columns of {table.name}>", "exec"), namespace)
-    maker: Callable[..., tuple[Any, bytes]] = namespace["insert"]
-    return maker

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
+import msgspec
 import zmq
 from msgspec import Raw
 
@@ -26,7 +27,7 @@ from partitions.store import Store
 from partitions.timeout import Timeout
 from partitions.wal import Batch, Wal, encode_batch
 from voltpy.crash_point import crash_point
-from voltpy.door import Door
+from voltpy.door import Account, Door
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
     MAX_FRAME_BYTES,
@@ -44,14 +45,18 @@ from voltpy.messages import (
     Welcome,
 )
 from voltpy.procedure import Registry
-from voltpy.record_log import DiskFull
+from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
+from voltpy.sockets import receive_at_door
 from voltpy.wire import encode as encode_message
+from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
 IDLE_WAIT_MS = 200
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
-Request = tuple[bytes, Message]
+Request = tuple[Account, Calls | EverywhereCall]
+Control = tuple[bytes, Message]
+_decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Server:
@@ -82,7 +87,7 @@ class Server:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._welcome = Welcome(1, wal.epoch, None)
-        self._unsent: deque[tuple[int, dict[bytes, Answers]]] = deque()  # replies, and the LSN that they rest on
+        self._unsent: deque[tuple[int, dict[Any, Answers]]] = deque()  # replies, and the LSN that they rest on
         self._stopping = False
         self._batches = self._calls = self._flushes = 0
         self._flush_s = 0.0
@@ -97,6 +102,7 @@ class Server:
         while not self._stopping:
             requests, control = self._drain()
             if requests or self._executor.has_ready:
+                crash_point("server.drain.received")
                 self._execute(requests)
                 self._flush_in_background()
             elif self._unsent:
@@ -110,29 +116,28 @@ class Server:
         self._flush()
         self._reply()
 
-    def _drain(self) -> tuple[list[Request], Request | None]:
+    def _drain(self) -> tuple[list[Request], Control | None]:
         """Calls that have arrived, up to the first control message, which is for after them."""
-        receive, admit, welcome = self._socket.recv_multipart, self._door.receive, self._welcome
+        socket, door, welcome = self._socket, self._door, self._welcome
         requests: list[Request] = []
-        control: Request | None = None
+        control: Control | None = None
         calls = 0
         while calls < CALLS_A_BATCH and control is None:
             try:
-                parts = receive(zmq.NOBLOCK)
+                identity, frame = receive_at_door(socket)
             except zmq.Again:
                 break
-            if len(parts) != 2:
-                self._door.garbage(parts[0], f"a message of {len(parts) - 1} frames")
-                continue
-            identity, frame = parts
-            message = admit(identity, frame, welcome)
             calls += 1
+            if frame is None:
+                door.garbage(identity, "a message of several frames")
+                continue
+            message = door.receive(identity, frame, welcome)
             if type(message) is Calls:
-                requests.append((identity, message))
+                requests.append((door.accounts[identity], message))
                 for group in message.groups:
                     calls += len(group.numbers)
             elif type(message) is EverywhereCall:
-                requests.append((identity, message))
+                requests.append((door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
         if self._door.outbox:
@@ -163,12 +168,12 @@ class Server:
         self._timeout.arm()
         if executor.has_ready:
             executor.run_ready()
-        for identity, message in requests:
-            if type(message) is Calls:
+        for account, message in requests:
+            if isinstance(message, Calls):
                 for group in message.groups:
-                    executor.run(identity, group)
-            elif type(message) is EverywhereCall:
-                executor.run_everywhere(identity, message)
+                    executor.run(account, group)
+            else:
+                executor.run_everywhere(account, message)
         self._timeout.disarm()
 
     def _append(self) -> None:
@@ -177,7 +182,12 @@ class Server:
             self._executor.finished()
             return
         encoded = encode(outcomes)
-        lsn = self._wal.append(encode_batch(Batch(Raw(encoded), changes)))
+        record = encode_batch(Batch(Raw(encoded), changes))
+        if len(record) > MAX_RECORD_BYTES:
+            raise ReadOnly(
+                f"the calls that came together write {len(record):,} bytes; {MAX_RECORD_BYTES:,} is the limit"
+            )
+        lsn = self._wal.append(record)
         crash_point("server.append.appended")
         self._executor.committed(lsn, encoded)
         crash_point("server.append.applied")
@@ -208,20 +218,22 @@ class Server:
         while unsent and unsent[0][0] <= durable_lsn:
             crash_point("server.reply.before")
             lsn, replies = unsent.popleft()
-            for identity, answers in replies.items():
-                self._answer(identity, lsn, answers)
+            for account, answers in replies.items():
+                self._answer(account, lsn, answers)
+                crash_point("server.reply.half_sent")
             crash_point("server.reply.after")
 
-    def _answer(self, identity: bytes, lsn: int, answers: Answers) -> None:
-        """One connection's replies of one batch, in as many frames as their size asks for."""
+    def _answer(self, account: Account, lsn: int, answers: Answers) -> None:
+        """One client's replies of one batch, in as many frames as their size asks for, to where it is connected now."""
         groups: list[ReplyGroup] = []
         frame_bytes = 0
         answered = len(answers.errors) + sum(len(group.numbers) for group in answers.groups)
         self._calls += answered
-        account = self._door.accounts.get(identity)
-        if account is not None:
-            self._door.answered(account, answered)
-        for group in answers.groups:
+        self._door.answered(account, answered + answers.dropped)
+        if not answered or account.closed:
+            return
+        identity = account.identity
+        for group in pieces(answers.groups):
             group_bytes = len(bytes(group.results))
             if groups and frame_bytes + group_bytes > REPLY_BYTES:
                 self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, []))
@@ -255,6 +267,7 @@ class Server:
                 self._executor.use(self._prepared)
                 self._door.catalog_version = message.catalog_version
                 self._prepared = None
+                crash_point("server.load.switched")
             self._send(identity, self._status(0))
         elif isinstance(message, DiscardLoad):
             self._prepared = None
@@ -264,7 +277,8 @@ class Server:
             self._prepared = self._load(message)
         except SchemaError as error:
             return LoadPrepared(message.catalog_version, str(error), [])
-        return LoadPrepared(message.catalog_version, "", self._prepared.infos())
+        crash_point("server.load.prepared")
+        return LoadPrepared(message.catalog_version, "", self._executor.infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:
         executor, wal = self._executor, self._wal
@@ -288,9 +302,28 @@ class Server:
             wal.durable_lsn,
             executor.registry.catalog_version,
             self._tcp_port,
-            executor.registry.infos(),
+            executor.infos(executor.registry),
             metrics,
         )
+
+
+def pieces(groups: list[ReplyGroup]) -> Iterator[ReplyGroup]:
+    """The same results, in groups of about REPLY_BYTES at most: no client takes a frame past MAX_FRAME_BYTES."""
+    for group in groups:
+        if len(bytes(group.results)) <= REPLY_BYTES:
+            yield group
+            continue
+        numbers: list[int] = []
+        results: list[bytes] = []
+        size = 0
+        for number, result in zip(group.numbers, map(bytes, _decode_raws(group.results)), strict=True):
+            if numbers and size + len(result) > REPLY_BYTES:
+                yield ReplyGroup(group.client_id, numbers, joined(results))
+                numbers, results, size = [], [], 0
+            numbers.append(number)
+            results.append(result)
+            size += len(result)
+        yield ReplyGroup(group.client_id, numbers, joined(results))
 
 
 def _resident_bytes() -> int:

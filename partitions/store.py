@@ -46,6 +46,12 @@ class Store:
             if table is not None:
                 table.restore(key, old)
 
+    def undo_batch(self) -> None:
+        """Undoes everything since the last `apply`."""
+        self.undo_to(0)
+        for table in self.tables:
+            table.forget_changes()
+
     def changes(self) -> list[TableChanges]:
         """What the batch changed. Raises ReadOnly when the pages that it needs would not fit into memory."""
         changed = []
@@ -73,9 +79,12 @@ class Store:
         """Takes one WAL batch during recovery; `apply` from time to time writes what has gathered. Its changes."""
         replayed = 0
         for change in batch.changes:
-            if change.table >= len(self.tables):
+            if not 0 <= change.table < len(self.tables):
                 raise Corruption(f"WAL record {lsn} changes table number {change.table}; the schema has no such table")
-            self.tables[change.table].replay(change.images, change.deleted)
+            try:
+                self.tables[change.table].replay(change.images, change.deleted)
+            except Corruption as error:
+                raise Corruption(f"WAL record {lsn}: {error}") from None
             replayed += len(change.images) + len(change.deleted)
         return replayed
 

@@ -7,11 +7,13 @@ that is updated a hundred times in a batch is written to its page once, and new 
 
 So there are three places, and a key is looked for in this order:
 
-    _rows      decoded rows of the young generation, tombstones (None) for keys known to be absent
+    _rows      decoded rows of the young generation
+    _inserted, _updated
     _old       the generation before; a hit moves the row to the young one
     index → heap, decoded
 
-Rows that the current batch changed are always in `_rows`. When the young generation is full, it becomes the old one,
+Rows that the batch updated are always in `_rows` too; new ones are decoded when they are read. `_inserted` also
+remembers, as None, keys that the batch has found absent. When the young generation is full, it becomes the old one,
 between batches, and the old one is dropped. Bounded memory then costs nothing on a hit.
 
 A key that is *not here* (lent, or its page not in memory) is in `_away`, and never in `_rows` or `_old`, so that a hit
@@ -21,6 +23,7 @@ need not ask. Touching one raises NotHere; so does a read that is not by key whi
 from __future__ import annotations
 
 import sys
+from binascii import crc_hqx
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from operator import attrgetter
@@ -29,15 +32,15 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from partitions.accessors import accessors
 from partitions.heap import Heap
 from partitions.index import NOWHERE, PrimaryIndex
 from partitions.page import Arena
 from partitions.row import MAX_ROW_BYTES, RowFormat, encode
-from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, WrongPartition
+from voltpy.errors import ConstraintViolation, Corruption, WrongPartition
 from voltpy.hash_slot import hash_slot
 from voltpy.schema import Table as TableSchema
 
-_UNKNOWN: Any = object()
 _EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
 WHOLE_TABLE: Any = object()  # the miss of a read that is not by key
@@ -62,7 +65,8 @@ class Ownership:
 
     def verify(self, key: Any, table: str) -> None:
         """Raises WrongPartition unless the key's hash slot belongs to this partition."""
-        slot = hash_slot(key)
+        # hash_slot, spelled out for integers: nearly every transaction passes here once.
+        slot = crc_hqx(b"%d" % key, 0) & 16383 if type(key) is int else hash_slot(key)
         if not self._owned[slot]:
             raise WrongPartition(
                 f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self._partition}, "
@@ -80,27 +84,29 @@ class Table:
         "_dying",
         "_exact_types",
         "_find",
+        "_fixed_columns",
         "_format",
         "_heap",
         "_index",
         "_inserted",
         "_key_columns",
         "_key_of",
-        "_looks_closer",
-        "_make",
+        "_key_type",
         "_missed",
-        "_new_hidden_key",
         "_old",
-        "_owner",
         "_partition_of_key",
-        "_partition_of_row",
         "_rows",
         "_rows_limit",
         "_undo",
         "_updated",
+        "get",
+        "insert",
         "name",
+        "new_hidden_key",
         "number",
+        "owner",
         "schema",
+        "upsert",
     )
 
     def __init__(
@@ -118,10 +124,13 @@ class Table:
         self._format = RowFormat(schema)
         self._decode = self._format.decode
         self._key_of = self._format.key_of
-        self._make = self._format.make
         # A value of exactly this type fits its column; anything else is looked at more closely.
         self._exact_types = {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns}
         self._key_columns = frozenset(schema.primary_key)
+        self._fixed_columns = self._key_columns | {column for column in (schema.partition_column,) if column}
+        # Keys equal to the row's own, but of another type (True, 1.0), must not get among the batch's changes.
+        single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
+        self._key_type = {"INT": int, "STRING": str}.get(single)
         self._heap = Heap(schema, arena)
         self._index = PrimaryIndex(schema)
         self._find = self._index.find
@@ -132,51 +141,28 @@ class Table:
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
         self._undo = undo
-        self._owner = owner
+        self.owner = owner
         self._away: set[Any] = set()
-        # A key may be away, or in the batch without a decoded row: rows with hidden keys are not decoded at first.
-        self._looks_closer = schema.hidden_key
         self._missed = missed
-        self._new_hidden_key: Callable[[], int] | None = None
-        self._partition_of_key, self._partition_of_row = _partition_positions(schema)
+        self.new_hidden_key: Callable[[], int] | None = None
+        self._partition_of_key = _partition_position(schema)
+        self.get, self.insert, self.upsert = accessors(
+            self, schema, self._format, self._rows, self._inserted, self._updated, undo, self._lookup
+        )
 
-    # What procedures call.
-
-    def get(self, key: Any) -> Any:
-        """The row with this primary key (a tuple where it has several columns), or None."""
-        row = self._rows.get(key, _UNKNOWN)
-        if row is _UNKNOWN:
-            return self._fetch(key)
-        return row
-
-    def insert(self, /, *values: Any, **columns: Any) -> Any:
-        """Adds a row, columns by position or by name, and returns it. Raises DuplicateKey, ConstraintViolation."""
-        if self._new_hidden_key is not None:
-            return self._insert_hidden(values, columns)
-        row, image = self._make(*values, **columns)
-        key = self._key_of(row)
-        old = self._rows.get(key, _UNKNOWN)
-        if old is _UNKNOWN:
-            old = self._lookup(key)
-        if old is not None:
-            raise DuplicateKey(f"table {self.name}: a row with key {key!r:.100} exists")
-        self._undo.append((self, key, None))
-        self._rows[key] = row
-        if key in self._updated:
-            self._updated[key] = image
-        else:
-            self._inserted[key] = image
-        return row
+    # What procedures call, besides get, insert and upsert, which partitions.accessors makes.
 
     def update(self, key: Any, /, **changes: Any) -> Any:
         """Changes columns of the row with this key and returns it. Raises KeyError when there is none."""
-        old = self._rows.get(key, _UNKNOWN)
-        if old is _UNKNOWN:
-            old = self._fetch(key)
+        old = self._rows.get(key)
+        if old is None:
+            old = self._lookup(key)
         if old is None:
             raise KeyError(f"table {self.name} has no row with key {key!r:.100}")
-        if not self._key_columns.isdisjoint(changes):
-            raise ConstraintViolation(f"table {self.name}: a primary key can't be changed; delete and insert instead")
+        if not self._fixed_columns.isdisjoint(changes):
+            self._check_fixed(changes)
+        if type(key) is not self._key_type:
+            key = self._key_of(old)
         row = replace(old, **changes)
         exact = self._exact_types
         for name, value in changes.items():
@@ -198,37 +184,16 @@ class Table:
             self._updated[key] = image
         return row
 
-    def upsert(self, /, *values: Any, **columns: Any) -> Any:
-        """Inserts a row, or replaces the one with the same key, whole; returns it."""
-        if self._new_hidden_key is not None:
-            return self._insert_hidden(values, columns)
-        row, image = self._make(*values, **columns)
-        key = self._key_of(row)
-        old = self._rows.get(key, _UNKNOWN)
-        if old is _UNKNOWN:
-            old = self._lookup(key)
-        self._undo.append((self, key, old))
-        self._rows[key] = row
-        if old is None:
-            if key in self._updated:
-                self._updated[key] = image
-            else:
-                self._inserted[key] = image
-        elif key in self._inserted:
-            self._inserted[key] = image
-        else:
-            self._updated[key] = image
-        return row
-
     def delete(self, key: Any) -> bool:
         """Removes the row with this key; False when there was none."""
-        old = self._rows.get(key, _UNKNOWN)
-        if old is _UNKNOWN:
-            old = self._fetch(key)
+        old = self._rows.pop(key, None)
+        if old is None:
+            old = self._lookup(key)
         if old is None:
             return False
+        if type(key) is not self._key_type:
+            key = self._key_of(old)
         self._undo.append((self, key, old))
-        self._rows[key] = None
         if key in self._inserted:
             self._inserted[key] = None
         else:
@@ -249,13 +214,15 @@ class Table:
         for image in self._heap.scan():
             row = decode(image)
             if updated:
-                current = updated.get(key_of(row), _UNKNOWN)
-                if current is None:
-                    continue
-                if current is not _UNKNOWN:
+                key = key_of(row)
+                if key in updated:
+                    current = updated[key]
+                    if current is None:
+                        continue
                     row = decode(current)
             yield row
-        for new in list(self._inserted.values()):
+        for key in list(self._inserted):
+            new = self._inserted.get(key)
             if new is not None:
                 yield decode(new)
 
@@ -274,7 +241,12 @@ class Table:
             candidates = self.scan()
         columns = attrgetter(*equalities)
         wanted = tuple(equalities.values()) if len(equalities) > 1 else next(iter(equalities.values()))
-        return [row for row in candidates if columns(row) == wanted]
+        rows = [row for row in candidates if columns(row) == wanted]
+        if not rows and self.schema.partition_column in equalities:
+            part = equalities[self.schema.partition_column]
+            if type(part) is int or type(part) is str:
+                self.owner.verify(part, self.name)
+        return rows
 
     def range(self, low: Any, high: Any) -> Iterator[Any]:
         """The rows with low <= primary key < high, in the order of their keys."""
@@ -299,28 +271,29 @@ class Table:
         image = None if old is None else encode(old)
         changed = self._inserted if key in self._inserted else self._updated
         changed[key] = image
-        self._rows[key] = old
+        if old is None or key in self._away:
+            self._rows.pop(key, None)
+        else:
+            self._rows[key] = old
 
     def send_away(self, key: Any) -> None:
         """From now on the key is not here, until `bring_back`. Between transactions only."""
         self._rows.pop(key, None)
         self._old.pop(key, None)
         self._away.add(key)
-        self._looks_closer = True
 
     def bring_back(self, key: Any) -> None:
-        """The key is here again. What the batch changed of it is not on its page yet."""
+        """The key is here again."""
         self._away.discard(key)
-        changed = self._inserted if key in self._inserted else self._updated
-        if key in changed:
-            image = changed[key]
-            self._rows[key] = None if image is None else self._decode(image)
-        self._looks_closer = bool(self._away) or self.schema.hidden_key
+
+    @property
+    def all_here(self) -> bool:
+        return not self._away
 
     def hide_keys_with(self, new_hidden_key: Callable[[], int]) -> None:
         """Where the keys of new rows come from, in a table that declares none."""
         if self.schema.hidden_key:
-            self._new_hidden_key = new_hidden_key
+            self.new_hidden_key = new_hidden_key
 
     # Batches.
 
@@ -380,8 +353,13 @@ class Table:
                 raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
             if key in inserted:
                 inserted[key] = None
-            else:
+            elif key in updated or self._locate(key, NOWHERE) != NOWHERE:
                 updated[key] = None
+
+    def forget_changes(self) -> None:
+        """The whole batch was undone: pages and index are as they were before it."""
+        self._inserted.clear()
+        self._updated.clear()
 
     def limit_decoded(self, decoded_bytes: int) -> None:
         """Bounds the decoded rows, both generations together, to about so many bytes."""
@@ -433,37 +411,27 @@ class Table:
             for key, row in cache.items():
                 row_id = self._locate(key, NOWHERE)
                 stored = None if row_id == NOWHERE else self._decode(self._heap.read(row_id))
-                if stored != row:
+                if stored != row and encode(stored) != encode(row):  # NaN differs from itself
                     raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {stored!r}")
 
     # Inside.
 
-    def _insert_hidden(self, values: tuple[Any, ...], columns: dict[str, Any]) -> Any:
-        """A row whose key is new by construction: nothing to look up, and not worth a place among decoded rows."""
-        key = self._new_hidden_key()  # type: ignore[misc]  # the caller has seen that it is there
-        columns[self.schema.primary_key[0]] = key
-        row, image = self._make(*values, **columns)
-        if self._partition_of_row is not None:
-            part = self._partition_of_row(row)
-            if part != self._owner.verified:
-                self._owner.verify(part, self.name)
-        self._undo.append((self, key, None))
-        self._inserted[key] = image
-        return row
-
-    def _fetch(self, key: Any) -> Any:
-        """The row from behind the young generation; remembers it there, or that there is none."""
-        row = self._rows[key] = self._lookup(key)
-        return row
+    def _check_fixed(self, changes: dict[str, Any]) -> None:
+        """Raises for changes that would move a row to another key or another partition."""
+        if not self._key_columns.isdisjoint(changes):
+            raise ConstraintViolation(f"table {self.name}: a primary key can't be changed; delete and insert instead")
+        part = changes[self.schema.partition_column or ""]
+        if type(part) is int or type(part) is str:
+            self.owner.verify(part, self.name)
 
     def _lookup(self, key: Any) -> Any:
         """The row from behind the young generation, or None. An absent key must at least be one that could be here."""
-        if self._looks_closer and (self._away or key in self._inserted):
-            if key in self._away:
-                self._miss(key)
-            image = self._inserted.get(key)
-            if image is not None:
-                return self._decode(image)
+        if self._away and key in self._away:
+            self._miss(key)
+        inserted = self._inserted
+        if key in inserted or key in self._updated:
+            image = inserted[key] if key in inserted else self._updated[key]
+            return None if image is None else self._decode(image)
         if key in self._old:
             return self._old.pop(key)
         try:
@@ -476,14 +444,20 @@ class Table:
                 row = self._decode(self._heap.read(candidate))
                 if self._key_of(row) == key:
                     return row
-        if type(key) is not int or not self._index.ordered:
-            self._format.checked_key(key)
         position = self._partition_of_key
+        if type(key) is self._key_type:
+            if position is not None and key != self.owner.verified:
+                self.owner.verify(key, self.name)
+            inserted[key] = None  # whoever asks for it next most likely inserts it
+            return None
+        self._format.checked_key(key)
         if position is not None:
-            part = key if position < 0 else key[position]
-            if part != self._owner.verified:
-                self._owner.verify(part, self.name)
+            self.verify(key if position < 0 else key[position])
         return None
+
+    def verify(self, part: Any) -> None:
+        """Raises WrongPartition unless rows with this value in the partition column live here."""
+        self.owner.verify(part, self.name)
 
     def _miss(self, key: Any) -> None:
         self._missed.append((self, key))
@@ -504,10 +478,12 @@ class Table:
 
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
+        # The dictionaries stay the same objects: the accessors hold them.
         self._bury(len(self._dying))
-        self._dying = self._old
-        self._old = self._rows
-        self._rows = {}
+        self._dying = dict(self._old)
+        self._old.clear()
+        self._old.update(self._rows)
+        self._rows.clear()
 
     def _bury(self, rows: int) -> None:
         forget = self._dying.popitem
@@ -515,16 +491,13 @@ class Table:
             forget()
 
 
-def _partition_positions(schema: TableSchema) -> tuple[int | None, Callable[[Any], Any] | None]:
-    """Where the partition column is in a key (-1: it is the key); how to read it from a row with a hidden key."""
-    column = schema.partition_column
-    if column is None:
-        return None, None
-    if schema.hidden_key:
-        return None, attrgetter(column)
+def _partition_position(schema: TableSchema) -> int | None:
+    """Where the partition column is in a key: -1, it is the key; None, a key does not tell."""
+    if schema.partition_column is None or schema.hidden_key:
+        return None
     if len(schema.primary_key) == 1:
-        return -1, None
-    return schema.primary_key.index(column), None
+        return -1
+    return schema.primary_key.index(schema.partition_column)
 
 
 def _decoded_bytes(row: Any) -> int:

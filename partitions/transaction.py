@@ -137,8 +137,7 @@ class Transaction:
     """`tx`. Tables are attributes; a table's name never collides with a method (the schema sees to it)."""
 
     def __init__(self, tables: dict[str, Table | ReadOnlyTable], context: CallContext) -> None:
-        self.__dict__.update(tables)
-        self._context = context
+        self.__dict__.update(tables, _context=context)
 
     def abort(self, reason: str = "aborted") -> NoReturn:
         """Ends the call: every change is undone, the caller gets `Aborted(reason)`."""
@@ -160,6 +159,9 @@ class Transaction:
     def unique_id(self) -> int:
         """A positive 63-bit number that no call gets twice, in any partition."""
         return self._context.next_id()
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"tx.{name} can't be set: nothing but rows outlives a call")
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"tx has no table or method {name!r}")

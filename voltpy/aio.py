@@ -15,7 +15,7 @@ from math import inf
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.connection import Batch, Connection, Everywhere, Lookup, Pending
+from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
 from voltpy.errors import Unavailable
 from voltpy.link import DIRECT_WAIT_S, Address, Link, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
@@ -45,7 +45,15 @@ class _LookupCall(Lookup):
     future: asyncio.Future[Any]
 
 
-_Waiting = _Call | _EverywhereCall | _LookupCall
+class _CommandCall(Command):
+    __slots__ = ("future",)
+    future: asyncio.Future[Any]
+
+    def begin(self) -> bool:
+        return not self.future.done()
+
+
+_Waiting = _Call | _EverywhereCall | _LookupCall | _CommandCall
 
 
 class Connecting:
@@ -223,7 +231,7 @@ class AsyncClient:
         return call.future
 
     async def _admin(self, command: str, body: dict[str, Any]) -> dict[str, Any]:
-        call = _Call()
+        call = _CommandCall()
         answer: dict[str, Any] = await self._start(
             call, lambda now: self._connection.admin(call, command, body, now, self._timeout)
         )

@@ -26,7 +26,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.connection import Batch, Connection, Everywhere, Lookup, Pending
+from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
 from voltpy.errors import Error, Unavailable
 from voltpy.link import DIRECT_WAIT_S, Address, Link, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
@@ -66,7 +66,15 @@ class _LookupCall(Lookup):
         self.lock: threading.Lock | None = None
 
 
-_Waiting = _Call | _EverywhereCall | _LookupCall
+class _CommandCall(Command):
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock: threading.Lock | None = None
+
+
+_Waiting = _Call | _EverywhereCall | _LookupCall | _CommandCall
 
 
 class _Submitted(Pending):
@@ -138,6 +146,8 @@ class Client:
             if self._closed:
                 self._check_open()
             now = monotonic()
+            if now - self._looked_at > FRESH_S:
+                self._look(now)
             self._connection.submit(call, name, args, now, limit)
             alone = self._take_turn(now) or self._queue_up(call, now)
         return self._await(call, alone)
@@ -260,6 +270,7 @@ class Client:
         with self._mutex:
             self._check_open()
             now = monotonic()
+            self._look(now)
             start(now)
             alone = self._take_turn(now) or self._queue_up(call, now)
         return self._await(call, alone)
@@ -303,14 +314,16 @@ class Client:
             return False
         self._poller = _CALLER
         self._caller = threading.get_ident()
-        if now - self._looked_at > FRESH_S:
-            # While nobody polled, a partition may have died or the procedures have changed.
-            self._refresh_poll()
-            if self._poll.poll(0):
-                self._links.pump(now)
-            self._looked_at = now
         self._links.flush(now)
         return True
+
+    def _look(self, now: float) -> None:
+        """While nobody polled, a partition may have died, or the procedures may have changed."""
+        if self._poller == _NOBODY:
+            self._refresh_poll()
+            if self._poll.poll(0) or now >= self._links.next_time:
+                self._links.pump(now)
+            self._looked_at = now
 
     def _queue_up(self, call: _Waiting, now: float) -> bool:
         """Leaves the call to the poller."""
@@ -358,6 +371,8 @@ class Client:
         with self._mutex:
             self._check_open()
             now = monotonic()
+            if now - self._looked_at > FRESH_S:
+                self._look(now)
             alone = self._take_turn(now)
             if rows:
                 connection.fill(batch, rows, now)
@@ -554,7 +569,7 @@ class Client:
             raise Unavailable("the client is closed")
 
     def _admin(self, command: str, body: dict[str, Any]) -> dict[str, Any]:
-        call = _Call()
+        call = _CommandCall()
         answer: dict[str, Any] = self._run(
             call, lambda now: self._connection.admin(call, command, body, now, self._timeout)
         )

@@ -35,6 +35,7 @@ import structlog
 import zmq
 
 from voltpy import heartbeat, wire
+from voltpy.crash_point import PROCESS, crash_point
 from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.schema import Schema
@@ -159,7 +160,7 @@ class Cluster:
         self._signals = 0
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or a stop command. Raises ClusterError when the cluster can't be started."""
+        """Serve until a signal or a command says stop. Raises ClusterError when the cluster can't be started."""
         with _runtime_directory(self._directory) as runtime, _signal_socket(self._on_signal) as wakeup:
             self._runtime = runtime
             self._core = Supervision(
@@ -238,6 +239,7 @@ class Cluster:
         return True
 
     def _bury(self, number: int, process: Process, now_s: float) -> None:
+        crash_point("supervisor.bury.before")
         exit_status = process.popen.wait()
         while self._forward_output(number, process):
             pass
@@ -245,6 +247,7 @@ class Cluster:
         last_words = next((line.strip() for line in reversed(lines) if line.strip()), "")
         self._forget(number, process)
         self._core.exited(number, exit_status, last_words, now_s)
+        crash_point("supervisor.bury.after")
 
     def _admin(self, message: Admin, now_s: float) -> None:
         body = message.body
@@ -292,17 +295,22 @@ class Cluster:
                     case Start():
                         self._start(action)
                     case Terminate():
+                        crash_point("supervisor.stop.before_signal")
                         self._signal(action.child, signal.SIGTERM)
+                        crash_point("supervisor.stop.signalled")
                     case Kill():
                         self._signal(action.child, signal.SIGKILL)
                     case Persist():
                         self._persist(action)
                     case Ready():
                         self._port = action.port
+                        crash_point("supervisor.start.before_ready")
                         self._on_ready(self._url())
+                        crash_point("supervisor.start.ready")
                     case Report():
                         self._report(action.event, action.level, **action.fields)
                     case Done():
+                        crash_point("supervisor.stop.all_ended")
                         self._done = action
             actions = self._core.take()
 
@@ -312,12 +320,13 @@ class Cluster:
             path = heartbeat.path_in(self._runtime, start.child)
             heartbeat.create(path)
             words = heartbeat.open_words(path)
+        crash_point("supervisor.start.before_child")
         popen = subprocess.Popen(
             self._command_line(start),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "VOLTPY_TOKEN": self._token},
+            env={**os.environ, "VOLTPY_TOKEN": self._token, PROCESS: _process_name(start.child)},
             # The terminal's Ctrl-C is for the supervisor alone: it stops the others in order.
             start_new_session=True,
         )
@@ -332,6 +341,7 @@ class Cluster:
         for source in (process.pidfd, process.output, dealer):
             self._poller.register(source, zmq.POLLIN)
         self._core.started(start.child, popen.pid)
+        crash_point("supervisor.start.child_started")
         self._tell(start.child, Hello(PROTOCOL_VERSION, self._client_id, "supervisor", self._token))
         self._report("started", "info", child=self._core.child(start.child).name, pid=popen.pid)
 
@@ -364,10 +374,12 @@ class Cluster:
         process = self._processes.get(number)
         if process is None:
             return
+        crash_point("supervisor.tell.before")
         try:
             process.socket.send(wire.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             self._report("message_dropped", child=self._core.child(number).name, message=type(message).__name__)
+        crash_point("supervisor.tell.after")
 
     def _signal(self, number: int, signal_number: signal.Signals) -> None:
         process = self._processes.get(number)
@@ -375,11 +387,13 @@ class Cluster:
             process.popen.send_signal(signal_number)
 
     def _persist(self, persist: Persist) -> None:
+        crash_point("supervisor.persist.before")
         try:
             self._directory.write_procedures(persist.catalog_version, persist.path, persist.source)
         except (OSError, Error) as error:
             self._core.persisted(str(error))
         else:
+            crash_point("supervisor.persist.after")
             self._core.persisted("")
 
     def _forget(self, number: int, process: Process) -> None:
@@ -409,6 +423,10 @@ class Cluster:
         # See _forward_output: stderr may be gone.
         with contextlib.suppress(OSError, ValueError):
             (self._events.warning if level == "warning" else self._events.info)(event, **fields)
+
+
+def _process_name(child: int) -> str:
+    return "router" if child == ROUTER else f"partition-{child}"
 
 
 def _socket_name(child: int) -> str:
@@ -457,11 +475,13 @@ def _runtime_parent() -> str:
 
 @contextlib.contextmanager
 def _signal_socket(on_signal: Callable[[], None]) -> Iterator[socket.socket]:
-    """A socket that becomes readable when SIGINT or SIGTERM arrives, after `on_signal` was called."""
+    """A socket that becomes readable when a signal to stop arrives, after `on_signal` was called. Main thread only."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: to outlive the terminal is meant
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, lambda *_: on_signal()) for number in numbers]
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:

@@ -72,6 +72,7 @@ FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
 WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
 WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
 MAX_CALL_BYTES = MAX_FRAME_BYTES - 4096  # leaves room for what surrounds the arguments in a frame
+ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
 TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
 RESEND_WAIT_S = 0.05  # before a call that was turned away (stale, Unavailable) is tried again
 
@@ -174,6 +175,13 @@ class Everywhere(Pending):
         self.errors: dict[int, Error] = {}
         self.incarnations: list[int] = []
         self.missing: set[int] = set()
+
+
+class Command(Pending):
+    """Something for the supervisor: settles with the body of its answer."""
+
+    __slots__ = ("body",)
+    body: dict[str, Any]
 
 
 class Batch:
@@ -305,7 +313,7 @@ class Frame:
         self.calls: list[Pending] = []
         self.group: Group | None = None
         self.look = True
-        self.others: list[Pending] = []
+        self.others: list[Everywhere | Command] = []
 
 
 class Connection:
@@ -320,6 +328,7 @@ class Connection:
         self.procedures: dict[str, ProcedureInfo] = {}
         self.lanes: list[Lane] = []
         self.router_ready = False
+        self._router_wait_until = 0.0
         self.rejected: Error | None = None  # why the router refused our Hello
         self.settled: list[Pending] = []
         self.outstanding = 0  # single calls that are not settled
@@ -331,8 +340,8 @@ class Connection:
         self._calls: dict[int, Pending] = {}
         self._groups: dict[int, Group] = {}
         self._firsts: list[int] = []  # the keys of _groups, ascending
-        self._others: dict[int, Pending] = {}  # directed calls and commands, through the router
-        self._outbox: list[tuple[Pending, EverywhereCall | Admin]] = []
+        self._others: dict[int, Everywhere | Command] = {}  # sent
+        self._outbox: list[Everywhere | Command] = []  # not sent yet
         self._due: dict[Lane, None] = {}
         self._held: list[tuple[float, Pending]] = []
         self._unknown: list[Pending] = []
@@ -385,7 +394,7 @@ class Connection:
         self._ask_for(call, now)
 
     def everywhere(self, call: Everywhere, procedure: str, args: tuple[Any, ...], now: float, timeout: float) -> None:
-        """Sends a directed call through the router. It is never sent twice: it has no call id in any partition."""
+        """Queues a directed call, through the router. It is never sent twice: no partition remembers its number."""
         self._start_other(call, procedure, now, timeout)
         try:
             call.args = _encode(args)
@@ -395,21 +404,13 @@ class Connection:
         if len(call.args) > MAX_CALL_BYTES:
             self._fail(call, _too_large(procedure, len(call.args)))
             return
-        if procedure not in self.procedures:
-            self._ask_for(call, now)
-            return
-        self._send_everywhere(call)
+        self._outbox.append(call)
 
-    def admin(self, call: Pending, command: str, body: dict[str, Any], now: float, timeout: float) -> None:
-        """Sends a command to the supervisor; settles with the body of its answer."""
+    def admin(self, call: Command, command: str, body: dict[str, Any], now: float, timeout: float) -> None:
+        """Queues a command to the supervisor."""
         self._start_other(call, command, now, timeout)
-        if not self.router_ready:
-            self._fail(call, Unavailable(f"{command}: the router is not connected"))
-            return
-        self._last_number += 1
-        call.number = self._last_number
-        self._others[call.number] = call
-        self._outbox.append((call, Admin(call.number, command, body)))
+        call.body = body
+        self._outbox.append(call)
 
     def withdraw(self, call: Pending) -> None:
         """Forgets a call that nobody waits for any more. If it was sent it may run all the same."""
@@ -565,7 +566,7 @@ class Connection:
                 self._hellos_unanswered += 1
                 out.append(Frame(ROUTER, self.hello()))
             if self._outbox:
-                self._take_outbox(out)
+                self._take_outbox(out, now)
         if self._due:
             through_router: list[Pending] = []
             due, self._due = self._due, {}
@@ -599,20 +600,48 @@ class Connection:
             group.lane.unanswered -= group.left
             group.lane.ready.appendleft(group)
             self._due[group.lane] = None
-        for call in frame.others:
-            self._others.pop(call.number, None)
-            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+        for other in frame.others:
+            del self._others[other.number]
+            self._outbox.append(other)
 
-    def _take_outbox(self, out: list[Frame]) -> None:
-        for call, message in self._outbox:
-            if not call.done and call.begin():
-                frame = Frame(ROUTER, _encode(message))
-                frame.others.append(call)
-                out.append(frame)
-            else:
-                self._others.pop(call.number, None)
+    def _take_outbox(self, out: list[Frame], now: float) -> None:
+        outbox, self._outbox = self._outbox, []
+        for call in outbox:
+            if call.done:
+                continue
+            if not call.begin():
                 self.withdraw(call)
-        self._outbox.clear()
+                continue
+            message: EverywhereCall | Admin
+            if isinstance(call, Command):
+                message = Admin(self._last_number + 1, call.procedure, call.body)
+            else:
+                info = self.procedures.get(call.procedure)
+                if info is None:
+                    self._ask_for(call, now)
+                    continue
+                if not info.everywhere:
+                    self._fail(call, BadArguments(f"{call.procedure} runs in one partition, its key's: use call"))
+                    continue
+                call.missing = set(range(len(self.lanes)))
+                call.values = [None] * len(self.lanes)
+                call.incarnations = [lane.incarnation for lane in self.lanes]
+                message = EverywhereCall(
+                    self._catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
+                )
+            try:
+                frame = Frame(ROUTER, _encode(message))
+            except _UNENCODABLE as error:
+                self._fail(call, _unencodable(call.procedure, error))
+                continue
+            if len(frame.data) > MAX_FRAME_BYTES:
+                self._fail(call, _too_large(call.procedure, len(frame.data)))
+                continue
+            self._last_number += 1
+            call.number = self._last_number
+            self._others[call.number] = call
+            frame.others.append(call)
+            out.append(frame)
 
     def _take_lane(self, lane: Lane, out: list[Frame], through_router: list[Pending], now: float) -> None:
         if lane.incarnation == 0 or not (lane.direct or self.router_ready):
@@ -657,7 +686,7 @@ class Connection:
                 through_router.extend(calls)  # calls for several partitions share a frame to the router
             else:
                 self._put_calls(via, calls, out)
-        while lane.ready and lane.has_room():
+        while lane.ready and lane.has_room() and lane.unanswered + lane.ready[0].count <= WINDOW_CALLS:
             self._put_group(lane.ready.popleft(), via, out)
 
     def _send(self, call: Pending, lane: Lane, via: int) -> None:
@@ -784,23 +813,27 @@ class Connection:
 
     def _turn_away(self, lane: Lane, now: float) -> None:
         """The lane leads nowhere: fails what may not wait for it to come back."""
-        why = f"partition {lane.partition} is down" if lane.incarnation == 0 else "the router is not connected"
-        if any(now >= call.retry_until for call in lane.queue):
-            waiting: deque[Pending] = deque()
-            for call in lane.queue:
-                if now < call.retry_until:
-                    waiting.append(call)
-                else:
-                    self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
-            lane.queue = waiting
-        for group in [group for group in lane.ready if now >= group.retry_until]:
+        if lane.incarnation == 0:
+            why, patience = f"partition {lane.partition} is down", 0.0
+        else:
+            why, patience = "the router is not connected", self._router_wait_until
+        waiting: deque[Pending] = deque()
+        for call in lane.queue:
+            until = max(call.retry_until, patience)
+            if now < until:
+                waiting.append(call)
+                self.next_time = min(self.next_time, until)
+            else:
+                self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
+        lane.queue = waiting
+        for group in list(lane.ready):
+            until = max(group.retry_until, patience)
+            if now < until:
+                self.next_time = min(self.next_time, until)
+                continue
             lane.ready.remove(group)
             for position in group.positions:
                 group.batch.place(position, Unavailable(f"{group.batch.procedure}: {why}"))
-        for waiting_call in lane.queue:
-            self.next_time = min(self.next_time, waiting_call.retry_until)
-        for group in lane.ready:
-            self.next_time = min(self.next_time, group.retry_until)
 
     # ── frames come in ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -1024,24 +1057,28 @@ class Connection:
 
     # ── the cluster changes ────────────────────────────────────────────────────────────────────────────────────────
 
+    def opening_router(self, now: float) -> None:
+        """A connection to the router is being made: calls for it wait up to ROUTER_WAIT_S."""
+        self._router_wait_until = now + ROUTER_WAIT_S
+
     def lost(self, destination: int, now: float) -> None:
         """The connection is gone. What went through the router is settled at once; what went straight to a partition
         waits up to TOPOLOGY_WAIT_S for the router to say what became of it."""
         if destination == ROUTER:
             self.router_ready = False
+            self._router_wait_until = 0.0
             self._hellos_unanswered = 0
             why = "the connection to the router was lost"
             for call in self._sent(lambda call: call.via == ROUTER):
                 self._lose(call, why, now)
-            for call in list(self._others.values()):
-                del self._others[call.number]
-                self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have happened"))
-            self._outbox.clear()
-            self.next_time = now  # calls that wait for the router's topology give up, or wait for it to return
+            for other in list(self._others.values()):
+                del self._others[other.number]
+                self._fail(other, Indeterminate(f"{other.procedure}: {why}; it may have happened"))
+            self.next_time = now  # what waits for the router gives up, or waits for it to return
         elif destination < len(self.lanes):
             lane = self.lanes[destination]
-            lane.direct = False
-            if lane.incarnation:
+            was_direct, lane.direct = lane.direct, False
+            if lane.incarnation and was_direct:
                 lane.limbo_until = now + TOPOLOGY_WAIT_S
                 self.next_time = min(self.next_time, lane.limbo_until)
         for lane in self.lanes:
@@ -1076,11 +1113,11 @@ class Connection:
             del self._calls[call.number]
             self._answered(call)
             self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have run"))
-        for call in list(self._others.values()):
-            self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have happened"))
+        for other in self._others.values():
+            self._fail(other, Indeterminate(f"{other.procedure}: {why}; it may have happened"))
         self._others.clear()
+        unsent = [*self._unknown, *self._outbox, *(call for _when, call in self._held)]
         self._outbox.clear()
-        unsent = self._unknown + [call for _when, call in self._held]
         for lane in self.lanes:
             unsent.extend(lane.queue)
             lane.queue.clear()
@@ -1207,7 +1244,7 @@ class Connection:
         if isinstance(call, Lookup):
             self._settle(call, self.procedures.get(call.procedure), None)
         elif isinstance(call, Everywhere):
-            self._send_everywhere(call)
+            self._outbox.append(call)
         else:
             self._route_again(call)
 
@@ -1274,37 +1311,24 @@ class Connection:
         lane.unanswered_bytes -= len(call.args)
 
     def _ask_for(self, call: Pending, now: float) -> None:
-        if not self.router_ready and now >= call.retry_until:
-            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
-            return
         self._unknown.append(call)
         self._hello_wanted = True
         if not self.router_ready:
-            self.next_time = min(self.next_time, call.retry_until)
+            self.next_time = min(self.next_time, max(now, self._patience(call)))
+
+    def _patience(self, call: Pending) -> float:
+        """Until when a call waits for a router that is not connected."""
+        return max(call.retry_until, self._router_wait_until)
 
     def _start_other(self, call: Pending, procedure: str, now: float, timeout: float) -> None:
         self.outstanding += 1
         call.procedure = procedure
         call.timeout = timeout
         call.deadline = now + timeout
+        call.retry_until = now
         self.next_time = min(self.next_time, call.deadline)
-
-    def _send_everywhere(self, call: Everywhere) -> None:
-        info = self.procedures[call.procedure]
-        if not info.everywhere:
-            self._fail(call, BadArguments(f"{call.procedure} runs in one partition, its key's: use call"))
-            return
         if not self.router_ready:
-            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
-            return
-        self._last_number += 1
-        call.number = self._last_number
-        call.missing = set(range(len(self.lanes)))
-        call.values = [None] * len(self.lanes)
-        call.incarnations = [lane.incarnation for lane in self.lanes]
-        self._others[call.number] = call
-        message = EverywhereCall(self._catalog_version, self.client_id, call.procedure, call.number, Raw(call.args))
-        self._outbox.append((call, message))
+            self.next_time = min(self.next_time, max(now, self._patience(call)))
 
     def _group_of(self, number: int) -> Group | None:
         at = bisect_right(self._firsts, number) - 1
@@ -1408,19 +1432,20 @@ class Connection:
         for when, call in [entry for entry in self._held if late(entry[1])]:
             self._held.remove((when, call))
             self._fail(call, self._never_ran(call, _never_left(call)))
-        for call in list(filter(late, self._unknown)):
-            self._unknown.remove(call)
-            self._fail(call, _never_left(call))
-        if not self.router_ready:
-            for call in [call for call in self._unknown if call.retry_until <= now]:
-                self._unknown.remove(call)
+        for call in [*self._unknown, *self._outbox]:
+            if late(call):
+                self._fail(call, _never_left(call))
+            elif not self.router_ready and self._patience(call) <= now:
                 self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
+        self._unknown = [call for call in self._unknown if not call.done]
+        self._outbox = [other for other in self._outbox if not other.done]
 
     def _reset_next_time(self) -> None:
         times = [call.deadline for call in self._calls.values()]
-        times += [call.deadline for call in self._others.values()]
+        times += [other.deadline for other in self._others.values()]
         times += [group.deadline for group in self._groups.values()]
-        times += [call.deadline if self.router_ready else call.retry_until for call in self._unknown]
+        for call in [*self._unknown, *self._outbox]:
+            times.append(call.deadline if self.router_ready else min(call.deadline, self._patience(call)))
         times += [min(when, call.deadline) for when, call in self._held]
         for lane in self.lanes:
             times.append(lane.limbo_until)

@@ -4,7 +4,8 @@ A frame passes the door when its sender said Hello before, its bytes are one mes
 calls carry the sender's own client id, and there is room for them. Everything else is answered by the door itself:
 
     what arrives                                  what goes back                        the account
-    Hello                                         Welcome                               opened
+    Hello                                         Welcome; at the router with the       opened
+                                                  topology, and not before there is one
     anything before a Hello                       Refusal(NO_HELLO), once               closed
     bytes that are no frame, a forbidden message  Refusal("ProtocolError"), once        closed
     more frames of a closed account               nothing                               closed until a Hello
@@ -186,11 +187,11 @@ class Door:
             self._expel(identity, code, reason)
 
     def _open(self, identity: bytes, hello: Hello, welcome: Welcome) -> None:
-        objection = self._objection(hello)
+        before = self.accounts.get(identity)
+        objection = self._objection(hello, before)
         if objection:
             self._expel(identity, "ProtocolError", objection)
             return
-        before = self.accounts.get(identity)
         if hello.role == CLIENT:
             account = self.by_client.get(hello.client_id)
         else:
@@ -207,14 +208,19 @@ class Door:
         if hello.role == CLIENT:
             self.by_client[hello.client_id] = account
         self._seat(account)
+        if hello.role == CLIENT and self.at_partition is None and welcome.topology is None:
+            return  # a client can do nothing before there is a topology: it is welcomed with the first one
         self.outbox.append((identity, welcome))
 
-    def _objection(self, hello: Hello) -> str:
-        """Why this Hello is not accepted; empty when it is."""
+    def _objection(self, hello: Hello, before: Account | None) -> str:
+        """Why this Hello is not accepted on a connection that had the account `before`; empty when it is."""
         if hello.version != PROTOCOL_VERSION:
             return f"this cluster speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
         if hello.role not in self._may_send:
             return f"nobody says Hello here as {hello.role[:40]!r}"
+        # Answers find their account by the connection that the calls came by.
+        if before is not None and before.in_flight and (before.role, before.client_id) != (hello.role, hello.client_id):
+            return "calls are in flight here under another client id"
         if hello.role == CLIENT:
             return "" if 0 < hello.client_id < 1 << 63 else "a client id is a number from 1 to 2**63 - 1"
         # An empty token would let everybody in where none was set.

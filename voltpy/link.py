@@ -276,6 +276,8 @@ class Links:
         link.send(self.connection.hello())
         self.links[destination] = link
         self.generation += 1
+        if destination == ROUTER:
+            self.connection.opening_router(now)
         # Its file descriptors wake nobody before it was looked at for the first time.
         self._take(link, now)
         if link.is_lost():
@@ -289,8 +291,8 @@ class Links:
         self.generation += 1
         failures = self._failures.get(link.destination, 0)
         self._failures[link.destination] = failures + 1
-        # Jitter: the clients of a router that restarts must not come back in step.
-        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.5)
+        # The first time at once: it may be back already. Then with jitter: many clients must not come back in step.
+        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.5) if failures else 0.0
         self._retry_at[link.destination] = now + wait
         self.next_time = min(self.next_time, now + wait)
         self.connection.lost(link.destination, now)

@@ -10,14 +10,14 @@ import sys
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
-def die_with_parent(parent: int = 0) -> None:
-    """From here on the kernel kills this process when its parent dies. Without a Linux kernel it does nothing.
+def die_with_parent() -> None:
+    """From here on the kernel kills this process when its parent dies; without a Linux kernel it does nothing.
 
-    `parent`: process id of the one who started this process, where it is known: it may be dead by now, and then this
-    raises SystemExit. The kernel watches the *thread* that forked: children are to be started by one that stays.
+    Raises SystemExit when the parent died just now. The kernel watches the *thread* that forked, so children are to be
+    started by a thread that stays.
     """
-    before = parent or os.getppid()
+    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != before:
+    if os.getppid() != parent:
         raise SystemExit("the process that started this one is gone")

@@ -9,22 +9,23 @@
 
 It is the engine that the partitions run, called in the same way: arguments and results take the form that they would
 have on the wire, errors are the same, and a ProcedureError carries the original exception as its `__cause__`.
-With pytest, the fixture `voltpy_engine` makes engines and closes them: `db = voltpy_engine("schema.sql", "procedures.py")`.
+With pytest, the fixture `voltpy_engine` makes engines and closes them:
+`db = voltpy_engine("schema.sql", "procedures.py")`.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from voltpy.errors import Error, Unavailable, from_wire
-from voltpy.hash_slot import hash_slot
+from voltpy.errors import BadArguments, Error, ReadOnly, Unavailable, from_wire
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.procedure import Registry, from_functions, load_path
 from voltpy.schema import Schema
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _CLIENT = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Engine:
@@ -74,16 +76,31 @@ class Engine:
         self._number = 0
         self._closed = False
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Runs one call and returns its result. Raises what the client would raise."""
-        info = self._info(name)
-        slot = hash_slot(arguments[info.key_position]) if info and 0 <= info.key_position < len(arguments) else 0
+    def call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
+        """Runs one call and returns its result. Raises what the client would raise. `timeout` is not looked at."""
+        encoded = self._encoded(name, arguments)
         self._number += 1
-        group = CallGroup(_CLIENT, name, 0, 0, [self._number], [slot], joined([_encode(arguments)]))
-        self._executor.run(b"", group)
+        # The hash slot is not looked at either: all of them are here.
+        self._executor.run(b"", CallGroup(_CLIENT, name, 0, 0, [self._number], [0], joined([encoded])))
         return self._outcome()
 
-    def call_many(self, name: str, rows: Iterable[Sequence[Any]], *, return_exceptions: bool = False) -> list[Any]:
+    def submit(self, name: str, *arguments: Any) -> Future[Any]:
+        """Runs one call at once; its result, or its error, as a future that is done."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(self.call(name, *arguments))
+        except Error as error:
+            future.set_exception(error)
+        return future
+
+    def call_many(
+        self,
+        name: str,
+        rows: Iterable[Sequence[Any]],
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]:
         """One call an argument tuple; results in order, or the errors in their places."""
         results: list[Any] = []
         for row in rows:
@@ -97,9 +114,9 @@ class Engine:
 
     def call_everywhere(self, name: str, *arguments: Any) -> list[Any]:
         """Runs a directed procedure; a list with the one partition's result."""
+        encoded = msgspec.Raw(self._encoded(name, arguments))
         self._number += 1
-        now_us = int(self._executor.clock().timestamp() * 1e6)
-        encoded = msgspec.Raw(_encode(arguments))
+        now_us = (self._executor.clock() - _EPOCH) // timedelta(microseconds=1)
         self._executor.run_everywhere(b"", EverywhereCall(0, _CLIENT, name, self._number, encoded, now_us))
         return [self._outcome()]
 
@@ -121,15 +138,24 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _info(self, name: str) -> ProcedureInfo | None:
+    def _encoded(self, name: str, arguments: tuple[Any, ...]) -> bytes:
         if self._closed:
             raise Unavailable("the engine is closed")
-        procedure = self._executor.registry.procedures.get(name)
-        return None if procedure is None else procedure.info
+        try:
+            return _encode(arguments)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            procedure = self._executor.registry.procedures.get(name)
+            if procedure is not None:
+                procedure.check_python(arguments)
+            raise BadArguments(f"{name}(): {error}") from None
 
     def _outcome(self) -> Any:
         """What the call that has just run comes to; its changes are kept."""
-        self._executor.seal()
+        try:
+            self._executor.seal()
+        except ReadOnly:
+            self._executor.undo_batch()
+            raise
         self._executor.finished()
         answers = self._executor.replies()[b""]
         if answers.errors:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from select import select
-from signal import SIGINT
+from signal import SIGQUIT
 from time import perf_counter
 from typing import Any, Self
 
@@ -106,7 +106,8 @@ class Postgres:
         command += ["-c", "listen_addresses="]
         for name, value in self._options.items():
             command += ["-c", f"{name}={value}"]
-        self._server = Server(command, self._directory, user=self._user, stop_signal=SIGINT)
+        # Ended without a last checkpoint: nobody will read its data again.
+        self._server = Server(command, self._directory, user=self._user, stop_signal=SIGQUIT)
         self._conninfo = psycopg.conninfo.make_conninfo(host=str(self._directory), user="bench", dbname="postgres")
         self._server.wait_until(self._answers)
         self._connection = psycopg.connect(self._conninfo, autocommit=True)

@@ -208,13 +208,14 @@ def test_whatever_is_killed_comes_back_with_everything_that_was_answered(start: 
     assert [p["incarnation"] for p in after["partitions"]] == [2, 2]
     assert [p["restarts"] for p in after["partitions"]] == [1, 1]
     assert after["router"]["restarts"] == 1
-    assert sum(total[1] for total in running.db.call_everywhere("totals")) == 60
+    assert sum(total[1] for total in running.json("call", "totals")) == 60
     assert running.end() == 0
 
 
 def _status_when_all_serve(running: Running) -> dict[str, Any] | None:
     try:
-        status = running.db.status()
+        with connect(running.url) as db:
+            status = db.status()
     except Unavailable:  # the router is not back yet
         return None
     return status if all(p["state"] == "serving" for p in status["partitions"]) else None
@@ -299,6 +300,24 @@ def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running
     assert running.run("load", "nowhere", str(tmp_path / "branches.csv"), status=1).stderr == (
         "voltpy: SchemaError: there is no table nowhere\n"
     )
+
+
+def test_a_load_that_is_interrupted_says_how_far_it_got(start: Callable[..., Running], tmp_path: Path) -> None:
+    running = start()
+    file = tmp_path / "accounts.csv"
+    file.write_text("id,owner\n" + "".join(f"{number},owner\n" for number in range(300_000)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "voltpy.cli", "load", "--url", running.url, "--json", "accounts", str(file)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: sum(total[0] for total in running.db.call_everywhere("totals")))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=LIMIT_S)
+    summary = json.loads(output)
+    assert (process.returncode, summary["interrupted"]) == (130, True)
+    assert 0 < summary["loaded"] == summary["rows_read"] == summary["last_line"] - 1 < 300_000
+    assert sum(total[0] for total in running.db.call_everywhere("totals")) == summary["loaded"]
 
 
 def test_the_demo_loses_no_vote_and_leaves_nothing_behind(tmp_path: Path) -> None:

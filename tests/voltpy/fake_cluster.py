@@ -97,7 +97,7 @@ class Node:
         self.clients: dict[bytes, Hello] = {}
         self.frames: list[Message] = []
         self.deaf = threading.Event()  # takes frames and answers none
-        self.garbage = threading.Event()  # answers everything but a Hello with bytes that are no frame
+        self.garbage = threading.Event()  # answers clients' frames with bytes that are none
         self.delay_s = 0.0
         self._stop = threading.Event()
         self._posted: list[tuple[bytes, bytes]] = []
@@ -173,7 +173,7 @@ class Node:
         self.frames.append(message)
         if identity not in self.clients:
             self.send(identity, Refusal("ProtocolError", "say Hello first"))
-        elif self.garbage.is_set():
+        elif self.garbage.is_set() and self.clients[identity].role == "client":
             self.send_bytes(identity, b"\xc1 this is no frame")
         elif not self.deaf.is_set():
             self.take(identity, message)
@@ -185,7 +185,7 @@ class FakePartition(Node):
         self.incarnation = incarnation
         self.totals: Counter[Any] = before.totals if before else Counter()
         self.answers: dict[tuple[int, int], Any] = before.answers if before else {}
-        self.lsn = before.lsn if before else 0
+        self.lsn: int = before.lsn if before else 0
         self.swallow_replies = False  # runs the calls, and dies with the answers
         super().__init__(cluster, cluster.path(f"p{number}"))
         if before:
@@ -327,7 +327,7 @@ class FakeCluster:
         for number in range(partitions):
             self.partitions.append(FakePartition(self, number, 1, None))
         self.router: FakeRouter | None = FakeRouter(self)
-        self.url = f"voltpy://127.0.0.1:{self.router.tcp_port}"
+        self.url: str = f"voltpy://127.0.0.1:{self.router.tcp_port}"
 
     def path(self, name: str) -> str:
         return os.path.join(self.directory, name)

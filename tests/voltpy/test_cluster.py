@@ -186,6 +186,14 @@ def test_a_killed_router_comes_back_at_the_same_port_and_knows_the_topology(star
     assert running.status()["router"]["restarts"] == 1
 
 
+def test_a_closed_terminal_is_a_clean_stop(start: Callable[..., Running]) -> None:
+    running = start().ready()
+    pids = running.pids()
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.wait(DEADLINE_S) == 0
+    assert not any(map(alive, pids))
+
+
 def test_children_do_not_outlive_a_stop_that_they_ignore(start: Callable[..., Running], tmp_path: Path) -> None:
     behave(tmp_path, 1, deaf=True)
     running = start().ready()

@@ -42,7 +42,8 @@ from voltpy.wire import decode, encode, joined
 
 TOKEN = "the token"
 INCARNATION = 7
-AT_ROUTER = Welcome(PROTOCOL_VERSION, 0, None)
+TOPOLOGY = Topology(1, 1, "", "", [], [], [])
+AT_ROUTER = Welcome(PROTOCOL_VERSION, 0, TOPOLOGY)
 AT_PARTITION = Welcome(PROTOCOL_VERSION, INCARNATION, None)
 NO_ARGUMENTS = Raw(b"\x90")
 
@@ -189,7 +190,6 @@ def test_a_router_is_unknown_at_the_router() -> None:
     assert refusal(door, b"x").code == "ProtocolError"
 
 
-TOPOLOGY = Topology(1, 1, "", "", [], [], [])
 EVERYWHERE = EverywhereCall(1, 1, "count", 1, NO_ARGUMENTS)
 MESSAGES: list[Message] = [
     calls_of(1, [1]), EVERYWHERE, Admin(1, "status", {}), TOPOLOGY, AdminReply(1, "", {}), StatusRequest(1),
@@ -431,6 +431,29 @@ def test_one_connection_that_changes_its_client_id() -> None:
     assert answers(door) == [(b"1", AT_ROUTER)]
     assert list(door.by_client) == [5]
     assert door.accounts[b"1"].client_id == 5
+
+
+def test_a_connection_keeps_its_client_id_while_calls_are_in_flight() -> None:
+    door = router_door(1)
+    door.receive(b"1", encode(calls_of(1, [1])), AT_ROUTER)
+    account = door.accounts[b"1"]
+    door.receive(b"1", encode(Hello(PROTOCOL_VERSION, 5)), AT_ROUTER)
+    assert refusal(door, b"1").code == "ProtocolError"
+    assert list(door.by_client) == [1]
+    door.answered(account, 1)
+    door.receive(b"1", encode(Hello(PROTOCOL_VERSION, 5)), AT_ROUTER)
+    assert answers(door) == [(b"1", AT_ROUTER)]
+    assert list(door.by_client) == [5]
+
+
+def test_a_client_is_not_welcomed_before_there_is_a_topology() -> None:
+    door = Door(TOKEN, at_partition=None)
+    early = Welcome(PROTOCOL_VERSION, 0, None)
+    door.receive(b"1", encode(Hello(PROTOCOL_VERSION, 1)), early)
+    assert answers(door) == []
+    assert not door.accounts[b"1"].closed
+    door.receive(b"s", encode(Hello(PROTOCOL_VERSION, 0, "supervisor", TOKEN)), early)
+    assert answers(door) == [(b"s", early)]
 
 
 def test_accounts_are_bounded_and_the_longest_idle_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,7 +349,7 @@ def _frame(now_s: float, rate: float, votes: Votes, status: dict[str, Any], kill
 
 
 def _killed_text(killed: Killed) -> str:
-    back = "recovering" if killed.back_after_s is None else f"recovered and serving after {killed.back_after_s:.1f} s"
+    back = "recovering" if killed.back_after_s is None else f"serving again after {killed.back_after_s:.1f} s"
     return f"kill -9 of partition {killed.partition} (process {killed.pid}) at {killed.at_s:.1f} s: {back}"
 
 

@@ -1,0 +1,315 @@
+"""Kills processes of a running cluster at every crash point, and checks that no transaction was lost, halved or doubled.
+
+    python -m tests.campaigns.kill [--points all|NAME,…] [--seeds 25] [--parallel 2] [--json FILE]
+
+One run, of one point with one seed: while clients of every kind call (tests.campaigns.workload), the process that has
+the point is killed from outside, at a random moment; its next life is armed and dies at the point, at a random passage;
+the life after that recovers. Points that take more than calls get it: new procedures, a stop, another process's death.
+Then every entry of the ledger is compared with what is there. The runs of a point follow each other on one cluster, and
+at the end of them all ledgers are compared once more.
+
+A run counts only if its process said that it dies at this point, and was seen to die of SIGKILL. Points named `kill.…`
+are kills from outside at a random moment, without a named point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from tests.campaigns.cluster import ROUTER, SUPERVISOR, Cluster, DidNotHappen, crashed_at, happened
+from tests.campaigns.workload import PROCEDURES, SCHEMA, Clients, Totals, Workload
+from voltpy.crash_point import CRASH_POINTS
+from voltpy.errors import Error, Indeterminate, Unavailable
+
+T = TypeVar("T")
+
+PARTITIONS = 2
+EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
+POINTS = CRASH_POINTS + EXTERNAL
+FIRES_WITHIN_S = 15.0
+
+# What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP.
+NOTHING, DEATH, LOAD, STOP = "nothing", "death", "load", "stop"
+NEEDS = {
+    "server.load.": LOAD,
+    "supervisor.persist.": LOAD,
+    "record_log.close.": STOP,
+    "partition.stop.": STOP,
+    "supervisor.stop.": STOP,
+    "supervisor.bury.": DEATH,
+    "supervisor.start.before_child": DEATH,
+    "supervisor.start.child_started": DEATH,
+    "supervisor.tell.": DEATH,
+}
+# The passages that a run may choose from; where more pass than that, a run would only take longer.
+PASSAGES = {
+    "record_log.begin.": 1,
+    "record_log.close.": 1,
+    "record_log.rotate.": 2,
+    "record_log.segment.": 3,
+    "partition.": 1,
+    "router.start.": 1,
+    "router.topology.": 2,
+    "server.load.": 1,
+    "supervisor.persist.": 1,
+    "supervisor.bury.": 1,
+    "supervisor.tell.": 20,
+    "supervisor.start.before_child": 4,
+    "supervisor.start.child_started": 4,
+    "supervisor.start.": 1,
+    "supervisor.stop.all_ended": 1,
+    "supervisor.stop.": 3,
+    "wal.": 10,
+}
+PASSAGES_ELSE = 50
+
+
+@dataclass
+class Run:
+    """What came of one run. It passed if it `fired` and has no violations."""
+
+    point: str
+    seed: int
+    target: str = ""
+    passage: int = 0
+    fired: bool = False
+    problem: str = ""
+    totals: Totals = Totals(0, 0, 0, 0)
+    violations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.fired and not self.violations and not self.problem
+
+
+class Session:
+    """One cluster with the runs on it, one after another."""
+
+    def __init__(self, directory: Path) -> None:
+        self.cluster = Cluster(directory, SCHEMA, PROCEDURES, partitions=PARTITIONS)
+        self.cluster.start()
+        self._clients = Clients(self.cluster.url)
+        self._workloads: list[Workload] = []
+        self._loads = 0
+
+    def close(self) -> None:
+        self._clients.close()
+        self.cluster.end(signal.SIGKILL)
+
+    def run(self, point: str, seed: int) -> Run:
+        began_s = time.monotonic()
+        run = Run(point, seed)
+        rng = Random(f"{point}:{seed}")
+        name = f"{point}:{seed}"
+        workload = Workload(self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name)
+        self._workloads.append(workload)
+        workload.start()
+        try:
+            if point in EXTERNAL:
+                self._kill(run, rng, workload)
+            else:
+                self._crash(run, rng, workload)
+            if not workload.wait_for(rng.randrange(1, 50)):
+                run.violations.append("nothing is answered any more")
+        except DidNotHappen as error:
+            run.problem = str(error)
+        workload.finish()
+        self._check(run, workload)
+        run.totals = workload.totals()
+        run.violations = workload.violations
+        run.seconds = round(time.monotonic() - began_s, 3)
+        return run
+
+    def check_all(self) -> list[str]:
+        """What has changed since it was checked first."""
+        violations = []
+        counts = [0, 0, 0, 0]
+        for workload in self._workloads:
+            known = len(workload.violations)
+            counts = [one + other for one, other in zip(counts, workload.check(), strict=True)]
+            violations += [f"later: {violation}" for violation in workload.violations[known:]]
+        found = [sum(column) for column in zip(*self._clients.retrying.call_everywhere("row_counts"), strict=True)]
+        if found != counts:
+            violations.append(f"tables have {found} rows, the ledgers make {counts}")
+        return violations
+
+    def _check(self, run: Run, workload: Workload) -> None:
+        try:
+            workload.check()
+        except Error as error:
+            workload.violations.append(f"can't be checked: {type(error).__name__}: {error}")
+
+    def _kill(self, run: Run, rng: Random, workload: Workload) -> None:
+        """A kill from outside, at a random moment."""
+        cluster = self.cluster
+        workload.wait_for(rng.randrange(1, 300))
+        mark = cluster.mark()
+        if run.point == "kill.everything":
+            run.target = "everything"
+            names = [f"partition-{number}" for number in range(PARTITIONS)] + [ROUTER, SUPERVISOR]
+            rng.shuffle(names)
+            for name in names:
+                cluster.kill(name)
+        else:
+            kind = run.point.partition(".")[2]
+            run.target = f"partition-{rng.randrange(PARTITIONS)}" if kind == "partition" else kind
+            cluster.kill(run.target)
+        if run.point in ("kill.supervisor", "kill.everything"):
+            run.fired = cluster.wait_end() == -signal.SIGKILL
+            cluster.start()
+        else:
+            run.fired = cluster.wait(happened("exited", run.target), mark)["exit_status"] == -signal.SIGKILL
+            cluster.wait(happened("serving", run.target), mark)
+
+    def _crash(self, run: Run, rng: Random, workload: Workload) -> None:
+        """A kill from outside, and then the crash at the point."""
+        cluster, point = self.cluster, run.point
+        needs = _of(NEEDS, point, NOTHING)
+        kind = point.partition(".")[0]
+        target = kind if kind in (ROUTER, SUPERVISOR) else f"partition-{rng.randrange(PARTITIONS)}"
+        run.target, run.passage = target, rng.randrange(1, _of(PASSAGES, point, PASSAGES_ELSE) + 1)
+        workload.wait_for(rng.randrange(1, 100))
+        mark = cluster.mark()
+        cluster.arm(target, point, run.passage)
+        cluster.kill(target)
+        if target == SUPERVISOR:
+            cluster.wait_end()
+            cluster.start()
+        else:
+            serves = happened("serving", target)
+            cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
+        if needs != NOTHING and not cluster.since(mark, crashed_at(point)):
+            workload.wait_for(rng.randrange(1, 50))
+            self._provide(needs, rng)
+        try:
+            cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
+        except DidNotHappen:
+            run.problem = "the point was never reached"
+            return
+        if target == SUPERVISOR or needs == STOP:
+            status = cluster.wait_end()
+            # At a stop nobody reports what a partition died of; its own last words must do.
+            run.fired = target != SUPERVISOR or status == -signal.SIGKILL
+            cluster.start()
+            return
+        exited = happened("exited", target)
+        death = cluster.wait(lambda event: exited(event) and f"crash point {point}" in event["reason"], mark)
+        run.fired = death["exit_status"] == -signal.SIGKILL
+        cluster.wait(happened("serving", target), cluster.events.index(death, mark))
+
+    def _provide(self, needs: str, rng: Random) -> None:
+        """What gets a process to its point."""
+        if needs == DEATH:
+            self.cluster.kill(f"partition-{rng.randrange(PARTITIONS)}")
+        elif needs == STOP:
+            self.cluster.kill(SUPERVISOR, signal.SIGTERM)
+        elif needs == LOAD:
+            self._loads += 1
+            with contextlib.suppress(Unavailable, Indeterminate):  # of the one that dies on the way
+                self._clients.retrying.load_procedures(f"{PROCEDURES}\n# {self._loads}\n", "campaign.py")
+
+
+def _of(table: dict[str, T], point: str, otherwise: T) -> T:
+    """The entry for the longest beginning of the point's name."""
+    return next((table[key] for key in sorted(table, key=len, reverse=True) if point.startswith(key)), otherwise)
+
+
+def run_point(point: str, seeds: Sequence[int], directory: Path) -> list[Run]:
+    """All runs of one point. A cluster that has shown something wrong is left behind for a look, and a new one made."""
+    runs: list[Run] = []
+    clusters = 0
+    session: Session | None = None
+    for seed in seeds:
+        if session is None:
+            clusters += 1
+            place = directory / f"{point}-{clusters}"
+            session = Session(place)
+        run = session.run(point, seed)
+        if seed == seeds[-1] or not run.passed:
+            if not run.problem:
+                run.violations += session.check_all()
+            session.close()
+            session = None
+            if run.passed:
+                shutil.rmtree(place)
+        runs.append(run)
+    return runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", default="all", help="names, or beginnings of names, separated by commas")
+    parser.add_argument("--seeds", type=int, default=25, help="runs of each point")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--parallel", type=int, default=2, help="clusters at the same time")
+    parser.add_argument("--directory", type=Path, help="where the clusters' data go; a temporary directory")
+    parser.add_argument("--json", type=Path, help="write every run into this file")
+    arguments = parser.parse_args()
+    wanted = tuple(arguments.points.split(","))
+    points = [point for point in POINTS if wanted == ("all",) or point.startswith(wanted)]
+    if not points:
+        parser.error(f"no crash point begins with {arguments.points}")
+    directory = arguments.directory or Path(tempfile.mkdtemp(prefix="voltpy-kill-"))
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    print(f"{len(points)} points × {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), clusters in {directory}", flush=True)
+    print(
+        f"{'point':<36} {'runs':>5} {'fired':>5} {'passed':>6} {'calls':>7} {'open':>5} {'undecided':>9} {'s a run':>7}"
+    )
+
+    began_s = time.monotonic()
+    runs: list[Run] = []
+    with ProcessPoolExecutor(arguments.parallel, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run_point, point, seeds, directory) for point in points]):
+            of_point = done.result()
+            runs += of_point
+            _print(of_point)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+    passed = sum(run.passed for run in runs)
+    calls = sum(run.totals.done for run in runs)
+    print(
+        f"{len(points)} points, {len(runs)} runs, {sum(run.fired for run in runs)} crashes seen, {passed} passed, "
+        f"{calls:,} calls acknowledged, {time.monotonic() - began_s:.0f} s"
+    )
+    if passed == len(runs):
+        shutil.rmtree(directory, ignore_errors=True)
+        return 0
+    print(f"What is left of the clusters that failed is in {directory}")
+    return 1
+
+
+def _print(runs: list[Run]) -> None:
+    numbers = (
+        f"{len(runs):>5} {sum(run.fired for run in runs):>5} {sum(run.passed for run in runs):>6} "
+        f"{sum(run.totals.done for run in runs):>7} {sum(run.totals.either for run in runs):>5} "
+        f"{sum(run.totals.undecided_by_retries for run in runs):>9} {sum(run.seconds for run in runs) / len(runs):>7.2f}"
+    )
+    print(f"{runs[0].point:<36} {numbers}", flush=True)
+    for run in runs:
+        if not run.passed:
+            print(
+                f"    seed {run.seed}, {run.target} at passage {run.passage}: {run.problem or 'fired' if run.fired else 'NOT FIRED'}"
+            )
+            for violation in run.violations[:10]:
+                print(f"        {violation}")
+            if run.problem:
+                print("        " + run.problem.replace("\n", "\n        "))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""`voltpy start` for campaigns: the same cluster, which starts what died again at once, however often it dies.
+
+Run by tests.campaigns.cluster. Small WAL segments, so that short runs go through rotations too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from voltpy import events, supervision
+from voltpy.cluster import PARTITION_COMMAND, Cluster, Options
+from voltpy.data_directory import DataDirectory
+from voltpy.errors import Error
+from voltpy.parent_death import die_with_parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--partitions", type=int, required=True)
+    parser.add_argument("--schema", type=Path, required=True)
+    parser.add_argument("--procedures", type=Path, help="for the first start: later ones use what is stored")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--segment-bytes", type=int, required=True)
+    parser.add_argument("--procedure-timeout", type=float, default=5.0)
+    arguments = parser.parse_args()
+    die_with_parent()
+    events.configure()
+    # A child that is killed on purpose again and again is not to be waited for longer and longer.
+    supervision.BACKOFF_MOST_S = 0.0
+    partition_command = (*PARTITION_COMMAND, "--segment-bytes", str(arguments.segment_bytes))
+    options = Options(port=arguments.port, memory_bytes=512 << 20, procedure_timeout_s=arguments.procedure_timeout)
+    try:
+        with DataDirectory.open(
+            arguments.data, arguments.partitions, arguments.schema.read_text(), arguments.procedures
+        ) as directory:
+            Cluster(directory, options, _ready, partition_command=partition_command).run()
+    except Error as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _ready(url: str) -> None:
+    print(url, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

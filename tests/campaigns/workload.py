@@ -1,0 +1,412 @@
+"""What campaigns run while processes die, and the ledger by which they tell afterwards what must be there.
+
+Every call is one *entry* of a (worker, sequence), used once and never again:
+
+    append     an order and its lines, in two tables                    half applied: an order without all its lines
+    count      the worker's counter and a token that must be new        applied twice: Aborted, or counter ≠ tokens
+    bump       a counter and nothing else; returns its value            applied twice: a value past the calls made
+    transfer   between two accounts of the worker, and its journal      half applied: balances ≠ journal
+    give_up    writes like append, then aborts                          not undone: it is there
+    find       reads an entry that was answered before                  lost: it is not there
+
+An entry ends as one of these, by what its caller was told:
+
+    DONE       it returned: its effect must be there, once
+    ABSENT     Aborted by itself, Unavailable, Overloaded: no effect may be there
+    EITHER     Indeterminate: there once and whole, or not at all
+
+Anything else that a caller is told is a violation in itself, like everything in the lists above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from random import Random
+from typing import Any, NamedTuple
+
+import voltpy
+from voltpy.aio import AsyncClient
+from voltpy.client import Client
+from voltpy.errors import Aborted, Error, Indeterminate, Overloaded, Unavailable
+
+SCHEMA = """
+CREATE TABLE orders (worker INT, sequence INT, lines INT NOT NULL, PRIMARY KEY (worker, sequence));
+PARTITION TABLE orders ON COLUMN worker;
+CREATE TABLE order_lines (worker INT, sequence INT, line INT, text STRING, PRIMARY KEY (worker, sequence, line));
+PARTITION TABLE order_lines ON COLUMN worker;
+CREATE TABLE counters (worker INT PRIMARY KEY, counted INT NOT NULL DEFAULT 0, bumped INT NOT NULL DEFAULT 0);
+PARTITION TABLE counters ON COLUMN worker;
+CREATE TABLE tokens (worker INT, sequence INT, PRIMARY KEY (worker, sequence));
+PARTITION TABLE tokens ON COLUMN worker;
+CREATE TABLE accounts (worker INT, account INT, balance INT NOT NULL, PRIMARY KEY (worker, account));
+PARTITION TABLE accounts ON COLUMN worker;
+CREATE TABLE journal (worker INT, sequence INT, source INT, target INT, amount INT, PRIMARY KEY (worker, sequence));
+PARTITION TABLE journal ON COLUMN worker;
+"""
+
+PROCEDURES = '''
+from voltpy import procedure
+
+
+@procedure(partition_by="worker")
+def open_worker(tx, worker: int) -> None:
+    tx.counters.upsert(worker=worker)
+    for account in range(4):
+        tx.accounts.upsert(worker=worker, account=account, balance=1000)
+
+
+@procedure(partition_by="worker")
+def append(tx, worker: int, sequence: int, lines: int) -> list:
+    tx.orders.insert(worker=worker, sequence=sequence, lines=lines)
+    for line in range(lines):
+        tx.order_lines.insert(worker=worker, sequence=sequence, line=line, text="x" * (line * 10))
+    return [worker, sequence]
+
+
+@procedure(partition_by="worker")
+def give_up(tx, worker: int, sequence: int, lines: int) -> list:
+    append(tx, worker, sequence, lines)
+    tx.counters.update(worker, counted=tx.counters.get(worker).counted + 1)
+    tx.abort("given up")
+
+
+@procedure(partition_by="worker")
+def count(tx, worker: int, sequence: int) -> list:
+    if tx.tokens.get((worker, sequence)) is not None:
+        tx.abort("counted before")
+    tx.tokens.insert(worker=worker, sequence=sequence)
+    tx.counters.update(worker, counted=tx.counters.get(worker).counted + 1)
+    return [worker, sequence]
+
+
+@procedure(partition_by="worker")
+def bump(tx, worker: int, sequence: int) -> list:
+    return [worker, sequence, tx.counters.update(worker, bumped=tx.counters.get(worker).bumped + 1).bumped]
+
+
+@procedure(partition_by="worker")
+def transfer(tx, worker: int, sequence: int, source: int, target: int, amount: int) -> list:
+    for account, change in ((source, -amount), (target, amount)):
+        balance = tx.accounts.get((worker, account)).balance
+        tx.accounts.update((worker, account), balance=balance + change)
+    tx.journal.insert(worker, sequence, source, target, amount)
+    return [worker, sequence]
+
+
+@procedure(partition_by="worker", read_only=True)
+def find(tx, worker: int, kind: str, sequence: int) -> bool:
+    table = {"append": tx.orders, "count": tx.tokens, "transfer": tx.journal}[kind]
+    return table.get((worker, sequence)) is not None
+
+
+@procedure(partition_by="worker", read_only=True)
+def state(tx, worker: int, highest: int) -> list:
+    """The worker's counters and balances, and per sequence: lines ordered (-1: no order), lines, token, journal."""
+    counter = tx.counters.get(worker)
+    entries = []
+    for sequence in range(1, highest + 1):
+        order = tx.orders.get((worker, sequence))
+        lines = sum(tx.order_lines.get((worker, sequence, line)) is not None for line in range(8))
+        moved = tx.journal.get((worker, sequence))
+        entries.append([
+            -1 if order is None else order.lines,
+            lines,
+            tx.tokens.get((worker, sequence)) is not None,
+            None if moved is None else [moved.source, moved.target, moved.amount],
+        ])
+    balances = [tx.accounts.get((worker, account)).balance for account in range(4)]
+    return [counter.counted, counter.bumped, balances, entries]
+
+
+@procedure(partition_by=None, read_only=True, everywhere=True)
+def row_counts(tx) -> list:
+    return [table.count() for table in (tx.orders, tx.order_lines, tx.tokens, tx.journal)]
+'''
+
+LINES = 8  # an order has fewer
+OPENING_BALANCE = 1000
+KINDS = ("append", "append", "count", "count", "bump", "transfer", "transfer", "give_up")
+FOUND_BY = ("append", "count", "transfer")  # the kinds that `find` knows
+TIMEOUT_S = 60.0
+RETRY_S = 45.0
+PAUSE_S = 0.004  # between bursts: a campaign is after kills, not after load
+
+PENDING, DONE, ABSENT, EITHER = "pending", "done", "absent", "either"
+
+
+class Entry:
+    """One call of a workload: `value` is what it returned."""
+
+    __slots__ = ("arguments", "kind", "outcome", "sequence", "value", "worker")
+
+    def __init__(self, worker: int, sequence: int, kind: str, arguments: tuple[int, ...]) -> None:
+        self.worker = worker
+        self.sequence = sequence
+        self.kind = kind
+        self.arguments = arguments
+        self.outcome = PENDING
+        self.value: Any = None
+
+    def __repr__(self) -> str:
+        return f"{self.kind}{(self.worker, self.sequence, *self.arguments)}, {self.outcome}"
+
+
+class Clients:
+    """The connections of a campaign, which live as long as its cluster: every kind that there is."""
+
+    def __init__(self, url: str) -> None:
+        self.retrying = voltpy.connect(url, timeout=TIMEOUT_S, retry_s=RETRY_S)
+        self.retrying_by_router = voltpy.connect(f"{url}?affinity=off", timeout=TIMEOUT_S, retry_s=RETRY_S)
+        self.unsure = voltpy.connect(url, timeout=TIMEOUT_S)
+        self.unsure_by_router = voltpy.connect(f"{url}?affinity=off", timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        for client in (self.retrying, self.retrying_by_router, self.unsure, self.unsure_by_router):
+            client.close()
+
+
+class Totals(NamedTuple):
+    """What a workload came to."""
+
+    done: int
+    absent: int
+    either: int
+    undecided_by_retries: int  # EITHER although the client was to try again: no violation, and should be 0
+
+
+class Workload:
+    """Runs from `start` to `finish`, in threads of its own; `check` compares the database with the ledger.
+
+    `worker` is the first of WORKERS numbers that no other workload on this cluster uses.
+    """
+
+    WORKERS = 24
+
+    def __init__(self, clients: Clients, url: str, worker: int, seed: str) -> None:
+        self.violations: list[str] = []
+        self._clients = clients
+        self._url = url
+        self._seed = seed
+        self._workers = range(worker, worker + self.WORKERS)
+        self._entries: dict[int, list[Entry]] = {number: [] for number in self._workers}
+        self._stopping = threading.Event()
+        self._answered = threading.Condition()
+        self._done: deque[Entry] = deque(maxlen=4096)
+        self._undecided_by_retries = 0
+        self._threads: list[threading.Thread] = []
+        self._final: dict[int, Any] = {}  # the state of each worker, as `check` found it first
+
+    def start(self) -> None:
+        clients = self._clients
+        clients.retrying.call_many("open_worker", [(worker,) for worker in self._workers])
+        owned = iter([self._workers[first : first + 3] for first in range(0, self.WORKERS, 3)])
+        for target, arguments in (
+            (self._submit, (clients.retrying, True)),
+            (self._submit, (clients.retrying_by_router, True)),
+            (self._submit, (clients.unsure, False)),
+            (self._submit, (clients.unsure_by_router, False)),
+            (self._call, (clients.retrying, True)),
+            (self._call, (clients.retrying, True)),
+            (self._call_many, (clients.unsure, False)),
+            (self._run_tasks, ()),
+        ):
+            workers = next(owned)
+            rng = Random(f"{self._seed}:{workers[0] - self._workers[0]}")
+            thread = threading.Thread(target=target, args=(workers, rng, *arguments), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def wait_for(self, done: int, limit_s: float = TIMEOUT_S) -> bool:
+        """Whether so many more calls have returned, within the limit."""
+        with self._answered:
+            goal = self._count(DONE) + done
+            return self._answered.wait_for(lambda: self._count(DONE) >= goal, limit_s)
+
+    def finish(self) -> None:
+        """Returns when every call has been answered."""
+        self._stopping.set()
+        deadline_s = time.monotonic() + 2 * TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+            if thread.is_alive():
+                self.violations.append("a client hangs: its calls have not been answered long after their timeouts")
+
+    def totals(self) -> Totals:
+        return Totals(self._count(DONE), self._count(ABSENT), self._count(EITHER), self._undecided_by_retries)
+
+    # ── what is there ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> list[int]:
+        """Adds to `violations`. Returns how many orders, lines, tokens and journal entries are there.
+
+        May be called again later: then everything must still be as it was.
+        """
+        highest = [(worker, len(entries)) for worker, entries in self._entries.items()]
+        counts = [0, 0, 0, 0]
+        for (worker, _), found in zip(highest, self._clients.retrying.call_many("state", highest), strict=True):
+            if self._final.setdefault(worker, found) != found:
+                self.violations.append(f"worker {worker} changed after everything was over")
+            self._check_worker(worker, *found)
+            for ordered, lines, token, moved in found[3]:
+                counts[0] += ordered >= 0
+                counts[1] += lines
+                counts[2] += token
+                counts[3] += moved is not None
+        return counts
+
+    def _check_worker(self, worker: int, counted: int, bumped: int, balances: list[int], found: list[Any]) -> None:
+        wrong = self.violations.append
+        expected_balances = [OPENING_BALANCE] * 4
+        least_bumped = most_bumped = tokens = 0
+        bump_values: set[int] = set()
+        for entry, (ordered, lines, token, moved) in zip(self._entries[worker], found, strict=True):
+            tokens += token
+            if moved is not None:
+                source, target, amount = moved
+                expected_balances[source] -= amount
+                expected_balances[target] += amount
+            if ordered != -1 and ordered != lines or ordered == -1 and lines:
+                wrong(f"half applied: {entry}: {lines} lines of {ordered}")
+            if entry.outcome == PENDING:
+                wrong(f"never answered: {entry}")
+            if entry.kind == "bump":
+                least_bumped += entry.outcome == DONE
+                most_bumped += entry.outcome in (DONE, EITHER)
+                if entry.outcome == DONE:
+                    if entry.value[2] in bump_values:
+                        wrong(f"lost update: two calls counted up to the same value: {entry}, {entry.value}")
+                    bump_values.add(entry.value[2])
+                expected: tuple[Any, ...] = (-1, 0, False, None)
+            else:
+                there = (
+                    entry.outcome == DONE or entry.outcome == EITHER and (ordered >= 0 or token or moved is not None)
+                )
+                expected = (
+                    entry.arguments[0] if there and entry.kind == "append" else -1,
+                    entry.arguments[0] if there and entry.kind == "append" else 0,
+                    there and entry.kind == "count",
+                    list(entry.arguments) if there and entry.kind == "transfer" else None,
+                )
+            if (ordered, lines, token, moved) != expected:
+                missing = entry.outcome == DONE
+                wrong(f"{'lost' if missing else 'there, though it must not be'}: {entry}: {found[entry.sequence - 1]}")
+        if balances != expected_balances:
+            wrong(f"half applied: worker {worker} has {balances}, its journal makes {expected_balances}")
+        if counted != tokens:
+            wrong(f"worker {worker} counted to {counted} with {tokens} tokens")
+        if not least_bumped <= bumped <= most_bumped or any(not 0 < value <= bumped for value in bump_values):
+            wrong(f"worker {worker} was bumped {bumped} times by {least_bumped} to {most_bumped} calls")
+
+    # ── what is called ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
+        """Many calls in flight, of one thread."""
+        for burst in self._bursts(workers, rng):
+            calls = [
+                (entry, client.submit(entry.kind, entry.worker, entry.sequence, *entry.arguments)) for entry in burst
+            ]
+            for entry, future in calls:
+                try:
+                    self._settle(entry, retrying, future.result(2 * TIMEOUT_S))
+                except (Error, TimeoutError) as error:
+                    self._settle(entry, retrying, error)
+
+    def _call(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
+        """One call after another, in a thread that shares its client with others."""
+        for burst in self._bursts(workers, rng):
+            for entry in burst[:4]:
+                self._settle(
+                    entry, retrying, _outcome(client, entry.kind, entry.worker, entry.sequence, *entry.arguments)
+                )
+            for entry in burst[4:]:
+                entry.outcome = ABSENT  # not even called
+
+    def _call_many(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
+        for burst in self._bursts(workers, rng):
+            kinds: dict[str, list[Entry]] = {}
+            for entry in burst:
+                kinds.setdefault(entry.kind, []).append(entry)
+            for kind, entries in kinds.items():
+                rows = [(entry.worker, entry.sequence, *entry.arguments) for entry in entries]
+                for entry, outcome in zip(entries, client.call_many(kind, rows, return_exceptions=True), strict=True):
+                    self._settle(entry, retrying, outcome)
+
+    def _run_tasks(self, workers: range, rng: Random) -> None:
+        asyncio.run(self._tasks(workers, rng))
+
+    async def _tasks(self, workers: range, rng: Random) -> None:
+        async def call(client: AsyncClient, entry: Entry) -> None:
+            try:
+                value = await client.call(entry.kind, entry.worker, entry.sequence, *entry.arguments)
+                self._settle(entry, True, value)
+            except Error as error:
+                self._settle(entry, True, error)
+
+        async with voltpy.connect_async(self._url, timeout=TIMEOUT_S, retry_s=RETRY_S) as client:
+            for burst in self._bursts(workers, rng):
+                await asyncio.gather(*(call(client, entry) for entry in burst))
+
+    def _bursts(self, workers: range, rng: Random) -> Iterator[list[Entry]]:
+        while not self._stopping.is_set():
+            yield [self._entry(rng.choice(workers), rng) for _ in range(rng.choice((1, 4, 8, 16, 32)))]
+            self._look_back(rng)
+            self._stopping.wait(PAUSE_S)
+
+    def _entry(self, worker: int, rng: Random) -> Entry:
+        entries = self._entries[worker]
+        kind = rng.choice(KINDS)
+        arguments: tuple[int, ...] = ()
+        if kind in ("append", "give_up"):
+            arguments = (rng.randrange(LINES),)
+        elif kind == "transfer":
+            source, target = rng.sample(range(4), 2)
+            arguments = (source, target, rng.randrange(1, 100))
+        entry = Entry(worker, len(entries) + 1, kind, arguments)
+        entries.append(entry)
+        return entry
+
+    def _look_back(self, rng: Random) -> None:
+        """Reads something that was answered before, perhaps by another client than the one that wrote it."""
+        if not self._done:
+            return
+        entry = self._done[rng.randrange(len(self._done))]
+        client = rng.choice((self._clients.unsure, self._clients.unsure_by_router))
+        found = _outcome(client, "find", entry.worker, entry.kind, entry.sequence)
+        if found is not True and not isinstance(found, Unavailable | Indeterminate | Overloaded):
+            self.violations.append(f"lost: {entry}: find says {found!r}")
+
+    def _settle(self, entry: Entry, retrying: bool, outcome: Any) -> None:
+        if isinstance(outcome, Indeterminate):
+            entry.outcome = EITHER
+            self._undecided_by_retries += retrying
+        elif isinstance(outcome, Unavailable | Overloaded):
+            entry.outcome = ABSENT
+        elif isinstance(outcome, Aborted) and entry.kind == "give_up" and str(outcome) == "given up":
+            entry.outcome = ABSENT
+        elif isinstance(outcome, Exception):
+            entry.outcome = EITHER
+            self.violations.append(f"not an answer to this call: {entry}: {type(outcome).__name__}: {outcome}")
+        else:
+            entry.outcome = DONE
+            entry.value = outcome
+            if outcome[:2] != [entry.worker, entry.sequence] or entry.kind == "give_up":
+                self.violations.append(f"another call's answer: {entry}: {outcome!r}")
+            if entry.kind in FOUND_BY:
+                self._done.append(entry)
+        with self._answered:
+            self._answered.notify_all()
+
+    def _count(self, outcome: str) -> int:
+        return sum(entry.outcome == outcome for entries in self._entries.values() for entry in entries)
+
+
+def _outcome(client: Client, name: str, *arguments: Any) -> Any:
+    """What the call returned, or the error that it raised."""
+    try:
+        return client.call(name, *arguments)
+    except Error as error:
+        return error

@@ -1,0 +1,203 @@
+"""One partition without sockets, for tests: store, executor and, where a directory is given, a real WAL."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from partitions.executor import Executor
+from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
+from partitions.recovery import recover
+from partitions.store import Store
+from partitions.transaction import unique_ids
+from partitions.wal import Batch, Wal, encode_batch
+from voltpy.errors import Error, ReadOnly, from_wire
+from voltpy.messages import NEVER_SENT, CallGroup, EverywhereCall
+from voltpy.procedure import from_functions
+from voltpy.record_log import DiskFull
+from voltpy.schema import Schema
+from voltpy.wire import joined
+
+CLIENT = 7
+ORIGIN = b"client"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Clock:
+    """Says a later second at each look."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2024, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+class OnePartition:
+    """`run` calls, then `seal` the batch; `answers` gathers what each call, by its number, was told."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        procedures: Iterable[Callable[..., Any]],
+        directory: Path | None = None,
+        *,
+        partition: int = 0,
+        partitions: int = 1,
+        memory_bytes: int = 256 << 20,
+        clock: Callable[[], datetime] | None = None,
+        segment_bytes: int = 1 << 20,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self.store = Store(schema, partition, partitions, memory_bytes)
+        self.wal: Wal | None = None
+        self.window = OutcomeWindow(0, window_bytes)
+        epoch = 1
+        self._lsn = 0
+        if directory is not None:
+            self.wal = Wal.open(directory, partition, "always", segment_bytes)
+            self.window, _ = recover(self.wal, self.store)
+            epoch = self.wal.begin()
+        self.running = array("Q", bytes(64))
+        self.executor = Executor(
+            self.store,
+            from_functions(procedures),
+            self.window,
+            unique_ids(partition, epoch),
+            self.running,
+            clock or Clock(),
+        )
+        self.number = 0
+        self.answers: dict[int, Any] = {}
+        self.origins: dict[int, bytes] = {}
+        self.dropped: dict[bytes, int] = {}
+
+    @property
+    def lsn(self) -> int:
+        return self._lsn if self.wal is None else self.wal.written_lsn
+
+    def table(self, name: str) -> Any:
+        return self.store.by_name[name]
+
+    def run(
+        self,
+        name: str,
+        *arguments: Any,
+        number: int | None = None,
+        client: int = CLIENT,
+        floor: int = NEVER_SENT,
+        origin: bytes = ORIGIN,
+    ) -> int:
+        """Runs one call in the batch that is open; its number."""
+        return self.run_group(
+            name, [arguments], [number] if number else None, client=client, floor=floor, origin=origin
+        )[0]
+
+    def run_group(
+        self,
+        name: str,
+        rows: list[tuple[Any, ...]],
+        numbers: list[int] | None = None,
+        *,
+        client: int = CLIENT,
+        floor: int = NEVER_SENT,
+        origin: bytes = ORIGIN,
+    ) -> list[int]:
+        if numbers is None:
+            numbers = list(range(self.number + 1, self.number + 1 + len(rows)))
+            self.number += len(rows)
+        args = joined([_encode(row) for row in rows])
+        self.executor.run(origin, CallGroup(client, name, 0, 1, numbers, [0] * len(numbers), args, floor))
+        return numbers
+
+    def run_everywhere(self, name: str, *arguments: Any, number: int | None = None, now_us: int = 0) -> int:
+        if number is None:
+            number = self.number = self.number + 1
+        args = Raw(_encode(arguments))
+        self.executor.run_everywhere(ORIGIN, EverywhereCall(1, CLIENT, name, number, args, now_us))
+        return number
+
+    def seal(self) -> None:
+        """Ends the batch as the server does, and gathers the answers. Raises ReadOnly or DiskFull without room."""
+        changes, outcomes = self.executor.seal()
+        if not changes and not outcomes:
+            self.executor.finished()
+        else:
+            encoded = _encode(outcomes)
+            self._lsn += 1
+            lsn = self._lsn
+            if self.wal is not None:
+                lsn = self.wal.append(encode_batch(Batch(Raw(encoded), changes)))
+            self.executor.committed(lsn, encoded)
+        self.gather()
+
+    def seal_or_refuse(self, rerun: Callable[[], None]) -> bool:
+        """The same; without room the batch is undone and `rerun` with writes refused. Whether there was room."""
+        try:
+            self.seal()
+        except (ReadOnly, DiskFull) as error:
+            self.executor.undo_batch()
+            self.executor.refuse_writes(f"no room: {error}")
+            if self.executor.has_ready:
+                self.executor.run_ready()
+            rerun()
+            self.executor.finished()
+            self.executor.accept_writes()
+            self.gather()
+            return False
+        return True
+
+    def gather(self) -> None:
+        for origin, answers in self.executor.replies().items():
+            self.dropped[origin] = self.dropped.get(origin, 0) + answers.dropped
+            for group in answers.groups:
+                results = _decode(bytes(group.results))
+                assert len(results) == len(group.numbers)
+                for number, result in zip(group.numbers, results, strict=True):
+                    self._answered(origin, number, result)
+            for error in answers.errors:
+                self._answered(
+                    origin, error.number, from_wire(error.code, error.message, error.type_name, error.traceback_text)
+                )
+
+    def _answered(self, origin: bytes, number: int, answer: Any) -> None:
+        self.answers[number] = answer
+        self.origins[number] = origin
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """One call in a batch of its own; its result. Raises what the caller would get."""
+        number = self.run(name, *arguments, **options)
+        self.seal()
+        return self.answer(number)
+
+    def call_everywhere(self, name: str, *arguments: Any, **options: Any) -> Any:
+        number = self.run_everywhere(name, *arguments, **options)
+        self.seal()
+        return self.answer(number)
+
+    def answer(self, number: int) -> Any:
+        answer = self.answers.pop(number)
+        if isinstance(answer, Error):
+            raise answer
+        return answer
+
+    def arrive(self, table: str, *keys: Any) -> None:
+        for key in keys:
+            self.executor.arrived(self.table(table).number, key)
+
+    def run_ready(self) -> None:
+        self.executor.run_ready()
+        self.seal()
+
+    def rows(self, name: str) -> dict[Any, Any]:
+        table = self.table(name)
+        return {table._key_of(row): row for row in table.scan()}

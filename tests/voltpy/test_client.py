@@ -1,0 +1,718 @@
+"""The client for threads, over real sockets against a cluster of threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import voltpy
+from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
+from voltpy.client import SUBMITTED_CALLS, Client
+from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.link import Address
+from voltpy.messages import Runaway
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    with FakeCluster(2) as made:
+        yield made
+
+
+@pytest.fixture
+def db(cluster: FakeCluster) -> Iterator[Client]:
+    with voltpy.connect(cluster.url) as client:
+        yield client
+
+
+def key_of(partition: int) -> int:
+    owners = slot_owners(2)
+    return next(key for key in range(1000) if owners[hash_slot(key)] == partition)
+
+
+def in_threads(count: int, body: Any) -> None:
+    failures: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            body(number)
+        except (AssertionError, voltpy.Error) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+# ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_call_returns_its_result_straight_from_the_partition(cluster: FakeCluster, db: Client) -> None:
+    assert db.call("echo", 5) == 5
+    assert db.call("echo", "a", [1, None, 2.5]) == ["a", [1, None, 2.5]]
+    assert {db.call("where", key_of(partition)) for partition in (0, 1)} == {0, 1}
+    assert cluster.router is not None
+    assert cluster.router.calls() == 0
+
+
+def test_affinity_off_sends_everything_through_the_router(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url + "?affinity=off") as db:
+        assert db.call("echo", 5) == 5
+        assert db.call_many("echo", [(key,) for key in range(500)]) == list(range(500))
+        assert cluster.router is not None
+        assert cluster.router.calls() == 501
+
+
+def test_another_machine_is_reached_by_tcp() -> None:
+    with FakeCluster(2, same_machine=False) as cluster, voltpy.connect(cluster.url) as db:
+        os.rename(cluster.path("p0"), cluster.path("x0"))
+        assert db.call("where", key_of(0)) == 0
+        assert db.call("where", key_of(1)) == 1
+        assert cluster.router is not None
+        assert cluster.router.calls() == 0
+
+
+def test_an_error_of_the_procedure_is_raised(db: Client) -> None:
+    with pytest.raises(voltpy.Aborted, match="3 is odd"):
+        db.call("refuse_odd", 3)
+    assert db.call("refuse_odd", 4) == 4
+
+
+def test_what_cannot_be_sent_is_refused_here(cluster: FakeCluster, db: Client) -> None:
+    for args in [(object(),), (1, object()), (1 << 70,), (), ("\ud800",), (1.5,)]:
+        with pytest.raises(voltpy.BadArguments, match="echo"):
+            db.call("echo", *args)
+    assert cluster.call_frames() == 0
+    assert db.call("echo", 1) == 1
+
+
+def test_an_unknown_procedure_is_asked_for_before_it_is_refused(cluster: FakeCluster, db: Client) -> None:
+    with pytest.raises(voltpy.UnknownProcedure, match="fresh"):
+        db.call("fresh", 1)
+    cluster.procedures["second"] = info("second", 0)
+    del cluster.procedures["add"]
+    cluster.catalog_version = cluster.partition_catalog_version = 2
+    assert db.call("second", key_of(0), key_of(1)) == [key_of(0), key_of(1)]
+    assert cluster.partition(0).calls() == 1  # routed by the first argument once the new topology had come
+    with pytest.raises(voltpy.UnknownProcedure, match="add"):
+        db.call("add", 1, 1)
+
+
+def test_a_timeout_of_a_call_that_was_sent_is_indeterminate(cluster: FakeCluster, db: Client) -> None:
+    cluster.partition(0).deaf.set()
+    began = time.monotonic()
+    with pytest.raises(voltpy.Indeterminate, match=r"timed out after 0\.3 s"):
+        db.call("echo", key_of(0), timeout=0.3)
+    assert 0.25 < time.monotonic() - began < 2
+    assert db.call("where", key_of(1)) == 1
+    cluster.partition(0).deaf.clear()
+    assert db.call("where", key_of(0)) == 0
+
+
+def test_garbage_from_a_partition_is_a_protocol_error_and_no_hang(cluster: FakeCluster, db: Client) -> None:
+    cluster.partition(0).garbage.set()
+    with pytest.raises(voltpy.ProtocolError, match="partition 0"):
+        db.call("echo", key_of(0))
+    assert isinstance(db.submit("echo", key_of(0)).exception(5), voltpy.ProtocolError | None)
+    results = db.call_many("echo", [(key_of(0),)] * 3, return_exceptions=True)
+    assert all(isinstance(result, voltpy.Error | int) for result in results)
+    assert db.call("where", key_of(1)) == 1
+    cluster.partition(0).garbage.clear()
+    wait_until(lambda: db.call("where", key_of(0)) == 0, "partition 0 answers again")
+
+
+def test_a_client_finds_a_cluster_that_restarts_its_router(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url + "?affinity=off", timeout=5) as db:
+        assert db.call("echo", 1) == 1
+        cluster.kill_router()
+        began = time.monotonic()
+        with pytest.raises((voltpy.Unavailable, voltpy.Indeterminate)):
+            db.call("echo", 1)
+        with pytest.raises(voltpy.Unavailable):
+            db.call("echo", 1)
+        assert time.monotonic() - began < 1
+        cluster.restart_router()
+
+        def answers() -> bool:
+            try:
+                return bool(db.call("echo", 1) == 1)
+            except voltpy.Unavailable:
+                return False
+
+        wait_until(answers, "the client is connected again", 10)
+
+
+def test_the_router_is_not_needed_for_direct_calls(cluster: FakeCluster, db: Client) -> None:
+    cluster.kill_router()
+    assert db.call("where", key_of(1)) == 1
+    assert db.call_many("where", [(key_of(1),)] * 300) == [1] * 300
+
+
+def test_calls_to_a_router_that_dies_are_indeterminate_at_once(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url + "?affinity=off") as db:
+        assert cluster.router is not None
+        cluster.router.deaf.set()
+        future = db.submit("echo", 1)
+        router = cluster.router
+        wait_until(lambda: router.calls() == 1, "the call has arrived")
+        began = time.monotonic()
+        cluster.kill_router()
+        with pytest.raises(voltpy.Indeterminate, match="router"):
+            future.result(5)
+        assert time.monotonic() - began < 1
+
+
+# ── partitions that die ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_a_dead_partition_is_noticed_at_once(cluster: FakeCluster, db: Client, announce: bool) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    died: list[float] = []
+
+    def die() -> None:
+        wait_until(lambda: partition.calls() == 2, "the calls have arrived")
+        died.append(time.monotonic())
+        cluster.kill(0, announce=announce)
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    future = db.submit("echo", key_of(0))
+    with pytest.raises(voltpy.Indeterminate, match="partition 0"):
+        db.call("echo", key_of(0))
+    assert time.monotonic() - died[0] < (0.9 if announce else 2.0)
+    with pytest.raises(voltpy.Indeterminate):
+        future.result(5)
+    thread.join()
+    assert db.call("where", key_of(1)) == 1
+    if announce:
+        with pytest.raises(voltpy.Unavailable):
+            db.call("echo", key_of(0))
+
+
+def test_a_lone_caller_notices_a_dead_partition_at_once(cluster: FakeCluster, db: Client) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    died: list[float] = []
+
+    def die() -> None:
+        wait_until(lambda: partition.calls() == 1, "the call has arrived")
+        died.append(time.monotonic())
+        cluster.kill(0)
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    with pytest.raises(voltpy.Indeterminate, match="partition 0"):
+        db.call("echo", key_of(0))
+    assert time.monotonic() - died[0] < 0.9
+    assert db._thread is None
+    thread.join()
+
+
+def test_an_idle_client_finds_a_restarted_partition_without_an_error(cluster: FakeCluster, db: Client) -> None:
+    assert db.call("where", key_of(0)) == 0
+    identities = list(cluster.partition(0).clients)
+    cluster.kill(0)
+    cluster.restart(0)
+    wait_until(lambda: db._links.links[0].is_lost(), "the old connection ended")
+    assert db.call("where", key_of(0)) == 0
+    wait_until(lambda: db.call("where", key_of(0)) == 0 and bool(cluster.partition(0).clients), "a new connection")
+    assert list(cluster.partition(0).clients) != identities
+
+
+def test_a_runaway_call_is_a_procedure_timeout(cluster: FakeCluster, db: Client) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    future = db.submit("echo", key_of(0))
+    wait_until(lambda: partition.calls() == 1, "the call has arrived")
+    group = partition.frames[0].groups[0]  # type: ignore[union-attr]  # the one frame is Calls
+    cluster.runaways.append(Runaway(group.client_id, group.numbers[0], "echo"))
+    cluster.kill(0)
+    with pytest.raises(voltpy.ProcedureTimeout):
+        future.result(5)
+
+
+def test_a_retried_call_answers_with_its_first_result(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, retry_s=8) as db:
+        key = key_of(0)
+        assert db.call("add", key, 5) == 5
+        first = cluster.partition(0)
+        first.swallow_replies = True
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(db.call("add", key, 7)))
+        thread.start()
+        many: list[Any] = []
+        wait_until(lambda: first.totals[key] == 12, "the call ran")
+        other = threading.Thread(target=lambda: many.extend(db.call_many("add", [(key, 0)] * 300)))
+        other.start()
+        wait_until(lambda: first.calls() == 302, "the batch ran")
+        cluster.kill(0)
+        thread.join(0.05)
+        assert thread.is_alive()
+        cluster.restart(0)
+        thread.join(5)
+        other.join(5)
+        assert results == [12]
+        assert many == [12] * 300
+        assert cluster.partition(0).totals[key] == 12
+        assert db.call("add", key, 1) == 13
+
+
+# ── many calls ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_call_many_returns_results_in_order_and_fills_frames(cluster: FakeCluster, db: Client) -> None:
+    assert db.call_many("echo", ((key,) for key in range(20_000))) == list(range(20_000))
+    assert cluster.call_frames() < 20_000 / 128 * 1.35
+    assert db.call_many("echo", []) == []
+    assert db.call_many("echo", [[1, "b"]]) == [[1, "b"]]
+
+
+def test_call_many_reads_its_rows_as_they_go_out(cluster: FakeCluster, db: Client) -> None:
+    cluster.partition(0).deaf.set()
+    cluster.partition(1).deaf.set()
+    taken = 0
+
+    def rows() -> Iterator[tuple[int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield (taken,)
+
+    with pytest.raises(voltpy.Indeterminate):
+        db.call_many("echo", rows(), timeout=0.3)
+    assert taken < 10_000
+
+
+def test_call_many_puts_errors_in_their_places_if_asked(db: Client) -> None:
+    rows: list[Any] = [(key,) for key in range(1000)]
+    rows[10] = (object(),)
+    results = db.call_many("refuse_odd", rows, return_exceptions=True)
+    assert [type(results[key]) for key in (0, 1, 10)] == [int, voltpy.Aborted, voltpy.BadArguments]
+    assert [result for result in results if isinstance(result, int)] == [key for key in range(0, 1000, 2) if key != 10]
+
+
+def test_call_many_raises_the_first_error_and_stops(cluster: FakeCluster, db: Client) -> None:
+    taken = 0
+
+    def rows() -> Iterator[tuple[int]]:
+        nonlocal taken
+        for key in range(0, 1_000_000, 2):
+            taken += 1
+            yield (key + 1 if key in (100, 200) else key,)
+
+    with pytest.raises(voltpy.Aborted, match="101 is odd"):
+        db.call_many("refuse_odd", rows())
+    assert taken < 20_000
+    assert db.call_many("refuse_odd", [(2,)]) == [2]
+    assert not db._connection.busy()
+
+
+def test_an_error_in_the_rows_reaches_the_caller(db: Client) -> None:
+    def rows() -> Iterator[tuple[int]]:
+        for key in range(1000):
+            yield (key,)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        db.call_many("echo", rows())
+    assert db.call("echo", 1) == 1
+
+
+def test_the_rows_may_come_from_calls_of_the_same_client(db: Client) -> None:
+    rows = ((db.call("echo", key),) for key in range(600))
+    assert db.call_many("echo", rows) == list(range(600))
+
+
+def test_rows_that_block_do_not_hold_up_other_threads(db: Client) -> None:
+    go_on = threading.Event()
+
+    def rows() -> Iterator[tuple[int]]:
+        yield (1,)
+        assert go_on.wait(10)
+        yield (2,)
+
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(db.call_many("echo", rows())))
+    thread.start()
+    assert db.call("echo", 7) == 7
+    assert db.submit("echo", 8).result(5) == 8
+    go_on.set()
+    thread.join(5)
+    assert results == [1, 2]
+
+
+def test_call_many_of_an_unknown_procedure(db: Client) -> None:
+    with pytest.raises(voltpy.UnknownProcedure):
+        db.call_many("nowhere", [(1,)])
+
+
+def test_call_many_over_a_dying_partition_settles_every_row(cluster: FakeCluster, db: Client) -> None:
+    def rows() -> Iterator[tuple[int]]:
+        for key in range(30_000):
+            if key == 10_000:
+                cluster.kill(0)
+            if key == 20_000:
+                cluster.restart(0)
+            yield (key,)
+
+    results = db.call_many("echo", rows(), return_exceptions=True)
+    assert len(results) == 30_000
+    wrong = [key for key, result in enumerate(results) if not isinstance(result, voltpy.Error) and result != key]
+    assert wrong == []
+    kinds = {type(result) for result in results if isinstance(result, voltpy.Error)}
+    assert kinds <= {voltpy.Indeterminate, voltpy.Unavailable}
+    assert db.call("where", key_of(0)) == 0
+
+
+# ── threads ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_threads_share_frames_and_the_io_thread_ends_with_them(cluster: FakeCluster, db: Client) -> None:
+    def body(number: int) -> None:
+        for index in range(50):
+            assert db.call("echo", number * 1000 + index) == number * 1000 + index
+
+    in_threads(32, body)
+    assert cluster.partition(0).calls() + cluster.partition(1).calls() == 1600
+    assert cluster.call_frames() < 1200
+    wait_until(lambda: db._thread is None, "the I/O thread has ended", 3)
+    assert db.call("echo", 1) == 1
+    assert db._thread is None
+
+
+def test_threads_mix_every_kind_of_call(db: Client) -> None:
+    def body(number: int) -> None:
+        for index in range(8):
+            key = number * 100 + index
+            if number % 4 == 0:
+                assert db.call("echo", key) == key
+            elif number % 4 == 1:
+                assert db.call_many("echo", [(key + row,) for row in range(700)]) == [key + row for row in range(700)]
+            elif number % 4 == 2:
+                assert db.call_everywhere("where_all") == [0, 1]
+            else:
+                futures = [db.submit("echo", key + row) for row in range(200)]
+                assert [future.result(10) for future in futures] == [key + row for row in range(200)]
+
+    in_threads(12, body)
+    assert not db._connection.busy()
+
+
+def test_submit_returns_a_future(db: Client) -> None:
+    futures = [db.submit("refuse_odd", key) for key in range(2000)]
+    for key, future in enumerate(futures):
+        if key % 2:
+            assert isinstance(future.exception(5), voltpy.Aborted)
+        else:
+            assert future.result(5) == key
+    assert isinstance(db.submit("nowhere", 1).exception(5), voltpy.UnknownProcedure)
+    assert isinstance(db.submit("echo", object()).exception(5), voltpy.BadArguments)
+
+
+def test_a_future_can_be_cancelled_until_it_is_sent(cluster: FakeCluster, db: Client) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    futures = [db.submit("echo", key_of(0)) for _ in range(600)]
+    wait_until(lambda: partition.calls() == 512, "the window is full")
+    assert not futures[0].cancel()
+    assert futures[-1].cancel()
+    partition.deaf.clear()
+    cluster.kill(0)
+    cluster.restart(0)
+    done = [type(future.exception(5)) for future in futures[:-1]]
+    assert done == [voltpy.Indeterminate] * 512 + [voltpy.Unavailable] * 87 or done[512:] == [type(None)] * 87
+    assert cluster.partition(0).calls() <= 512 + 87
+
+
+def test_a_future_callback_may_call_again(db: Client) -> None:
+    results: list[Any] = []
+    done = threading.Event()
+
+    def again(future: Any) -> None:
+        results.append(future.result())
+        if len(results) == 50:
+            done.set()
+        else:
+            db.submit("echo", len(results)).add_done_callback(again)
+
+    db.submit("echo", 0).add_done_callback(again)
+    assert done.wait(5)
+    assert results == list(range(50))
+
+
+def test_submit_waits_while_too_much_is_under_way(cluster: FakeCluster, db: Client) -> None:
+    for partition in (0, 1):
+        cluster.partition(partition).deaf.set()
+    submitted = 0
+
+    def body() -> None:
+        nonlocal submitted
+        for key in range(SUBMITTED_CALLS + 10):
+            db.submit("echo", key)
+            submitted += 1
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    wait_until(lambda: submitted == SUBMITTED_CALLS, "the limit is reached", 20)
+    thread.join(0.1)
+    assert thread.is_alive()
+    cluster.kill(0)
+    cluster.kill(1)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+# ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_call_everywhere_gives_one_result_a_partition() -> None:
+    with FakeCluster(3) as cluster, voltpy.connect(cluster.url) as db:
+        assert db.call_everywhere("where_all") == [0, 1, 2]
+        with pytest.raises(voltpy.BadArguments, match="use call"):
+            db.call_everywhere("echo", 1)
+        with pytest.raises(voltpy.BadArguments, match="call_everywhere"):
+            db.call("where_all")
+        with pytest.raises(voltpy.UnknownProcedure):
+            db.call_everywhere("nowhere")
+        cluster.kill(1)
+        db.procedures()  # the router has told by now
+        with pytest.raises(voltpy.Unavailable):
+            db.call_everywhere("where_all")
+
+
+def test_commands_reach_the_cluster(cluster: FakeCluster, db: Client) -> None:
+    assert db.status() == {"command": "status", "body": {}}
+    db.stop()
+    assert db.load_procedures("x = 1", "p.py")["body"] == {"source": "x = 1", "path": "p.py"}
+    assert [entry.name for entry in db.procedures()] == sorted(cluster.procedures)
+    with pytest.raises(voltpy.SchemaError, match="line 3"):
+        db._admin("fail", {})
+
+
+# ── connecting and closing ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://localhost", "voltpy://"),
+        ("localhost:21212", "voltpy://"),
+        ("voltpy://", "no host"),
+        ("voltpy://h:99999", "Port"),
+        ("voltpy://h:x", "Port"),
+        ("voltpy://h/db", "mean nothing"),
+        ("voltpy://u:p@h", "mean nothing"),
+        ("voltpy://h?affinity=maybe", "on or off"),
+        ("voltpy://h?speed=high", "unknown option 'speed'"),
+    ],
+)
+def test_a_wrong_url_is_named(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as caught:
+        voltpy.connect(url)
+    assert url in str(caught.value)
+
+
+def test_a_url_is_taken_apart() -> None:
+    address = Address("voltpy://db.example?affinity=off")
+    assert (address.host, address.port, address.affinity) == ("db.example", 21212, False)
+    assert Address("voltpy://[::1]:5").tcp(7) == "tcp://[::1]:7"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_is_positive(db: Client, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        db.call("echo", 1, timeout=timeout)
+
+
+def test_nobody_there_is_unavailable_and_no_hang() -> None:
+    began = time.monotonic()
+    with pytest.raises(voltpy.Unavailable, match=r"voltpy://127\.0\.0\.1:1 within 0\.4 s"):
+        voltpy.connect("voltpy://127.0.0.1:1", timeout=0.4)
+    assert 0.3 < time.monotonic() - began < 2
+
+
+def test_a_cluster_that_starts_late_is_found(cluster: FakeCluster) -> None:
+    cluster.kill_router()
+    timer = threading.Timer(0.3, cluster.restart_router)
+    timer.start()
+    with voltpy.connect(cluster.url, timeout=10) as db:
+        assert db.call("echo", 1) == 1
+
+
+def test_after_close_calls_are_unavailable(cluster: FakeCluster) -> None:
+    db = voltpy.connect(cluster.url)
+    assert db.submit("echo", 1).result(5) == 1
+    db.close()
+    db.close()
+    for call in (lambda: db.call("echo", 1), lambda: db.submit("echo", 1), lambda: db.call_many("echo", [(1,)])):
+        with pytest.raises(voltpy.Unavailable, match="closed"):
+            call()
+
+
+def test_closing_ends_the_calls_of_other_threads(cluster: FakeCluster) -> None:
+    db = voltpy.connect(cluster.url)
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    errors: list[BaseException] = []
+
+    def body(call: Any) -> None:
+        try:
+            call()
+        except voltpy.Error as error:
+            errors.append(error)
+
+    calls = [
+        lambda: db.call("echo", key_of(0)),
+        lambda: db.submit("echo", key_of(0)).result(10),
+        lambda: db.call_many("echo", [(key_of(0),)] * 10),
+        lambda: db.call_many("echo", [(key_of(0),)] * 5000),
+    ]
+    threads = [threading.Thread(target=body, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: partition.calls() > 300, "the calls have arrived")
+    began = time.monotonic()
+    db.close()
+    for thread in threads:
+        thread.join(5)
+    assert time.monotonic() - began < 2
+    assert len(errors) == 4
+    assert {type(error) for error in errors} <= {voltpy.Indeterminate, voltpy.Unavailable}
+
+
+def test_closing_ends_a_lone_call(cluster: FakeCluster) -> None:
+    db = voltpy.connect(cluster.url)
+    partition = cluster.partition(0)
+    partition.deaf.set()
+
+    def close() -> None:
+        wait_until(lambda: partition.calls() == 1, "the call has arrived")
+        db.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with pytest.raises(voltpy.Indeterminate, match="closed"):
+        db.call("echo", key_of(0))
+    thread.join()
+
+
+def test_clients_leave_no_file_descriptors_behind(cluster: FakeCluster) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def use() -> None:
+        with voltpy.connect(cluster.url) as db:
+            db.call("echo", 1)
+            db.submit("echo", 1).result(5)
+
+    use()
+    before = descriptors()
+    for _ in range(20):
+        use()
+    wait_until(lambda: descriptors() <= before + 4, "sockets are closed")
+
+
+def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster, db: Client) -> None:
+    partition = cluster.partition(0)
+
+    def interrupt() -> None:
+        wait_until(lambda: partition.deaf.is_set() and partition.calls() > sent, "the call has arrived")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    calls: list[Any] = [
+        lambda: db.call("echo", key_of(0)),
+        lambda: db.call_many("echo", [(key_of(0),)] * 1000),
+        lambda: [db.submit("echo", key_of(1)), db.call("echo", key_of(0))],
+    ]
+    for call in calls:
+        sent = partition.calls()
+        partition.deaf.set()
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        thread.join()
+        partition.deaf.clear()
+        assert db.call("where", key_of(1)) == 1
+        assert db.call("where", key_of(0)) == 0
+
+
+def test_a_forked_child_is_told_to_connect_again(cluster: FakeCluster, db: Client) -> None:
+    assert db.call("echo", 1) == 1
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            db.call("echo", 1)
+        except voltpy.Unavailable as error:
+            status = 0 if "fork" in str(error) else 2
+        db.close()
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert db.call("echo", 2) == 2
+
+
+def test_a_version_that_is_not_ours_is_a_protocol_error(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    from voltpy.messages import Refusal
+
+    assert cluster.router is not None
+    router = cluster.router
+    monkeypatch.setattr(router, "greet", lambda identity: router.send(identity, Refusal("ProtocolError", "version 2")))
+    with pytest.raises(voltpy.ProtocolError, match="version 2"):
+        voltpy.connect(cluster.url, timeout=5)
+
+
+# ── the package ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import voltpy", "import voltpy.procedure", "from voltpy.procedure import Procedure", "import voltpy.wire"],
+)
+def test_procedure_is_the_decorator_whatever_is_imported_first(first: str) -> None:
+    code = f"""
+{first}
+from voltpy import procedure
+import voltpy, voltpy.procedure
+from voltpy.procedure import Procedure, procedure as same
+assert procedure is voltpy.procedure is same
+@voltpy.procedure(partition_by="key")
+def get(tx, key: int) -> int: ...
+assert callable(get)
+"""
+    run_python(code)
+
+
+def test_the_package_loads_no_sockets_until_a_client_is_asked_for() -> None:
+    heavy = "{'zmq', 'asyncio', 'numpy', 'rich', 'click', 'sqlglot'}"
+    assert run_python(f"import sys, voltpy; print(sorted({heavy} & set(sys.modules)))") == "[]"
+    loaded = run_python(f"import sys, voltpy; voltpy.connect; print(sorted({heavy} & set(sys.modules)))")
+    assert "zmq" in loaded
+    assert "numpy" not in loaded
+
+
+def test_public_names_are_there() -> None:
+    assert all(getattr(voltpy, name) is not None for name in voltpy.__all__)
+    with pytest.raises(AttributeError, match="conect"):
+        voltpy.conect  # noqa: B018 — the access is the test
