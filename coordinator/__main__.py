@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coordinator.server import CannotListen, Server
 from voltpy.events import configure
-from voltpy.parent_death import die_with_parent
+from voltpy.parent_death import SUPERVISOR, die_with_parent
 
 CANNOT_LISTEN = 5
 
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0: any free one")
     options = parser.parse_args()
-    die_with_parent()
+    die_with_parent(int(os.environ.get(SUPERVISOR, "0")))
     configure()
     try:
         server = Server(options.runtime, options.host, options.port, os.environ.get("VOLTPY_TOKEN", ""))

@@ -88,7 +88,7 @@ class Lane:
 class Command(NamedTuple):
     """An admin command under way: whose, and the number that its client gave it."""
 
-    account: Account
+    account: Account[bytes]
     number: int
 
 
@@ -98,11 +98,11 @@ class Router:
     `welcome` is what a Hello is answered with. `lanes` are the partitions, known from the first topology on.
     """
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door[bytes]) -> None:
         self.door = door
         self.welcome = Welcome(PROTOCOL_VERSION, 0, None)
         self.lanes: list[Lane] = []
-        self.supervisor: Account | None = None
+        self.supervisor: Account[bytes] | None = None
         self.calls_forwarded = 0
         self.calls_refused = 0
         self.calls_answered = 0
@@ -112,7 +112,7 @@ class Router:
         self._commands: dict[int, Command] = {}
         self._last_command = 0
 
-    def client_message(self, account: Account, message: Message, now_us: int) -> None:
+    def client_message(self, account: Account[bytes], message: Message, now_us: int) -> None:
         """What a client's door let through. `now_us`: Unix time in microseconds, for what all copies must agree on."""
         if isinstance(message, Calls):
             self._route(account, message)
@@ -121,7 +121,7 @@ class Router:
         elif isinstance(message, Admin):
             self._ask_supervisor(account, message)
 
-    def supervisor_message(self, account: Account, message: Message) -> None:
+    def supervisor_message(self, account: Account[bytes], message: Message) -> None:
         if self.supervisor is not account:
             self._drop_commands("the supervisor has been replaced")
             self.supervisor = account
@@ -188,7 +188,7 @@ class Router:
             "commands_in_flight": len(self._commands),
         }
 
-    def _route(self, account: Account, calls: Calls) -> None:
+    def _route(self, account: Account[bytes], calls: Calls) -> None:
         errors: list[CallError] = []
         if self.lanes:
             owner_of = self._owners.__getitem__
@@ -271,7 +271,7 @@ class Router:
             for partition, positions in members.items()
         ]
 
-    def _route_everywhere(self, account: Account, call: EverywhereCall, now_us: int) -> None:
+    def _route_everywhere(self, account: Account[bytes], call: EverywhereCall, now_us: int) -> None:
         size = len(call.args) + 4 * len(call.procedure) + 64
         down = [lane.partition for lane in self.lanes if not lane.is_up]
         full = [
@@ -347,7 +347,7 @@ class Router:
             if account is not None and not account.closed:
                 self._outbox.append((account.identity, part))
 
-    def _settle(self, lane: Lane, client_id: int, calls: int) -> Account | None:
+    def _settle(self, lane: Lane, client_id: int, calls: int) -> Account[bytes] | None:
         """`calls` of this client are over in this partition. Returns the account, closed or not."""
         owed = lane.owed.get(client_id, 0)
         if calls < owed:
@@ -365,7 +365,7 @@ class Router:
                 self.door.answered(account, calls)
         return account
 
-    def _answer(self, account: Account, errors: list[CallError]) -> None:
+    def _answer(self, account: Account[bytes], errors: list[CallError]) -> None:
         """Refuses calls that were counted by the door and went nowhere."""
         self.calls_refused += len(errors)
         self.door.answered(account, len(errors))
@@ -394,7 +394,7 @@ class Router:
         for client_id, calls in list(lane.owed.items()):
             self._settle(lane, client_id, calls)
 
-    def _adopt(self, account: Account, topology: Topology) -> None:
+    def _adopt(self, account: Account[bytes], topology: Topology) -> None:
         known = self.welcome.topology
         if known is not None and topology.version < known.version:
             return
@@ -424,7 +424,7 @@ class Router:
             if not client.closed:
                 self._outbox.append((client.identity, news))
 
-    def _ask_supervisor(self, account: Account, admin: Admin) -> None:
+    def _ask_supervisor(self, account: Account[bytes], admin: Admin) -> None:
         under_way = sum(1 for command in self._commands.values() if command.account is account)
         if self.supervisor is None or self.supervisor.closed:
             self._outbox.append((account.identity, failed(admin.number, "Unavailable", "the supervisor is not there")))

@@ -10,8 +10,10 @@ import argparse
 import gc
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Hashable
 from pathlib import Path
 
 import structlog
@@ -20,6 +22,7 @@ import zmq
 from partitions.executor import Executor
 from partitions.recovery import recover
 from partitions.server import Server
+from partitions.sockets import Sockets, listen
 from partitions.store import Store
 from partitions.timeout import Timeout
 from partitions.transaction import unique_ids, utc_now
@@ -28,15 +31,17 @@ from voltpy import heartbeat
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory, read_procedures, read_schema
 from voltpy.door import Door
-from voltpy.errors import ClusterError, Corruption, Error, SchemaError
+from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
 from voltpy.events import configure
 from voltpy.messages import PrepareLoad
-from voltpy.parent_death import die_with_parent
+from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import Registry, load
-from voltpy.record_log import SEGMENT_BYTES
+from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
+from voltpy.stream import stream_path
 
+EXIT_CRASHED = 1
 EXIT_DAMAGED = 3
 EXIT_REFUSED = 4
 LINGER_MS = 1000  # at the end, for replies that are on their way
@@ -44,7 +49,7 @@ LINGER_MS = 1000  # at the end, for replies that are on their way
 
 def main() -> int:
     arguments = _arguments()
-    die_with_parent()
+    die_with_parent(int(os.environ.get(SUPERVISOR, "0")))
     configure()
     events = structlog.get_logger().bind(partition=arguments.partition)
     try:
@@ -52,9 +57,12 @@ def main() -> int:
     except Corruption as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_DAMAGED
-    except (SchemaError, ClusterError) as error:
+    except (SchemaError, ClusterError, ReadOnly) as error:  # ReadOnly: the data does not fit into --memory
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
+    except DiskFull as error:  # not even a new segment's header fits: the supervisor tries again and again
+        print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
+        return EXIT_CRASHED
 
 
 def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundLogger) -> int:
@@ -82,12 +90,15 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     executor = Executor(store, registry, window, ids, running, utc_now)
     if arguments.runaway is not None:
         executor.runaways.add(arguments.runaway)
-    door = Door(os.environ.get("VOLTPY_TOKEN", ""), at_partition=arguments.partition, partitions=arguments.partitions)
+    door = Door[Hashable](
+        os.environ.get("VOLTPY_TOKEN", ""), at_partition=arguments.partition, partitions=arguments.partitions
+    )
     door.catalog_version = registry.catalog_version
 
     raise_open_files_limit()
     sockets = context()
-    socket, tcp_port = _bound(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
+    router, tcp_port = _bound(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
+    doors = Sockets(router, _listening(arguments.runtime / f"p{arguments.partition}"))
     crash_point("partition.start.bound")
     if arguments.core is not None:
         # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
@@ -97,7 +108,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         return load(message.source, message.path, schema, message.catalog_version)
 
     server = Server(
-        socket,
+        doors,
         arguments.partition,
         tcp_port,
         door,
@@ -111,7 +122,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         signal.signal(number, lambda *_: server.stop())
     server.serve()
     crash_point("partition.stop.served")
-    socket.close(LINGER_MS)
+    doors.close(LINGER_MS)
     sockets.term()
     crash_point("partition.stop.socket_closed")
     wal.close()
@@ -148,10 +159,16 @@ def _registry(data: Path, schema: Schema) -> Registry:
 
 def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:
     """The ROUTER on which everybody calls: by ipc from this machine, by tcp from elsewhere. And its tcp port."""
-    socket = door_socket(made_by)
+    door = door_socket(made_by)
     ipc_path.unlink(missing_ok=True)  # what a dead predecessor left
-    socket.bind(f"ipc://{ipc_path}")
-    return socket, bind_tcp(socket, host, 0)
+    door.bind(f"ipc://{ipc_path}")
+    return door, bind_tcp(door, host, 0)
+
+
+def _listening(ipc_path: Path) -> socket.socket:
+    path = Path(stream_path(str(ipc_path)))
+    path.unlink(missing_ok=True)
+    return listen(str(path))
 
 
 if __name__ == "__main__":

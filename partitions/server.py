@@ -1,4 +1,4 @@
-"""The only file of a partition with a socket: drain, execute, append, flush, reply.
+"""The loop of a partition: drain, execute, append, flush, reply.
 
     drain     what has arrived, at most CALLS_A_BATCH calls: frames of clients and of the router, the same at both doors
     execute   one after another, by the executor
@@ -14,15 +14,15 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import msgspec
-import zmq
 from msgspec import Raw
 
 from partitions.executor import Answers, Executor
 from partitions.row import encode
+from partitions.sockets import Sockets
 from partitions.store import Store
 from partitions.timeout import Timeout
 from partitions.wal import Batch, Wal, encode_batch
@@ -46,35 +46,34 @@ from voltpy.messages import (
 )
 from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
-from voltpy.sockets import receive_at_door
 from voltpy.wire import encode as encode_message
 from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
-IDLE_WAIT_MS = 200
+IDLE_WAIT_S = 0.2
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
-Request = tuple[Account, Calls | EverywhereCall]
-Control = tuple[bytes, Message]
+Request = tuple[Account[Hashable], Calls | EverywhereCall]
+Control = tuple[Hashable, Message]
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Server:
-    """Serves one partition on one ROUTER socket until `stop`."""
+    """Serves one partition until `stop`."""
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        sockets: Sockets,
         partition: int,
         tcp_port: int,
-        door: Door,
+        door: Door[Hashable],
         executor: Executor,
         store: Store,
         wal: Wal,
         timeout: Timeout,
         load: Callable[[PrepareLoad], Registry],
     ) -> None:
-        self._socket = socket
+        self._sockets = sockets
         self._partition = partition
         self._tcp_port = tcp_port
         self._door = door
@@ -84,8 +83,6 @@ class Server:
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
         self._welcome = Welcome(1, wal.epoch, None)
         self._unsent: deque[tuple[int, dict[Any, Answers]]] = deque()  # replies, and the LSN that they rest on
         self._stopping = False
@@ -108,7 +105,7 @@ class Server:
             elif self._unsent:
                 self._flush()
             elif control is None:
-                self._poller.poll(IDLE_WAIT_MS)
+                self._sockets.wait(IDLE_WAIT_S)
             self._reply()
             if control is not None:
                 self._obey(*control)
@@ -118,15 +115,15 @@ class Server:
 
     def _drain(self) -> tuple[list[Request], Control | None]:
         """Calls that have arrived, up to the first control message, which is for after them."""
-        socket, door, welcome = self._socket, self._door, self._welcome
+        receive, door, welcome = self._sockets.receive, self._door, self._welcome
         requests: list[Request] = []
         control: Control | None = None
         calls = 0
         while calls < CALLS_A_BATCH and control is None:
-            try:
-                identity, frame = receive_at_door(socket)
-            except zmq.Again:
+            arrived = receive()
+            if arrived is None:
                 break
+            identity, frame = arrived
             calls += 1
             if frame is None:
                 door.garbage(identity, "a message of several frames")
@@ -140,6 +137,8 @@ class Server:
                 requests.append((door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
+        while self._sockets.ended:
+            door.close(self._sockets.ended.pop())
         if self._door.outbox:
             outbox, self._door.outbox = self._door.outbox, []
             for identity, refusal in outbox:
@@ -199,7 +198,7 @@ class Server:
             return
         if wal.flush_running and not wal.poll_flush():
             return
-        if cast(int, self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._sockets.has_input():
             wal.start_flush()
             self._flushes += 1
         else:
@@ -223,7 +222,7 @@ class Server:
                 crash_point("server.reply.half_sent")
             crash_point("server.reply.after")
 
-    def _answer(self, account: Account, lsn: int, answers: Answers) -> None:
+    def _answer(self, account: Account[Hashable], lsn: int, answers: Answers) -> None:
         """One client's replies of one batch, in as many frames as their size asks for, to where it is connected now."""
         groups: list[ReplyGroup] = []
         frame_bytes = 0
@@ -246,18 +245,14 @@ class Server:
             errors = errors[256:]
         self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, errors))
 
-    def _send(self, identity: bytes, message: Message) -> None:
+    def _send(self, identity: Hashable, message: Message) -> None:
         """A client that is gone, or does not read, loses its account; nobody waits for it."""
-        try:
-            self._socket.send_multipart((identity, encode_message(message)), zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
+        if not self._sockets.send(identity, encode_message(message)):
             self._door.close(identity)
 
     # What the supervisor asks for.
 
-    def _obey(self, identity: bytes, message: Message) -> None:
+    def _obey(self, identity: Hashable, message: Message) -> None:
         if isinstance(message, StatusRequest):
             self._send(identity, self._status(message.number))
         elif isinstance(message, PrepareLoad):

@@ -362,10 +362,10 @@ class Table:
         self._updated.clear()
 
     def limit_decoded(self, decoded_bytes: int) -> None:
-        """Bounds the decoded rows, both generations together, to about so many bytes."""
+        """Bounds each generation of decoded rows to about so many bytes."""
         sample = next(iter(self._rows.values()), None) if self._rows else None
         row_bytes = _decoded_bytes(sample) if sample is not None else 500
-        self._rows_limit = max(decoded_bytes // row_bytes // 2, 256)
+        self._rows_limit = max(decoded_bytes // row_bytes, 256)
 
     @property
     def row_count(self) -> int:
@@ -409,7 +409,7 @@ class Table:
                 raise Corruption(f"table {self.name}: the row at {row_id} is indexed under another key")
         for cache in (self._rows, self._old):
             for key, row in cache.items():
-                row_id = self._locate(key, NOWHERE)
+                row_id = self._locate(self._key_of(row), NOWHERE) if key == self._key_of(row) else NOWHERE
                 stored = None if row_id == NOWHERE else self._decode(self._heap.read(row_id))
                 if stored != row and encode(stored) != encode(row):  # NaN differs from itself
                     raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {stored!r}")

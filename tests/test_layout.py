@@ -25,8 +25,8 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
-    "__main__", "server", "timeout", "executor", "recovery", "builtin", "outcome_window", "store", "transaction",
-    "table", "accessors", "heap", "index", "page", "row", "wal", "flusher",
+    "__main__", "server", "sockets", "timeout", "executor", "recovery", "builtin", "outcome_window", "store",
+    "transaction", "table", "accessors", "heap", "index", "page", "row", "wal", "flusher",
 )  # fmt: skip
 
 

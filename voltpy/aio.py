@@ -7,7 +7,6 @@ descriptors itself, since a send through zmq.asyncio costs ten times as much as 
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import Any, Self, cast
 
 from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
 from voltpy.errors import Unavailable
-from voltpy.link import DIRECT_WAIT_S, Address, Link, Links
+from voltpy.link import DIRECT_WAIT_S, Address, Link, Links, StreamLink
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 
 ROWS_A_TURN = 256
@@ -101,10 +100,9 @@ class AsyncClient:
         if not 0 <= retry_s < inf:
             raise ValueError(f"retry_s is a number of seconds, not {retry_s!r}")
         self._loop = asyncio.get_running_loop()
-        self._process = os.getpid()
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
-        self._watched: dict[int, Link] = {}
+        self._watched: dict[int, Link | StreamLink] = {}
         self._generation = -1
         self._tick_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -181,7 +179,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection. Calls under way fail; any later one raises Unavailable. May be awaited again."""
-        if self._closed or os.getpid() != self._process:
+        if self._closed or self._links.orphaned:
             return
         self._closed = True
         self._connection.close("the client was closed")
@@ -194,6 +192,7 @@ class AsyncClient:
             self._timer.cancel()
         for fd in self._watched:
             self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
         self._watched.clear()
         self._links.close()
 
@@ -208,7 +207,7 @@ class AsyncClient:
     # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _submit(self, name: str, args: tuple[Any, ...], limit: float) -> asyncio.Future[Any]:
-        if self._closed or os.getpid() != self._process:
+        if self._closed or self._links.orphaned:
             self._check_open()
         call = _Call()
         call.future = future = self._loop.create_future()
@@ -284,7 +283,7 @@ class AsyncClient:
         if timer is None or when < timer.when():
             self._set_timer(when)
 
-    def _readable(self, link: Link, fd: int) -> None:
+    def _readable(self, link: Link | StreamLink, fd: int) -> None:
         if self._closed:
             return
         self._links.arrived(link, fd, self._loop.time())
@@ -309,12 +308,17 @@ class AsyncClient:
         for fd, link in list(self._watched.items()):
             if wanted.get(fd) is not link:
                 self._loop.remove_reader(fd)
+                self._loop.remove_writer(fd)
                 del self._watched[fd]
         links.bury()
         for fd, link in wanted.items():
             if fd not in self._watched:
                 self._watched[fd] = link
                 self._loop.add_reader(fd, self._readable, link, fd)
+            if link.wants_to_write:
+                self._loop.add_writer(fd, self._readable, link, fd)
+            else:
+                self._loop.remove_writer(fd)
 
     def _deliver(self) -> None:
         connection = self._connection
@@ -367,7 +371,7 @@ class AsyncClient:
             self._changed = None
 
     def _check_open(self) -> None:
-        if os.getpid() != self._process:
+        if self._links.orphaned:
             raise Unavailable("this client was made by the parent process: after a fork, connect again")
         if self._closed:
             raise Unavailable("the client is closed")

@@ -28,7 +28,7 @@ from typing import Any, Self, cast
 
 from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
 from voltpy.errors import Error, Unavailable
-from voltpy.link import DIRECT_WAIT_S, Address, Link, Links
+from voltpy.link import DIRECT_WAIT_S, Address, Link, Links, StreamLink
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 
 IO_IDLE_S = 0.2
@@ -107,7 +107,6 @@ class Client:
         self._timeout = _positive(timeout)
         if not 0 <= retry_s < inf:
             raise ValueError(f"retry_s is a number of seconds, not {retry_s!r}")
-        self._process = os.getpid()
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
         self._mutex = threading.Lock()
@@ -126,7 +125,7 @@ class Client:
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._poll = select.poll()
-        self._by_fd: dict[int, Link] = {}
+        self._by_fd: dict[int, Link | StreamLink] = {}
         self._generation = -1
         try:
             self._open()
@@ -140,7 +139,7 @@ class Client:
         """Calls a procedure in the partition of its key and returns its result. Raises what voltpy.errors lists."""
         call = _Call()
         limit = self._timeout if timeout is None else _positive(timeout)
-        if os.getpid() != self._process:
+        if self._links.orphaned:
             self._check_open()
         with self._mutex:
             if self._closed:
@@ -148,8 +147,17 @@ class Client:
             now = monotonic()
             if now - self._looked_at > FRESH_S:
                 self._look(now)
-            self._connection.submit(call, name, args, now, limit)
-            alone = self._take_turn(now) or self._queue_up(call, now)
+            frame = None
+            if self._poller == _NOBODY:
+                frame = self._connection.submit_alone(call, name, args, now, limit)
+            if frame is not None:
+                self._poller = _CALLER
+                self._caller = threading.get_ident()
+                self._links.send_alone(frame, now)
+                alone = True
+            else:
+                self._connection.submit(call, name, args, now, limit)
+                alone = self._take_turn(now) or self._queue_up(call, now)
         return self._await(call, alone)
 
     def submit(self, name: str, /, *args: Any) -> Future[Any]:
@@ -235,7 +243,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection. Calls under way fail; any later one raises Unavailable. May be called again."""
-        if os.getpid() != self._process:
+        if self._links.orphaned:
             return
         with self._mutex:
             if self._closed:
@@ -310,10 +318,11 @@ class Client:
 
     def _take_turn(self, now: float) -> bool:
         """Becomes the poller if nobody is, and sends what is queued."""
-        if self._poller != _NOBODY:
-            return False
+        me = threading.get_ident()
+        if self._poller != _NOBODY and (self._poller != _CALLER or self._caller != me):
+            return False  # it may be us already, where an interrupt or a future's callback came between
         self._poller = _CALLER
-        self._caller = threading.get_ident()
+        self._caller = me
         self._links.flush(now)
         return True
 
@@ -413,6 +422,8 @@ class Client:
 
     def _pause(self) -> None:
         """Stops being the poller for as long as the user's iterable is read; whoever comes meanwhile may take over."""
+        if self._poller != _CALLER or self._caller != threading.get_ident():
+            return
         if self._io_wanted or self._closed or self._connection.outstanding:
             self._leave()
         else:
@@ -435,8 +446,8 @@ class Client:
             self._poll = poll = select.poll()
             poll.register(self._wake_in, select.POLLIN)
             self._by_fd = links.fds()
-            for fd in self._by_fd:
-                poll.register(fd, select.POLLIN)
+            for fd, link in self._by_fd.items():
+                poll.register(fd, select.POLLIN | select.POLLOUT if link.wants_to_write else select.POLLIN)
             links.bury()
 
     def _prepare_sleep(self, now: float) -> tuple[select.poll, float]:
@@ -455,7 +466,9 @@ class Client:
                 links.arrived(link, fd, now)
             elif fd == self._wake_in:
                 os.read(self._wake_in, 4096)
-        if now >= self._connection.next_time or now >= links.next_time:
+        if not events:
+            links.pump(now)  # a slice is over
+        elif now >= self._connection.next_time or now >= links.next_time:
             links.step(now)
         links.flush(now)
 
@@ -518,9 +531,8 @@ class Client:
             self._batches = waiting
         if self._submitters and self._connection.outstanding <= SUBMITTED_CALLS // 2:
             self._room.notify_all()
-        settled = self._connection.settled
-        if settled:
-            self._connection.settled = []
+        # Never the list itself, not even an empty one: another thread would add to it, and both would deliver.
+        settled, self._connection.settled = self._connection.settled, []
         return settled
 
     def _wait_for_room(self) -> None:
@@ -563,7 +575,7 @@ class Client:
 
     def _check_open(self) -> None:
         """Not under the mutex: in a forked child it may be locked for ever."""
-        if os.getpid() != self._process:
+        if self._links.orphaned:
             raise Unavailable("this client was made by the parent process: after a fork, connect again")
         if self._closed:
             raise Unavailable("the client is closed")

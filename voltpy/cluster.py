@@ -38,6 +38,7 @@ from voltpy import heartbeat, wire
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
+from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
 from voltpy.supervision import (
     ROUTER,
@@ -326,7 +327,12 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "VOLTPY_TOKEN": self._token, PROCESS: _process_name(start.child)},
+            env={
+                **os.environ,
+                "VOLTPY_TOKEN": self._token,
+                SUPERVISOR: str(os.getpid()),
+                PROCESS: _process_name(start.child),
+            },
             # The terminal's Ctrl-C is for the supervisor alone: it stops the others in order.
             start_new_session=True,
         )

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import hmac
 from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 from voltpy.errors import ProtocolError
 from voltpy.hash_slot import slot_owners
@@ -73,12 +75,16 @@ AT_PARTITION: dict[str, frozenset[type]] = {
 }
 
 
-class Account:
+# How the shell names a connection: the routing id of a ROUTER socket, or whatever else it can be found by.
+Identity = TypeVar("Identity", bound=Hashable)
+
+
+class Account(Generic[Identity]):
     """One who said Hello. `in_flight` calls and about `bytes_in_flight` passed the door and are not answered yet."""
 
     __slots__ = ("bytes_in_flight", "client_id", "closed", "identity", "in_flight", "role")
 
-    def __init__(self, identity: bytes, client_id: int, role: str) -> None:
+    def __init__(self, identity: Identity, client_id: int, role: str) -> None:
         self.identity = identity
         self.client_id = client_id
         self.role = role
@@ -87,7 +93,7 @@ class Account:
         self.closed = False
 
 
-class Door:
+class Door(Generic[Identity]):
     """`at_partition` is the partition's number, None at the router; with `partitions`, hash slots are checked too.
 
     The shell sends what it finds in `outbox`, and sets `catalog_version` whenever the procedures change (0: none yet,
@@ -97,9 +103,9 @@ class Door:
     def __init__(self, token: str, *, at_partition: int | None, partitions: int = 0) -> None:
         self.at_partition = at_partition
         self.catalog_version = 0
-        self.outbox: list[tuple[bytes, Message]] = []
-        self.accounts: OrderedDict[bytes, Account] = OrderedDict()  # by identity, the longest silent first
-        self.by_client: dict[int, Account] = {}
+        self.outbox: list[tuple[Identity, Message]] = []
+        self.accounts: OrderedDict[Identity, Account[Identity]] = OrderedDict()  # by identity, the longest silent first
+        self.by_client: dict[int, Account[Identity]] = {}
         self.in_flight = 0
         self._token = token.encode()
         self._may_send = AT_ROUTER if at_partition is None else AT_PARTITION
@@ -108,7 +114,7 @@ class Door:
             owners = slot_owners(partitions)
             self._hash_slots = frozenset(slot for slot, owner in enumerate(owners) if owner == at_partition)
 
-    def receive(self, identity: bytes, frame: bytes | memoryview, welcome: Welcome) -> Message | None:
+    def receive(self, identity: Identity, frame: bytes | memoryview, welcome: Welcome) -> Message | None:
         """The message, if it passes: then it is from `accounts[identity]`. None when the door has dealt with it.
 
         `welcome` answers a Hello; its `incarnation` is the one that calls must name here.
@@ -140,16 +146,16 @@ class Door:
             return self._admit_everywhere(account, message, length, welcome.incarnation)
         return message
 
-    def garbage(self, identity: bytes, reason: str) -> None:
+    def garbage(self, identity: Identity, reason: str) -> None:
         """What came from `identity` is not even a frame (the socket delivered several parts, say)."""
         self._expel(identity, "ProtocolError", reason)
 
-    def charge(self, account: Account, calls: int) -> None:
+    def charge(self, account: Account[Identity], calls: int) -> None:
         """Counts `calls` more as in flight: one that passed the door has become several."""
         account.in_flight += calls
         self.in_flight += calls
 
-    def answered(self, account: Account, calls: int) -> None:
+    def answered(self, account: Account[Identity], calls: int) -> None:
         """`calls` of those in flight are over. The bytes go in proportion: which call had how many is not kept."""
         in_flight = account.in_flight
         if calls < in_flight:
@@ -163,7 +169,7 @@ class Door:
         if account.closed and self.accounts.get(account.identity) is not account:
             self._forget_client(account)
 
-    def close(self, identity: bytes) -> None:
+    def close(self, identity: Identity) -> None:
         """The connection is lost, or its reader does not read. If it speaks again, it is asked for a Hello."""
         account = self.accounts.pop(identity, None)
         if account is None:
@@ -172,7 +178,7 @@ class Door:
         if account.in_flight == 0:
             self._forget_client(account)
 
-    def _greet(self, identity: bytes, frame: bytes | memoryview, welcome: Welcome) -> None:
+    def _greet(self, identity: Identity, frame: bytes | memoryview, welcome: Welcome) -> None:
         """A frame of somebody without an open account: a Hello opens one, anything else is refused, once."""
         message: Message | None = None
         code, reason = NO_HELLO, "no Hello came before this frame"
@@ -186,7 +192,7 @@ class Door:
         elif identity not in self.accounts:
             self._expel(identity, code, reason)
 
-    def _open(self, identity: bytes, hello: Hello, welcome: Welcome) -> None:
+    def _open(self, identity: Identity, hello: Hello, welcome: Welcome) -> None:
         before = self.accounts.get(identity)
         objection = self._objection(hello, before)
         if objection:
@@ -212,7 +218,7 @@ class Door:
             return  # a client can do nothing before there is a topology: it is welcomed with the first one
         self.outbox.append((identity, welcome))
 
-    def _objection(self, hello: Hello, before: Account | None) -> str:
+    def _objection(self, hello: Hello, before: Account[Identity] | None) -> str:
         """Why this Hello is not accepted on a connection that had the account `before`; empty when it is."""
         if hello.version != PROTOCOL_VERSION:
             return f"this cluster speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
@@ -228,7 +234,7 @@ class Door:
             return f"the token of this {hello.role} is not this cluster's"
         return ""
 
-    def _seat(self, account: Account) -> None:
+    def _seat(self, account: Account[Identity]) -> None:
         """Puts the account in its place; where there are too many, the client that has been idle longest goes."""
         self.accounts[account.identity] = account
         self.accounts.move_to_end(account.identity)
@@ -238,7 +244,7 @@ class Door:
             )
             self.close(next(idle, account.identity))
 
-    def _expel(self, identity: bytes, code: str, reason: str) -> None:
+    def _expel(self, identity: Identity, code: str, reason: str) -> None:
         """One Refusal; the closed account stays in its place, so that the frames behind it are met with silence."""
         account = self.accounts.get(identity)
         if account is None:
@@ -249,11 +255,13 @@ class Door:
         account.closed = True
         self.outbox.append((identity, Refusal(code, reason)))
 
-    def _forget_client(self, account: Account) -> None:
+    def _forget_client(self, account: Account[Identity]) -> None:
         if self.by_client.get(account.client_id) is account:
             del self.by_client[account.client_id]
 
-    def _admit_calls(self, account: Account, calls: Calls, frame_bytes: int, incarnation: int) -> Message | None:
+    def _admit_calls(
+        self, account: Account[Identity], calls: Calls, frame_bytes: int, incarnation: int
+    ) -> Message | None:
         groups = calls.groups
         client_id = account.client_id
         stranger = account.role == CLIENT
@@ -295,7 +303,7 @@ class Door:
         return calls
 
     def _admit_everywhere(
-        self, account: Account, call: EverywhereCall, frame_bytes: int, incarnation: int
+        self, account: Account[Identity], call: EverywhereCall, frame_bytes: int, incarnation: int
     ) -> Message | None:
         if account.role == CLIENT and call.client_id != account.client_id:
             self._expel(account.identity, "ProtocolError", "a call under another client's id")
@@ -329,7 +337,7 @@ class Door:
                 at_home.append(group)
         return at_home
 
-    def _is_full(self, account: Account, calls: int, frame_bytes: int) -> bool:
+    def _is_full(self, account: Account[Identity], calls: int, frame_bytes: int) -> bool:
         if self.at_partition is not None and self.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION:
             return True
         # The router's account carries many clients: each had its limits there.
@@ -339,7 +347,7 @@ class Door:
         )
 
     def _fitting(
-        self, account: Account, groups: list[CallGroup], frame_bytes: int, errors: list[CallError]
+        self, account: Account[Identity], groups: list[CallGroup], frame_bytes: int, errors: list[CallError]
     ) -> tuple[list[CallGroup], int]:
         """The first groups for which there is room, and their calls."""
         fitting: list[CallGroup] = []
@@ -353,13 +361,13 @@ class Door:
                 calls += length
         return fitting, calls
 
-    def _too_much(self, account: Account) -> str:
+    def _too_much(self, account: Account[Identity]) -> str:
         return (
             f"{account.in_flight} calls ({account.bytes_in_flight} bytes) of this connection are in flight,"
             f" {self.in_flight} of all; try again later"
         )
 
-    def _answer(self, identity: bytes, incarnation: int, errors: list[CallError]) -> None:
+    def _answer(self, identity: Identity, incarnation: int, errors: list[CallError]) -> None:
         partition = -1 if self.at_partition is None else self.at_partition
         self.outbox.append((identity, Replies(partition, incarnation, 0, [], errors)))
 

@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import os
 import random
+import socket as sockets
+from collections import deque
 from math import inf
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
+from weakref import WeakSet
 
 import zmq
 from zmq import zmq_poll
 
 from voltpy.connection import ROUTER, Connection, Frame, Lane
+from voltpy.errors import ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES, Topology
+from voltpy.stream import READ_BYTES, FrameReader, packed, stream_path
 
 DEFAULT_PORT = 21212
 WELCOME_WAIT_S = 5.0  # a link that is not welcomed by then is replaced
@@ -44,6 +49,7 @@ _ENDINGS = (
 )
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}  # by process: a forked child must not touch its parent's
+_in_use: WeakSet[Links] = WeakSet()
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
@@ -54,6 +60,14 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
         context.set(zmq.MAX_SOCKETS, 65535)
         _contexts[os.getpid()] = context
     return context
+
+
+def _after_fork() -> None:
+    for links in _in_use:
+        links.orphaned = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Address:
@@ -104,10 +118,12 @@ class Link:
         "incarnation",
         "opened",
         "socket",
+        "wants_to_write",
         "welcomed",
     )
 
     def __init__(self, destination: int, incarnation: int, endpoint: str, now: float) -> None:
+        self.wants_to_write = False  # never: the socket takes everything
         self.destination = destination
         self.incarnation = incarnation
         self.opened = now
@@ -137,6 +153,10 @@ class Link:
         """The next frame that has arrived, if any."""
         return self._recv(_NOBLOCK) if zmq_poll(self._items, 0) else None  # half the price of getsockopt(EVENTS)
 
+    def may_be_lost(self, fd: int) -> bool:
+        """Whether a wake-up of `fd` is reason enough to ask `is_lost`."""
+        return fd != self.fds[0]
+
     def is_lost(self) -> bool:
         """Whether the connection has ended. What arrived before can still be received."""
         return bool(zmq_poll(self._monitor_items, 0))
@@ -147,23 +167,125 @@ class Link:
         self.socket.close(0)
 
 
+class StreamLink:
+    """A connection to a partition on this machine: the same as a Link, over a Unix socket (see voltpy.stream).
+
+    `wants_to_write` while the socket could not take all that was sent. Raises OSError when nobody listens.
+    """
+
+    __slots__ = (
+        "_frames",
+        "_lost",
+        "_reader",
+        "_recv",
+        "_send",
+        "_unsent",
+        "destination",
+        "fds",
+        "incarnation",
+        "opened",
+        "socket",
+        "wants_to_write",
+        "welcomed",
+    )
+
+    def __init__(self, destination: int, incarnation: int, path: str, now: float) -> None:
+        self.destination = destination
+        self.incarnation = incarnation
+        self.opened = now
+        self.welcomed = False
+        self.wants_to_write = False
+        self.socket = unix = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        unix.setblocking(False)
+        try:
+            unix.connect(path)
+        except OSError:
+            unix.close()
+            raise
+        unix.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, 1 << 20)
+        self.fds = (unix.fileno(),)
+        self._recv = unix.recv
+        self._send = unix.send
+        self._reader = FrameReader()
+        self._frames: deque[bytes] = deque()
+        self._unsent = b""
+        self._lost = False
+
+    def send(self, frame: bytes) -> None:
+        """Raises OSError when the connection has ended; then nothing of the frame was sent."""
+        if self._unsent:
+            self._unsent += packed(frame)
+            return
+        data = packed(frame)
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self.wants_to_write = True
+
+    def receive(self) -> bytes | None:
+        """The next frame that has arrived, if any."""
+        if self._frames:
+            return self._frames.popleft()
+        try:
+            data = self._recv(READ_BYTES)
+            self._frames.extend(self._reader.feed(data))
+        except BlockingIOError:
+            return None
+        except (OSError, ProtocolError):
+            self._lost = True
+            return None
+        if not data:
+            self._lost = True
+        return self._frames.popleft() if self._frames else None
+
+    def write_on(self) -> None:
+        """The socket takes more now."""
+        data, self._unsent = self._unsent, b""
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._lost = True
+            return
+        self._unsent = data[sent:]
+        self.wants_to_write = bool(self._unsent)
+
+    def may_be_lost(self, fd: int) -> bool:
+        return self._lost
+
+    def is_lost(self) -> bool:
+        """Whether the connection has ended. What arrived before can still be received."""
+        return self._lost
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 class Links:
     """All links of one client, and the connection that they serve.
 
     `next_time` is when `step` has to open or give up a link. `generation` grows when a link was opened or dropped. A
     dropped link stays in `dropped` until `bury`: a shell that watches its file descriptors forgets them first.
+    `orphaned`: this is a forked child's copy, whose sockets are the parent's.
     """
 
     def __init__(self, address: Address, connection: Connection) -> None:
         self.address = address
         self.connection = connection
-        self.links: dict[int, Link] = {}
-        self.dropped: list[Link] = []
+        self.links: dict[int, Link | StreamLink] = {}
+        self.dropped: list[Link | StreamLink] = []
         self.generation = 0
         self.next_time = 0.0
+        self.orphaned = False
+        _in_use.add(self)
         self._topologies_seen = 0
         self._retry_at: dict[int, float] = {ROUTER: 0.0}
         self._failures: dict[int, int] = {}
+        self._unread: set[int] = set()  # links that have not been looked at until they were empty
 
     def flush(self, now: float) -> None:
         """Sends what can be sent, and takes in what arrived meanwhile on the links that were used."""
@@ -172,12 +294,18 @@ class Links:
             used: set[int] = set()
             for frame in frames:
                 self._send(frame, now)
-                if frame.look:
+                if frame.look or frame.destination in self._unread:
                     used.add(frame.destination)
             for destination in used:
                 link = self.links.get(destination)
                 if link is not None:
                     self._take(link, now)
+
+    def send_alone(self, frame: Frame, now: float) -> None:
+        """`flush` for a frame that the caller already has."""
+        self._send(frame, now)
+        if frame.destination in self._unread and frame.destination in self.links:
+            self._take(self.links[frame.destination], now)
 
     def pump(self, now: float) -> None:
         """Takes in everything that has arrived, notices what was lost, opens what is missing."""
@@ -188,10 +316,13 @@ class Links:
                 self._drop(link, now)
         self.step(now)
 
-    def arrived(self, link: Link, fd: int, now: float) -> None:
+    def arrived(self, link: Link | StreamLink, fd: int, now: float) -> None:
         """The same for one link whose file descriptor `fd` woke up."""
+        if isinstance(link, StreamLink) and link.wants_to_write:
+            link.write_on()
+            self.generation += not link.wants_to_write
         self._take(link, now)
-        if fd != link.fds[0] and self.links.get(link.destination) is link and link.is_lost():
+        if link.may_be_lost(fd) and self.links.get(link.destination) is link and link.is_lost():
             self._take(link, now)
             self._drop(link, now)
         if self.connection.topologies != self._topologies_seen:
@@ -220,7 +351,7 @@ class Links:
         """Whether a partition may still welcome us for the first time."""
         return any(not link.welcomed for link in self.links.values())
 
-    def fds(self) -> dict[int, Link]:
+    def fds(self) -> dict[int, Link | StreamLink]:
         return {fd: link for link in self.links.values() for fd in link.fds}
 
     def bury(self) -> None:
@@ -241,19 +372,29 @@ class Links:
             return
         try:
             link.send(frame.data)
-        except zmq.Again:  # nothing is limited here: the socket has given its connection up
+            if isinstance(link, StreamLink) and link.wants_to_write:
+                self.generation += 1  # whoever sleeps on its descriptor has to watch for room too
+        except (zmq.Again, OSError):  # nothing is limited here: the connection has ended
             self.connection.unsend(frame)
+            self._take(link, now)
             self._drop(link, now)
 
-    def _take(self, link: Link, now: float) -> None:
+    def _take(self, link: Link | StreamLink, now: float) -> None:
         connection = self.connection
+        destination = link.destination
         while (frame := link.receive()) is not None:
-            if not connection.receive(link.destination, frame, now):
+            if not connection.receive(destination, frame, now):
                 self._drop(link, now)
                 return
             if not link.welcomed:
                 link.welcomed = True
-                self._failures[link.destination] = 0
+                self._failures[destination] = 0
+            if destination != ROUTER and not connection.busy():
+                # Nothing else can be due from a partition: the last look is put off until the next frame is on its way,
+                # since a lone caller waits for this one.
+                self._unread.add(destination)
+                return
+        self._unread.discard(destination)
 
     def _tend(self, lane: Lane, topology: Topology, now: float) -> None:
         """Keeps a link to the partition's present process, if there is one."""
@@ -267,13 +408,27 @@ class Links:
         elif link is None and now >= self._retry_at.get(lane.partition, 0.0):
             address = next(entry for entry in topology.partitions if entry.partition == lane.partition)
             path = address.ipc_path
-            local = bool(path) and _same_machine(topology) and os.access(path, os.W_OK)
-            endpoint = f"ipc://{path}" if local else self.address.tcp(address.tcp_port)
+            local = bool(path) and _same_machine(topology)
+            if local and os.access(stream_path(path), os.W_OK):
+                endpoint = stream_path(path)
+            elif local and os.access(path, os.W_OK):
+                endpoint = f"ipc://{path}"
+            else:
+                endpoint = self.address.tcp(address.tcp_port)
             self._open(lane.partition, lane.incarnation, endpoint, now)
 
     def _open(self, destination: int, incarnation: int, endpoint: str, now: float) -> None:
-        link = Link(destination, incarnation, endpoint, now)
-        link.send(self.connection.hello())
+        link: Link | StreamLink
+        if endpoint.startswith("/"):
+            try:
+                link = StreamLink(destination, incarnation, endpoint, now)
+                link.send(self.connection.hello())
+            except OSError:
+                self._try_again_later(destination, now)
+                return
+        else:
+            link = Link(destination, incarnation, endpoint, now)
+            link.send(self.connection.hello())
         self.links[destination] = link
         self.generation += 1
         if destination == ROUTER:
@@ -283,19 +438,23 @@ class Links:
         if link.is_lost():
             self._drop(link, now)
 
-    def _drop(self, link: Link, now: float) -> None:
+    def _drop(self, link: Link | StreamLink, now: float) -> None:
         if self.links.get(link.destination) is not link:
             return
         del self.links[link.destination]
         self.dropped.append(link)
+        self._unread.discard(link.destination)
         self.generation += 1
-        failures = self._failures.get(link.destination, 0)
-        self._failures[link.destination] = failures + 1
+        self._try_again_later(link.destination, now)
+        self.connection.lost(link.destination, now)
+
+    def _try_again_later(self, destination: int, now: float) -> None:
+        failures = self._failures.get(destination, 0)
+        self._failures[destination] = failures + 1
         # The first time at once: it may be back already. Then with jitter: many clients must not come back in step.
         wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.5) if failures else 0.0
-        self._retry_at[link.destination] = now + wait
+        self._retry_at[destination] = now + wait
         self.next_time = min(self.next_time, now + wait)
-        self.connection.lost(link.destination, now)
 
 
 def _same_machine(topology: Topology) -> bool:

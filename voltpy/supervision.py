@@ -219,6 +219,7 @@ class Supervision:
         self.partitions = [Child(number, limit_s) for number in range(partitions)]
         self.catalog_version = catalog_version
         self.procedures: list[ProcedureInfo] = []
+        self._procedures_known = False  # the first partition that serves tells them
         self.runaways: list[Runaway] = []
         self.ready = False
         self.stopping = False
@@ -463,7 +464,8 @@ class Supervision:
     def _check_catalog(self, child: Child, reply: StatusReply) -> None:
         """Every partition must use the stored procedures; one that doesn't gets them by starting again."""
         if reply.catalog_version == self.catalog_version:
-            if not self.procedures:
+            if not self._procedures_known:
+                self._procedures_known = True
                 self.procedures = reply.procedures
                 self._publish()
         elif reply.number > child.switch_asked:
@@ -505,7 +507,8 @@ class Supervision:
 
     def _publish(self) -> None:
         self._version += 1
-        if self.router.state == "serving":
+        # Not before the procedures are known: a client would believe that there are none under this catalog version.
+        if self.router.state == "serving" and self._procedures_known:
             self._actions.append(Tell(ROUTER, self.topology()))
 
     def _prepared(self, child: Child, message: LoadPrepared) -> None:

@@ -162,14 +162,14 @@ class Engine:
             described = answers.errors[0]
             error = from_wire(described.code, described.message, described.type_name, described.traceback_text)
             cause, self._cause = self._cause, None
+            if cause is not None and not isinstance(cause, Exception):
+                # Ctrl-C, leaving the debugger, pytest.fail: meant for the test, not for the procedure's caller.
+                raise cause
             raise error from cause
         return _decode(bytes(answers.groups[0].results))[0]
 
     def _remember(self, error: BaseException) -> None:
         self._cause = error
-        if not isinstance(error, Exception):
-            # Ctrl-C, leaving the debugger, pytest.fail: meant for the test, not for the procedure's caller.
-            raise error
 
 
 def _text(schema: str | Path) -> str:

@@ -1,8 +1,8 @@
 """Messages ↔ frames. No sockets here.
 
-A frame is one MessagePack array, `[tag, field, …]`, of at most MAX_FRAME_BYTES. It is valid when it decodes into exactly
-one message of `voltpy.messages`, types and all; anything else is a ProtocolError. Values inside `Raw` fields (arguments,
-results) are only known to be well-formed: whoever reads them decodes them against what they should be.
+A frame is one MessagePack array, `[tag, field, …]`, of at most MAX_FRAME_BYTES. It is valid when it decodes into
+exactly one message of `voltpy.messages`, types and all; anything else is a ProtocolError. Values inside `Raw` fields
+(arguments, results) are only known to be well-formed: whoever reads them decodes them against what they should be.
 """
 
 from __future__ import annotations

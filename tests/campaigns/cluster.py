@@ -18,6 +18,7 @@ from typing import Any, Self
 from voltpy.crash_point import VARIABLE
 
 LIMIT_S = 60.0  # for anything that must happen; it takes a second where nothing is wrong
+SURVIVORS_S = 2.0  # for what was being started when its supervisor died: it looks for that after its imports
 SUPERVISOR = "supervisor"
 ROUTER = "router"
 
@@ -71,6 +72,7 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end(signal.SIGKILL)
+        self.end_survivors()
 
     def start(self) -> bool:
         """Starts the supervisor. False when it was killed before everything served.
@@ -122,6 +124,26 @@ class Cluster:
             reader.join(LIMIT_S)
         self._readers.clear()
         return status
+
+    def end_survivors(self) -> list[str]:
+        """Children that are still there SURVIVORS_S after the last supervisor; ends them, and says which they were."""
+        started = {int(event["pid"]): str(event["child"]) for event in self.events if event.get("event") == "started"}
+        deadline_s = time.monotonic() + SURVIVORS_S
+        while alive := [pid for pid in started if self._is_ours(pid)]:
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(0.01)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+        return [f"{started[pid]} (process {pid})" for pid in alive]
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether the process lives and was started for this cluster: process ids are used again."""
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return str(self.port).encode() in command or str(self.directory / "data").encode() in command
 
     # ── crash points ───────────────────────────────────────────────────────────────────────────────────────────────
 

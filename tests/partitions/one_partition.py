@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ class OnePartition:
         )
         self.number = 0
         self.answers: dict[int, Any] = {}
-        self.origins: dict[int, bytes] = {}
-        self.dropped: dict[bytes, int] = {}
+        self.origins: dict[int, Hashable] = {}
+        self.dropped: dict[Hashable, int] = {}
 
     @property
     def lsn(self) -> int:
@@ -169,7 +169,7 @@ class OnePartition:
                     origin, error.number, from_wire(error.code, error.message, error.type_name, error.traceback_text)
                 )
 
-    def _answered(self, origin: bytes, number: int, answer: Any) -> None:
+    def _answered(self, origin: Hashable, number: int, answer: Any) -> None:
         self.answers[number] = answer
         self.origins[number] = origin
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +52,12 @@ runs: list[Any] = []  # what procedures want the test to see
 
 
 @procedure(partition_by="key")
-def put(tx, key: int, n: int):
+def put(tx: Any, key: int, n: int) -> Any:
     return tx.items.upsert(key, n).n
 
 
 @procedure(partition_by="key")
-def add(tx, key: int, n: int):
+def add(tx: Any, key: int, n: int) -> Any:
     row = tx.items.get(key)
     if row is None:
         tx.abort(f"no item {key}")
@@ -64,23 +65,23 @@ def add(tx, key: int, n: int):
 
 
 @procedure(partition_by="key")
-def get(tx, key: int):
+def get(tx: Any, key: int) -> Any:
     row = tx.items.get(key)
     return None if row is None else row.n
 
 
 @procedure(partition_by="key")
-def insert(tx, key: int):
+def insert(tx: Any, key: int) -> Any:
     tx.items.insert(key)
 
 
 @procedure(partition_by="key", read_only=True)
-def write_in_read_only(tx, key: int, how: str):
+def write_in_read_only(tx: Any, key: int, how: str) -> Any:
     getattr(tx.items, how)(key)
 
 
 @procedure(partition_by="key")
-def write_then(tx, key: int, how: str):
+def write_then(tx: Any, key: int, how: str) -> Any:
     """Changes rows in every way there is, and then ends as it was told."""
     tx.items.upsert(key, 100)
     tx.items.upsert(key + 1, 101, "x" * 10_000)
@@ -178,14 +179,12 @@ ENDINGS: dict[str, Callable[[Any], Any]] = {
 
 
 @procedure(partition_by="key")
-def swallow(tx, key: int, other: int, then: str):
+def swallow(tx: Any, key: int, other: int, then: str) -> Any:
     """Touches a key and goes on, whatever that raised."""
     runs.append(("swallow", then))
     tx.items.upsert(key, 50)
-    try:
+    with contextlib.suppress(BaseException):
         tx.items.get(other)
-    except BaseException:  # noqa: B036, BLE001 as users do
-        pass
     if then == "abort":
         tx.abort("swallowed")
     if then == "raise":
@@ -195,10 +194,11 @@ def swallow(tx, key: int, other: int, then: str):
 
 
 @procedure(partition_by="key")
-def generated(tx, key: int, other: int):
+def generated(tx: Any, key: int, other: int) -> Any:
     """Everything that is generated, then a touch of the other key."""
     values = [
-        tx.now().isoformat(), tx.random.random(), tx.random.randrange(1000), str(tx.uuid()), tx.unique_id(), tx.unique_id(),
+        tx.now().isoformat(), tx.random.random(), tx.random.randrange(1000), str(tx.uuid()), tx.unique_id(),
+        tx.unique_id(),
     ]  # fmt: skip
     runs.append(values)
     row = tx.items.get(other)
@@ -208,7 +208,7 @@ def generated(tx, key: int, other: int):
 
 
 @procedure(partition_by="key")
-def consume(tx, key: int, keys: list[int]):
+def consume(tx: Any, key: int, keys: list[int]) -> Any:
     total = 0
     runs.append(list(keys))
     while keys:
@@ -218,60 +218,59 @@ def consume(tx, key: int, keys: list[int]):
 
 
 @procedure(partition_by="key")
-def touch_all(tx, key: int, keys: list[int]):
+def touch_all(tx: Any, key: int, keys: list[int]) -> Any:
     """Misses as many of the keys as are away, in one run."""
     runs.append("touch_all")
     found = []
     for each in keys:
-        try:
+        with contextlib.suppress(BaseException):
             found.append(tx.items.get(each).n)
-        except BaseException:  # noqa: B036, BLE001 as users do
-            pass
     return found
 
 
 @procedure(partition_by="key", read_only=True)
-def look(tx, key: int, how: str):
+def look(tx: Any, key: int, how: str) -> Any:
     runs.append(how)
     items = tx.items
-    return {
+    looks: dict[str, Callable[[], Any]] = {
         "scan": lambda: sorted(row.id for row in items.scan()),
         "where": lambda: sorted(row.id for row in items.where(n=1)),
         "range": lambda: [row.id for row in items.range(0, 100)],
         "count": lambda: items.count(),
-    }[how]()
+    }
+    return looks[how]()
 
 
 @procedure(partition_by="key")
-def note(tx, key: int, text: str):
+def note(tx: Any, key: int, text: str) -> Any:
     runs.append(tx.notes.insert(key, text).rowid)
 
 
 @procedure(partition_by="key")
-def size(tx, key: int, length: int):
+def size(tx: Any, key: int, length: int) -> Any:
     return "x" * length
 
 
 @procedure(everywhere=True)
-def set_rate(tx, code: str, rate: float):
+def set_rate(tx: Any, code: str, rate: float) -> Any:
     tx.rates.upsert(code, rate)
     return [tx.now().isoformat(), tx.random.random(), str(tx.uuid()), tx.unique_id(), tx.unique_id()]
 
 
 @procedure(everywhere=True)
-def rate_with_item(tx, code: str, key: int):
+def rate_with_item(tx: Any, code: str, key: int) -> Any:
     row = tx.items.get(key)
     tx.rates.upsert(code, float(row.n) if row is not None else None)
     return [tx.now().isoformat(), tx.unique_id()]
 
 
 @procedure(everywhere=True, read_only=True)
-def rate_of(tx, code: str):
+def rate_of(tx: Any, code: str) -> Any:
     row = tx.rates.get(code)
     return None if row is None else row.rate
 
 
-PROCEDURES = [
+PROCEDURES: list[Callable[..., Any]] = [
     put, add, get, insert, write_in_read_only, write_then, swallow, generated, consume, touch_all, look, note, size,
     set_rate, rate_with_item, rate_of,
 ]  # fmt: skip
@@ -421,7 +420,7 @@ def test_argument_lists_that_are_not_one_a_call_are_refused(args: bytes, partiti
 def test_a_number_that_occurs_twice_does_not_mix_up_results(partition: OnePartition) -> None:
     partition.call("put", 1, 1)
     partition.run_group("add", [(9, 1), (1, 1), (1, 1), (1, 1)], [5, 5, 6, 7])
-    changes, outcomes = partition.executor.seal()
+    _, outcomes = partition.executor.seal()
     assert [group.numbers for group in outcomes] == [[5, 6, 7]]
     assert msgspec.msgpack.decode(outcomes[0].results) == [2, 3, 4]
     partition.seal()
@@ -696,7 +695,7 @@ def test_a_call_set_aside_outlives_a_reload(partition: OnePartition) -> None:
 def test_a_reload_takes_effect_with_the_next_call(partition: OnePartition) -> None:
     def version_of(n: int) -> Any:
         @procedure(partition_by="key")
-        def get(tx, key: int):
+        def get(tx: Any, key: int) -> Any:
             return n
 
         return get
@@ -991,7 +990,7 @@ KEPT = ValueError("the same object each time")
 
 
 @procedure(partition_by="key")
-def raise_kept(tx, key: int):
+def raise_kept(tx: Any, key: int) -> Any:
     raise KEPT
 
 

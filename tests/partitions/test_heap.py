@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -76,7 +77,7 @@ def any_size(rng: random.Random) -> bytes:
 @pytest.mark.parametrize("image", [small, middling, any_size])
 @pytest.mark.parametrize("table", [NARROW, WIDE])
 @pytest.mark.parametrize("seed", range(2))
-def test_random_changes_equal_the_dict(table: Table, image, seed: int) -> None:  # type: ignore[no-untyped-def]  # one of three functions
+def test_random_changes_equal_the_dict(table: Table, image: Callable[[random.Random], bytes], seed: int) -> None:
     rng = random.Random(f"{seed} {table.name} {image.__name__}")
     heap = Modelled(table)
     for step in range(120):
@@ -181,7 +182,10 @@ def test_slots_do_not_pass_their_bits() -> None:
 def test_pages_needed_is_enough(seed: int) -> None:
     """With exactly so many frames free, no mixture of inserts and updates asks for one more."""
     rng = random.Random(seed)
-    image = rng.choice([small, middling, any_size, lambda r: bytes(r.randrange(4080, 4090)), lambda r: b"x" * 4081])
+    images: list[Callable[[random.Random], bytes]] = [
+        small, middling, any_size, lambda r: bytes(r.randrange(4080, 4090)), lambda r: b"x" * 4081,
+    ]  # fmt: skip
+    image = rng.choice(images)
     for table in (NARROW, WIDE):
         before = [image(rng) for _ in range(rng.randrange(60))]
         changed = [image(rng) for _ in range(rng.randrange(len(before) + 1))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ def nested(tx: Any) -> None:
     def inner() -> None:
         loop(tx)
 
-    [inner() for _ in range(2)]
+    for each in [inner for _ in range(2)]:
+        each()
 
 
 def loop_of_reads(tx: Any) -> None:
@@ -77,10 +79,8 @@ def sleep(tx: Any) -> None:
 
 
 def swallow_once(tx: Any) -> str:
-    try:
+    with contextlib.suppress(BaseException):
         loop(tx)
-    except BaseException:  # noqa: B036, BLE001 as users do
-        pass
     tx.t.upsert(77, 77)
     return "as if nothing had happened"
 
@@ -90,14 +90,14 @@ def swallow_thrice(tx: Any) -> None:
         try:
             while True:
                 tx.t.upsert(77, 77)
-        except BaseException:  # noqa: B036, BLE001 as users do
+        except BaseException:  # noqa: BLE001 as users do
             continue
 
 
 def swallow_and_raise(tx: Any) -> None:
     try:
         loop(tx)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 as users do
         raise ValueError("mine") from None
 
 
@@ -111,7 +111,7 @@ def raise_slow_text(tx: Any) -> None:
     raise SlowText
 
 
-def quick(tx: Any) -> int:
+def quick(tx: Any) -> Any:
     return tx.t.upsert(5, 5).n
 
 
@@ -125,21 +125,21 @@ def just_in_time(tx: Any) -> str:
 BODIES: dict[str, Callable[[Any], Any]] = {
     body.__name__: body
     for body in (
-        loop, nested, loop_of_reads, loop_of_misses, loop_of_writes, loop_of_wheres, endless_scans, endless_ranges, sleep,
-        swallow_once, swallow_thrice, swallow_and_raise, raise_slow_text, quick, just_in_time,
+        loop, nested, loop_of_reads, loop_of_misses, loop_of_writes, loop_of_wheres, endless_scans, endless_ranges,
+        sleep, swallow_once, swallow_thrice, swallow_and_raise, raise_slow_text, quick, just_in_time,
     )
 }  # fmt: skip
 
 
 @procedure(partition_by="key")
-def run(tx, key: int, body: str):
+def run(tx: Any, key: int, body: str) -> Any:
     tx.t.upsert(3, 333)
     tx.t.delete(4)
     return BODIES[body](tx)
 
 
 @procedure(partition_by="key")
-def put(tx, key: int, n: int):
+def put(tx: Any, key: int, n: int) -> Any:
     return tx.t.upsert(key, n).n
 
 

@@ -2,6 +2,8 @@
 
     with FakeCluster(partitions=2) as cluster: connect(cluster.url) …
 
+Clients reach the partitions by Unix stream; without `streams` by ipc, and if not on the `same_machine` by tcp.
+
 The procedures are `PROCEDURES` below. A partition remembers what each call id answered, so a retried call answers with
 its first result. Run as a program it serves until its standard input closes, and prints its URL: for measurements.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -44,6 +47,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
+from voltpy.stream import FrameReader, packed, stream_path
 
 decode_value = msgspec.msgpack.Decoder().decode
 
@@ -84,7 +88,7 @@ def info(name: str, key_position: int) -> ProcedureInfo:
 class Node:
     """One ROUTER socket served by one thread. `frames` is every frame that arrived after Hellos, decoded."""
 
-    def __init__(self, cluster: FakeCluster, ipc_path: str, tcp_port: int = 0) -> None:
+    def __init__(self, cluster: FakeCluster, ipc_path: str, tcp_port: int = 0, *, streams: bool = False) -> None:
         self.cluster = cluster
         self.ipc_path = ipc_path
         self.socket = cluster.context.socket(zmq.ROUTER)
@@ -94,6 +98,12 @@ class Node:
         self.socket.bind(f"ipc://{ipc_path}")
         self.socket.bind(f"tcp://127.0.0.1:{tcp_port or '*'}")
         self.tcp_port = int(self.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self.listener: socket.socket | None = None
+        self.streams: dict[bytes, tuple[socket.socket, FrameReader]] = {}  # by identity
+        if streams:
+            self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.listener.bind(stream_path(ipc_path))
+            self.listener.listen(128)
         self.clients: dict[bytes, Hello] = {}
         self.frames: list[Message] = []
         self.deaf = threading.Event()  # takes frames and answers none
@@ -110,6 +120,8 @@ class Node:
             self._stop.set()
             os.write(self._pipe_out, b"\0")
             self.thread.join()
+            os.close(self._pipe_in)
+            os.close(self._pipe_out)
 
     def calls(self) -> int:
         return sum(
@@ -122,15 +134,19 @@ class Node:
     def post(self, identity: bytes, message: Message) -> None:
         """Sends from another thread."""
         self._posted.append((identity, wire.encode(message)))
-        os.write(self._pipe_out, b"\0")
+        if not self._stop.is_set():
+            os.write(self._pipe_out, b"\0")
 
     def send(self, identity: bytes, message: Message) -> None:
         self.send_bytes(identity, wire.encode(message))
 
     def send_bytes(self, identity: bytes, data: bytes) -> None:
         try:
-            self.socket.send_multipart([identity, data], zmq.NOBLOCK)
-        except zmq.ZMQError:
+            if identity in self.streams:
+                self.streams[identity][0].sendall(packed(data))
+            else:
+                self.socket.send_multipart([identity, data], zmq.NOBLOCK)
+        except (zmq.ZMQError, OSError):
             self.clients.pop(identity, None)
 
     def poll_also(self, poller: zmq.Poller) -> None: ...
@@ -146,6 +162,8 @@ class Node:
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self._pipe_in, zmq.POLLIN)
         self.poll_also(poller)
+        if self.listener is not None:
+            poller.register(self.listener, zmq.POLLIN)
         while not self._stop.is_set():
             ready = dict(poller.poll())
             if self._pipe_in in ready:
@@ -160,9 +178,32 @@ class Node:
                     time.sleep(self.delay_s)
                 identity, data = self.socket.recv_multipart()
                 self._take(identity, data)
+            self._serve_streams(poller, ready)
         self.socket.close(0)
-        os.close(self._pipe_in)
-        os.close(self._pipe_out)
+        for stream, _reader in self.streams.values():
+            stream.close()
+        if self.listener is not None:
+            self.listener.close()
+            os.unlink(stream_path(self.ipc_path))
+
+    def _serve_streams(self, poller: zmq.Poller, ready: dict[Any, int]) -> None:
+        if self.listener is not None and self.listener.fileno() in ready:
+            stream, _ = self.listener.accept()
+            self.streams[os.urandom(8)] = (stream, FrameReader())
+            poller.register(stream, zmq.POLLIN)
+        for identity, (stream, reader) in list(self.streams.items()):
+            if stream.fileno() in ready:
+                try:
+                    data = stream.recv(1 << 16)
+                except ConnectionError:
+                    data = b""
+                for frame in reader.feed(data):
+                    self._take(identity, frame)
+                if not data:
+                    poller.unregister(stream)
+                    stream.close()
+                    del self.streams[identity]
+                    self.clients.pop(identity, None)
 
     def _take(self, identity: bytes, data: bytes) -> None:
         message = wire.decode(data)
@@ -187,7 +228,7 @@ class FakePartition(Node):
         self.answers: dict[tuple[int, int], Any] = before.answers if before else {}
         self.lsn: int = before.lsn if before else 0
         self.swallow_replies = False  # runs the calls, and dies with the answers
-        super().__init__(cluster, cluster.path(f"p{number}"))
+        super().__init__(cluster, cluster.path(f"p{number}"), streams=cluster.streams)
         if before:
             self.frames = before.frames
         self.thread.start()
@@ -310,7 +351,10 @@ class FakeRouter(Node):
 
 
 class FakeCluster:
-    def __init__(self, partitions: int = 2, *, remember: bool = True, same_machine: bool = True) -> None:
+    def __init__(
+        self, partitions: int = 2, *, remember: bool = True, same_machine: bool = True, streams: bool = True
+    ) -> None:
+        self.streams = streams
         self.context = zmq.Context()
         self.directory = tempfile.mkdtemp(prefix="voltpy-")
         self.cluster_id = os.urandom(8).hex()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import pytest
 import voltpy
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
 from voltpy.client import SUBMITTED_CALLS, Client
+from voltpy.connection import ROUTER
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.link import Address
 from voltpy.messages import Runaway
 
 
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster(2) as made:
+@pytest.fixture(params=["stream", "ipc"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[FakeCluster]:
+    """With both kinds of connection that a partition on the same machine may have."""
+    with FakeCluster(2, streams=request.param == "stream") as made:
         yield made
 
 
@@ -36,6 +39,10 @@ def db(cluster: FakeCluster) -> Iterator[Client]:
 def key_of(partition: int) -> int:
     owners = slot_owners(2)
     return next(key for key in range(1000) if owners[hash_slot(key)] == partition)
+
+
+def is_readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
 
 
 def in_threads(count: int, body: Any) -> None:
@@ -226,9 +233,11 @@ def test_a_lone_caller_notices_a_dead_partition_at_once(cluster: FakeCluster, db
 def test_an_idle_client_finds_a_restarted_partition_without_an_error(cluster: FakeCluster, db: Client) -> None:
     assert db.call("where", key_of(0)) == 0
     identities = list(cluster.partition(0).clients)
-    cluster.kill(0)
+    cluster.kill(0, announce=False)
     cluster.restart(0)
-    wait_until(lambda: db._links.links[0].is_lost(), "the old connection ended")
+    # Looking at the sockets themselves would take the news from the client.
+    wait_until(lambda: is_readable(db._links.links[0].fds[-1]), "the old connection ended")
+    wait_until(lambda: is_readable(db._links.links[ROUTER].fds[0]), "the router has told")
     assert db.call("where", key_of(0)) == 0
     wait_until(lambda: db.call("where", key_of(0)) == 0 and bool(cluster.partition(0).clients), "a new connection")
     assert list(cluster.partition(0).clients) != identities
@@ -280,6 +289,13 @@ def test_call_many_returns_results_in_order_and_fills_frames(cluster: FakeCluste
     assert cluster.call_frames() < 20_000 / 128 * 1.35
     assert db.call_many("echo", []) == []
     assert db.call_many("echo", [[1, "b"]]) == [[1, "b"]]
+
+
+def test_large_arguments_and_results_pass(db: Client) -> None:
+    rows = [(key, chr(65 + key % 26) * 200_000) for key in range(60)]
+    assert db.call_many("echo", rows) == [list(row) for row in rows]
+    assert [db.submit("echo", *row) for row in rows][-1].result(10) == list(rows[-1])
+    assert db.call("echo", 1, "x" * 3_000_000) == [1, "x" * 3_000_000]
 
 
 def test_call_many_reads_its_rows_as_they_go_out(cluster: FakeCluster, db: Client) -> None:
@@ -433,10 +449,8 @@ def test_a_future_can_be_cancelled_until_it_is_sent(cluster: FakeCluster, db: Cl
     assert futures[-1].cancel()
     partition.deaf.clear()
     cluster.kill(0)
-    cluster.restart(0)
-    done = [type(future.exception(5)) for future in futures[:-1]]
-    assert done == [voltpy.Indeterminate] * 512 + [voltpy.Unavailable] * 87 or done[512:] == [type(None)] * 87
-    assert cluster.partition(0).calls() <= 512 + 87
+    errors = [type(future.exception(5)) for future in futures[:-1]]
+    assert errors == [voltpy.Indeterminate] * 512 + [voltpy.Unavailable] * 87
 
 
 def test_a_future_callback_may_call_again(db: Client) -> None:
@@ -627,7 +641,8 @@ def test_clients_leave_no_file_descriptors_behind(cluster: FakeCluster) -> None:
     wait_until(lambda: descriptors() <= before + 4, "sockets are closed")
 
 
-def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster, db: Client) -> None:
+def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster) -> None:
+    db = voltpy.connect(cluster.url, timeout=1)
     partition = cluster.partition(0)
 
     def interrupt() -> None:
@@ -649,7 +664,9 @@ def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster, db:
         thread.join()
         partition.deaf.clear()
         assert db.call("where", key_of(1)) == 1
-        assert db.call("where", key_of(0)) == 0
+        # What was sent to the deaf partition fills its window until it times out.
+        assert db.call("where", key_of(0), timeout=5) == 0
+    db.close()
 
 
 def test_a_forked_child_is_told_to_connect_again(cluster: FakeCluster, db: Client) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -147,16 +149,13 @@ def calls_of(frame: Frame) -> Calls:
     return message
 
 
-def key_of(partition: int, partitions: int = 2, start: int = 0) -> int:
-    owners = slot_owners(partitions)
-    return next(key for key in range(start, start + 10000) if owners[hash_slot(key)] == partition)
+def key_of(partition: int, partitions: int = 2) -> int:
+    return keys_of(partition, 1, partitions)[0]
 
 
 def keys_of(partition: int, count: int, partitions: int = 2) -> list[int]:
-    keys: list[int] = []
-    while len(keys) < count:
-        keys.append(key_of(partition, partitions, keys[-1] + 1 if keys else 0))
-    return keys
+    owners = slot_owners(partitions)
+    return list(islice((key for key in itertools.count() if owners[hash_slot(key)] == partition), count))
 
 
 @pytest.fixture
@@ -190,6 +189,32 @@ def test_a_call_goes_to_the_partition_of_its_key_and_settles_with_its_result(clu
     cluster.answer(frame, value="done")
     assert (call.done, call.value, call.error) == (True, "done", None)
     assert cluster.connection.settled == [call]
+    assert not cluster.connection.busy()
+
+
+def test_a_lone_call_takes_the_short_way_with_the_same_result(cluster: Cluster) -> None:
+    long, short = cluster.submit("put", 5, "x"), Pending()
+    (one,) = cluster.frames()
+    cluster.answer(one, value="done")
+    two = cluster.connection.submit_alone(short, "put", (5, "x"), 0.0, 10.0)
+    assert two is not None
+    (before,), (after,) = calls_of(one).groups, calls_of(two).groups
+    assert (before.slots, bytes(before.args), before.incarnation, one.destination) == (
+        after.slots,
+        bytes(after.args),
+        after.incarnation,
+        two.destination,
+    )
+    assert after.numbers == [before.numbers[0] + 1]
+    cluster.answer(two, value="done")
+    assert (short.value, cluster.connection.settled) == ("done", [long, short])
+    assert not cluster.connection.busy()
+    assert cluster.connection.lanes[0].unanswered == cluster.connection.lanes[0].unanswered_bytes == 0
+
+
+@pytest.mark.parametrize("args", [(), ("Oslo",), (1.5,), (1 << 70,), (1, object()), (1, b"x" * (1 << 21))])
+def test_what_is_unusual_goes_the_long_way(cluster: Cluster, args: tuple[Any, ...]) -> None:
+    assert cluster.connection.submit_alone(Pending(), "put", args, 0.0, 10.0) is None
     assert not cluster.connection.busy()
 
 
@@ -1122,6 +1147,18 @@ class AnyHistory(RuleBasedStateMachine):
         for index in range(count):
             self.calls.append(self.cluster.submit("put", seed + index, now=self.now, timeout=60.0))
 
+    @rule(key=st.integers(0, 1000), sent=st.booleans())
+    def submit_alone(self, key: int, sent: bool) -> None:
+        call = Pending()
+        frame = self.cluster.connection.submit_alone(call, "put", (key,), self.now, 60.0)
+        if frame is None:
+            self.cluster.connection.submit(call, "put", (key,), self.now, 60.0)
+        elif sent:
+            self.transmit(frame)
+        else:
+            self.cluster.connection.unsend(frame)
+        self.calls.append(call)
+
     @rule(count=st.integers(1, 400), seed=st.integers(0, 1000))
     def fill(self, count: int, seed: int) -> None:
         keys = list(range(seed, seed + count))
@@ -1130,23 +1167,25 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def send(self) -> None:
         for frame in self.cluster.frames(self.now):
-            message = wire.decode(frame.data)
-            if not isinstance(message, Calls):
-                continue
-            assert sum(len(group.numbers) for group in message.groups) <= CALLS_A_FRAME
-            for group in message.groups:
-                for number in group.numbers:
-                    again = self.seen.get(number, 0)
-                    self.seen[number] = again + 1
-                    if group.retry_floor != NEVER_SENT:
-                        assert again
-                        assert self.retry
-                        assert group.retry_floor == self.first_floor[number]
-                    elif not again:
-                        self.first_floor[number] = self.cluster.connection.lanes[group.partition].lsn
-            destination = frame.destination
-            epoch = self.link_epoch[destination] if destination >= 0 else 0
-            self.wire.append((self.router_epoch, epoch, destination, message))
+            if isinstance(wire.decode(frame.data), Calls):
+                self.transmit(frame)
+
+    def transmit(self, frame: Frame) -> None:
+        message = calls_of(frame)
+        assert sum(len(group.numbers) for group in message.groups) <= CALLS_A_FRAME
+        for group in message.groups:
+            for number in group.numbers:
+                again = self.seen.get(number, 0)
+                self.seen[number] = again + 1
+                if group.retry_floor != NEVER_SENT:
+                    assert again
+                    assert self.retry
+                    assert group.retry_floor == self.first_floor[number]
+                elif not again:
+                    self.first_floor[number] = self.cluster.connection.lanes[group.partition].lsn
+        destination = frame.destination
+        epoch = self.link_epoch[destination] if destination >= 0 else 0
+        self.wire.append((self.router_epoch, epoch, destination, message))
 
     def alive(self, router_epoch: int, link_epoch: int, destination: int) -> bool:
         if destination == ROUTER:

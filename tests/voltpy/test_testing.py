@@ -1,0 +1,203 @@
+"""The engine for users' own tests: the same calls, the same errors, and the original exception at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voltpy import procedure
+from voltpy.errors import (
+    Aborted,
+    BadArguments,
+    DuplicateKey,
+    ProcedureError,
+    ReadOnly,
+    SchemaError,
+    Unavailable,
+    UnknownProcedure,
+)
+from voltpy.testing import Engine
+
+SCHEMA = """
+CREATE TABLE accounts (id INT PRIMARY KEY, owner STRING NOT NULL, balance INT NOT NULL DEFAULT 0, opened TIMESTAMP);
+PARTITION TABLE accounts ON COLUMN id;
+CREATE TABLE branches (code STRING PRIMARY KEY, name STRING);
+"""
+
+
+@procedure(partition_by="account")
+def open_account(tx: Any, account: int, owner: str) -> Any:
+    tx.accounts.insert(account, owner, opened=tx.now())
+
+
+@procedure(partition_by="account")
+def deposit(tx: Any, account: int, amount: int, times: int = 1) -> Any:
+    row = tx.accounts.get(account)
+    if row is None:
+        tx.abort("no such account")
+    return tx.accounts.update(account, balance=row.balance + amount * times).balance
+
+
+@procedure(partition_by="account")
+def show(tx: Any, account: int) -> Any:
+    return tx.accounts.get(account)
+
+
+@procedure(partition_by="account")
+def fail(tx: Any, account: int, how: str) -> Any:
+    tx.accounts.update(account, balance=-1)
+    raise {"value": ValueError("bad"), "ctrl-c": KeyboardInterrupt(), "assert": AssertionError("not so")}[how]
+
+
+@procedure(partition_by="account")
+def fill(tx: Any, account: int, rows: int) -> Any:
+    for i in range(rows):
+        tx.accounts.insert(account + i, "x" * 4000)
+
+
+@procedure(everywhere=True)
+def add_branch(tx: Any, code: str) -> Any:
+    return tx.branches.insert(code, tx.now().isoformat()).name
+
+
+PROCEDURES: list[Callable[..., Any]] = [open_account, deposit, show, fail, fill, add_branch]
+
+
+@pytest.fixture
+def db(voltpy_engine: Callable[..., Engine]) -> Engine:
+    return voltpy_engine(SCHEMA, PROCEDURES, clock=lambda: datetime(2024, 5, 1, tzinfo=UTC))
+
+
+def test_a_deposit_raises_the_balance(db: Engine) -> None:
+    db.call("open_account", 42, "Kari")
+    assert db.call("deposit", 42, 100) == 100
+    assert db.call("deposit", 42, 1, 5) == 105
+    assert db.call("show", 42) == [42, "Kari", 105, datetime(2024, 5, 1, tzinfo=UTC)]
+    assert db.call("show", 43, timeout=1.0) is None
+    db.check()
+
+
+def test_errors_are_those_of_a_client(db: Engine) -> None:
+    db.call("open_account", 1, "Ola")
+    with pytest.raises(Aborted, match="no such account"):
+        db.call("deposit", 2, 100)
+    with pytest.raises(DuplicateKey):
+        db.call("open_account", 1, "Ola")
+    with pytest.raises(UnknownProcedure):
+        db.call("nope", 1)
+    with pytest.raises(UnknownProcedure, match="call_everywhere"):
+        db.call("add_branch", "OSL")
+    for arguments in (
+        (1, "x"),
+        (1,),
+        ("1", 5),
+        (None, 5),
+        (1.5, 5),
+        ([1], 5),
+        (object(), 5),
+        (1, 1 << 70),
+        ("\ud800", 5),
+        (),
+    ):
+        with pytest.raises(BadArguments, match="deposit"):
+            db.call("deposit", *arguments)
+    with pytest.raises(BadArguments, match="nope"):
+        db.call("nope", object())
+
+
+def test_a_procedure_error_has_the_original_as_its_cause_and_leaves_nothing(db: Engine) -> None:
+    db.call("open_account", 1, "Ola")
+    with pytest.raises(ProcedureError, match="fail: ValueError: bad") as raised:
+        db.call("fail", 1, "value")
+    assert isinstance(raised.value.__cause__, ValueError)
+    trace = raised.value.__cause__.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    assert trace is not None
+    assert trace.tb_frame.f_code is fail.__code__  # what a debugger opens
+    assert raised.value.type_name == "ValueError"
+    assert db.call("show", 1)[2] == 0
+    db.check()
+
+
+def test_ctrl_c_ends_the_test_and_leaves_nothing(db: Engine) -> None:
+    db.call("open_account", 1, "Ola")
+    with pytest.raises(KeyboardInterrupt):
+        db.call("fail", 1, "ctrl-c")
+    assert db.call("show", 1)[2] == 0
+    with pytest.raises(ProcedureError):
+        db.call("fail", 1, "assert")
+    db.check()
+
+
+def test_call_many_keeps_the_order_and_may_return_errors(db: Engine) -> None:
+    assert db.call_many("open_account", [(1, "a"), (2, "b")]) == [None, None]
+    results = db.call_many("deposit", [(1, 5), (9, 5), (2, 6)], return_exceptions=True)
+    assert [str(result) for result in results] == ["5", "no such account", "6"]
+    with pytest.raises(Aborted):
+        db.call_many("deposit", [(1, 5), (9, 5), (2, 6)])
+    assert db.call("show", 1)[2] == 10
+    assert db.call("show", 2)[2] == 6
+
+
+def test_submit_gives_a_future_that_is_done(db: Engine) -> None:
+    assert db.submit("open_account", 1, "a").result(timeout=0) is None
+    future = db.submit("open_account", 1, "a")
+    assert isinstance(future.exception(timeout=0), DuplicateKey)
+
+
+def test_call_everywhere_gives_one_result_for_the_one_partition(db: Engine) -> None:
+    assert db.call_everywhere("add_branch", "OSL") == ["2024-05-01T00:00:00+00:00"]
+    with pytest.raises(DuplicateKey):
+        db.call_everywhere("add_branch", "OSL")
+    with pytest.raises(UnknownProcedure):
+        db.call_everywhere("deposit", 1, 1)
+    with pytest.raises(BadArguments):
+        db.call_everywhere("add_branch", object())
+
+
+def test_without_room_a_call_leaves_nothing(voltpy_engine: Callable[..., Engine]) -> None:
+    db = voltpy_engine(SCHEMA, PROCEDURES, memory_bytes=20 * 8192)
+    db.call("open_account", 1, "Ola")
+    with pytest.raises(ReadOnly):
+        db.call("fill", 100, 100)
+    db.check()
+    assert db.call("show", 100) is None
+    db.call("fill", 100, 5)
+    assert db.call("show", 104)[0] == 104
+
+
+def test_files_are_read_by_their_paths(tmp_path: Path, voltpy_engine: Callable[..., Engine]) -> None:
+    (tmp_path / "s.sql").write_text(SCHEMA)
+    (tmp_path / "p.py").write_text(
+        "from voltpy import procedure\n\n"
+        "@procedure(partition_by='account')\ndef twice(tx, account: int):\n    return 2 * account\n"
+    )
+    for schema, procedures in (
+        (str(tmp_path / "s.sql"), str(tmp_path / "p.py")),
+        (tmp_path / "s.sql", tmp_path / "p.py"),
+    ):
+        db = voltpy_engine(schema, procedures)
+        assert db.call("twice", 21) == 42
+        assert [info.name for info in db.procedures()] == ["twice"]
+    with pytest.raises(SchemaError, match="can't be read"):
+        voltpy_engine(SCHEMA, tmp_path / "absent.py")
+
+
+def test_a_closed_engine_is_unavailable() -> None:
+    with Engine(SCHEMA, PROCEDURES) as db:
+        db.call("open_account", 1, "a")
+    calls: list[Callable[[], Any]] = [lambda: db.call("show", 1), lambda: db.call_everywhere("add_branch", "OSL")]
+    for call in calls:
+        with pytest.raises(Unavailable, match="closed"):
+            call()
+
+
+def test_engines_are_separate(voltpy_engine: Callable[..., Engine]) -> None:
+    one, other = voltpy_engine(SCHEMA, PROCEDURES), voltpy_engine(SCHEMA, PROCEDURES)
+    one.call("open_account", 1, "a")
+    assert other.call("show", 1) is None

@@ -1,0 +1,57 @@
+"""Frames on a byte stream: the way between a partition and the clients on its own machine.
+
+A partition listens on a Unix socket beside its ipc one. Messages, limits and checks are those of every door; only the
+transport differs: no I/O threads, so a call wakes two threads instead of six, and takes a third of the time
+(bare echo, measured in one run: 19 µs against 51 µs for ZeroMQ over ipc and 39 µs for redis-py).
+
+    stream := (length, u32 little-endian; frame of so many bytes)*
+
+A length past MAX_FRAME_BYTES is no frame: nothing that follows it can be trusted, and the connection ends. No sockets
+here.
+"""
+
+from __future__ import annotations
+
+from voltpy.errors import ProtocolError
+from voltpy.messages import MAX_FRAME_BYTES
+
+LENGTH_BYTES = 4
+READ_BYTES = 1 << 18  # what one look at a socket takes
+
+
+def stream_path(ipc_path: str) -> str:
+    """Where the partition whose ZeroMQ socket is at `ipc_path` listens for streams."""
+    return ipc_path + ".s"
+
+
+def packed(frame: bytes) -> bytes:
+    """The frame as it goes into the stream."""
+    return len(frame).to_bytes(LENGTH_BYTES, "little") + frame
+
+
+class FrameReader:
+    """Cuts a stream into frames again."""
+
+    __slots__ = ("_tail",)
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The frames that are complete with these bytes. Raises ProtocolError for a length past the limit."""
+        if self._tail:
+            data = self._tail + data
+        frames = []
+        at = 0
+        end = len(data)
+        while end - at >= LENGTH_BYTES:
+            length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
+            if length > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes; the limit is {MAX_FRAME_BYTES}")
+            if end - at - LENGTH_BYTES < length:
+                break
+            at += LENGTH_BYTES
+            frames.append(data[at : at + length])
+            at += length
+        self._tail = data[at:]
+        return frames
