@@ -92,9 +92,10 @@ def accessors(
     inserted: dict[Any, bytes | None],
     updated: dict[Any, bytes | None],
     undo: list[tuple[Any, Any, Any]],
+    asked: set[Any],
     lookup: Callable[[Any], Any],
 ) -> tuple[Callable[[Any], Any], Callable[..., Any], Callable[..., Any]]:
-    """(get, insert, upsert). `lookup` finds a row that is not in `rows`."""
+    """(get, insert, upsert). `lookup` finds a row that is not in `rows`; `asked` holds keys that it was asked for."""
 
     def get(key: Any) -> Any:
         """The row with this primary key (a tuple where it has several columns), or None."""
@@ -102,7 +103,12 @@ def accessors(
         if row is None:
             row = lookup(key)
             if row is not None:
-                rows[key] = row
+                # Worth keeping decoded only if it is asked for again: otherwise it goes while it is still in the
+                # processor's cache, and displaces nothing.
+                if key in asked:
+                    rows[key] = row
+                else:
+                    asked.add(key)
         return row
 
     def duplicate(key: Any) -> DuplicateKey:

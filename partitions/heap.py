@@ -161,8 +161,8 @@ class Heap:
                 start = frame * PAGE_BYTES + words[at]
                 self._memory[start : start + length] = image
                 words[at + 1] = length
-                if length < old_length:
-                    words[base + DEAD] += old_length - length
+                dead = words[base + DEAD] = words[base + DEAD] + old_length - length
+                if dead >= ROOMY_BYTES // 2:
                     self._mark_if_roomy(row_id >> self._slot_bits, frame)
             elif not self._grow_in_page(frame, at, old_length, image):
                 self.delete(row_id)

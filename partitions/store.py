@@ -18,7 +18,7 @@ from voltpy.schema import Schema
 # What a generation of decoded rows may take; there are two.
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
-DECODED_FLOOR_BYTES = 64 << 20  # … but so much in any case
+DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 
 
 class Store:

@@ -13,7 +13,8 @@ So there are three places, and a key is looked for in this order:
     index → heap, decoded
 
 Rows that the batch updated are always in `_rows` too; new ones are decoded when they are read. `_inserted` also
-remembers, as None, keys that the batch has found absent. When the young generation is full, it becomes the old one,
+remembers, as None, keys that the batch has found absent. A row is decoded for keeping when it is asked for the second
+time. When the young generation is full, it becomes the old one,
 between batches, and the old one is dropped. Bounded memory then costs nothing on a hit.
 
 A key that is *not here* (lent, or its page not in memory) is in `_away`, and never in `_rows` or `_old`, so that a hit
@@ -43,6 +44,7 @@ from voltpy.schema import Table as TableSchema
 
 _EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
+ASKED_KEYS = 1 << 16  # remembered as asked for once
 WHOLE_TABLE: Any = object()  # the miss of a read that is not by key
 
 # (table, key, row before; None = there was none). A miss appends (None, None, None): see UndoLog's reader.
@@ -79,6 +81,7 @@ class Table:
     """What a procedure sees as `tx.<table>`, with the seams for undo, batches and recovery below."""
 
     __slots__ = (
+        "_asked",
         "_away",
         "_decode",
         "_dying",
@@ -140,6 +143,7 @@ class Table:
         self._rows_limit = 1 << 14
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
+        self._asked: set[Any] = set()
         self._undo = undo
         self.owner = owner
         self._away: set[Any] = set()
@@ -147,7 +151,7 @@ class Table:
         self.new_hidden_key: Callable[[], int] | None = None
         self._partition_of_key = _partition_position(schema)
         self.get, self.insert, self.upsert = accessors(
-            self, schema, self._format, self._rows, self._inserted, self._updated, undo, self._lookup
+            self, schema, self._format, self._rows, self._inserted, self._updated, undo, self._asked, self._lookup
         )
 
     # What procedures call, besides get, insert and upsert, which partitions.accessors makes.
@@ -309,7 +313,6 @@ class Table:
 
     def apply(self) -> None:
         """Writes the batch's images into pages and index. The arena has `pages_needed` frames."""
-        written = len(self._inserted)
         if self._inserted:
             images = [*filter(None, self._inserted.values())]
             keys = list(self._inserted)
@@ -332,7 +335,10 @@ class Table:
         if len(self._rows) > self._rows_limit:
             self._age()
         if self._dying:
-            self._bury(256 + 2 * written)
+            # Gone by the time that the young generation is half full.
+            self._bury(len(self._dying) - self._rows_limit + 2 * len(self._rows))
+        if len(self._asked) > ASKED_KEYS:
+            self._asked.clear()
 
     def replay(self, images: list[bytes], deleted: list[bytes]) -> None:
         """Takes a WAL batch's changes during recovery; `apply` writes them, the last image of each key."""
@@ -433,6 +439,7 @@ class Table:
             image = inserted[key] if key in inserted else self._updated[key]
             return None if image is None else self._decode(image)
         if key in self._old:
+            self._asked.add(key)
             return self._old.pop(key)
         try:
             row_id = self._find(key, NOWHERE)

@@ -135,9 +135,9 @@ class Session:
         except DidNotHappen as error:
             run.problem = str(error)
         workload.finish()
-        self._check(run, workload)
+        self._check(workload)
         run.totals = workload.totals()
-        run.violations = workload.violations
+        run.violations += workload.violations
         run.seconds = round(time.monotonic() - began_s, 3)
         return run
 
@@ -146,9 +146,9 @@ class Session:
         violations = []
         counts = [0, 0, 0, 0]
         for workload in self._workloads:
-            known = len(workload.violations)
-            counts = [one + other for one, other in zip(counts, workload.check(), strict=True)]
-            violations += [f"later: {violation}" for violation in workload.violations[known:]]
+            known = list(workload.violations)
+            counts = [one + other for one, other in zip(counts, self._check(workload), strict=True)]
+            violations += [f"later: {violation}" for violation in workload.violations if violation not in known]
         found = [sum(column) for column in zip(*self._row_counts(), strict=True)]
         if found != counts:
             violations.append(f"tables have {found} rows, the ledgers make {counts}")
@@ -165,11 +165,12 @@ class Session:
                     raise
                 time.sleep(0.01)
 
-    def _check(self, run: Run, workload: Workload) -> None:
+    def _check(self, workload: Workload) -> list[int]:
         try:
-            workload.check()
+            return workload.check()
         except Error as error:
             workload.violations.append(f"can't be checked: {type(error).__name__}: {error}")
+            return [0, 0, 0, 0]
 
     def _kill(self, run: Run, rng: Random, workload: Workload) -> None:
         """A kill from outside, at a random moment."""

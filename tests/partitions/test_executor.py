@@ -1004,3 +1004,35 @@ def test_an_exception_that_is_kept_and_raised_again_does_not_grow() -> None:
     assert len(texts) == 1
     assert texts.pop().count("raise KEPT") == 1
     assert KEPT.__traceback__ is None
+
+
+def test_a_batch_that_is_undone_and_run_again_generates_afresh(partition: OnePartition) -> None:
+    partition.run("generated", 1, 2, number=50)
+    partition.executor.undo_batch()
+    partition.run("generated", 1, 2, number=50)
+    partition.seal()
+    assert runs[0][1:4] == runs[1][1:4]
+    assert partition.answer(50)[0][:6] == runs[1]
+    assert runs[0][4] != runs[1][4]
+
+
+@procedure(everywhere=True)
+def set_rates_and_fail(tx: Any, how: str) -> Any:
+    tx.rates.upsert("EUR", 9.0)
+    tx.rates.insert("NOK", 1.0)
+    tx.rates.delete("USD")
+    return ENDINGS[how](tx)
+
+
+@pytest.mark.parametrize("how", ["abort", "raise", "exit", "a huge number"])
+def test_a_directed_call_that_fails_leaves_the_copies_as_they_were(how: str) -> None:
+    partition = OnePartition(SCHEMA, [*PROCEDURES, set_rates_and_fail])
+    for code in ("EUR", "USD"):
+        partition.call_everywhere("set_rate", code, 1.0)
+    before = contents(partition)
+    with pytest.raises(Error):
+        partition.call_everywhere("set_rates_and_fail", how)
+    assert contents(partition) == before
+    assert partition.table("rates").count() == 2
+    partition.seal()
+    partition.store.check()

@@ -240,7 +240,9 @@ class PartitionMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         number = self.partition.number if self.partition is not None else 0
-        self.partition = OnePartition(SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES)
+        self.partition = OnePartition(
+            SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20
+        )
         self.partition.number = number
         self.mark_flushed()
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ from voltpy.messages import (
     SwitchLoad,
     Welcome,
 )
+from voltpy.stream import FrameReader, packed, stream_path
 from voltpy.wire import decode, encode, joined
 
 TOKEN = "0123456789abcdef"
@@ -117,16 +119,61 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+class StreamSocket:
+    """A stream that looks like a DEALER."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self.socket.connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < deadline, "no stream to connect to"
+                time.sleep(0.01)
+        self.reader = FrameReader()
+        self.frames: list[bytes] = []
+
+    def send(self, frame: bytes) -> None:
+        self.socket.sendall(packed(frame))
+
+    def poll(self, timeout_ms: int) -> bool:
+        self.socket.settimeout(timeout_ms / 1000)
+        try:
+            while not self.frames:
+                data = self.socket.recv(1 << 18)
+                if not data:
+                    raise ConnectionResetError("the partition has closed the stream")
+                self.frames += self.reader.feed(data)
+        except (TimeoutError, BlockingIOError):
+            return False
+        finally:
+            self.socket.settimeout(PATIENCE_S)
+        return True
+
+    def recv(self) -> bytes:
+        return self.frames.pop(0)
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.socket.close()
+
+
+def dealer(path: str) -> zmq.Socket[bytes]:
+    made: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    made.setsockopt(zmq.LINGER, 0)
+    made.setsockopt(zmq.SNDHWM, 0)
+    made.connect(path)
+    return made
+
+
 class Peer:
-    """One connection to the partition, in any role."""
+    """One connection to the partition, in any role: a stream where the address is a path."""
 
     next_client_id = 1000
 
     def __init__(self, path: str, role: str = CLIENT, client_id: int = 0, token: str = TOKEN) -> None:
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, 0)
-        self.socket.connect(path)
+        self.socket: Any = StreamSocket(path) if path.startswith("/") else dealer(path)
         Peer.next_client_id += 1
         self.client_id = client_id or Peer.next_client_id
         self.number = 0
@@ -223,8 +270,8 @@ class Partition:
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         return self.process
 
-    def peer(self, role: str = CLIENT, **options: Any) -> Peer:
-        peer = Peer(self.address, role, **options)
+    def peer(self, role: str = CLIENT, *, stream: bool = False, **options: Any) -> Peer:
+        peer = Peer(stream_path(str(self.runtime / "p0")) if stream else self.address, role, **options)
         self.peers.append(peer)
         return peer
 
@@ -274,13 +321,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Partition]:
 # ---------------------------------------------------------------------------------------------------- the door
 
 
-def test_calls_and_errors_are_answered(running: Partition) -> None:
-    client = running.peer()
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_and_errors_are_answered(stream: bool, running: Partition) -> None:
+    client = running.peer(stream=stream)
     assert isinstance(client.greeting, Welcome)
     assert client.incarnation == 1
-    assert client.call("add", 1, 5) == 5
-    assert client.call_many("add", [(1, 1)] * 100) == list(range(6, 106))
-    assert client.call("get", 1) == 105
+    before = client.call("get", 1) or 0
+    assert client.call("add", 1, 105 - before) == 105
+    assert client.call_many("add", [(1, 1)] * 100) == list(range(106, 206))
+    assert client.call("add", 1, -100) == 105
     with pytest.raises(Aborted, match="no"):
         client.call("refuse", 1)
     with pytest.raises(Aborted, match="ud800"):
@@ -312,8 +361,9 @@ def test_a_procedure_that_never_ends_is_ended(running: Partition) -> None:
     assert client.call("get", 3) == before
 
 
-def test_results_larger_than_a_frame_come_in_several(running: Partition) -> None:
-    client = running.peer()
+@pytest.mark.parametrize("stream", [False, True])
+def test_results_larger_than_a_frame_come_in_several(stream: bool, running: Partition) -> None:
+    client = running.peer(stream=stream)
     results = client.call_many("large", [(1, 900_000)] * 40)
     assert {len(result) for result in results} == {900_000}
 
@@ -323,8 +373,11 @@ def test_results_larger_than_a_frame_come_in_several(running: Partition) -> None
     [b"", b"\x00", b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x91" * 5000, b"\xdd\xff\xff\xff\xff", b"\x94\x04",
      encode(StatusRequest(1)), encode(PrepareLoad(2, "", "")), encode(EverywhereCall(1, 5, "total", 1, Raw(b"\x90")))],
 )  # fmt: skip
-def test_garbage_and_forbidden_frames_end_only_their_own_connection(garbage: bytes, running: Partition) -> None:
-    client, other = running.peer(), running.peer()
+@pytest.mark.parametrize("stream", [False, True])
+def test_garbage_and_forbidden_frames_end_only_their_own_connection(
+    stream: bool, garbage: bytes, running: Partition
+) -> None:
+    client, other = running.peer(stream=stream), running.peer(stream=stream)
     client.socket.send(garbage)
     refusal = client.receive()
     assert isinstance(refusal, Refusal)
@@ -345,8 +398,7 @@ def test_several_parts_are_no_message(running: Partition) -> None:
 
 def test_a_frame_before_hello_is_refused(running: Partition) -> None:
     client = running.peer()
-    stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    stranger.connect(running.address)
+    stranger = dealer(running.address)
     stranger.send(encode(Calls(1, [client.group("add", [(4, 1)])])))
     assert stranger.poll(PATIENCE_S * 1000)
     refusal = decode(stranger.recv())
@@ -428,15 +480,110 @@ def test_connections_that_vanish_leave_nothing_in_flight(running: Partition) -> 
     assert not any(isinstance(answer, Error) for answer in client.call_many("get", [(1,)] * 4000))
 
 
-def test_a_client_that_never_reads_harms_nobody(running: Partition) -> None:
-    deaf, other = running.peer(), running.peer()
-    for _ in range(600):
-        deaf.send(Calls(1, [deaf.group("large", [(1, 200_000)])]))
-        if deaf.number % 100 == 0:
+@pytest.mark.parametrize(("length", "calls"), [(200_000, 400), (2_000, 20_000)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_never_reads_harms_nobody(stream: bool, length: int, calls: int, running: Partition) -> None:
+    deaf, other = running.peer(stream=stream), running.peer(stream=True)
+    slowest_s = 0.0
+    try:
+        for number in range(1, calls + 1):
+            deaf.send(Calls(1, [deaf.group("large", [(1, length)])]))
+            if number % (calls // 20) == 0:
+                began_s = time.monotonic()
+                assert other.call("large", 1, 10) == "x" * 10
+                slowest_s = max(slowest_s, time.monotonic() - began_s)
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
+        assert stream  # it was shown the door
+    assert slowest_s < 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_floods_one_door_does_not_shut_the_other(stream: bool, running: Partition) -> None:
+    """Frames that the door answers itself cost their sender nothing."""
+    flood = subprocess.Popen([sys.executable, "-c", FLOOD, running.address, str(stream), str(running.runtime / "p0")])
+    try:
+        other = running.peer(stream=not stream)
+        for _ in range(50):
+            began_s = time.monotonic()
             assert other.call("large", 1, 10) == "x" * 10
-    began_s = time.monotonic()
-    assert other.call("large", 1, 10) == "x" * 10
-    assert time.monotonic() - began_s < 5
+            assert time.monotonic() - began_s < 2
+    finally:
+        flood.kill()
+        flood.wait()
+
+
+FLOOD = """
+import socket, sys, zmq
+from voltpy.messages import CallGroup, Calls, Hello
+from voltpy.stream import packed, stream_path
+from voltpy.wire import encode, joined
+frames = [Hello(1, 99), Calls(1, [CallGroup(99, "get", 0, 7, [1], [1], joined([b"\\x91\\x01"]))])]
+hello, calls = map(encode, frames)
+if sys.argv[2] == "True":
+    flood = socket.socket(socket.AF_UNIX)
+    flood.connect(stream_path(sys.argv[3]))
+    flood.sendall(packed(hello))
+    flood.setblocking(False)
+    calls = packed(calls) * 1000
+    at = 0
+    while True:
+        try:
+            flood.recv(1 << 20)
+        except BlockingIOError:
+            pass
+        try:
+            at = (at + flood.send(calls[at:])) % len(calls)
+        except BlockingIOError:
+            pass
+flood = zmq.Context.instance().socket(zmq.DEALER)
+flood.connect(sys.argv[1])
+flood.send(hello)
+while True:
+    try:
+        while True:
+            flood.recv(zmq.NOBLOCK)
+    except zmq.Again:
+        pass
+    for _ in range(100):
+        flood.send(calls)
+"""
+
+
+def test_a_stream_that_is_cut_anywhere_harms_nobody(running: Partition) -> None:
+    frame = packed(encode(Hello(PROTOCOL_VERSION, 4321)))
+    other = running.peer(stream=True)
+    for cut in range(len(frame)):
+        stranger = StreamSocket(stream_path(str(running.runtime / "p0")))
+        stranger.socket.sendall(frame[:cut])
+        stranger.close()
+    drips = StreamSocket(stream_path(str(running.runtime / "p0")))
+    for at in range(len(frame)):
+        drips.socket.sendall(frame[at : at + 1])
+    assert drips.poll(PATIENCE_S * 1000)
+    assert isinstance(decode(drips.recv()), Welcome)
+    drips.close()
+    assert other.call("large", 1, 1) == "x"
+
+
+def test_a_length_that_no_frame_has_ends_the_stream(running: Partition) -> None:
+    client, other = running.peer(stream=True), running.peer(stream=True)
+    client.socket.socket.sendall((MAX_FRAME_BYTES + 1).to_bytes(4, "little") + b"x" * 100)
+    with pytest.raises(ConnectionResetError):
+        client.socket.poll(PATIENCE_S * 1000)
+    assert other.call("large", 1, 1) == "x"
+
+
+def test_a_large_frame_in_many_pieces_does_not_stall_the_others(running: Partition) -> None:
+    client, other = running.peer(stream=True), running.peer(stream=True)
+    client.socket.socket.sendall((12 << 20).to_bytes(4, "little") + bytes(11 << 20))
+    slowest_s = 0.0
+    for number in range(400):
+        client.socket.socket.sendall(b"x")
+        if number % 20 == 0:
+            began_s = time.monotonic()
+            assert other.call("large", 1, 1) == "x"
+            slowest_s = max(slowest_s, time.monotonic() - began_s)
+    assert slowest_s < 1
 
 
 def test_groups_are_cut_where_frames_would_be_too_large() -> None:

@@ -64,6 +64,12 @@ def as_tuple(row: Any) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in row.__struct_fields__)
 
 
+def keep_decoded(table: Table, key: Any) -> None:
+    """A row that is asked for again is worth keeping."""
+    table.get(key)
+    table.get(key)
+
+
 class Model:
     """One table beside a dict; each step does the same to both and compares everything that can be read."""
 
@@ -186,7 +192,7 @@ def test_decoded_rows_are_bounded_and_old_ones_are_found_again(store: Store) -> 
     for first in range(0, 3000, 100):
         for i in range(first, first + 100):
             ints.insert(i, i)
-            ints.get(i)
+            keep_decoded(ints, i)
         store.changes()
         store.apply()
         ints._rows_limit = 150
@@ -366,7 +372,7 @@ def test_an_equal_key_of_another_type_harms_nothing(
         store.changes()
         store.apply()
         if decoded:
-            table.get(key)
+            keep_decoded(table, key)
         store.check()
 
     copy = store_of()
@@ -626,7 +632,7 @@ def test_check_sees_what_does_not_agree(store: Store) -> None:
     ints = store.by_name["ints"]
     for i in range(5):
         ints.insert(i, i)
-        ints.get(i)
+        keep_decoded(ints, i)
     store.apply()
     store.check()
     ints._rows[3] = ints._rows[4]
