@@ -62,7 +62,6 @@ def engine(rows: int, operations: int, repeat: int) -> None:
 def _measure(
     name: str, schema: Schema, row_of: Callable[[int], tuple[Any, ...]], rows: int, operations: int, repeat: int
 ) -> None:
-    gc.collect()
     before = _resident_bytes()
     store = Store(schema, 0, 1, MEMORY_BYTES)
     table = store.tables[0]
@@ -85,7 +84,6 @@ def _measure(
             click.echo(f"| {name}: {what}, {distribution} | {times[0]:.2f} ({times[len(times) // 2]:.2f}) | |")
     store.check()
     click.echo(f"| {name}: after all that | | {(_resident_bytes() - before) / rows:.0f} |")
-    del table, store
 
 
 def _update(table: Any, name: str, key: int) -> None:

@@ -49,6 +49,8 @@ from voltpy.wire import decode, encode
 PASS_CALLS = 2048  # taken from the clients together, and from each partition, before anything is sent
 PASS_BYTES = 32 << 20
 IDLE_MS = 1000
+FINISH_S = 1.0  # at the end, for answers that partitions still owe
+LINGER_MS = 500  # … and for what clients have not taken yet
 EVENTS_A_SECOND = 20
 
 _events = structlog.get_logger("router")
@@ -119,9 +121,22 @@ class Server:
             self._send()
             if os.getppid() != self._parent:  # a kernel that does not kill with the parent
                 break
-        self._context.destroy(linger=0)
+        self._finish()
+        self._context.destroy(linger=LINGER_MS)
         self._wakeup_reader.close()
         self._wakeup_writer.close()
+
+    def _finish(self) -> None:
+        """Takes no more calls, and passes on the answers to those that are with the partitions, for a while."""
+        self._poller.unregister(self._front)
+        self._poller.unregister(self._wakeup_reader)
+        deadline_s = time.monotonic() + FINISH_S
+        while self.router.door.in_flight and self._connections and time.monotonic() < deadline_s:
+            ready = dict(self._poller.poll(IDLE_MS // 10))
+            for partition, connection in self._connections.items():
+                if connection.socket in ready:
+                    self._receive_from_partition(partition, math.inf, math.inf)
+            self._send()
 
     def _on_signal(self, *_: object) -> None:
         self._stopping = True

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Hashable
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import zmq
@@ -50,6 +51,7 @@ LINGER_MS = 1000  # at the end, for replies that are on their way
 def main() -> int:
     arguments = _arguments()
     die_with_parent(int(os.environ.get(SUPERVISOR, "0")))
+    _forbid_forks()
     configure()
     events = structlog.get_logger().bind(partition=arguments.partition)
     try:
@@ -127,6 +129,16 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     crash_point("partition.stop.socket_closed")
     wal.close()
     return 0
+
+
+def _forbid_forks() -> None:
+    """A copy of this process would serve from the same sockets, write to the same WAL and hold its lock."""
+
+    def refuse() -> NoReturn:
+        raise RuntimeError("a procedure can't fork its partition; start another program with subprocess instead")
+
+    os.fork = os.forkpty = refuse
+    os.register_at_fork(after_in_child=lambda: os._exit(EXIT_CRASHED))  # for a fork that does not come by there
 
 
 def _arguments() -> argparse.Namespace:

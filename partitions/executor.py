@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.builtin import builtins
-from partitions.outcome_window import OutcomeWindow
+from partitions.outcome_window import OutcomeWindow, Unlogged
 from partitions.row import encode
 from partitions.store import Store
 from partitions.table import WHOLE_TABLE, NotHere, Table
@@ -54,7 +54,7 @@ from voltpy.errors import (
 )
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE
 from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ProcedureInfo, ReplyGroup
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure, Registry, announced_length
 from voltpy.wire import joined
 
 Words: TypeAlias = "memoryview[int] | array[int]"  # of unsigned 64-bit numbers: see voltpy.heartbeat
@@ -127,6 +127,9 @@ class Executor:
         for table in store.tables:
             table.hide_keys_with(ids)
         self._outcomes: list[ReplyGroup] = []
+        self._unlogged: list[Unlogged] = []  # answers of this batch that are no outcomes: see outcome_window
+        self._batch_index: dict[tuple[int, int], bytes | CallError] = {}  # both of them, for retries
+        self._batch_looked_at = (0, 0)
         self._answers: dict[Origin, Answers] = {}
         self._views: dict[tuple[bool, bool], Transaction] = {}
         self._large_bytes = 0
@@ -160,7 +163,7 @@ class Executor:
         numbers = group.numbers
         try:
             arguments = procedure.decode_many(group.args, len(numbers))
-        except msgspec.ValidationError:
+        except BaseException:  # noqa: BLE001 — see _decoded
             numbers, arguments = self._decode_one_by_one(origin, group, procedure)
         if overtaken:
             kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
@@ -175,10 +178,9 @@ class Executor:
         if procedure is None or not procedure.everywhere:
             self._refuse(origin, group, UnknownProcedure(_not_callable(call.procedure, procedure, directed=True)))
             return
-        try:
-            arguments = procedure.decode_one(call.args)
-        except BadArguments as error:
-            self._refuse(origin, group, error)
+        arguments = self._decoded(procedure, call.client_id, call.number, call.args)
+        if isinstance(arguments, Error):
+            self._refuse(origin, group, arguments)
             return
         try:
             now = _EPOCH + timedelta(microseconds=call.now_us)
@@ -247,6 +249,8 @@ class Executor:
             self.counts["returned"] += len(numbers)
             if mark != first_mark:
                 self._outcomes.append(replies)
+            elif not procedure.read_only:
+                self._unlogged.append(replies)
 
     def _ended_badly(
         self,
@@ -281,7 +285,9 @@ class Executor:
         elif not isinstance(error, _BELIEVED):
             error = _described(error, procedure)
         self.counts["raised"] += not interrupted
-        self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
+        answer = _call_error(group.client_id, number, error)
+        self._answers_to(origin).errors.append(answer)
+        self._unlogged.append(answer)
         self.failed(raised)
 
     def _encoded_arguments(self, group: CallGroup, number: int) -> bytes:
@@ -358,15 +364,30 @@ class Executor:
                 continue
             if first is None:
                 self._run_group(origin, one, procedure, set())
+            elif isinstance(first, CallError):
+                self._answers_to(origin).errors.append(first)
             else:
                 self._answers_to(origin).groups.append(ReplyGroup(group.client_id, [number], joined([first])))
             self._window.retried(group.client_id, number)
 
-    def _first_result(self, client_id: int, number: int, floor: int) -> bytes | None:
-        for group in self._outcomes:
-            if group.client_id == client_id and number in group.numbers:
-                return bytes(_decode_raws(group.results)[group.numbers.index(number)])
-        return self._window.first_result(client_id, number, floor)
+    def _first_result(self, client_id: int, number: int, floor: int) -> bytes | CallError | None:
+        first = self._answered_in_batch().get((client_id, number))
+        return self._window.first_result(client_id, number, floor) if first is None else first
+
+    def _answered_in_batch(self) -> dict[tuple[int, int], bytes | CallError]:
+        """By call id. What was added since the last look is indexed now: a client may retry thousands at once."""
+        index, looked_at = self._batch_index, self._batch_looked_at
+        for group in self._outcomes[looked_at[0] :]:
+            results = map(bytes, _decode_raws(group.results))
+            index.update(zip([(group.client_id, number) for number in group.numbers], results, strict=True))
+        for answer in self._unlogged[looked_at[1] :]:
+            if isinstance(answer, CallError):
+                index[answer.client_id, answer.number] = answer
+            else:
+                results = map(bytes, _decode_raws(answer.results))
+                index.update(zip([(answer.client_id, number) for number in answer.numbers], results, strict=True))
+        self._batch_looked_at = (len(self._outcomes), len(self._unlogged))
+        return index
 
     # Batches.
 
@@ -382,6 +403,8 @@ class Executor:
     def finished(self) -> None:
         """The batch is over: what it changed goes into pages and index."""
         self._store.apply()
+        if self._unlogged:
+            self._window.remember(self._unlogged)
         self._begin_batch()
 
     def undo_batch(self) -> None:
@@ -398,6 +421,10 @@ class Executor:
 
     def _begin_batch(self) -> None:
         self._outcomes = []
+        self._unlogged = []
+        if self._batch_index:
+            self._batch_index = {}
+        self._batch_looked_at = (0, 0)
         self._large_bytes = 0
         self._rerun = []
         self._set_aside = []
@@ -469,15 +496,36 @@ class Executor:
         numbers: list[int] = []
         arguments: list[tuple[Any, ...]] = []
         for number, raw in self._split(origin, group):
-            try:
-                arguments.append(procedure.decode_one(raw))
+            decoded = self._decoded(procedure, group.client_id, number, raw)
+            if isinstance(decoded, Error):
+                self._answers_to(origin).errors.append(_call_error(group.client_id, number, decoded))
+            else:
                 numbers.append(number)
-            except BadArguments as error:
-                self._answers_to(origin).errors.append(_call_error(group.client_id, number, error))
+                arguments.append(decoded)
         return numbers, arguments
+
+    def _decoded(self, procedure: Procedure, client_id: int, number: int, raw: Raw) -> tuple[Any, ...] | Error:
+        """One call's arguments, or why there are none. Their types may be the user's, with code that runs here."""
+        running = self._running
+        running[CLIENT_ID], running[CALL_NUMBER] = client_id, number
+        running[PROCEDURE] = self._places.get(procedure.name, 0)
+        self.interrupted = False  # decoding the whole group may have been; what that left in the undo log is harmless
+        try:
+            return procedure.decode_one(raw)
+        except BadArguments as error:
+            return error
+        except BaseException as error:  # noqa: BLE001 — the procedure boundary, as in _run_each
+            if self.interrupted:
+                self.interrupted = False
+                return ProcedureTimeout(f"{procedure.name}: its arguments took longer than the procedure timeout")
+            return BadArguments(f"{procedure.name}: an argument's type raised {type(error).__name__}")
 
     def _split(self, origin: Origin, group: CallGroup) -> list[tuple[int, Raw]]:
         """Each call's number with its argument array. A group that does not split is refused."""
+        announced = announced_length(group.args)
+        if announced not in (-1, len(group.numbers)):  # before memory is spent on it
+            self._refuse(origin, group, ProtocolError(f"{len(group.numbers)} calls with {announced} argument lists"))
+            return []
         try:
             raws = _decode_raws(group.args)
         except (msgspec.DecodeError, RecursionError) as error:

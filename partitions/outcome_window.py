@@ -1,4 +1,4 @@
-"""What a retried call is told: the first results of calls that wrote, for a bounded window.
+"""What a retried call is told: its first result, for a bounded window.
 
 The window is the outcomes part of the last WAL batches, as bytes, so remembering costs the hot path nothing; recovery
 refills it from the WAL. Only a retry looks inside. A retry names its *floor*: the partition's last LSN that its client
@@ -8,8 +8,10 @@ had heard of before the first attempt. If the call ran and wrote, its batch has 
     not in it, and it reaches the floor  → the call never wrote: it may run now
     not in it, but it begins above       → unknown: Indeterminate
 
-A first attempt that arrives after its retry (through a router that has died since) must not run: numbers of retried
-calls are remembered too, in memory only, since frames for an older incarnation are refused anyway (PROTOCOL rule 23).
+Three things are remembered in memory only, since frames for an older incarnation are refused anyway (PROTOCOL rule 23):
+errors, and results of calls that could have written and did not, because the client may be told of them after all, and
+then the retry must not do what the first attempt did not; and the numbers of retried calls, because a first attempt
+that arrives after its retry (through a router that has died since) must not run.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import msgspec
 from msgspec import Raw
 
 from voltpy.errors import Corruption, Indeterminate
-from voltpy.messages import ReplyGroup
+from voltpy.messages import CallError, ReplyGroup
 
 WINDOW_BYTES = 16 << 20
+UNLOGGED_CALLS = 1 << 17  # answers that are in no WAL record
 RETRIES_REMEMBERED = 1 << 16
 CLIENTS_INDEXED = 64
 
@@ -30,10 +33,25 @@ _decode_outcomes = msgspec.msgpack.Decoder(list[ReplyGroup]).decode
 _decode_results = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
-class OutcomeWindow:
-    """Outcomes by LSN, bounded in bytes, and the retried calls, bounded in number."""
+Unlogged = ReplyGroup | CallError
 
-    __slots__ = ("_batches", "_bytes", "_indexed", "_limit_bytes", "_reaches", "_retried", "_retried_order")
+
+class OutcomeWindow:
+    """Outcomes by LSN, bounded in bytes; answers without one and retried calls, bounded in number."""
+
+    __slots__ = (
+        "_batches",
+        "_bytes",
+        "_indexed",
+        "_limit_bytes",
+        "_reaches",
+        "_retried",
+        "_retried_order",
+        "_unlogged",
+        "_unlogged_calls",
+        "_unlogged_indexed",
+        "_unlogged_order",
+    )
 
     def __init__(self, lsn: int, limit_bytes: int = WINDOW_BYTES) -> None:
         self._limit_bytes = limit_bytes
@@ -43,6 +61,10 @@ class OutcomeWindow:
         self._indexed: dict[int, tuple[int, dict[int, bytes]]] = {}  # client → (last LSN looked at, number → result)
         self._retried: set[tuple[int, int]] = set()
         self._retried_order: deque[tuple[int, int]] = deque()
+        self._unlogged: dict[int, deque[Unlogged]] = {}  # by client
+        self._unlogged_order: deque[tuple[int, int]] = deque()  # (client, calls), the oldest first
+        self._unlogged_calls = 0
+        self._unlogged_indexed: dict[int, dict[int, bytes | CallError]] = {}  # client → number → answer, while it lasts
 
     def add(self, lsn: int, outcomes: bytes) -> None:
         """Remembers a batch: its outcomes as they stand in the WAL, a MessagePack array of ReplyGroups."""
@@ -53,9 +75,27 @@ class OutcomeWindow:
             self._bytes -= len(forgotten) + 100
             self._indexed.clear()
 
-    def first_result(self, client_id: int, number: int, floor: int) -> bytes | None:
-        """The encoded result of the call if it wrote, None if it surely did not. Raises Indeterminate otherwise."""
-        result = self._results_of(client_id).get(number)
+    def remember(self, answers: list[Unlogged]) -> None:
+        """Remembers a batch's answers that are not among its outcomes."""
+        self._unlogged_indexed.clear()
+        for answer in answers:
+            calls = 1 if isinstance(answer, CallError) else len(answer.numbers)
+            self._unlogged.setdefault(answer.client_id, deque()).append(answer)
+            self._unlogged_order.append((answer.client_id, calls))
+            self._unlogged_calls += calls
+        while self._unlogged_calls > UNLOGGED_CALLS:
+            client_id, calls = self._unlogged_order.popleft()
+            self._unlogged_calls -= calls
+            of_client = self._unlogged[client_id]
+            of_client.popleft()
+            if not of_client:
+                del self._unlogged[client_id]
+
+    def first_result(self, client_id: int, number: int, floor: int) -> bytes | CallError | None:
+        """The encoded result of the call, or its error; None if it surely wrote nothing. Raises Indeterminate."""
+        result: bytes | CallError | None = self._results_of(client_id).get(number)
+        if result is None:
+            result = self._unlogged_of(client_id).get(number)
         if result is None and floor < self._reaches:
             raise Indeterminate("the call was retried so late that its first outcome is no longer remembered")
         return result
@@ -75,15 +115,28 @@ class OutcomeWindow:
             return set()
         return {number for number in numbers if (client_id, number) in self._retried}
 
+    def _unlogged_of(self, client_id: int) -> dict[int, bytes | CallError]:
+        answers = self._unlogged_indexed.get(client_id)
+        if answers is None:
+            answers = self._unlogged_indexed[client_id] = {}
+            for answer in self._unlogged.get(client_id, ()):
+                if isinstance(answer, CallError):
+                    answers[answer.number] = answer
+                else:
+                    answers.update(zip(answer.numbers, map(bytes, _decode_results(answer.results)), strict=True))
+        return answers
+
     def _results_of(self, client_id: int) -> dict[int, bytes]:
         looked_at, results = self._indexed.get(client_id, (-1, {}))
-        for lsn, outcomes in self._batches:
-            if lsn > looked_at:
-                for group in decoded_outcomes(outcomes, lsn):
-                    if group.client_id == client_id:
-                        results.update(_results(group, lsn))
-        if len(self._indexed) >= CLIENTS_INDEXED:
-            self._indexed.clear()
+        # The newest first: the window may hold 100,000 batches, and a crash is followed by thousands of retries.
+        for lsn, outcomes in reversed(self._batches):
+            if lsn <= looked_at:
+                break
+            for group in decoded_outcomes(outcomes, lsn):
+                if group.client_id == client_id:
+                    results.update(_results(group, lsn))
+        if client_id not in self._indexed and len(self._indexed) >= CLIENTS_INDEXED:
+            del self._indexed[next(iter(self._indexed))]  # the first that came
         if self._batches:
             self._indexed[client_id] = (self._batches[-1][0], results)
         return results

@@ -31,6 +31,7 @@ from voltpy.door import Account, Door
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
     MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
     Calls,
     DiscardLoad,
     EverywhereCall,
@@ -83,7 +84,7 @@ class Server:
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
-        self._welcome = Welcome(1, wal.epoch, None)
+        self._welcome = Welcome(PROTOCOL_VERSION, wal.epoch, None)
         self._unsent: deque[tuple[int, dict[Any, Answers]]] = deque()  # replies, and the LSN that they rest on
         self._stopping = False
         self._batches = self._calls = self._flushes = 0
@@ -97,6 +98,8 @@ class Server:
     def serve(self) -> None:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
+            is_idle = not self._unsent and not self._executor.has_ready
+            self._sockets.wait(IDLE_WAIT_S if is_idle else 0)
             requests, control = self._drain()
             if requests or self._executor.has_ready:
                 crash_point("server.drain.received")
@@ -104,8 +107,6 @@ class Server:
                 self._flush_in_background()
             elif self._unsent:
                 self._flush()
-            elif control is None:
-                self._sockets.wait(IDLE_WAIT_S)
             self._reply()
             if control is not None:
                 self._obey(*control)
@@ -233,7 +234,7 @@ class Server:
             return
         identity = account.identity
         for group in pieces(answers.groups):
-            group_bytes = len(bytes(group.results))
+            group_bytes = len(group.results)
             if groups and frame_bytes + group_bytes > REPLY_BYTES:
                 self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, []))
                 groups, frame_bytes = [], 0
@@ -305,7 +306,7 @@ class Server:
 def pieces(groups: list[ReplyGroup]) -> Iterator[ReplyGroup]:
     """The same results, in groups of about REPLY_BYTES at most: no client takes a frame past MAX_FRAME_BYTES."""
     for group in groups:
-        if len(bytes(group.results)) <= REPLY_BYTES:
+        if len(group.results) <= REPLY_BYTES:
             yield group
             continue
         numbers: list[int] = []

@@ -10,14 +10,17 @@ that does not read its replies loses its connection when QUEUED_BYTES of them wa
 
 from __future__ import annotations
 
+import errno
 import select
 import socket as sockets
+import time
 from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
 from typing import cast
 
 import zmq
+from zmq import zmq_poll
 
 from voltpy.errors import ProtocolError
 from voltpy.sockets import receive_at_door
@@ -25,7 +28,8 @@ from voltpy.stream import READ_BYTES, FrameReader, packed
 
 QUEUED_BYTES = 96 << 20  # more than a client that keeps to FRAMES_IN_FLIGHT can be answered with at once
 STREAMS = 16384
-ROUTER_FRAMES_IN_A_ROW = 64
+ACCEPT_PAUSE_S = 0.1  # while there are no descriptors or buffers for another stream
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _BUFFER_BYTES = 1 << 20  # what a socket may hold; the system may allow less
 
 
@@ -50,42 +54,48 @@ class Sockets:
         self._router = router
         self._listener = listener
         self._streams: dict[int, Stream] = {}
+        self._router_items = [(router, int(zmq.POLLIN))]
+        self._router_waits = False  # it may have frames
+        self._routers_turn = False  # where both have some, they alternate
         self._ready: deque[Stream] = deque()  # streams with frames that were read and not taken yet
-        self._in_a_row = 0
+        self._accepts_at_s = 0.0  # not 0: the listener is not watched until then
         self._epoll = select.epoll()
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(router.fileno(), select.EPOLLIN)
 
+    def wait(self, timeout_s: float) -> None:
+        """Looks at all sockets. Returns when something may have arrived, at the latest after `timeout_s`."""
+        # The ROUTER's descriptor tells of changes since the last look at it, and sending is a look too: ask it first.
+        self._router_waits = self._router_has_input()
+        if self._look(0 if self._ready or self._router_waits else timeout_s):
+            self._router_waits = self._router_has_input()
+
     def receive(self) -> tuple[Hashable, bytes | memoryview | None] | None:
-        """The next frame and who sent it (None instead of a frame: several parts), or None when nothing waits."""
-        if not self._ready:
-            # Where the ROUTER always has more, streams get their turn all the same.
-            self._in_a_row = (self._in_a_row + 1) % ROUTER_FRAMES_IN_A_ROW
-            if not self._in_a_row:
-                self._look(0)
-        if not self._ready:
-            try:
-                return receive_at_door(self._router)
-            except zmq.Again:
-                self._look(0)
-                if not self._ready:
-                    return None
-        stream = self._ready.popleft()
-        frame = stream.frames.popleft()
-        if stream.frames:
-            self._ready.append(stream)
-        return stream, frame
+        """The next frame that the last `wait` found, and who sent it; None when there is none left.
+
+        None instead of a frame: the message had several parts.
+        """
+        while self._ready or self._router_waits:
+            if self._router_waits and (self._routers_turn or not self._ready):
+                self._routers_turn = False
+                try:
+                    return receive_at_door(self._router)
+                except zmq.Again:
+                    self._router_waits = False
+                    continue
+            self._routers_turn = True
+            stream = self._ready.popleft()
+            frame = stream.frames.popleft()
+            if stream.frames:
+                self._ready.append(stream)
+            return stream, frame
+        return None
 
     def has_input(self) -> bool:
-        if not self._ready and not self._router_has_input():
-            self._look(0)
-        return bool(self._ready) or self._router_has_input()
-
-    def wait(self, timeout_s: float) -> None:
-        """Returns when something may have arrived."""
-        # The ROUTER's descriptor tells of changes since the last look at it, and sending is a look too.
-        if not self._ready and not self._router_has_input():
-            self._look(timeout_s)
+        """Whether something waits now."""
+        if not self._ready:
+            self.wait(0)
+        return bool(self._ready) or self._router_waits
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
         """False: whoever it is for is gone, or does not read; nobody waits for them."""
@@ -101,8 +111,9 @@ class Sockets:
 
     def close(self, linger_ms: int) -> None:
         """Replies that are on their way have `linger_ms` to leave."""
+        deadline_s = time.monotonic() + linger_ms / 1000
         for stream in list(self._streams.values()):
-            stream.socket.settimeout(linger_ms / 1000)
+            stream.socket.settimeout(max(deadline_s - time.monotonic(), 0.0))
             with suppress(OSError):  # it did not want them
                 stream.socket.sendall(stream.unsent)
             stream.socket.close()
@@ -111,9 +122,11 @@ class Sockets:
         self._router.close(linger_ms)
 
     def _router_has_input(self) -> bool:
-        return bool(cast(int, self._router.get(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(zmq_poll(self._router_items, 0))  # a third of the price of getsockopt(EVENTS)
 
-    def _look(self, timeout_s: float) -> None:
+    def _look(self, timeout_s: float) -> bool:
+        """Reads the streams that have something, and takes new ones. Whether the ROUTER stirred."""
+        router_stirred = False
         for fd, events in self._epoll.poll(timeout_s):
             stream = self._streams.get(fd)
             if stream is not None:
@@ -123,6 +136,9 @@ class Sockets:
                     self._read(stream)
             elif fd == self._listener.fileno():
                 self._accept()
+            else:
+                router_stirred = True
+        return router_stirred
 
     def _accept(self) -> None:
         while True:
@@ -130,8 +146,11 @@ class Sockets:
                 socket, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # the client is gone already, or there are no descriptors left
-                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:  # it would be ready for ever, and no wait would wait
+                    self._epoll.unregister(self._listener.fileno())
+                    self._accepts_at_s = time.monotonic() + ACCEPT_PAUSE_S
+                return  # or the client is gone already
             if len(self._streams) >= STREAMS:
                 socket.close()
                 continue

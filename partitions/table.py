@@ -485,12 +485,9 @@ class Table:
 
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
-        # The dictionaries stay the same objects: the accessors hold them.
         self._bury(len(self._dying))
-        self._dying = dict(self._old)
-        self._old.clear()
-        self._old.update(self._rows)
-        self._rows.clear()
+        self._dying, self._old = self._old, self._rows.copy()
+        self._rows.clear()  # it stays the same object: the accessors hold it
 
     def _bury(self, rows: int) -> None:
         forget = self._dying.popitem

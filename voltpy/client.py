@@ -251,9 +251,7 @@ class Client:
             self._closed = True
             self._connection.close("the client was closed")
             settled = self._take_settled()
-            for _batch, lock in self._batches:
-                lock.release()
-            self._batches.clear()
+            self._release_batches()
             self._room.notify_all()
             self._summon()
             thread = self._thread
@@ -509,6 +507,8 @@ class Client:
                     self._closed = True
                     self._connection.close("the client's I/O thread failed")
                     settled = self._take_settled()
+                    self._release_batches()
+                    self._room.notify_all()
                 _deliver(settled)
 
     def _is_idle(self, now: float) -> bool:
@@ -534,6 +534,12 @@ class Client:
         # Never the list itself, not even an empty one: another thread would add to it, and both would deliver.
         settled, self._connection.settled = self._connection.settled, []
         return settled
+
+    def _release_batches(self) -> None:
+        """The client is closed: their threads look, and raise."""
+        for _batch, lock in self._batches:
+            lock.release()
+        self._batches.clear()
 
     def _wait_for_room(self) -> None:
         if threading.current_thread() is self._thread:

@@ -7,6 +7,7 @@ decided in `voltpy.supervision`; this file only carries it out.
 The runtime directory (mode 0700, under XDG_RUNTIME_DIR or /tmp) lives as long as the cluster:
 
     r, p0, p1 …          the ipc sockets of the router and the partitions
+    p0.s, p1.s …         the partitions' Unix sockets for clients here (voltpy.stream)
     heartbeat-0 …        see voltpy.heartbeat
     cluster_id           who reads the same id here as in the topology shares the machine
 
@@ -40,6 +41,7 @@ from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
+from voltpy.stream import stream_path
 from voltpy.supervision import (
     ROUTER,
     Done,
@@ -456,24 +458,29 @@ def _figures(pid: int) -> ProcessFigures | None:
 def _runtime_directory(directory: Directory) -> Iterator[Path]:
     """A fresh runtime directory; that of a supervisor which died without clearing up is removed first."""
     pointer = directory.path / "RUNTIME"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
+    with contextlib.suppress(OSError, ValueError):  # whatever is in there: it only helps to clear up
         left = Path(pointer.read_text().strip())
         if left.name.startswith("voltpy-") and (left / "cluster_id").read_text() == directory.cluster_id:
             shutil.rmtree(left, ignore_errors=True)
     runtime = Path(tempfile.mkdtemp(prefix="voltpy-", dir=_runtime_parent()))
     try:
         (runtime / "cluster_id").write_text(directory.cluster_id)
-        pointer.write_text(str(runtime))
+        try:
+            pointer.unlink(missing_ok=True)  # not through a link
+            pointer.write_text(str(runtime))
+        except OSError as error:
+            raise ClusterError(f"{pointer} can't be written: {error.strerror}") from error
         yield runtime
     finally:
         shutil.rmtree(runtime, ignore_errors=True)
-        pointer.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            pointer.unlink(missing_ok=True)
 
 
 def _runtime_parent() -> str:
     """XDG_RUNTIME_DIR when it can be used and leaves room for socket names, else the place for temporary files."""
     for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
-        longest = len(os.fsencode(parent)) + len("/voltpy-XXXXXXXX/p9999")
+        longest = len(os.fsencode(parent)) + len(stream_path("/voltpy-XXXXXXXX/p9999"))
         if parent and longest <= IPC_PATH_BYTES and os.access(parent, os.W_OK | os.X_OK):
             return parent
     raise ClusterError("no place for sockets: neither XDG_RUNTIME_DIR nor /tmp can be written")

@@ -213,23 +213,23 @@ class Procedure:
         With `calls` the array must announce exactly so many, which is known before memory is spent on it. Raises
         msgspec.ValidationError if any of it is wrong, without saying whose: `decode_one` does.
         """
-        if calls >= 0 and _announced(raw) != calls:
+        if calls >= 0 and announced_length(raw) != calls:
             raise msgspec.ValidationError(f"expected the arguments of {calls} calls")
         try:
             return self._decode_calls(raw)
-        except _UNREADABLE as error:
+        except Exception:  # noqa: BLE001 a type's __post_init__ is the user's code, and may raise anything
             for decode, defaults in self._decode_shorter_calls:
                 try:
                     return [arguments + defaults for arguments in decode(raw)]
-                except _UNREADABLE:
+                except Exception:  # noqa: BLE001 as above
                     continue
-            raise msgspec.ValidationError(str(error)) from None
+            raise msgspec.ValidationError("some call's arguments don't fit") from None
 
     def decode_one(self, raw: Raw | bytes) -> tuple[Any, ...]:
         """The arguments of one call, with defaults filled in. Raises BadArguments, which names the wrong one."""
         try:
             return self._decode_arguments(raw)
-        except _UNREADABLE:
+        except Exception:  # noqa: BLE001 as in decode_many
             return self._decode_in_turn(raw)
 
     def check_python(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -240,11 +240,14 @@ class Procedure:
             raise self._unsendable(arguments) from None
 
     def _decode_in_turn(self, raw: Raw | bytes) -> tuple[Any, ...]:
+        parameters = self.info.parameters
+        announced = announced_length(raw)
+        if announced > len(parameters):  # before memory is spent on it
+            raise BadArguments(f"{self.name}() takes {self._signature()}, got {announced}")
         try:
             values = _split(raw)
         except _UNREADABLE as error:
             raise BadArguments(f"{self.name}() was called with what is no array of arguments: {error}") from None
-        parameters = self.info.parameters
         missing = len(parameters) - len(values)
         if not 0 <= missing <= len(self._defaults):
             raise BadArguments(f"{self.name}() takes {self._signature()}, got {len(values)}")
@@ -252,7 +255,7 @@ class Procedure:
         for value, parameter, decode in zip(values, parameters, self._types, strict=False):
             try:
                 arguments.append(decode(value))
-            except _UNREADABLE as error:
+            except Exception as error:  # noqa: BLE001 as in decode_many
                 raise BadArguments(
                     f'{self.name}() argument "{parameter.name}" ({parameter.type_text}): {_in_plain_words(error)}'
                 ) from None
@@ -286,7 +289,7 @@ def _decoder_of_calls(types_of_arguments: tuple[Any, ...]) -> msgspec.msgpack.De
     return msgspec.msgpack.Decoder(types.GenericAlias(list, (types.GenericAlias(tuple, types_of_arguments),)))
 
 
-def _announced(raw: Raw | bytes) -> int:
+def announced_length(raw: Raw | bytes) -> int:
     """How many elements a MessagePack array says that it has (fixarray, array 16, array 32); -1 if it is no array."""
     head = bytes(memoryview(raw)[:5])
     if head[:1] and head[0] & 0xF0 == 0x90:
@@ -302,6 +305,8 @@ def _in_plain_words(error: BaseException) -> str:
     """ "Expected `int`, got `str` - at `$[1]`" → "expected int, got str - at [1]"."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if not isinstance(error, (msgspec.MsgspecError, TypeError, ValueError, OverflowError)):
+        return f"its type raised {type(error).__name__}"  # whose text is user code too
     text = str(error).replace("`", "").replace(" - at $", " - at ")
     return text[:1].lower() + text[1:]
 
@@ -530,9 +535,9 @@ def _execute(source: str, path: str, module: types.ModuleType) -> None:
         raise SchemaError(f"the procedure file {path} is not valid Python:\n{text}") from None
     try:
         exec(code, module.__dict__)
-    except SchemaError:
+    except (SchemaError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001 the procedure boundary: executing the file is user code
+    except BaseException as error:  # noqa: BLE001 the procedure boundary: executing the file is user code
         raise SchemaError(
             f"the procedure file {path} failed when it was loaded:\n{_users_lines(error, path)}"
         ) from None

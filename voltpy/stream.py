@@ -32,26 +32,33 @@ def packed(frame: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream into frames again."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_due", "_tail")
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
+        self._due = 0  # until the tail has so many bytes it holds no frame: it only grows, uncopied
 
     def feed(self, data: bytes) -> list[bytes]:
         """The frames that are complete with these bytes. Raises ProtocolError for a length past the limit."""
         if self._tail:
-            data = self._tail + data
+            self._tail += data
+            if len(self._tail) < self._due:
+                return []
+            data = bytes(self._tail)
         frames = []
         at = 0
+        due = LENGTH_BYTES
         end = len(data)
         while end - at >= LENGTH_BYTES:
             length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
             if length > MAX_FRAME_BYTES:
                 raise ProtocolError(f"a frame of {length} bytes; the limit is {MAX_FRAME_BYTES}")
             if end - at - LENGTH_BYTES < length:
+                due += length
                 break
             at += LENGTH_BYTES
             frames.append(data[at : at + length])
             at += length
-        self._tail = data[at:]
+        self._tail = bytearray(data[at:])
+        self._due = due
         return frames

@@ -10,7 +10,7 @@ A child (the router, or a partition) is always in one state:
     stopped    the cluster is being stopped            never
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
-of a partition would only repeat themselves. They fail the whole start when they come before the cluster was ever
+of a partition that never served would only repeat themselves. They fail the whole start when they come before the cluster was ever
 ready, and the partition alone afterwards.
 
 Loading procedures is a commit in two phases: every partition compiles the new ones beside the old ones (PrepareLoad);
@@ -326,8 +326,13 @@ class Supervision:
         if self._stop_asked and now_s - self._stop_at_s >= STOP_ANSWER_S:
             return self.stop(now_s)
         if self._load is not None and now_s >= self._load.deadline_s:
-            late = [c.name for c in self.partitions if c.number not in self._load.prepared]
-            self._end_load("Unavailable", f"no answer from {', '.join(late)} within {LOAD_LIMIT_S:.0f} s")
+            late = [child for child in self.partitions if child.number not in self._load.prepared]
+            names = ", ".join(child.name for child in late)
+            self._end_load("Unavailable", f"no answer from {names} within {LOAD_LIMIT_S:.0f} s")
+            # The file may never end when it is executed: started again, they have the old one.
+            for child in late:
+                self._warn("killed_in_load", child=child.name)
+                self._actions.append(Kill(child.number))
 
     def load_procedures(self, admin_number: int, source: str, path: str, now_s: float) -> None:
         """Replace the procedures; the answer to `admin_number` follows when it has worked or failed."""
@@ -494,7 +499,7 @@ class Supervision:
             if child.failures >= FAILURES_AT_START:
                 child.enter("failed", now_s)
                 return self.stop(now_s, f"{child.name} ended {child.failures} times while starting: {why}")
-        elif child.exit_status in refused and child.number != ROUTER:
+        elif child.exit_status in refused and child.number != ROUTER and child.state == "starting":
             child.enter("failed", now_s)
             return self._warn("failed", child=child.name, exit_status=child.exit_status, reason=why)
         child.enter("backoff", now_s)

@@ -473,7 +473,7 @@ class RouterSupervisor(AtDoor):
 
 
 class RouterPartition(RouterClient):
-    corpus = FROM_PARTITION
+    corpus = tuple(FROM_PARTITION)
 
     def case(self, frame: bytes) -> bool:
         try:
@@ -504,8 +504,13 @@ class PartitionClient(AtDoor):
         self._arguments = Mutation(ARGUMENTS, rng)
 
     def case(self, frame: bytes) -> bool:
-        if self.rng.random() < 0.4:
-            frame = self._call()
+        taken = self._take(self._call() if self.rng.random() < 0.4 else frame)
+        self._cases += 1
+        if self._cases % 16 == 0:
+            self._end_batch()
+        return taken
+
+    def _take(self, frame: bytes) -> bool:
         message = self.received(frame)
         executor = self.partition.executor
         if isinstance(message, Calls):
@@ -515,9 +520,6 @@ class PartitionClient(AtDoor):
         elif isinstance(message, EverywhereCall):
             executor.run_everywhere(ME, message)
             self._charged += 1
-        self._cases += 1
-        if self._cases % 16 == 0:
-            self._end_batch()
         return message is not None
 
     def _call(self) -> bytes:
@@ -526,7 +528,7 @@ class PartitionClient(AtDoor):
         arguments = self._arguments.frame()
         try:
             rows = len(_decode(arguments))
-        except (msgspec.DecodeError, TypeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError):
             rows = 1
         numbers = [self.rng.randrange(1, 1000) for _ in range(min(rows, 100) or 1)]
         floor = self.rng.choice((NEVER_SENT, NEVER_SENT, 0, 5, 2**40))
@@ -560,7 +562,7 @@ class PartitionClient(AtDoor):
     def check(self) -> None:
         self._end_batch()
         self.partition.store.check()
-        self.case(calls(group("put", [(KEY, 77)], first=2**40), group("get", [(KEY,)], first=2**41)))
+        self._take(calls(group("put", [(KEY, 77)], first=2**40), group("get", [(KEY,)], first=2**41)))
         replies = self._end_batch()
         results = [_decode(bytes(g.results)) for reply in replies for g in reply.groups]
         must(results == [[[KEY, 77, None]], [77]], f"a good call is answered {replies}")

@@ -183,8 +183,9 @@ def test_procedures_that_cannot_be_loaded_end_the_first_start_with_the_reason(tm
     failed = voltpy("start", "--data", data, "--partitions", "2", "--port", "0", *files)
     assert (failed.returncode, failed.stdout) == (1, "")
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith("voltpy: ClusterError: partition ")
+    assert last.startswith("voltpy: SchemaError: ")
     assert "nobody" in last
+    assert not (tmp_path / "data").exists()
     (tmp_path / "p.py").write_text(PROCEDURES)
     running = Running(tmp_path / "data", *files)
     assert running.end() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers
+from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers, Interruption
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
 from voltpy.errors import (
@@ -32,7 +33,7 @@ from voltpy.errors import (
     WrongPartition,
 )
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.messages import CallGroup
+from voltpy.messages import CallGroup, EverywhereCall
 from voltpy.procedure import from_functions, procedure
 from voltpy.sql.ddl import parse_schema
 from voltpy.wire import encode as encode_message
@@ -68,6 +69,20 @@ def add(tx: Any, key: int, n: int) -> Any:
 def get(tx: Any, key: int) -> Any:
     row = tx.items.get(key)
     return None if row is None else row.n
+
+
+@procedure(partition_by="key")
+def insert_once(tx: Any, key: int) -> Any:
+    """Says what it found, and writes only where there was nothing."""
+    if tx.items.get(key) is not None:
+        return "there"
+    tx.items.insert(key)
+    return "new"
+
+
+@procedure(partition_by="key")
+def delete_one(tx: Any, key: int) -> Any:
+    return tx.items.delete(key)
 
 
 @procedure(partition_by="key")
@@ -271,8 +286,8 @@ def rate_of(tx: Any, code: str) -> Any:
 
 
 PROCEDURES: list[Callable[..., Any]] = [
-    put, add, get, insert, write_in_read_only, write_then, swallow, generated, consume, touch_all, look, note, size,
-    set_rate, rate_with_item, rate_of,
+    put, insert_once, delete_one, add, get, insert, write_in_read_only, write_then, swallow, generated,
+    consume, touch_all, look, note, size, set_rate, rate_with_item, rate_of,
 ]  # fmt: skip
 
 
@@ -790,6 +805,43 @@ def test_a_retry_of_a_call_that_never_ran_runs_it_once(partition: OnePartition) 
         assert partition.call("add", 1, 1, number=50, floor=1) == 6
 
 
+@pytest.mark.parametrize("same_batch", [True, False])
+def test_a_retry_does_not_do_what_the_first_attempt_did_not(same_batch: bool, partition: OnePartition) -> None:
+    """The client may still be told of the first attempt's end."""
+    partition.run("add", 1, 1, number=50)
+    partition.run("get", 1, number=51)
+    partition.run("insert_once", 1, number=52)
+    partition.run("put", 1, 5)
+    partition.run("delete_one", 1, number=53)
+    partition.run("put", 1, 5)
+    if not same_batch:
+        partition.seal()
+        partition.answers.clear()
+    numbers = [("add", (1, 1), 50), ("get", (1,), 51), ("insert_once", (1,), 52), ("delete_one", (1,), 53)]
+    for name, arguments, number in numbers:
+        for _ in range(2):
+            partition.run(name, *arguments, number=number, floor=0)
+    partition.seal()
+    assert str(partition.answers[50]) == "no item 1"
+    assert partition.answers[51] is None
+    assert partition.answers[52] == "new"
+    assert partition.answers[53] is True
+    assert partition.call("get", 1) == 5
+
+
+def test_a_thousand_retries_in_one_batch_take_no_time(partition: OnePartition) -> None:
+    numbers = partition.run_group("add", [(9, 1)] * 2000)
+    numbers += partition.run_group("put", [(9, 1)] * 2000)
+    began_s = time.monotonic()
+    partition.run_group("add", [(9, 1)] * 2000, numbers[:2000], floor=0)
+    partition.run_group("put", [(9, 1)] * 2000, numbers[2000:], floor=0)
+    partition.run_group("put", [(9, 1)] * 2000, list(range(10_001, 12_001)), floor=0)
+    partition.seal()
+    assert time.monotonic() - began_s < 3
+    assert all(isinstance(partition.answers[number], Aborted) for number in numbers[:2000])
+    assert {partition.answers[number] for number in numbers[2000:]} == {1}
+
+
 @pytest.mark.parametrize("how", ["get", "abort"])
 def test_every_retry_of_a_call_that_leaves_nothing_is_answered(how: str, partition: OnePartition) -> None:
     for _ in range(3):
@@ -886,7 +938,8 @@ def test_without_room_everything_is_undone_and_reads_go_on() -> None:
     assert isinstance(partition.answers[8199], ReadOnly)
     assert (partition.answers[102], partition.answers[103]) == (1, None)
     assert partition.call("put", 1, 3) == 3  # a batch that fits
-    assert partition.window.first_result(CLIENT, 100, 0) is None
+    with pytest.raises(ReadOnly):
+        partition.call("put", 1, 2, number=100, floor=0)  # that is what this call was told
 
 
 def test_without_room_calls_that_were_rerun_are_not_lost() -> None:
@@ -932,7 +985,7 @@ def test_without_room_a_retry_is_still_answered() -> None:
     assert partition.answer(50) == 1
     with pytest.raises(ReadOnly):
         partition.answer(51)
-    assert partition.call("put", 2, 2, number=51, floor=0) == 2
+    assert partition.call("put", 2, 2, number=52, floor=0) == 2
 
 
 def test_a_batch_that_only_failed_needs_no_record(partition: OnePartition) -> None:
@@ -1035,4 +1088,53 @@ def test_a_directed_call_that_fails_leaves_the_copies_as_they_were(how: str) -> 
     assert contents(partition) == before
     assert partition.table("rates").count() == 2
     partition.seal()
+    partition.store.check()
+
+
+class Unruly(msgspec.Struct):
+    """An argument's type whose own code runs while it is decoded."""
+
+    how: str
+
+    def __post_init__(self) -> None:
+        if self.how == "raise":
+            raise KeyError("not of Exception's usual kinds")
+        if self.how == "exit":
+            raise SystemExit(1)
+        if self.how == "late":
+            unruly_partition.executor.interrupt()  # what a tick of the timeout does
+            raise Interruption
+
+
+@procedure(partition_by="key")
+def take(tx: Any, key: int, what: Unruly) -> str:
+    return what.how
+
+
+@procedure(everywhere=True)
+def take_everywhere(tx: Any, what: Unruly) -> str:
+    return what.how
+
+
+unruly_partition: OnePartition
+
+
+def test_an_argument_whose_type_raises_fails_its_own_call_only() -> None:
+    global unruly_partition
+    partition = unruly_partition = OnePartition(SCHEMA, [take, take_everywhere, put])
+    ways = ["well", "raise", "exit", "late", "well"]
+    args = encode_message([(1, {"how": how}) for how in ways])
+    group = CallGroup(CLIENT, "take", 0, 0, [1, 2, 3, 4, 5], [0] * 5, msgspec.Raw(args))
+    partition.executor.run(ORIGIN, group)
+    answers = partition.executor.replies()[ORIGIN]
+    assert [group.numbers for group in answers.groups] == [[1, 5]]
+    assert {error.number: error.code for error in answers.errors} == {
+        2: "BadArguments", 3: "BadArguments", 4: "ProcedureTimeout",
+    }  # fmt: skip
+    for how in ("raise", "exit", "late"):
+        call = EverywhereCall(0, CLIENT, "take_everywhere", 6, msgspec.Raw(encode_message([{"how": how}])))
+        partition.executor.run_everywhere(ORIGIN, call)
+        assert len(partition.executor.replies()[ORIGIN].errors) == 1
+    partition.executor.seal()
+    partition.executor.finished()
     partition.store.check()

@@ -230,6 +230,8 @@ class PartitionMachine(RuleBasedStateMachine):
         self.expected: dict[int, Any] = {}  # answers of the open batch
         self.calls: dict[int, tuple[Call, int]] = {}  # all that were ever sent, with the LSN known before
         self.retried: set[int] = set()
+        self.unlogged: dict[int, Any] = {}  # what calls that left nothing were told; in memory only
+        self.unlogged_before: dict[int, Any] = {}
         self.arrivals = 0
         self.flushed_at: tuple[Path, int] = (self.directory, 0)
 
@@ -281,8 +283,9 @@ class PartitionMachine(RuleBasedStateMachine):
             any_wrote |= wrote
             if result not in ("Aborted", "ProcedureError"):
                 returned[number] = result
-        if any_wrote:
-            self.state.outcomes.update(returned)
+            else:
+                self.unlogged[number] = result
+        (self.state.outcomes if any_wrote else self.unlogged).update(returned)
 
     @rule(key=KEYS, n=NUMBERS)
     def run_everywhere(self, key: int, n: int) -> None:
@@ -295,8 +298,7 @@ class PartitionMachine(RuleBasedStateMachine):
             self.set_aside(number, call, missed.args[0], arrival)
             return
         self.expected[number] = result
-        if wrote:
-            self.state.outcomes[number] = result
+        (self.state.outcomes if wrote else self.unlogged)[number] = result
 
     def set_aside(self, number: int, call: Call, missing: frozenset[Any], arrival: int = 0) -> None:
         self.arrivals += 1
@@ -343,6 +345,8 @@ class PartitionMachine(RuleBasedStateMachine):
         self.retried.add(number)
         if number in self.state.outcomes:
             self.expected[number] = self.state.outcomes[number]
+        elif number in self.unlogged:
+            self.expected[number] = self.unlogged[number]
         else:
             self.expect(number, call)
 
@@ -376,12 +380,14 @@ class PartitionMachine(RuleBasedStateMachine):
         self.expected = {}
         self.rerun = []
         self.waiting_before = list(self.waiting)
+        self.unlogged_before = dict(self.unlogged)
 
     @rule()
     def undo_batch(self) -> None:
         """As for want of room, except that there is some: calls that were rerun in the batch run once more."""
         self.partition.executor.undo_batch()
         self.state = self.sealed[max(self.sealed)].copy()
+        self.unlogged = dict(self.unlogged_before)
         rerun = {call.number: call for call in reversed(self.rerun)}
         before = {call.number: call for call in self.waiting_before}
         now = {call.number: call for call in self.waiting}
@@ -432,7 +438,7 @@ class PartitionMachine(RuleBasedStateMachine):
         assert lsn >= at_least_lsn
         self.state = self.sealed[lsn].copy()
         self.sealed = {lsn: self.state.copy()}
-        self.away, self.waiting, self.retried = frozenset(), [], set()
+        self.away, self.waiting, self.retried, self.unlogged = frozenset(), [], set(), {}
         self.begin_batch()
         self.compare()
 

@@ -8,9 +8,15 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from partitions.outcome_window import CLIENTS_INDEXED, RETRIES_REMEMBERED, OutcomeWindow, decoded_outcomes
+from partitions.outcome_window import (
+    CLIENTS_INDEXED,
+    RETRIES_REMEMBERED,
+    UNLOGGED_CALLS,
+    OutcomeWindow,
+    decoded_outcomes,
+)
 from voltpy.errors import Corruption, Indeterminate
-from voltpy.messages import ReplyGroup
+from voltpy.messages import CallError, ReplyGroup
 
 encode = msgspec.msgpack.encode
 
@@ -70,6 +76,29 @@ def test_a_result_is_remembered_forgotten_or_certainly_absent_never_mistaken() -
     assert min(answers.values()) > 20
 
 
+def test_answers_without_an_outcome_are_remembered_too() -> None:
+    window = OutcomeWindow(0)
+    error = CallError(7, 3, "Aborted", "no")
+    window.remember([ReplyGroup(7, [1, 2], Raw(encode(["a", None]))), error, ReplyGroup(8, [3], Raw(encode([5])))])
+    assert [window.first_result(7, number, 0) for number in (1, 2, 3, 4)] == [encode("a"), encode(None), error, None]
+    window.remember([ReplyGroup(7, [4], Raw(encode([6])))])
+    assert [window.first_result(client, number, 0) for client, number in ((7, 4), (8, 3), (8, 1))] == [
+        encode(6), encode(5), None,
+    ]  # fmt: skip
+
+
+def test_answers_without_an_outcome_are_forgotten_oldest_first() -> None:
+    window = OutcomeWindow(0)
+    rounds = UNLOGGED_CALLS // 1000 + 50
+    for at in range(rounds):
+        numbers = list(range(at * 1000, at * 1000 + 1000))
+        window.remember([ReplyGroup(1 + at % 7, numbers, Raw(encode(numbers)))])
+    assert window._unlogged_calls <= UNLOGGED_CALLS
+    assert sum(len(answers) for answers in window._unlogged.values()) == len(window._unlogged_order) < rounds
+    assert window.first_result(1, 0, 0) is None
+    assert window.first_result(1 + (rounds - 1) % 7, rounds * 1000 - 1, 0) == encode(rounds * 1000 - 1)
+
+
 def test_memory_is_bounded() -> None:
     window = OutcomeWindow(0, limit_bytes=10_000)
     for lsn in range(1, 2000):
@@ -120,3 +149,22 @@ def test_outcomes_that_do_not_decode_are_corruption(damaged: bytes) -> None:
 def test_outcomes_decode_into_groups() -> None:
     (group,) = decoded_outcomes(outcomes((7, {1: "a"})), 1)
     assert (group.client_id, group.numbers, bytes(group.results)) == (7, [1], encode(["a"]))
+
+
+def test_many_clients_that_retry_in_turn_cost_one_look_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def counted(encoded: bytes, lsn: int) -> list[ReplyGroup]:
+        looked_at.append(lsn)
+        return decoded_outcomes(encoded, lsn)
+
+    monkeypatch.setattr("partitions.outcome_window.decoded_outcomes", counted)
+    window = OutcomeWindow(0)
+    window.add(1, outcomes((1, {1: "a"})))
+    for _ in range(3):
+        for client in range(1, CLIENTS_INDEXED + 1):
+            window.first_result(client, 1, 0)
+    assert len(looked_at) == CLIENTS_INDEXED
+    window.add(2, outcomes((1, {2: "b"})))
+    assert window.first_result(1, 2, 0) == encode("b")
+    assert looked_at[CLIENTS_INDEXED:] == [2]  # what is new, and nothing again

@@ -373,8 +373,10 @@ def test_a_partition_that_dies_or_sleeps_ends_the_load() -> None:
     world.answer(1, incarnation=2)
     world.core.load_procedures(10, "source", "p.py", world.now_s)
     world.core.said(0, prepared(6), world.now_s)
-    code, message = refused(world, world.tick(LOAD_LIMIT_S))
-    assert (code, message) == ("Unavailable", "no answer from partition 1 within 30 s")
+    actions = world.tick(LOAD_LIMIT_S)
+    assert refused(world, actions) == ("Unavailable", "no answer from partition 1 within 30 s")
+    assert Kill(1) in actions  # the file may never end
+    assert Kill(0) not in actions
 
 
 def test_procedures_that_cannot_be_stored_are_forgotten() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import click
 from voltpy import events
 from voltpy.cli.options import size
 from voltpy.cluster import DEFAULT_PORT, Cluster, Options, loopback, usable_memory_bytes
-from voltpy.data_directory import DataDirectory
-from voltpy.errors import ClusterError
+from voltpy.data_directory import SCHEMA, DataDirectory, read_schema
+from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
+from voltpy.schema import to_json
+from voltpy.sql.ddl import parse_schema
 
 FSYNC_MODES = ("always", "everysec", "never")
 LEAST_MEMORY_BYTES = 16 << 20  # for each partition
@@ -100,7 +104,9 @@ def start(
     if with_parent:
         die_with_parent()
     events.configure()
-    with DataDirectory.open(data, partitions, _text_of(schema), procedures) as directory:
+    schema_text = _text_of(schema)
+    _check_procedures(procedures, schema_text, data)
+    with DataDirectory.open(data, partitions, schema_text, procedures) as directory:
         count = directory.partitions
         memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
         if memory_bytes < LEAST_MEMORY_BYTES * count:
@@ -114,3 +120,21 @@ def start(
 
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+
+
+def _check_procedures(procedures: Path | None, schema_text: str | None, data: Path) -> None:
+    """Raises SchemaError for a file that the partitions would refuse, before it is stored and they can't start."""
+    if procedures is None or (schema_text is None and not (data / SCHEMA).exists()):
+        return
+    schema = read_schema(data) if schema_text is None else parse_schema(schema_text)
+    check = subprocess.run(
+        [sys.executable, "-I", "-m", "voltpy.procedure_check", str(procedures)],
+        input=to_json(schema),
+        stdout=sys.stderr,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if check.returncode != 0:
+        raise SchemaError(
+            check.stderr.decode(errors="replace").strip() or f"{procedures}: loading it ended the process"
+        )
