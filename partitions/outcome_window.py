@@ -26,6 +26,7 @@ from voltpy.messages import CallError, ReplyGroup
 
 WINDOW_BYTES = 16 << 20
 UNLOGGED_CALLS = 1 << 17  # answers that are in no WAL record
+UNLOGGED_BYTES = 16 << 20
 RETRIES_REMEMBERED = 1 << 16
 CLIENTS_INDEXED = 64
 
@@ -37,20 +38,23 @@ Unlogged = ReplyGroup | CallError
 
 
 class OutcomeWindow:
-    """Outcomes by LSN, bounded in bytes; answers without one and retried calls, bounded in number."""
+    """Outcomes by LSN, and answers without one, bounded in bytes; retried calls, bounded in number."""
 
     __slots__ = (
         "_batches",
         "_bytes",
         "_indexed",
+        "_last_lsn",
         "_limit_bytes",
         "_reaches",
         "_retried",
         "_retried_order",
         "_unlogged",
+        "_unlogged_bytes",
         "_unlogged_calls",
         "_unlogged_indexed",
         "_unlogged_order",
+        "_unlogged_reaches",
     )
 
     def __init__(self, lsn: int, limit_bytes: int = WINDOW_BYTES) -> None:
@@ -62,12 +66,17 @@ class OutcomeWindow:
         self._retried: set[tuple[int, int]] = set()
         self._retried_order: deque[tuple[int, int]] = deque()
         self._unlogged: dict[int, deque[Unlogged]] = {}  # by client
-        self._unlogged_order: deque[tuple[int, int]] = deque()  # (client, calls), the oldest first
-        self._unlogged_calls = 0
+        self._unlogged_order: deque[tuple[int, int, int, int]] = (
+            deque()
+        )  # (client, calls, bytes, LSN), the oldest first
+        self._unlogged_calls = self._unlogged_bytes = 0
+        self._last_lsn = lsn
+        self._unlogged_reaches = -1  # some answer that was given when this was the last LSN has been forgotten
         self._unlogged_indexed: dict[int, dict[int, bytes | CallError]] = {}  # client → number → answer, while it lasts
 
     def add(self, lsn: int, outcomes: bytes) -> None:
         """Remembers a batch: its outcomes as they stand in the WAL, a MessagePack array of ReplyGroups."""
+        self._last_lsn = lsn
         self._batches.append((lsn, outcomes))
         self._bytes += len(outcomes) + 100
         while self._bytes > self._limit_bytes:
@@ -79,13 +88,18 @@ class OutcomeWindow:
         """Remembers a batch's answers that are not among its outcomes."""
         self._unlogged_indexed.clear()
         for answer in answers:
-            calls = 1 if isinstance(answer, CallError) else len(answer.numbers)
+            if isinstance(answer, CallError):
+                calls, size = 1, 100 + len(answer.message) + len(answer.traceback_text)
+            else:
+                calls, size = len(answer.numbers), 100 + memoryview(answer.results).nbytes
             self._unlogged.setdefault(answer.client_id, deque()).append(answer)
-            self._unlogged_order.append((answer.client_id, calls))
+            self._unlogged_order.append((answer.client_id, calls, size, self._last_lsn))
             self._unlogged_calls += calls
-        while self._unlogged_calls > UNLOGGED_CALLS:
-            client_id, calls = self._unlogged_order.popleft()
+            self._unlogged_bytes += size
+        while self._unlogged_calls > UNLOGGED_CALLS or self._unlogged_bytes > UNLOGGED_BYTES:
+            client_id, calls, size, self._unlogged_reaches = self._unlogged_order.popleft()
             self._unlogged_calls -= calls
+            self._unlogged_bytes -= size
             of_client = self._unlogged[client_id]
             of_client.popleft()
             if not of_client:
@@ -96,7 +110,7 @@ class OutcomeWindow:
         result: bytes | CallError | None = self._results_of(client_id).get(number)
         if result is None:
             result = self._unlogged_of(client_id).get(number)
-        if result is None and floor < self._reaches:
+        if result is None and (floor < self._reaches or floor <= self._unlogged_reaches):
             raise Indeterminate("the call was retried so late that its first outcome is no longer remembered")
         return result
 

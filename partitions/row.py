@@ -102,7 +102,8 @@ class RowFormat:
             column = columns[int(at.group(1))]
             value = getattr(row, column.name)
             rule = column.type + ("" if column.nullable else " NOT NULL")
-            return f"table {self._table.name}, column {column.name} ({rule}): {value!r:.100} does not fit"
+            why = message.partition(" - at ")[0]
+            return f"table {self._table.name}, column {column.name} ({rule}): {value!r:.100} does not fit: {why}"
         for column in columns:
             value = getattr(row, column.name)
             if value is LEFT_OUT:

@@ -126,13 +126,16 @@ class Sockets:
 
     def _look(self, timeout_s: float) -> bool:
         """Reads the streams that have something, and takes new ones. Whether the ROUTER stirred."""
+        if self._accepts_at_s and time.monotonic() >= self._accepts_at_s:
+            self._accepts_at_s = 0.0
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         router_stirred = False
         for fd, events in self._epoll.poll(timeout_s):
             stream = self._streams.get(fd)
             if stream is not None:
                 if events & select.EPOLLOUT:
                     self._flush(stream)
-                if events & ~select.EPOLLOUT and stream.socket.fileno() >= 0:
+                if events & ~select.EPOLLOUT and not stream.frames and stream.socket.fileno() >= 0:
                     self._read(stream)
             elif fd == self._listener.fileno():
                 self._accept()

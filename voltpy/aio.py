@@ -345,6 +345,7 @@ class AsyncClient:
             self._changed.set_result(None)
 
     async def _open(self) -> None:
+        self._links.address.check()
         connection = self._connection
         deadline = self._loop.time() + self._timeout
         self._links.step(self._loop.time())

@@ -553,6 +553,7 @@ class Client:
     # ── opening and closing ────────────────────────────────────────────────────────────────────────────────────────
 
     def _open(self) -> None:
+        self._links.address.check()
         began = monotonic()
         connection = self._connection
         links = self._links

@@ -25,7 +25,7 @@ import zmq
 from zmq import zmq_poll
 
 from voltpy.connection import ROUTER, Connection, Frame, Lane
-from voltpy.errors import ProtocolError
+from voltpy.errors import ProtocolError, Unavailable
 from voltpy.messages import MAX_FRAME_BYTES, Topology
 from voltpy.stream import READ_BYTES, FrameReader, packed, stream_path
 
@@ -98,6 +98,17 @@ class Address:
             if value not in ("on", "off"):
                 raise ValueError(f"{url!r}: affinity is on or off, not {value!r}")
             self.affinity = value == "on"
+
+    def check(self) -> None:
+        """Raises Unavailable if this machine is meant and nothing listens: that is known at once."""
+        if self.host not in ("127.0.0.1", "localhost", "::1"):
+            return
+        try:
+            sockets.create_connection((self.host, self.port), timeout=1.0).close()
+        except ConnectionRefusedError:
+            raise Unavailable(f"nothing listens at {self.url}: is the cluster started (`voltpy start`)?") from None
+        except OSError:
+            return  # whatever it is, connecting in earnest will tell
 
     def tcp(self, port: int) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

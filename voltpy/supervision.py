@@ -10,8 +10,8 @@ A child (the router, or a partition) is always in one state:
     stopped    the cluster is being stopped            never
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
-of a partition that never served would only repeat themselves. They fail the whole start when they come before the cluster was ever
-ready, and the partition alone afterwards.
+of a partition that did not get to serve would only repeat themselves. They fail the whole start when they come before
+the cluster was ever ready, and the partition alone afterwards.
 
 Loading procedures is a commit in two phases: every partition compiles the new ones beside the old ones (PrepareLoad);
 when all of them did, and say the same about them, the new ones are made durable (Persist), and that is the decision:

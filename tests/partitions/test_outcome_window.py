@@ -95,7 +95,10 @@ def test_answers_without_an_outcome_are_forgotten_oldest_first() -> None:
         window.remember([ReplyGroup(1 + at % 7, numbers, Raw(encode(numbers)))])
     assert window._unlogged_calls <= UNLOGGED_CALLS
     assert sum(len(answers) for answers in window._unlogged.values()) == len(window._unlogged_order) < rounds
-    assert window.first_result(1, 0, 0) is None
+    assert window._unlogged_bytes == sum(size for _, _, size, _ in window._unlogged_order)
+    with pytest.raises(Indeterminate):
+        window.first_result(1, 0, 0)  # it may be one of those that were forgotten
+    assert window.first_result(1, 0, 1) is None
     assert window.first_result(1 + (rounds - 1) % 7, rounds * 1000 - 1, 0) == encode(rounds * 1000 - 1)
 
 

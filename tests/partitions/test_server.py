@@ -103,6 +103,11 @@ def endless(tx, key: int):
 def surrogate(tx, key: int):
     tx.abort("\\ud800")
 
+@procedure(partition_by="key")
+def fork(tx, key: int):
+    import os
+    os.fork()
+
 @procedure(everywhere=True)
 def total(tx):
     return sum(row.n for row in tx.accounts.scan())
@@ -347,6 +352,25 @@ def test_a_frame_with_several_groups_is_answered_whole(running: Partition) -> No
     assert [answers[number] for number in groups[0].numbers] == [1, 2, 3]
     assert [str(answers[number]) for number in groups[1].numbers] == ["no", "no"]
     assert answers[groups[2].numbers[0]] == 3
+
+
+def test_a_procedure_that_forks_does_not_double_its_partition(running: Partition) -> None:
+    client = running.peer()
+    client.send(Calls(1, [client.group("fork", [(3,)])]))
+    ((answer),) = client.answers(1).values()
+    assert answer.code == "ProcedureError"
+    assert "can't fork its partition" in str(answer)
+
+
+def test_a_list_of_arguments_longer_than_its_group_is_refused_unread(running: Partition) -> None:
+    client = running.peer()
+    [group] = [client.group("get", [(3,)])]
+    group.args = Raw(b"\xdd" + (8 << 20).to_bytes(4, "big") + bytes(8 << 20))
+    began_s = time.monotonic()
+    client.send(Calls(1, [group]))
+    ((answer),) = client.answers(1).values()
+    assert "1 calls with 8388608 argument lists" in str(answer)
+    assert time.monotonic() - began_s < PATIENCE_S
 
 
 def test_a_procedure_that_never_ends_is_ended(running: Partition) -> None:

@@ -70,3 +70,24 @@ def test_clients_that_do_not_read_share_one_wait_at_the_end(tmp_path: Path) -> N
     for client in clients:
         client.close()
     context.term()
+
+
+def test_a_stream_is_not_read_while_frames_of_it_wait(tmp_path: Path) -> None:
+    context = zmq.Context()
+    doors = Sockets(context.socket(zmq.ROUTER), listen(str(tmp_path / "s")))
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(tmp_path / "s"))
+    client.setblocking(False)
+    sent = 0
+    for _ in range(500):  # each turn takes one frame; the client sends as many as it can
+        try:
+            while True:
+                sent += client.send(packed(bytes(1000)))
+        except BlockingIOError:
+            pass
+        doors.wait(0)
+        doors.receive()
+    assert sent < 4 << 20  # the rest waits in its own socket
+    client.close()
+    doors.close(0)
+    context.term()

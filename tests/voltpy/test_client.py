@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -553,19 +554,20 @@ def test_a_timeout_is_positive(db: Client, timeout: float) -> None:
         db.call("echo", 1, timeout=timeout)
 
 
-def test_nobody_there_is_unavailable_and_no_hang() -> None:
+def test_nobody_there_is_known_at_once() -> None:
     began = time.monotonic()
-    with pytest.raises(voltpy.Unavailable, match=r"voltpy://127\.0\.0\.1:1 within 0\.4 s"):
-        voltpy.connect("voltpy://127.0.0.1:1", timeout=0.4)
-    assert 0.3 < time.monotonic() - began < 2
+    with pytest.raises(voltpy.Unavailable, match=r"nothing listens at voltpy://127\.0\.0\.1:1"):
+        voltpy.connect("voltpy://127.0.0.1:1", timeout=5)
+    assert time.monotonic() - began < 1
 
 
-def test_a_cluster_that_starts_late_is_found(cluster: FakeCluster) -> None:
-    cluster.kill_router()
-    timer = threading.Timer(0.3, cluster.restart_router)
-    timer.start()
-    with voltpy.connect(cluster.url, timeout=10) as db:
-        assert db.call("echo", 1) == 1
+def test_a_listener_that_says_nothing_is_unavailable_after_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"voltpy://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(voltpy.Unavailable, match=r"within 0\.4 s"):
+            voltpy.connect(url, timeout=0.4)
+        assert 0.3 < time.monotonic() - began < 2
 
 
 def test_after_close_calls_are_unavailable(cluster: FakeCluster) -> None:

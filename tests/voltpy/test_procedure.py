@@ -555,6 +555,7 @@ def test_a_syntax_error_is_shown_where_it_is(tmp_path: Path) -> None:
         ("import no_such_module_anywhere", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("def f():\n    return 1 / 0\nf()", "ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise GeneratorExit(3)", "GeneratorExit: 3"),
     ],
 )
 def test_an_error_while_loading_is_shown_with_the_users_lines_only(tmp_path: Path, text: str, error: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,17 @@ def test_a_length_past_the_limit_is_refused_before_its_bytes_arrive() -> None:
     assert reader.feed(packed(b"first")) == [b"first"]
     with pytest.raises(ProtocolError, match=str(MAX_FRAME_BYTES + 1)):
         reader.feed((MAX_FRAME_BYTES + 1).to_bytes(4, "little"))
+
+
+def test_a_large_frame_that_drips_in_is_not_copied_with_every_byte() -> None:
+    reader = FrameReader()
+    stream = packed(bytes(8 << 20))
+    reader.feed(stream[:-2000])
+    began_s = time.process_time()
+    for at in range(len(stream) - 2000, len(stream) - 1):
+        assert reader.feed(stream[at : at + 1]) == []
+    assert time.process_time() - began_s < 0.5  # copying took seconds
+    assert reader.feed(stream[-1:]) == [bytes(8 << 20)]
 
 
 def test_a_frame_of_the_largest_size_is_taken() -> None:

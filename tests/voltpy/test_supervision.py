@@ -209,6 +209,13 @@ def test_a_partition_that_refuses_later_fails_alone() -> None:
     assert status[0]["state"] == "serving"
 
 
+def test_a_procedure_that_ends_its_process_like_a_refusal_does_not_fail_the_partition() -> None:
+    world = World()
+    world.serve()
+    assert of(world.exit(1, 3), Start) == [Start(1, None)]
+    assert world.core.child(1).state == "starting"
+
+
 def test_a_child_that_crashes_again_and_again_before_ready_ends_the_start() -> None:
     world = World()
     for _ in range(FAILURES_AT_START):

@@ -69,5 +69,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, status: int) -> None:
     lines = message.strip().splitlines() or [""]
-    click.echo(f"voltpy: {' '.join(line.strip() for line in lines)}", err=True)
+    click.echo("voltpy: " + "\n".join(line.rstrip() for line in lines), err=True)
     sys.exit(status)

@@ -26,6 +26,7 @@ from rich.text import Text
 import voltpy
 from voltpy.cli.options import json_option, print_value, size_text
 from voltpy.client import connect
+from voltpy.data_directory import MAX_PARTITIONS
 from voltpy.errors import ClusterError, Error
 
 VOTERS = 2  # threads that vote: while one takes in its answers the other keeps the partitions busy
@@ -96,7 +97,7 @@ def shipped(name: str) -> Path:
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(min=1), default=10.0, show_default=True, help="How long to vote.")
-@click.option("--partitions", type=click.IntRange(1, 1024), metavar="N", help="[default: one a core]")
+@click.option("--partitions", type=click.IntRange(1, MAX_PARTITIONS), metavar="N", help="[default: one a core]")
 @click.option("--no-kill", is_flag=True, help="Leave all partitions alive.")
 @json_option
 def demo(seconds: float, partitions: int | None, no_kill: bool, as_json: bool) -> None:

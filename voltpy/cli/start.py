@@ -12,7 +12,7 @@ import click
 from voltpy import events
 from voltpy.cli.options import size
 from voltpy.cluster import DEFAULT_PORT, Cluster, Options, loopback, usable_memory_bytes
-from voltpy.data_directory import SCHEMA, DataDirectory, read_schema
+from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
 from voltpy.schema import to_json
@@ -52,7 +52,7 @@ def _text_of(path: Path | None) -> str | None:
     help="The data directory; made if there is none.",
 )
 @click.option(
-    "--partitions", type=click.IntRange(1, 1024), metavar="N", help="When DIR is made.  [default: one a core]"
+    "--partitions", type=click.IntRange(1, MAX_PARTITIONS), metavar="N", help="When DIR is made.  [default: one a core]"
 )
 @click.option(
     "--port",
