@@ -136,9 +136,8 @@ class Executor:
         self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
         self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id
         self._ready: deque[SetAside] = deque()  # in order of arrival
-        # What this batch did to these two, to be taken back with it.
-        self._rerun: list[SetAside] = []
-        self._set_aside: list[tuple[int, int]] = []
+        # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
+        self._waited: dict[tuple[int, int], SetAside | None] = {}
         self._rerunning: SetAside | None = None
         self._arrivals = 0
         self._split_group: CallGroup | None = None
@@ -274,7 +273,7 @@ class Executor:
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
                 {(table.number, key) for table, key in missed}, arrival,
             )  # fmt: skip
-            self._set_aside.append((group.client_id, number))
+            self._waited.setdefault((group.client_id, number), None)
             self.failed(raised)
             return
         if interrupted:
@@ -305,17 +304,13 @@ class Executor:
         here = {(table, key)}
         if self._store.tables[table].all_here:
             here.add((table, WHOLE_TABLE))
-        freed = []
         for call in self._waiting.values():
-            if call.missing and not call.missing.isdisjoint(here):
-                call.missing -= here
-                if not call.missing:
-                    freed.append(call)
-        self._make_ready(freed)
+            call.missing -= here
+        self._find_ready()
 
-    def _make_ready(self, calls: list[SetAside]) -> None:
-        if calls:
-            self._ready = deque(sorted([*self._ready, *calls], key=lambda call: call.arrival))
+    def _find_ready(self) -> None:
+        ready = [call for call in self._waiting.values() if not call.missing]
+        self._ready = deque(sorted(ready, key=lambda call: call.arrival))
 
     @property
     def has_ready(self) -> bool:
@@ -330,7 +325,7 @@ class Executor:
         while self._ready:
             call = self._ready.popleft()
             del self._waiting[call.client_id, call.number]
-            self._rerun.append(call)
+            self._waited.setdefault((call.client_id, call.number), call)
             self._rerunning = call
             self.counts["reruns"] += 1
             self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
@@ -412,11 +407,11 @@ class Executor:
         self._store.undo_batch()
         self._context.resume(None)
         self._answers.clear()
-        for call_id in self._set_aside:
+        for call_id, waited in self._waited.items():
             self._waiting.pop(call_id, None)
-        for call in self._rerun:
-            self._waiting[call.client_id, call.number] = call
-        self._make_ready(self._rerun)
+            if waited is not None:
+                self._waiting[call_id] = waited
+        self._find_ready()
         self._begin_batch()
 
     def _begin_batch(self) -> None:
@@ -426,8 +421,7 @@ class Executor:
             self._batch_index = {}
         self._batch_looked_at = (0, 0)
         self._large_bytes = 0
-        self._rerun = []
-        self._set_aside = []
+        self._waited = {}
         self._split_group, self._split_arguments = None, {}
 
     def replies(self) -> dict[Origin, Answers]:

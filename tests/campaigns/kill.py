@@ -8,8 +8,8 @@ the life after that recovers. Points that take more than calls get it: new proce
 Then every entry of the ledger is compared with what is there. The runs of a point follow each other on one cluster, and
 at the end of them all ledgers are compared once more.
 
-A run counts only if its process said that it dies at this point, and was seen to die of SIGKILL. Points named `kill.…`
-are kills from outside at a random moment, without a named point.
+A run counts only if its process said that it dies at this point, and was seen to die of SIGKILL; a partition must come
+back with a higher incarnation. Points named `kill.…` are kills from outside at a random moment, without a named point.
 """
 
 from __future__ import annotations
@@ -77,8 +77,6 @@ PASSAGES = {
     "wal.": 10,
 }
 PASSAGES_ELSE = 50
-
-
 NONE = Totals(0, 0, 0, 0)
 
 
@@ -203,6 +201,7 @@ class Session:
         run.target, run.passage = target, rng.randrange(1, _of(PASSAGES, point, PASSAGES_ELSE) + 1)
         workload.wait_for(rng.randrange(1, 100))
         mark = cluster.mark()
+        incarnation = self._incarnation(target)
         cluster.arm(target, point, run.passage)
         cluster.kill(target)
         if target == SUPERVISOR:
@@ -233,6 +232,13 @@ class Session:
         death = cluster.wait(lambda event: exited(event) and f"crash point {point}" in event["reason"], mark)
         run.fired = death["exit_status"] == -signal.SIGKILL
         cluster.wait(happened("serving", target), cluster.events.index(death, mark))
+        if target != ROUTER and self._incarnation(target) <= incarnation:
+            run.violations.append(f"incarnation {self._incarnation(target)} follows {incarnation}")
+
+    def _incarnation(self, process: str) -> int:
+        """That of a partition's life that served last; 0 for others."""
+        serving = self.cluster.since(0, happened("serving", process))
+        return int(serving[-1]["incarnation"]) if serving else 0
 
     def _provide(self, needs: str, rng: Random) -> None:
         """What gets a process to its point."""

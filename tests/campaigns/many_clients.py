@@ -3,8 +3,8 @@
     python -m tests.campaigns.many_clients [--clients 2000] [--silent 200] [--seconds 20]
 
 The crowd, in a few processes: everybody says Hello at the router and at a partition at the same moment, and then makes
-a call a second. `--silent` of them send calls with large results as fast as they can for FLOOD_S and never read a byte,
-or send garbage, oversized frames, or frames that never end (see `_KINDS`).
+a call every CALL_EVERY_S. `--silent` of them send calls with large results as fast as they can for some seconds and
+never read a byte, or send garbage, oversized frames, or frames that never end (see `_KINDS`).
 
 The well-behaved client makes one call after another, by router and direct, and notes how long each takes. It must be
 answered all the time, and within RECOVERY_S of the crowd's arrival its p99 a second must be back within a small factor
@@ -44,11 +44,10 @@ from voltpy.stream import packed, stream_path
 
 PARTITIONS = 2
 CROWD_PROCESSES = 4
-BEFORE_S = 3.0
-FLOOD_S = 4.0
 RECOVERY_S = 10.0
 WELCOME_S = 30.0
-TURNS_A_SECOND = 20  # the calls of the ordinary clients are spread over the second
+CALL_EVERY_S = 4.0  # an ordinary client; with more, this machine's cores would be busy with the crowd itself
+TURNS = 80  # over which their calls are spread
 FACTOR = 3.0
 LEAST_P99_MS = 25.0  # below it a factor means nothing: before, the well-behaved client was alone
 RSS_BYTES = 1 << 30
@@ -124,7 +123,7 @@ class Figures(NamedTuple):
 # ── the crowd ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def crowd(url: str, ordinary: int, silent: int, seed: int, go: Event, over: Event, report: Any) -> None:
+def crowd(url: str, ordinary: int, silent: int, seed: int, flood_s: float, go: Event, over: Event, report: Any) -> None:
     """One process of the crowd. Reports how many were welcomed, when the last one was, calls made, and answered."""
     raise_open_files_limit()
     rng = Random(seed)
@@ -134,7 +133,7 @@ def crowd(url: str, ordinary: int, silent: int, seed: int, go: Event, over: Even
     go.wait()
     began_s = time.monotonic()
     hostile = [
-        threading.Thread(target=_be_silent, args=(context, place, kind, rng.randbytes(8), over), daemon=True)
+        threading.Thread(target=_be_silent, args=(context, place, kind, rng.randbytes(8), flood_s, over), daemon=True)
         for kind in (_KINDS * silent)[seed : seed + silent]
     ]
     for thread in hostile:
@@ -145,14 +144,16 @@ def crowd(url: str, ordinary: int, silent: int, seed: int, go: Event, over: Even
     asked = answered = 0
     while not over.is_set():
         round_s = time.monotonic()
-        for turn in range(TURNS_A_SECOND):
-            part = clients[turn::TURNS_A_SECOND]
+        for turn in range(TURNS):
+            if over.is_set():
+                break
+            part = clients[turn::TURNS]
             asked += len(part)
             for client in part:
                 client.call()
             for client in part:
-                answered += client.answered(round_s + WELCOME_S)
-            over.wait(max(0.0, (turn + 1) / TURNS_A_SECOND - (time.monotonic() - round_s)))
+                answered += client.answered(time.monotonic() + WELCOME_S)
+            over.wait(max(0.0, CALL_EVERY_S * (turn + 1) / TURNS - (time.monotonic() - round_s)))
     report.put((welcomed, welcomed_s, asked, answered))
     # Its sockets go with it: two hundred queues that nobody reads are not to be closed one by one.
     report.close()
@@ -203,15 +204,17 @@ class _Ordinary:
         return count
 
 
-def _be_silent(context: zmq.Context[zmq.Socket[bytes]], place: Place, kind: str, secret: bytes, over: Event) -> None:
-    """One hostile client, in a thread of its own: it floods for FLOOD_S, and stays connected without ever reading."""
+def _be_silent(
+    context: zmq.Context[zmq.Socket[bytes]], place: Place, kind: str, secret: bytes, flood_s: float, over: Event
+) -> None:
+    """One hostile client, in a thread of its own: it floods for a while, and stays connected without ever reading."""
     client_id = int.from_bytes(secret, "little") >> 2 | 1
     partition = client_id % PARTITIONS
     key = next(key for key in range(100) if slot_owners(PARTITIONS)[hash_slot(key)] == partition)
     hello = wire.encode(Hello(PROTOCOL_VERSION, client_id))
     rng = Random(client_id)
     number = 1
-    until_s = time.monotonic() + FLOOD_S
+    until_s = time.monotonic() + flood_s
     with contextlib.suppress(zmq.ZMQError, OSError), contextlib.ExitStack() as open_sockets:
         if "stream" in kind:
             send = _stream(open_sockets, place.stream(partition))
@@ -322,20 +325,23 @@ def by_second(calls: list[Measured], from_s: float) -> Iterator[tuple[float, flo
         second_s += 1.0
 
 
-def run(directory: Path, clients: int, silent: int, seconds: float) -> Figures:
-    """Starts a cluster, lets the crowd in, and measures until `seconds` after its arrival."""
+def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s: float, seconds: float) -> Figures:
+    """Starts a cluster, measures for `before_s`, lets the crowd in, and measures on.
+
+    For at least `seconds`, and at most until RECOVERY_S have passed, if the p99 is not back by then.
+    """
     spawn = get_context("spawn")
     processes = min(CROWD_PROCESSES, clients)
     with Cluster(directory, SCHEMA, PROCEDURES, partitions=PARTITIONS, segment_bytes=64 << 20) as cluster:
         cluster.start()
         go, over, reports = spawn.Event(), spawn.Event(), spawn.Queue()
-        crowds = [
-            spawn.Process(
-                target=crowd,
-                args=(cluster.url, *_share(clients - silent, silent, number, processes), number, go, over, reports),
-                daemon=True,
-            )
+        shares = [
+            (len(range(number, clients - silent, processes)), len(range(number, silent, processes)))
             for number in range(processes)
+        ]
+        crowds = [
+            spawn.Process(target=crowd, args=(cluster.url, *share, number, flood_s, go, over, reports), daemon=True)
+            for number, share in enumerate(shares)
         ]
         for process in crowds:
             process.start()
@@ -349,10 +355,15 @@ def run(directory: Path, clients: int, silent: int, seconds: float) -> Figures:
         ]
         for thread in threads:
             thread.start()
-        time.sleep(1.0 + BEFORE_S)  # the crowd's processes start in the first second
+        time.sleep(1.0 + before_s)  # the crowd's processes start in the first second
         arrival_s = time.monotonic()
+        before = {name: p99_ms(calls[name], arrival_s - before_s, arrival_s) for name in urls}
         go.set()
         time.sleep(seconds)
+        while time.monotonic() < arrival_s + RECOVERY_S and not all(
+            _recovered_s(list(by_second(calls[name], arrival_s)), before[name], arrival_s) >= 0.0 for name in urls
+        ):
+            time.sleep(0.1)
         with voltpy.connect(cluster.url, timeout=30.0) as db:
             status = db.status()
         enough.set()
@@ -364,7 +375,6 @@ def run(directory: Path, clients: int, silent: int, seconds: float) -> Figures:
             process.join(10.0)
             process.kill()
         cluster.end(signal.SIGTERM)
-    before = {name: p99_ms(calls[name], arrival_s - BEFORE_S, arrival_s) for name in urls}
     per_second = {name: list(by_second(calls[name], arrival_s)) for name in urls}
     children = {"router": status["router"], **{f"partition {p['partition']}": p for p in status["partitions"]}}
     for reason in failed[:5]:
@@ -384,10 +394,6 @@ def run(directory: Path, clients: int, silent: int, seconds: float) -> Figures:
         sum(child["restarts"] for child in children.values()),
         _rounded({name: child["rss_bytes"] / 2**20 for name, child in children.items()}),
     )
-
-
-def _share(ordinary: int, silent: int, number: int, processes: int) -> tuple[int, int]:
-    return len(range(number, ordinary, processes)), len(range(number, silent, processes))
 
 
 def _recovered_s(seconds: list[tuple[float, float]], before_ms: float, arrival_s: float) -> float:
@@ -410,10 +416,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=2000)
     parser.add_argument("--silent", type=int, default=200, help="of them")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--before", type=float, default=3.0, help="seconds of measuring before the crowd comes")
+    parser.add_argument("--flood", type=float, default=4.0, help="seconds for which the silent ones send")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring after the crowd has come")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="voltpy-crowd-") as directory:
-        figures = run(Path(directory) / "cluster", arguments.clients, arguments.silent, arguments.seconds)
+        figures = run(
+            Path(directory) / "cluster",
+            arguments.clients,
+            arguments.silent,
+            before_s=arguments.before,
+            flood_s=arguments.flood,
+            seconds=arguments.seconds,
+        )
     print(json.dumps(figures._asdict(), indent=1))
     verdict = "passed" if figures.passed else "FAILED"
     print(f"the well-behaved client's p99 was back after {figures.recovered_s} s: {verdict}")

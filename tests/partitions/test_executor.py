@@ -1138,3 +1138,25 @@ def test_an_argument_whose_type_raises_fails_its_own_call_only() -> None:
     partition.executor.seal()
     partition.executor.finished()
     partition.store.check()
+
+
+def test_a_call_that_was_set_aside_and_rerun_in_one_batch_is_undone_with_it(partition: OnePartition) -> None:
+    """Whoever runs the batch again brings it along again."""
+    with_items(partition, 1, 2)
+    for key in (1, 2):
+        partition.table("items").send_away(key)
+    waited = partition.run("consume", 9, [1, 2])
+    partition.seal()
+    number = partition.run("add", 1, 10)
+    partition.arrive("items", 1)
+    partition.executor.run_ready()  # `waited` misses 2 now
+    assert partition.executor.waiting == 1
+    partition.executor.undo_batch()
+    assert partition.executor.waiting == 1
+    partition.executor.run_ready()
+    partition.run("add", 1, 10, number=number)
+    partition.seal()
+    assert partition.answer(number) == 11
+    partition.arrive("items", 2)
+    partition.run_ready()
+    assert partition.answer(waited) == 13

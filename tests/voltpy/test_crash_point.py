@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,31 @@ def test_a_point_that_does_not_exist_is_refused(value: str) -> None:
 
 def test_every_point_is_listed_once() -> None:
     assert len(set(points.CRASH_POINTS)) == len(points.CRASH_POINTS)
+
+
+def test_a_file_in_the_directory_arms_one_life_of_the_process_it_is_named_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = tmp_path / "partition-1"
+    order.write_text("record_log.flush.before_fsync:2")
+    monkeypatch.setenv(points.PROCESS, "partition-0")
+    assert run_armed(f"{tmp_path}/").returncode == 0
+    assert order.exists()
+    monkeypatch.setenv(points.PROCESS, "partition-1")
+    process = run_armed(f"{tmp_path}/")
+    assert process.returncode == -signal.SIGKILL
+    assert (process.stdout.split(), process.stderr) == (["1", "2"], "crash point record_log.flush.before_fsync\n")
+    assert not order.exists()
+    assert run_armed(f"{tmp_path}/").returncode == 0
+    monkeypatch.delenv(points.PROCESS)
+    (tmp_path / "supervisor").write_text("record_log.flush.after_fsync")
+    assert run_armed(f"{tmp_path}/").returncode == -signal.SIGKILL
+
+
+def test_every_point_that_is_listed_is_passed_somewhere_and_the_other_way_round() -> None:
+    root = Path(points.__file__).parents[1]
+    sources = [
+        file.read_text() for folder in ("voltpy", "partitions", "coordinator") for file in (root / folder).glob("*.py")
+    ]
+    passed = re.findall(r'(?:crash_point|doomed)\(\s*"([a-z_.]+)"', "\n".join(sources))
+    assert sorted(passed) == sorted(points.CRASH_POINTS)
