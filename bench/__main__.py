@@ -35,7 +35,7 @@ def _command(workload: str) -> click.Command:
     @click.command(workload, help=f"Measures {workload}." if workload != "all" else "Measures all workloads.")
     @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
     @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
-    @click.option("--in-flight", type=click.IntRange(1, 65536), help="Default: 512 a partition, the client's window.")
+    @click.option("--in-flight", type=click.IntRange(1, 65536), help="Default: 1,024 a partition, the client's window.")
     @click.option(
         "--tasks", default=64, show_default=True, type=click.IntRange(1, 4096), help="Where tasks await calls."
     )

@@ -1,17 +1,27 @@
-"""`get`, `insert` and `upsert` of one table, made for its columns.
+"""`get`, `insert`, `upsert` and `update` of one table, made for its columns.
 
 They are what a procedure calls most, so they are generated: Python itself binds positions, names and defaults of the
 columns; values of exactly the right types, which nearly all are, need no second look; and everything that a call
-touches is a local. A loop over columns and a method on `self` would cost two to three times as much.
+touches is a local. A loop over columns and methods on `self` would cost two to three times as much.
 
-They know the table's dictionaries, which stay the same objects for as long as the table lives: see partitions.table.
+Each looks for its row in the order of partitions.table. What is usual is spelled out here, since a call to
+`Table.find_row` would cost a fifth of the whole; what is not (a key of another type, one that is away, a row of the
+generation before, two keys with one hash) goes the long way, through that method.
+
+They know the table's dictionaries, which stay the same objects for as long as the table lives.
 """
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections.abc import Callable
-from typing import Any
+from textwrap import indent
+from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
+from partitions.heap import Heap
+from partitions.index import NOWHERE, PrimaryIndex
 from partitions.row import LEFT_OUT, MAX_ROW_BYTES, RowFormat, encode
 from voltpy.errors import DuplicateKey
 from voltpy.schema import Table as TableSchema
@@ -37,13 +47,96 @@ _MADE = """
         _row, _image = _validated(_row)
 """
 
+# That the value in the partition column lives here is checked once for each value in a row: a transaction repeats its
+# own. For integers it is hash_slot and Ownership.verify, spelled out: nearly every transaction passes here once.
+_OWNED = {
+    "INT": """if {0} != _owner.verified:
+    if not _owned[_crc_hqx(b"%d" % {0}, 0) & 16383]:
+        _verify({0}, _name)
+    _owner.verified = {0}
+""",
+    "STRING": """if {0} != _owner.verified:
+    _verify({0}, _name)
+""",
+}
+
+# The row with `_key`, or None, as `_old`. The key has the right type.
+_FOUND = """
+    _old = _row_of(_key)
+    if _old is None:
+        if _table._away:
+            _old = _find_row(_key)
+        elif _key in _inserted:
+            _before = _inserted[_key]
+            if _before is not None:
+                _old = _decode(_before)
+        elif _key in _updated or _key in _table._old:
+            _old = _find_row(_key)
+        else:
+            _row_id = _find(_key, {nowhere})
+            if _row_id == {nowhere}:
+{owned}
+            else:
+                {fetched}
+"""
+
+# A row is worth keeping decoded only if it is asked for again: otherwise it goes while it is still in the processor's
+# cache, and displaces nothing.
+_GET = """
+def get(_key, /):
+    "The row with this primary key, or None."
+    _old = _row_of(_key)
+    if _old is not None:
+        return _old
+    if _type(_key) is not _key_type or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
+        _old = _find_row(_key)
+    else:
+        try:
+            _row_id = _find(_key, {nowhere})
+        except _UnfitKey:
+            return _find_row(_key)
+        if _row_id == {nowhere}:
+{owned}
+            _inserted[_key] = None  # whoever asks for it next most likely inserts it
+            return None
+        {fetched}
+    if _old is not None:
+        if _key in _asked:
+            _rows[_key] = _old
+        else:
+            _ask(_key)
+    return _old
+"""
+
+# Whether a key of several columns, or a float, is one at all needs a closer look than at its type.
+_GET_THE_LONG_WAY = """
+def get(_key, /):
+    "The row with this primary key (a tuple where it has several columns), or None."
+    _old = _row_of(_key)
+    if _old is None:
+        _old = _find_row(_key)
+        if _old is not None:
+            if _key in _asked:
+                _rows[_key] = _old
+            else:
+                _ask(_key)
+    return _old
+"""
+
+_FOUND_THE_LONG_WAY = """
+    _old = _row_of(_key)
+    if _old is None:
+        _old = _find_row(_key)
+"""
+
 # A row that was not there goes to `inserted` alone: most new rows are not read soon; those that are, are found there.
 _KEYED = """
 def insert({parameters}):
     "Adds a row, columns by position or by name, and returns it. Raises DuplicateKey, ConstraintViolation."
 {made}
     _key = {key}
-    if _get(_key) is not None:
+{found}
+    if _old is not None:
         raise _duplicate(_key)
     _undo.append((_table, _key, None))
     if _key in _updated:
@@ -56,16 +149,18 @@ def upsert({parameters}):
     "Inserts a row, or replaces the one with the same key, whole; returns it. Raises ConstraintViolation."
 {made}
     _key = {key}
-    _old = _rows.get(_key)
-    if _old is None:
-        _old = _lookup(_key)
+{found}
+    _undo.append((_table, _key, _old))
     if _old is not None:
         _rows[_key] = _row
-    _undo.append((_table, _key, _old))
-    if _key in _inserted or (_old is None and _key not in _updated):
-        _inserted[_key] = _image
-    else:
+        if _key in _inserted:
+            _inserted[_key] = _image
+        else:
+            _updated[_key] = _image
+    elif _key in _updated:
         _updated[_key] = _image
+    else:
+        _inserted[_key] = _image
     return _row
 """
 
@@ -75,7 +170,7 @@ def insert({parameters}):
     "Adds a row, columns by position or by name, and returns it. Raises ConstraintViolation."
     {key} = _table.new_hidden_key()
 {made}
-    {owned}
+{owned}
     _undo.append((_table, {key}, None))
     _inserted[{key}] = _image
     return _row
@@ -83,58 +178,92 @@ def insert({parameters}):
 upsert = insert
 """
 
+_UPDATE = """
+def update(_key, /, **_changes):
+    "Changes columns of the row with this key and returns it. Raises KeyError when there is none."
+    _old = _row_of(_key)
+    if _old is None:
+        _old = _find_row(_key)
+        if _old is None:
+            raise _no_row(_key)
+    if not _fixed.isdisjoint(_changes):
+        _check_fixed(_changes)
+    if _type(_key) is not _key_type:
+        _key = _key_of(_old)
+    _row = _replace(_old, **_changes)
+    for _name, _value in _changes.items():
+        if _type(_value) is not _exact[_name] or (
+            _type(_value) is _int and not -0x8000000000000000 <= _value <= 0x7FFFFFFFFFFFFFFF
+        ):
+            _row, _ = _validated(_row)
+            break
+    try:
+        _image = _encode(_row)
+    except _UnicodeEncodeError:
+        _validated(_row)
+        raise
+    if _len(_image) > {limit}:
+        _validated(_row)
+    _undo.append((_table, _key, _old))
+    _rows[_key] = _row
+    if _key in _inserted:
+        _inserted[_key] = _image
+    else:
+        _updated[_key] = _image
+    return _row
+"""
 
-def accessors(
-    table: Any,
-    schema: TableSchema,
-    format: RowFormat,
-    rows: dict[Any, Any],
-    inserted: dict[Any, bytes | None],
-    updated: dict[Any, bytes | None],
-    undo: list[tuple[Any, Any, Any]],
-    asked: set[Any],
-    lookup: Callable[[Any], Any],
-) -> tuple[Callable[[Any], Any], Callable[..., Any], Callable[..., Any]]:
-    """(get, insert, upsert). `lookup` finds a row that is not in `rows`; `asked` holds keys that it was asked for."""
+_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
 
-    def get(key: Any) -> Any:
-        """The row with this primary key (a tuple where it has several columns), or None."""
-        row = rows.get(key)
-        if row is None:
-            row = lookup(key)
-            if row is not None:
-                # Worth keeping decoded only if it is asked for again: otherwise it goes while it is still in the
-                # processor's cache, and displaces nothing.
-                if key in asked:
-                    rows[key] = row
-                else:
-                    asked.add(key)
-        return row
+
+class Accessors(NamedTuple):
+    """What a procedure calls as `tx.<table>.get(key)` and so on."""
+
+    get: Callable[[Any], Any]
+    insert: Callable[..., Any]
+    upsert: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) -> Accessors:
+    """The accessors of `table`, a partitions.table.Table."""
+    schema: TableSchema = table.schema
 
     def duplicate(key: Any) -> DuplicateKey:
         return DuplicateKey(f"table {schema.name}: a row with key {key!r:.100} exists")
 
-    source, bound = _source(schema)
+    def no_row(key: Any) -> KeyError:
+        return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
+
+    source, bound = _source(schema, index)
     bound |= {
-        "_get": get, "_struct": format.struct, "_encode": encode, "_validated": format.validated,
-        "_table": table, "_rows": rows, "_inserted": inserted, "_updated": updated, "_undo": undo, "_lookup": lookup,
-        "_verify": table.verify, "_duplicate": duplicate, "_len": len, "_type": type, "_int": int, "_float": float,
-        "_str": str, "_bool": bool, "_UnicodeEncodeError": UnicodeEncodeError,
+        "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
+        "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
+        "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
+        "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
+        "_check_fixed": table._check_fixed,
+        "_find": index.find, "_read": heap.read, "_struct": format.struct, "_decode": format.decode, "_encode": encode,
+        "_validated": format.validated, "_key_of": format.key_of, "_key_type": table._key_type,
+        # A value of exactly this type fits its column; anything else is looked at more closely.
+        "_exact": {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns},
+        "_fixed": table._fixed_columns, "_replace": replace, "_duplicate": duplicate, "_no_row": no_row, "_len": len,
+        "_type": type, "_int": int, "_float": float, "_str": str, "_bool": bool,
+        "_UnicodeEncodeError": UnicodeEncodeError, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
     # A function around them makes all of these locals of an enclosing scope, which are read faster than globals.
     body = source.replace("\n", "\n    ")
-    around = f"def bind({', '.join(bound)}):{body}\n    return insert, upsert"
+    around = f"def bind({', '.join(bound)}):{body}\n    return get, insert, upsert, update"
     namespace: dict[str, Any] = {}
     exec(compile(around, f"<table {schema.name}>", "exec"), namespace)
-    insert, upsert = namespace["bind"](**bound)
-    for accessor in (get, insert, upsert):
+    made = Accessors(*namespace["bind"](**bound))
+    for accessor in made:
         accessor.__qualname__ = (
             f"{schema.name}.{accessor.__name__}"  # what Python names in "got an unexpected argument"
         )
-    return get, insert, upsert
+    return made
 
 
-def _source(schema: TableSchema) -> tuple[str, dict[str, Any]]:
+def _source(schema: TableSchema, index: PrimaryIndex) -> tuple[str, dict[str, Any]]:
     """The functions' text, and the defaults of columns that it names."""
     defaults: dict[str, Any] = {}
     parameters, exact = [], []
@@ -145,15 +274,29 @@ def _source(schema: TableSchema) -> tuple[str, dict[str, Any]]:
         parameters.append(f"{column.name}=_default_{position}")
         check = _EXACT.get(column.type, "False").format(column.name)
         exact.append(f"({column.name} is None or {check})" if column.nullable else f"({check})")
-    keys = [f"_row.{name}" for name in schema.primary_key]
-    part = schema.partition_column
     made = _MADE.format(
         names=", ".join(column.name for column in schema.columns), exact=" and ".join(exact), limit=MAX_ROW_BYTES
-    )
-    source = (_HIDDEN if schema.hidden_key else _KEYED).format(
-        parameters=", ".join(parameters),
-        made=made.strip("\n"),
-        key=schema.primary_key[0] if schema.hidden_key else keys[0] if len(keys) == 1 else f"({', '.join(keys)})",
-        owned=f"if _row.{part} != _table.owner.verified:\n        _verify(_row.{part})" if part else "",
-    )
-    return source, defaults
+    ).strip("\n")
+    key = f"_row.{schema.primary_key[0]}"
+    if len(schema.primary_key) > 1:
+        key = f"({', '.join(f'_row.{name}' for name in schema.primary_key)})"
+    part = schema.partition_column
+    owned = _OWNED[schema.column(part).type] if part else "pass"
+    owned_row = owned.format(f"_row.{part}")
+    # An integer key is the index's own, so what is found under it is its row; a hash may be another key's too.
+    fetched = "_old = _decode(_read(_row_id))"
+    if not index.ordered:
+        fetched = "if _row_id < 0 or _key_of(_old := _decode(_read(_row_id))) != _key: _old = _find_row(_key)"
+    key_types = {schema.column(name).type for name in schema.primary_key}
+    if schema.hidden_key:
+        keyed = _HIDDEN.format(
+            parameters=", ".join(parameters), made=made, key=schema.primary_key[0], owned=indent(owned_row, 4 * " ")
+        )
+    else:
+        found = _FOUND if "FLOAT" not in key_types else _FOUND_THE_LONG_WAY
+        found = found.format(owned=indent(owned_row, 16 * " "), nowhere=NOWHERE, fetched=fetched).strip("\n")
+        keyed = _KEYED.format(parameters=", ".join(parameters), made=made, key=key, found=found)
+    owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
+    get = _GET if len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"} else _GET_THE_LONG_WAY
+    get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=fetched)
+    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES), defaults

@@ -211,7 +211,7 @@ class Executor:
     ) -> None:
         """The hot loop: everything that every call pays for is in here."""
         client_id = group.client_id
-        body, running, undo = procedure.body, self._running, self._store.undo_log
+        body, running, undo, missed = procedure.body, self._running, self._store.undo_log, self._store.missed
         tx = self._views[procedure.everywhere, procedure.read_only]
         results: list[bytes] = []
         returned = results.append
@@ -227,7 +227,7 @@ class Executor:
                 if len(result) > LARGE_RESULT_BYTES:
                     self._admit_large(len(result))
                 if len(undo) != mark:
-                    if self._store.missed or self.interrupted:
+                    if missed or self.interrupted:
                         raise NotHere
                     mark = len(undo)
             except BaseException as error:  # noqa: BLE001 — the procedure boundary: whatever the user's code raised

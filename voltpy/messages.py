@@ -34,7 +34,7 @@ from msgspec import Meta, Raw, Struct
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
 CALLS_A_FRAME = 128
-FRAMES_IN_FLIGHT = 4  # unanswered frames that a client allows itself for each destination
+FRAMES_IN_FLIGHT = 8  # unanswered frames that a client allows itself for each destination
 CALLS_IN_FLIGHT_A_CLIENT = 8192  # past it a door answers Overloaded
 CALLS_IN_FLIGHT_A_PARTITION = 65536
 CALLS_A_GROUP = GROUPS_A_FRAME = 4096

@@ -28,7 +28,7 @@ def results_file(tmp_path):
 def test_results_are_written_as_json_and_reported_again(results_file):
     results = msgspec.json.decode(results_file.read_bytes(), type=Results)
     assert [run.repetition for run in results.runs] == [0, 1]
-    assert results.settings.in_flight == 1024
+    assert results.settings.in_flight == 2048
     again = bench("report", results_file)
     assert again.exit_code == 0
     assert (results_file.parent / "table.md").read_text() in again.stdout

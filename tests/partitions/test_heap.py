@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from partitions.heap import Heap, slot_bits
-from partitions.page import MAX_INLINE_BYTES, OVERFLOW_BYTES, PAGE_BYTES, Arena
+from partitions.page import MAX_INLINE_BYTES, OVERFLOW_BYTES, OVERFLOWS, PAGE_BYTES, STUB_BYTES, Arena
 from voltpy.errors import ReadOnly
 from voltpy.schema import Column, Table
 
@@ -33,11 +33,13 @@ class Modelled:
         self.rows.update(zip(row_ids, images, strict=True))
         return row_ids
 
-    def update(self, row_id: int, image: bytes) -> int:
-        del self.rows[row_id]
-        moved_to = self.heap.update(row_id, image)
-        assert moved_to not in self.rows
-        self.rows[moved_to] = image
+    def update(self, row_ids: list[int], images: list[bytes]) -> list[int]:
+        for row_id in row_ids:
+            del self.rows[row_id]
+        moved_to = self.heap.update(row_ids, images)
+        assert len(set(moved_to)) == len(images)
+        assert self.rows.keys().isdisjoint(moved_to)
+        self.rows.update(zip(moved_to, images, strict=True))
         return moved_to
 
     def delete(self, row_id: int) -> None:
@@ -85,7 +87,8 @@ def test_random_changes_equal_the_dict(table: Table, image: Callable[[random.Ran
         if what < 0.3 or not heap.rows:
             heap.add([image(rng) for _ in range(rng.choice([1, 1, 2, 30]))])
         elif what < 0.6:
-            heap.update(rng.choice(list(heap.rows)), image(rng))
+            row_ids = rng.sample(list(heap.rows), rng.randrange(1, min(len(heap.rows), 20) + 1))
+            heap.update(row_ids, [image(rng) for _ in row_ids])
         elif what < 0.95 or step < 100:
             heap.delete(rng.choice(list(heap.rows)))
         else:
@@ -105,12 +108,12 @@ def test_a_row_of_one_mebibyte_comes_back() -> None:
     (row_id,) = heap.add([image])
     heap.check()
     assert heap.heap.pages == 130  # 129 pieces and a stub
-    row_id = heap.update(row_id, image[:-1])
+    (row_id,) = heap.update([row_id], [image[:-1]])
     heap.check()
-    row_id = heap.update(row_id, b"small now")
+    (row_id,) = heap.update([row_id], [b"small now"])
     heap.check()
     assert heap.heap.pages == 1
-    row_id = heap.update(row_id, image)
+    (row_id,) = heap.update([row_id], [image])
     heap.delete(row_id)
     assert heap.arena.frames_in_use == 0
 
@@ -118,10 +121,17 @@ def test_a_row_of_one_mebibyte_comes_back() -> None:
 def test_a_row_that_grows_stays_in_its_page_while_there_is_room() -> None:
     heap = Modelled()
     first, second = heap.add([b"a" * 100, b"b" * 100])
-    assert heap.update(first, b"A" * 3000) == first
-    assert heap.update(second, b"B" * 4900) == second  # only together with the dead bytes
+    assert heap.update([first], [b"A" * 3000]) == [first]
+    assert heap.update([second], [b"B" * 4900]) == [second]  # only together with the dead bytes
     heap.check()
-    assert heap.update(first, b"A" * 3300) != first
+    assert heap.update([first], [b"A" * 3300]) != [first]
+    heap.check()
+
+
+def test_a_row_as_long_as_a_stub_and_its_flag_replaces_one_with_overflow_pages() -> None:
+    heap = Modelled()
+    (row_id,) = heap.add([b"a" * 50_000])
+    heap.update([row_id], [b"b" * (OVERFLOWS | STUB_BYTES)])
     heap.check()
 
 
@@ -146,8 +156,7 @@ def test_pages_whose_rows_shrank_are_filled_again() -> None:
     heap = Modelled()
     row_ids = heap.add([b"x" * 1000] * 400)
     pages = heap.heap.pages
-    for row_id in row_ids:
-        heap.update(row_id, b"y" * 100)
+    heap.update(row_ids, [b"y" * 100] * 400)
     heap.add([b"z" * 500] * 400)
     heap.check()
     assert heap.heap.pages <= pages + 1
@@ -197,8 +206,7 @@ def test_pages_needed_is_enough(seed: int) -> None:
         heap = Modelled(table, (in_use + needed) * PAGE_BYTES)
         row_ids = heap.add(before)
         heap.heap.extend(fresh)
-        for row_id, new in zip(row_ids, changed, strict=False):
-            heap.heap.update(row_id, new)
+        heap.heap.update(row_ids[: len(changed)], changed)
         heap.heap.check()
 
 

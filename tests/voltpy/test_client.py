@@ -18,7 +18,7 @@ import pytest
 import voltpy
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
 from voltpy.client import SUBMITTED_CALLS, Client
-from voltpy.connection import ROUTER
+from voltpy.connection import ROUTER, WINDOW_CALLS
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.link import Address
 from voltpy.messages import Runaway
@@ -444,14 +444,14 @@ def test_submit_returns_a_future(db: Client) -> None:
 def test_a_future_can_be_cancelled_until_it_is_sent(cluster: FakeCluster, db: Client) -> None:
     partition = cluster.partition(0)
     partition.deaf.set()
-    futures = [db.submit("echo", key_of(0)) for _ in range(600)]
-    wait_until(lambda: partition.calls() == 512, "the window is full")
+    futures = [db.submit("echo", key_of(0)) for _ in range(WINDOW_CALLS + 88)]
+    wait_until(lambda: partition.calls() == WINDOW_CALLS, "the window is full")
     assert not futures[0].cancel()
     assert futures[-1].cancel()
     partition.deaf.clear()
     cluster.kill(0)
     errors = [type(future.exception(5)) for future in futures[:-1]]
-    assert errors == [voltpy.Indeterminate] * 512 + [voltpy.Unavailable] * 87
+    assert errors == [voltpy.Indeterminate] * WINDOW_CALLS + [voltpy.Unavailable] * 87
 
 
 def test_a_future_callback_may_call_again(db: Client) -> None:

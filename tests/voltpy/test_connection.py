@@ -47,6 +47,8 @@ from voltpy.errors import (
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     CALLS_A_FRAME,
+    CALLS_IN_FLIGHT_A_CLIENT,
+    FRAMES_IN_FLIGHT,
     NEVER_SENT,
     STALE,
     Admin,
@@ -301,28 +303,57 @@ def test_a_reply_that_comes_twice_or_to_nobody_is_ignored(cluster: Cluster) -> N
 # ── windows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_frames_hold_128_calls_and_a_window_512(cluster: Cluster) -> None:
-    calls = [cluster.submit("get", key) for key in keys_of(0, 1000)]
+def test_frames_hold_128_calls_and_a_window_eight_frames(cluster: Cluster) -> None:
+    calls = [cluster.submit("get", key) for key in keys_of(0, 2000)]
     frames = cluster.frames()
-    assert [sum(len(group.numbers) for group in calls_of(frame).groups) for frame in frames] == [CALLS_A_FRAME] * 4
+    assert [sum(len(group.numbers) for group in calls_of(frame).groups) for frame in frames] == [
+        CALLS_A_FRAME
+    ] * FRAMES_IN_FLIGHT
     assert cluster.frames() == []
     cluster.answer(frames[2])
-    (fifth,) = cluster.frames()
-    rest = [fifth]
-    for frame in [*frames[:2], frames[3]]:
+    (one_more,) = cluster.frames()
+    rest = [one_more]
+    for frame in [*frames[:2], *frames[3:]]:
         cluster.answer(frame)
     while more := cluster.frames():
         rest += more
         for frame in more:
             cluster.answer(frame)
-    cluster.answer(fifth)
+    cluster.answer(one_more)
     assert all(call.done and call.error is None for call in calls)
     assert cluster.connection.lanes[0].unanswered == 0
     assert cluster.connection.lanes[0].unanswered_bytes == 0
 
 
+@pytest.mark.parametrize("partitions", [8, 16, 100, 512])
+@pytest.mark.parametrize("as_batch", [False, True])
+def test_all_partitions_together_stay_within_the_routers_limit(partitions: int, as_batch: bool) -> None:
+    cluster = Cluster(partitions, affinity=False)
+    cluster.welcome()
+    keys = range(2 * CALLS_IN_FLIGHT_A_CLIENT)
+    if as_batch:
+        batch = Batch(cluster.connection.procedures["get"], 10.0)
+        cluster.connection.fill(batch, [(key,) for key in keys], 0.0)
+        batch.finished = True
+        cluster.connection.push(batch, 0.0)
+    else:
+        calls = [cluster.submit("get", key) for key in keys]
+    frames = cluster.frames()
+    in_flight = sum(len(group.numbers) for frame in frames for group in calls_of(frame).groups)
+    assert CALLS_IN_FLIGHT_A_CLIENT * 0.9 < in_flight <= CALLS_IN_FLIGHT_A_CLIENT
+    while frames:
+        for frame in frames:
+            cluster.answer(frame)
+        frames = cluster.frames()
+    if as_batch:
+        assert batch.left == 0
+        assert not batch.failed
+    else:
+        assert all(call.done and call.error is None for call in calls)
+
+
 def test_a_full_window_of_one_partition_does_not_hold_back_another(cluster: Cluster) -> None:
-    for key in keys_of(0, 600):
+    for key in keys_of(0, WINDOW_CALLS + 88):
         cluster.submit("get", key)
     cluster.frames()
     call = cluster.submit("get", key_of(1))
@@ -489,14 +520,14 @@ def test_room_bounds_what_is_read(cluster: Cluster) -> None:
 def test_dropping_the_unsent_leaves_the_sent_to_settle(cluster: Cluster) -> None:
     connection = cluster.connection
     batch = Batch(connection.procedures["get"], 10.0)
-    connection.fill(batch, [(key,) for key in keys_of(0, 1000)], 0.0)
+    connection.fill(batch, [(key,) for key in keys_of(0, WINDOW_CALLS + 488)], 0.0)
     frames = cluster.frames()
     connection.drop_unsent(batch)
     assert batch.left == WINDOW_CALLS
     for frame in frames:
         cluster.answer(frame)
     assert batch.left == 0
-    assert sum(isinstance(result, Unavailable) for result in batch.results) == 1000 - WINDOW_CALLS
+    assert sum(isinstance(result, Unavailable) for result in batch.results) == 488
     assert cluster.frames() == []
 
 
@@ -527,16 +558,14 @@ def test_a_call_that_was_never_sent_times_out_as_unavailable(cluster: Cluster) -
 
 
 def test_a_batch_times_out_frame_by_frame(cluster: Cluster) -> None:
-    batch = cluster.batch([(key,) for key in keys_of(0, 700)], timeout=5.0)
+    batch = cluster.batch([(key,) for key in keys_of(0, WINDOW_CALLS + 188)], timeout=5.0)
     frames = cluster.frames()
     cluster.answer(frames[1])
     cluster.reply(0, calls_of(frames[0]).groups[0].numbers[:5], [0] * 5)
     cluster.connection.expire(5.0)
     kinds = [type(result).__name__ for result in batch.results]
-    assert (
-        kinds
-        == ["int"] * 5 + ["Indeterminate"] * 123 + ["list"] * 128 + ["Indeterminate"] * 256 + ["Unavailable"] * 188
-    )
+    sent = ["int"] * 5 + ["Indeterminate"] * 123 + ["list"] * 128 + ["Indeterminate"] * (WINDOW_CALLS - 256)
+    assert kinds == sent + ["Unavailable"] * 188
     assert cluster.connection.lanes[0].unanswered == 0
     cluster.answer(frames[3])
     assert type(batch.results[-189]) is Indeterminate
@@ -1052,7 +1081,7 @@ def test_another_cluster_at_the_same_address_takes_over() -> None:
     cluster.welcome()
     cluster.direct()
     sent = cluster.submit("put", 1)
-    batch = cluster.batch([(key,) for key in range(2000)])
+    batch = cluster.batch([(key,) for key in range(4000)])
     frames = cluster.frames()
     cluster.connection.lost(ROUTER, 0.0)
     cluster.cluster_id, cluster.incarnations, cluster.lsns = "c2", [1, 1, 1], [0, 0, 0]
