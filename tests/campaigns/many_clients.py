@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -123,14 +123,20 @@ class Figures(NamedTuple):
 # ── the crowd ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def crowd(url: str, ordinary: int, silent: int, seed: int, flood_s: float, go: Event, over: Event, report: Any) -> None:
-    """One process of the crowd. Reports how many were welcomed, when the last one was, calls made, and answered."""
+def crowd(url: str, ordinary: int, silent: int, seed: int, flood_s: float, orders: Connection) -> None:
+    """One process of the crowd. Reports how many were welcomed, when the last one was, calls made, and answered.
+
+    `orders` says when to begin and when to end. (A multiprocessing.Event does not survive a process that exits while
+    one of its threads looks at it.)
+    """
     raise_open_files_limit()
     rng = Random(seed)
     place = look_up(url)
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, OPEN_FILES)
-    go.wait()
+    over = threading.Event()
+    orders.recv()
+    threading.Thread(target=lambda: (orders.recv(), over.set()), daemon=True).start()
     began_s = time.monotonic()
     hostile = [
         threading.Thread(target=_be_silent, args=(context, place, kind, rng.randbytes(8), flood_s, over), daemon=True)
@@ -154,11 +160,8 @@ def crowd(url: str, ordinary: int, silent: int, seed: int, flood_s: float, go: E
             for client in part:
                 answered += client.answered(time.monotonic() + WELCOME_S)
             over.wait(max(0.0, CALL_EVERY_S * (turn + 1) / TURNS - (time.monotonic() - round_s)))
-    report.put((welcomed, welcomed_s, asked, answered))
-    # Its sockets go with it: two hundred queues that nobody reads are not to be closed one by one.
-    report.close()
-    report.join_thread()
-    os._exit(0)
+    orders.send((welcomed, welcomed_s, asked, answered))
+    os._exit(0)  # its sockets go with it: two hundred queues that nobody reads are not to be closed one by one
 
 
 def look_up(url: str) -> Place:
@@ -205,7 +208,12 @@ class _Ordinary:
 
 
 def _be_silent(
-    context: zmq.Context[zmq.Socket[bytes]], place: Place, kind: str, secret: bytes, flood_s: float, over: Event
+    context: zmq.Context[zmq.Socket[bytes]],
+    place: Place,
+    kind: str,
+    secret: bytes,
+    flood_s: float,
+    over: threading.Event,
 ) -> None:
     """One hostile client, in a thread of its own: it floods for a while, and stays connected without ever reading."""
     client_id = int.from_bytes(secret, "little") >> 2 | 1
@@ -334,13 +342,13 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
     processes = min(CROWD_PROCESSES, clients)
     with Cluster(directory, SCHEMA, PROCEDURES, partitions=PARTITIONS, segment_bytes=64 << 20) as cluster:
         cluster.start()
-        go, over, reports = spawn.Event(), spawn.Event(), spawn.Queue()
+        orders = [spawn.Pipe() for _ in range(processes)]
         shares = [
             (len(range(number, clients - silent, processes)), len(range(number, silent, processes)))
             for number in range(processes)
         ]
         crowds = [
-            spawn.Process(target=crowd, args=(cluster.url, *share, number, flood_s, go, over, reports), daemon=True)
+            spawn.Process(target=crowd, args=(cluster.url, *share, number, flood_s, orders[number][1]), daemon=True)
             for number, share in enumerate(shares)
         ]
         for process in crowds:
@@ -358,7 +366,8 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
         time.sleep(1.0 + before_s)  # the crowd's processes start in the first second
         arrival_s = time.monotonic()
         before = {name: p99_ms(calls[name], arrival_s - before_s, arrival_s) for name in urls}
-        go.set()
+        for ours, _ in orders:
+            ours.send("go")
         time.sleep(seconds)
         while time.monotonic() < arrival_s + RECOVERY_S and not all(
             _recovered_s(list(by_second(calls[name], arrival_s)), before[name], arrival_s) >= 0.0 for name in urls
@@ -367,10 +376,14 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
         with voltpy.connect(cluster.url, timeout=30.0) as db:
             status = db.status()
         enough.set()
-        over.set()
+        for ours, _ in orders:
+            ours.send("over")
         for thread in threads:
             thread.join()
-        reported = [reports.get(timeout=3 * WELCOME_S) for _ in crowds]
+        for ours, _ in orders:
+            if not ours.poll(3 * WELCOME_S):
+                raise TimeoutError("a process of the crowd has not reported")
+        reported = [ours.recv() for ours, _ in orders]
         for process in crowds:
             process.join(10.0)
             process.kill()

@@ -34,6 +34,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
+from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.schema import Schema
 
 
@@ -164,6 +165,8 @@ if __name__ == "__main__":
         case "cluster":
             run_cluster(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
         case "router":
+            die_with_parent(int(os.environ[SUPERVISOR]))
             run_router()
         case "partition":
+            die_with_parent(int(os.environ[SUPERVISOR]))
             run_partition()
