@@ -109,20 +109,14 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     def load_beside(message: PrepareLoad) -> Registry:
         return load(message.source, message.path, schema, message.catalog_version)
 
-    server = Server(
-        doors,
-        arguments.partition,
-        tcp_port,
-        door,
-        executor,
-        store,
-        wal,
-        Timeout(executor, running, arguments.procedure_timeout),
-        load_beside,
-    )
+    timeout = Timeout(executor, running, arguments.procedure_timeout)
+    server = Server(doors, arguments.partition, tcp_port, door, executor, store, wal, timeout, load_beside)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    server.serve()
+    try:
+        server.serve()
+    finally:
+        timeout.end()
     crash_point("partition.stop.served")
     doors.close(LINGER_MS)
     sockets.term()

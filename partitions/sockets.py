@@ -56,6 +56,9 @@ class Sockets:
         self._streams: dict[int, Stream] = {}
         self._router_items = [(router, int(zmq.POLLIN))]
         self._router_waits = False  # it may have frames
+        self._router_used = True  # since it was last asked and had none
+        self._buffer = bytearray(READ_BYTES)  # a fresh one for each read would be mapped and unmapped by the system
+        self._buffer_view = memoryview(self._buffer)
         self._routers_turn = False  # where both have some, they alternate
         self._ready: deque[Stream] = deque()  # streams with frames that were read and not taken yet
         self._accepts_at_s = 0.0  # not 0: the listener is not watched until then
@@ -66,7 +69,8 @@ class Sockets:
     def wait(self, timeout_s: float) -> None:
         """Looks at all sockets. Returns when something may have arrived, at the latest after `timeout_s`."""
         # The ROUTER's descriptor tells of changes since the last look at it, and sending is a look too: ask it first.
-        self._router_waits = self._router_has_input()
+        if self._router_used:
+            self._router_waits = self._router_has_input()
         if self._look(0 if self._ready or self._router_waits else timeout_s):
             self._router_waits = self._router_has_input()
 
@@ -101,6 +105,7 @@ class Sockets:
         """False: whoever it is for is gone, or does not read; nobody waits for them."""
         if isinstance(identity, Stream):
             return self._send_to_stream(identity, frame)
+        self._router_used = True
         try:
             self._router.send_multipart((cast(bytes, identity), frame), zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -122,7 +127,8 @@ class Sockets:
         self._router.close(linger_ms)
 
     def _router_has_input(self) -> bool:
-        return bool(zmq_poll(self._router_items, 0))  # a third of the price of getsockopt(EVENTS)
+        self._router_used = bool(zmq_poll(self._router_items, 0))  # a third of the price of getsockopt(EVENTS)
+        return self._router_used
 
     def _look(self, timeout_s: float) -> bool:
         """Reads the streams that have something, and takes new ones. Whether the ROUTER stirred."""
@@ -164,7 +170,7 @@ class Sockets:
 
     def _read(self, stream: Stream) -> None:
         try:
-            data = stream.socket.recv(READ_BYTES)
+            data = bytes(self._buffer_view[: stream.socket.recv_into(self._buffer)])
             frames = stream.reader.feed(data)
         except BlockingIOError:
             return

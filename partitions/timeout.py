@@ -28,7 +28,7 @@ _READERS: frozenset[CodeType] = frozenset(
 
 
 class Timeout:
-    """`arm` before a batch, `disarm` after it. The main thread only."""
+    """`arm` before a batch, `disarm` after it, `end` after all of them. The main thread only."""
 
     def __init__(self, executor: Executor, running: Words, limit_s: float) -> None:
         self._executor = executor
@@ -49,6 +49,10 @@ class Timeout:
     def disarm(self) -> None:
         """The timer ticks on until it finds nothing running: to set and stop it costs two system calls a batch."""
         self._running[BUSY] += 1
+
+    def end(self) -> None:
+        """Before the process ends: Python takes its handler away, and the next tick would kill it."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _tick(self, signum: int, frame: FrameType | None) -> None:
         running = tuple(self._running[: BUSY + 1])
