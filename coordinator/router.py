@@ -4,15 +4,17 @@
                          EverywhereCall  stamped with the time, to every partition or to none
                          Admin           to the supervisor, under a number of our own
     from a partition     Replies         sorted by client; each client's part of a frame leaves in one frame
+                         Dropped         so many calls of a client are over without a reply
                          Refusal         the connection is of no use: a new one, or none until the topology changes
     from the supervisor  Topology        adopted, and sent on to every client (in a Welcome, the first time)
                          AdminReply      back to the client that asked
 
 Arguments and results pass as they are, except where the calls of a group belong to several partitions.
 
-Every call that the door lets through is answered once, by its partition or here (then it never ran), unless its
-partition is lost: clients learn that from the topology. `Lane.owed` knows how many calls of each client a partition
-has still to answer, so that all counts come back to zero when it never does.
+Every call that the door lets through is answered once, by its partition or here (then it never ran), unless a retry was
+answered in its place, which the partition tells, or the partition is lost: clients learn that from the topology.
+`Lane.owed` knows how many calls of each client a partition has still to answer, so that all counts come back to zero
+when it never does.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Dropped,
     EverywhereCall,
     Message,
     PartitionAddress,
@@ -137,6 +140,10 @@ class Router:
         lane = self.lanes[partition]
         if isinstance(message, Replies):
             self._return(lane, message)
+        elif isinstance(message, Dropped):
+            if message.incarnation == lane.incarnation:
+                for client_id, calls in message.calls.items():
+                    self._settle(lane, client_id, calls)
         elif isinstance(message, Refusal) and lane.is_up:
             self._give_up(lane, f"partition {partition} has lost the router's connection")
             lane.connection += 1

@@ -96,11 +96,14 @@ class SetAside(Struct, eq=False):
 
 
 class Answers(Struct):
-    """Replies for one origin. `dropped` calls get none here: a retry overtook them, or was there first."""
+    """Replies for one origin. `dropped` calls, counted by client id, get none: a retry overtook them, or was first."""
 
     groups: list[ReplyGroup]
     errors: list[CallError]
-    dropped: int = 0
+    dropped: dict[int, int] = {}
+
+    def drop(self, client_id: int, calls: int) -> None:
+        self.dropped[client_id] = self.dropped.get(client_id, 0) + calls
 
 
 class Executor:
@@ -138,6 +141,7 @@ class Executor:
         self._ready: deque[SetAside] = deque()  # in order of arrival
         # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
         self._waited: dict[tuple[int, int], SetAside | None] = {}
+        self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
         self._rerunning: SetAside | None = None
         self._arrivals = 0
         self._split_group: CallGroup | None = None
@@ -166,7 +170,7 @@ class Executor:
             numbers, arguments = self._decode_one_by_one(origin, group, procedure)
         if overtaken:
             kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
-            self._answers_to(origin).dropped += len(numbers) - len(kept)
+            self._answers_to(origin).drop(group.client_id, len(numbers) - len(kept))
             numbers, arguments = [n for n, _ in kept], [a for _, a in kept]
         self._run_each(origin, group, procedure, numbers, arguments, None)
 
@@ -346,7 +350,8 @@ class Executor:
             one = CallGroup(group.client_id, group.procedure, 0, 0, [number], [0], joined([bytes(raw)]))
             pending = self._waiting.get((group.client_id, number))
             if pending is not None:
-                self._answers_to(pending.origin).dropped += 1
+                self._answers_to(pending.origin).drop(group.client_id, 1)
+                self._joined.append((pending, pending.origin))
                 pending.origin = origin
                 continue
             if (group.client_id, number) in self.runaways:
@@ -411,6 +416,9 @@ class Executor:
             self._waiting.pop(call_id, None)
             if waited is not None:
                 self._waiting[call_id] = waited
+        # Run again, the retry must find who waited before it, or that one's calls would never be told as dropped.
+        for waited, origin in reversed(self._joined):
+            waited.origin = origin
         self._find_ready()
         self._begin_batch()
 
@@ -422,6 +430,7 @@ class Executor:
         self._batch_looked_at = (0, 0)
         self._large_bytes = 0
         self._waited = {}
+        self._joined = []
         self._split_group, self._split_arguments = None, {}
 
     def replies(self) -> dict[Origin, Answers]:

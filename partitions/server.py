@@ -27,13 +27,14 @@ from partitions.store import Store
 from partitions.timeout import Timeout
 from partitions.wal import Batch, Wal, encode_batch
 from voltpy.crash_point import crash_point
-from voltpy.door import Account, Door
+from voltpy.door import ROUTER, Account, Door
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Calls,
     DiscardLoad,
+    Dropped,
     EverywhereCall,
     LoadPrepared,
     Message,
@@ -229,10 +230,14 @@ class Server:
         frame_bytes = 0
         answered = len(answers.errors) + sum(len(group.numbers) for group in answers.groups)
         self._calls += answered
-        self._door.answered(account, answered + answers.dropped)
-        if not answered or account.closed:
+        self._door.answered(account, answered + sum(answers.dropped.values()))
+        if account.closed:
             return
         identity = account.identity
+        if answers.dropped and account.role == ROUTER:
+            self._send(identity, Dropped(self._partition, self._wal.epoch, answers.dropped))
+        if not answered:
+            return
         for group in pieces(answers.groups):
             group_bytes = len(group.results)
             if groups and frame_bytes + group_bytes > REPLY_BYTES:

@@ -6,6 +6,7 @@
     Calls            client → door, router → partition  groups of calls of single-partition procedures
     EverywhereCall   client → router → partition        one directed call, to run in every partition
     Replies          partition → router → client        results and errors of calls
+    Dropped          partition → router                 calls that get no reply
     Refusal          door → client                      a whole frame was refused (garbage, no Hello, account closed)
     Topology         supervisor → router → client       partitions, incarnations, addresses, procedures
     Admin            client → router → supervisor       status, stop, load_procedures
@@ -186,6 +187,17 @@ class Replies(Struct, array_like=True, tag=6, gc=False):
     errors: list[CallError]
 
 
+class Dropped(Struct, array_like=True, tag=16):
+    """How many calls of each client, by client id, get no reply here: a retry overtook them, or was there first.
+
+    The client hears nothing of them, it has the retry's answer; the router must not count them as in flight for ever.
+    """
+
+    partition: int
+    incarnation: int
+    calls: dict[int, int]
+
+
 class Refusal(Struct, array_like=True, tag=7):
     """The frame, or the connection, was refused; nothing of the frame ran."""
 
@@ -248,6 +260,6 @@ class DiscardLoad(Struct, array_like=True, tag=15):
 
 
 Message = (
-    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Refusal | Admin | AdminReply
+    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
 )  # fmt: skip

@@ -551,7 +551,8 @@ class PartitionClient(AtDoor):
             message = wire.decode(wire.encode(Replies(0, INCARNATION, self._lsn, answers.groups, answers.errors)))
             assert isinstance(message, Replies)
             replies.append(message)
-            answered += len(answers.errors) + sum(len(g.numbers) for g in answers.groups) + answers.dropped
+            answered += len(answers.errors) + sum(len(g.numbers) for g in answers.groups)
+            answered += sum(answers.dropped.values())
         must(answered == self._charged, f"{self._charged} calls have {answered} answers")
         self._charged = 0
         for account in list(self.door.by_client.values()) + list(self.door.accounts.values()):

@@ -26,6 +26,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Dropped,
     EverywhereCall,
     Hello,
     Message,
@@ -432,6 +433,22 @@ def test_replies_for_a_lost_client_are_dropped_and_counted() -> None:
     assert world.flush() == [(b"2", replies_of(0, 5, (2, [1])))]
     world.check_idle()
     assert list(world.door.by_client) == [2]
+
+
+def test_calls_that_a_retry_overtook_are_no_longer_in_flight() -> None:
+    world = World(5, 6)
+    world.join(1, 2)
+    world.send(b"1", Calls(1, [group_of(1, [1, 2, 3])]))
+    world.send(b"2", Calls(1, [group_of(2, [1])]))
+    world.flush()
+    world.router.partition_message(0, Dropped(0, 4, {1: 3}))  # of an earlier life of the partition
+    assert world.router.lanes[0].in_flight == 4
+    world.router.partition_message(0, Dropped(0, 5, {1: 2, 2: 1, 3: 7}))
+    assert (world.router.lanes[0].owed, world.account(1).in_flight, world.account(2).in_flight) == ({1: 1}, 1, 0)
+    assert world.flush() == []
+    world.router.partition_message(0, replies_of(0, 5, (1, [3])))
+    world.flush()
+    world.check_idle()
 
 
 def test_replies_reach_a_client_that_has_come_back_on_a_new_connection() -> None:

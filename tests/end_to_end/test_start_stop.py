@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import zmq
 
 from voltpy.client import connect
 from voltpy.errors import Aborted, Unavailable
+from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.messages import NEVER_SENT, PROTOCOL_VERSION, CallGroup, Calls, Hello, Message, Replies, Welcome
+from voltpy.wire import decode, encode, joined
 
 LIMIT_S = 60.0
 
@@ -272,6 +277,44 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     ended = running.run("call", "spin", "1", status=1)
     assert ended.stderr.startswith("voltpy: ProcedureTimeout: ")
     assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
+
+
+def test_calls_that_their_retry_overtook_do_not_fill_the_router(start: Callable[..., Running]) -> None:
+    running = start()
+    running.db.call("open_account", 1, "Kari")
+    context = zmq.Context()
+    dealer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    dealer.linger, dealer.rcvtimeo = 0, round(LIMIT_S * 1000)
+    dealer.connect(running.url.replace("voltpy", "tcp"))
+
+    def ask(message: Message) -> Message:
+        dealer.send(encode(message))
+        return decode(dealer.recv())
+
+    welcome = ask(Hello(PROTOCOL_VERSION, 99))
+    assert isinstance(welcome, Welcome)
+    assert welcome.topology is not None
+    partition = slot_owners(2)[hash_slot(1)]
+    args = msgspec.msgpack.encode([1, 5])
+
+    def deposits(numbers: list[int], floor: int = NEVER_SENT) -> Calls:
+        slots = [hash_slot(1)] * len(numbers)
+        group = CallGroup(99, "deposit", partition, 0, numbers, slots, joined([args] * len(numbers)), floor)
+        return Calls(welcome.topology.catalog_version, [group])
+
+    numbers = list(range(1, 101))
+    answered = 0
+    dealer.send(encode(deposits(numbers, 0)))
+    while answered < 100:
+        replies = decode(dealer.recv())
+        assert isinstance(replies, Replies)
+        answered += sum(len(group.numbers) for group in replies.groups)
+    replies = ask(deposits([*numbers, 101]))
+    assert isinstance(replies, Replies)
+    assert [group.numbers for group in replies.groups] == [[101]]
+    eventually(lambda: running.db.status()["router"]["metrics"]["calls_in_flight"] == 0)
+    assert running.db.call("deposit", 1, 0) == 505
+    context.destroy(linger=0)
 
 
 def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running], tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class OnePartition:
 
     def gather(self) -> None:
         for origin, answers in self.executor.replies().items():
-            self.dropped[origin] = self.dropped.get(origin, 0) + answers.dropped
+            self.dropped[origin] = self.dropped.get(origin, 0) + sum(answers.dropped.values())
             for group in answers.groups:
                 results = _decode(bytes(group.results))
                 assert len(results) == len(group.numbers)

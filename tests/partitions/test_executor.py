@@ -892,6 +892,23 @@ def test_a_retry_of_a_call_that_waits_joins_it(partition: OnePartition) -> None:
     assert partition.call("get", 1) == 2
 
 
+def test_a_retry_whose_batch_is_undone_finds_the_connection_that_waited_before(partition: OnePartition) -> None:
+    with_items(partition, 1)
+    partition.table("items").send_away(1)
+    partition.run("add", 1, 1, number=50, origin=b"first")
+    partition.seal()
+    for undone in (True, False):
+        partition.run("add", 1, 1, number=50, floor=0, origin=b"second")
+        partition.run("add", 1, 1, number=50, floor=0, origin=b"third")
+        if undone:
+            partition.executor.undo_batch()
+    partition.seal()
+    assert partition.dropped == {ORIGIN: 0, b"first": 1, b"second": 1}
+    partition.arrive("items", 1)
+    partition.run_ready()
+    assert partition.origins[50] == b"third"
+
+
 def test_a_first_attempt_does_not_run_beside_its_waiting_retry(partition: OnePartition) -> None:
     with_items(partition, 1)
     partition.table("items").send_away(1)

@@ -28,11 +28,13 @@ from voltpy.errors import Aborted, Error, ReadOnly, from_wire
 from voltpy.hash_slot import hash_slot
 from voltpy.messages import (
     MAX_FRAME_BYTES,
+    NEVER_SENT,
     PROTOCOL_VERSION,
     STALE,
     CallGroup,
     Calls,
     DiscardLoad,
+    Dropped,
     EverywhereCall,
     Hello,
     LoadPrepared,
@@ -462,6 +464,26 @@ def test_the_router_runs_directed_calls_of_any_client(running: Partition) -> Non
     assert total >= 10
     router.send(Calls(1, [CallGroup(78, "get", 0, 1, [9], [hash_slot(5)], joined([_encode((5,))]))]))
     assert router.answers(1) == {9: 10}
+
+
+def test_the_router_hears_of_calls_that_a_retry_overtook(running: Partition) -> None:
+    router, client = running.peer(ROUTER), running.peer()
+
+    def group(client_id: int, name: str, number: int, floor: int = NEVER_SENT) -> CallGroup:
+        return CallGroup(client_id, name, 0, 1, [number], [hash_slot(8)], joined([_encode((8,))]), floor)
+
+    client.call("add", 9, 1)
+    floor = client.lsn
+    for number in (1, 2):
+        router.send(Calls(1, [group(81, "get", number, floor), group(82, "get", number, floor)]))
+        assert router.answers(1) == {number: None}
+    router.send(Calls(1, [group(81, "get", 1), group(81, "get", 2), group(82, "get", 2), group(82, "get", 3)]))
+    assert router.receive() == Dropped(0, 1, {81: 2, 82: 1})
+    assert router.answers(1) == {3: None}
+    assert client.call("get", 8, retry_floor=floor) is None
+    client.number -= 1
+    client.send(Calls(1, [client.group("get", [(8,)]), client.group("get", [(8,)])]))
+    assert client.answers(1) == {client.number: None}  # a client knows what it has retried, and is not told
 
 
 def test_status_says_how_it_is(running: Partition) -> None:
