@@ -143,8 +143,10 @@ class Server:
             door.close(self._sockets.ended.pop())
         if self._door.outbox:
             outbox, self._door.outbox = self._door.outbox, []
-            for identity, refusal in outbox:
-                self._send(identity, refusal)
+            for identity, answer in outbox:
+                if type(answer) is Welcome:
+                    self._sockets.admit(identity)
+                self._send(identity, answer)
         return requests, control
 
     def _execute(self, requests: list[Request]) -> None:

@@ -4,8 +4,12 @@
     RUNTIME/p<i>.s               Unix socket: clients here (voltpy.stream says why)
 
 Who sent a frame is an *identity*: the ROUTER's routing id, or the stream itself, so that neither can pose as the other.
-Streams are read only when nothing that was read before is left, so a client that floods fills its own socket. A client
-that does not read its replies loses its connection when QUEUED_BYTES of them wait.
+Streams are read only when nothing that was read before is left, so a client that floods fills its own socket. What a
+stream can make this process hold beside that is bounded; past a bound a connection ends:
+
+    a frame of a client that was not welcomed    HELLO_BYTES      its own
+    frames that have come in part, of all        PARTIAL_BYTES    that of the client with the largest part
+    replies that a client has not read           QUEUED_BYTES     its own
 """
 
 from __future__ import annotations
@@ -22,10 +26,13 @@ from typing import cast
 import zmq
 from zmq import zmq_poll
 
+from voltpy.door import HELLO_BYTES
 from voltpy.errors import ProtocolError
+from voltpy.messages import MAX_FRAME_BYTES
 from voltpy.sockets import receive_at_door
 from voltpy.stream import READ_BYTES, FrameReader, packed
 
+PARTIAL_BYTES = 128 << 20  # eight of the largest frames; a client's usual frame of calls is a thousandth of one
 QUEUED_BYTES = 96 << 20  # more than a client that keeps to FRAMES_IN_FLIGHT can be answered with at once
 STREAMS = 16384
 ACCEPT_PAUSE_S = 0.1  # while there are no descriptors or buffers for another stream
@@ -40,7 +47,7 @@ class Stream:
 
     def __init__(self, socket: sockets.socket) -> None:
         self.socket = socket
-        self.reader = FrameReader()
+        self.reader = FrameReader(HELLO_BYTES)  # until `admit`
         self.frames: deque[bytes] = deque()
         self.unsent = bytearray()
         self.waits_to_send = False
@@ -54,6 +61,7 @@ class Sockets:
         self._router = router
         self._listener = listener
         self._streams: dict[int, Stream] = {}
+        self._partial_bytes = 0  # of all streams
         self._router_items = [(router, int(zmq.POLLIN))]
         self._router_waits = False  # it may have frames
         self._router_used = True  # since it was last asked and had none
@@ -100,6 +108,11 @@ class Sockets:
         if not self._ready:
             self.wait(0)
         return bool(self._ready) or self._router_waits
+
+    def admit(self, identity: Hashable) -> None:
+        """Its Hello was accepted: from now on its frames may be as large as any."""
+        if isinstance(identity, Stream):
+            identity.reader.limit_bytes = MAX_FRAME_BYTES
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
         """False: whoever it is for is gone, or does not read; nobody waits for them."""
@@ -169,20 +182,26 @@ class Sockets:
             self._epoll.register(socket.fileno(), select.EPOLLIN)
 
     def _read(self, stream: Stream) -> None:
+        reader = stream.reader
+        partial_bytes = reader.partial_bytes
         try:
             data = bytes(self._buffer_view[: stream.socket.recv_into(self._buffer)])
-            frames = stream.reader.feed(data)
+            frames = reader.feed(data)
         except BlockingIOError:
             return
         except (OSError, ProtocolError):
+            self._partial_bytes += reader.partial_bytes - partial_bytes
             self._end(stream)
             return
+        self._partial_bytes += reader.partial_bytes - partial_bytes
         if not data:
             self._end(stream)
         elif frames:
             if not stream.frames:
                 self._ready.append(stream)
             stream.frames.extend(frames)
+        if self._partial_bytes > PARTIAL_BYTES:
+            self._end(max(self._streams.values(), key=lambda other: other.reader.partial_bytes))
 
     def _send_to_stream(self, stream: Stream, frame: bytes) -> bool:
         if stream.socket.fileno() < 0:
@@ -216,6 +235,10 @@ class Sockets:
         self._epoll.unregister(fd)
         del self._streams[fd]
         stream.socket.close()
+        # Its account may outlive it, and with that this object.
+        self._partial_bytes -= stream.reader.partial_bytes
+        stream.reader = FrameReader()
+        stream.unsent = bytearray()
         self.ended.append(stream)
 
 

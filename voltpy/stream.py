@@ -6,8 +6,8 @@ transport differs: no I/O threads, so a call wakes two threads instead of six, a
 
     stream := (length, u32 little-endian; frame of so many bytes)*
 
-A length past MAX_FRAME_BYTES is no frame: nothing that follows it can be trusted, and the connection ends. No sockets
-here.
+A length past the reader's limit is no frame: nothing that follows it can be trusted, and the connection ends. The limit
+is MAX_FRAME_BYTES; a partition takes no more than a Hello from a client that it has not welcomed. No sockets here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ def packed(frame: bytes) -> bytes:
 
 
 class FrameReader:
-    """Cuts a stream into frames again."""
+    """Cuts a stream into frames again. `limit_bytes` a frame; whoever raises it does so between two frames."""
 
-    __slots__ = ("_due", "_tail")
+    __slots__ = ("_due", "_tail", "limit_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = MAX_FRAME_BYTES) -> None:
+        self.limit_bytes = limit_bytes
         self._tail = bytearray()
         self._due = 0  # until the tail has so many bytes it holds no frame: it only grows, uncopied
+
+    @property
+    def partial_bytes(self) -> int:
+        """What it holds of a frame that is not complete."""
+        return len(self._tail)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The frames that are complete with these bytes. Raises ProtocolError for a length past the limit."""
@@ -51,8 +57,8 @@ class FrameReader:
         end = len(data)
         while end - at >= LENGTH_BYTES:
             length = int.from_bytes(data[at : at + LENGTH_BYTES], "little")
-            if length > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a frame of {length} bytes; the limit is {MAX_FRAME_BYTES}")
+            if length > self.limit_bytes:
+                raise ProtocolError(f"a frame of {length} bytes; the limit is {self.limit_bytes}")
             if end - at - LENGTH_BYTES < length:
                 due += length
                 break

@@ -23,7 +23,7 @@ from msgspec import Raw
 from partitions.server import REPLY_BYTES, pieces
 from voltpy import heartbeat
 from voltpy.data_directory import DataDirectory
-from voltpy.door import CLIENT, NO_HELLO, ROUTER, SUPERVISOR
+from voltpy.door import CLIENT, HELLO_BYTES, NO_HELLO, ROUTER, SUPERVISOR
 from voltpy.errors import Aborted, Error, ReadOnly, from_wire
 from voltpy.hash_slot import hash_slot
 from voltpy.messages import (
@@ -616,6 +616,15 @@ def test_a_length_that_no_frame_has_ends_the_stream(running: Partition) -> None:
     client.socket.socket.sendall((MAX_FRAME_BYTES + 1).to_bytes(4, "little") + b"x" * 100)
     with pytest.raises(ConnectionResetError):
         client.socket.poll(PATIENCE_S * 1000)
+    assert other.call("large", 1, 1) == "x"
+
+
+def test_a_large_frame_before_hello_ends_the_stream(running: Partition) -> None:
+    stranger, other = StreamSocket(stream_path(str(running.runtime / "p0"))), running.peer(stream=True)
+    stranger.socket.sendall((HELLO_BYTES + 1).to_bytes(4, "little"))
+    with pytest.raises(ConnectionResetError):
+        stranger.poll(PATIENCE_S * 1000)
+    stranger.close()
     assert other.call("large", 1, 1) == "x"
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
 import zmq
 
+from partitions import sockets as sockets_module
 from partitions.sockets import ACCEPT_PAUSE_S, Sockets, listen
+from voltpy.door import HELLO_BYTES
+from voltpy.messages import MAX_FRAME_BYTES
 from voltpy.stream import packed
+
+PATIENCE_S = 20
 
 
 class Exhausted:
@@ -91,3 +98,114 @@ def test_a_stream_is_not_read_while_frames_of_it_wait(tmp_path: Path) -> None:
     client.close()
     doors.close(0)
     context.term()
+
+
+class Door:
+    """The partition's sockets, and clients of its streams."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.context = zmq.Context()
+        self.sockets = Sockets(self.context.socket(zmq.ROUTER), listen(path))
+        self.clients: list[socket.socket] = []
+
+    def client(self, *, admitted: bool = True) -> socket.socket:
+        """A connection on which one frame has been taken; a client that does not wait for anything."""
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(self.path)
+        self.clients.append(client)
+        client.sendall(packed(b"hello"))
+        identity, _ = self.frame()
+        if admitted:
+            self.sockets.admit(identity)
+        client.setblocking(False)
+        return client
+
+    def frame(self) -> tuple[object, bytes]:
+        """The next frame, and its stream."""
+        while (arrived := self.sockets.receive()) is None:
+            self.sockets.wait(0.02)
+        return arrived[0], bytes(arrived[1] or b"")
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < until_s
+            self.sockets.wait(0.02)
+
+    def takes(self, client: socket.socket, data: bytes) -> None:
+        """Sends all of it, and has it read."""
+        at = 0
+        while at < len(data):
+            try:
+                at += client.send(data[at:])
+            except BlockingIOError:
+                self.sockets.wait(0.02)
+        while self.sockets.has_input() and self.sockets.receive() is None:
+            pass
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.sockets.close(0)
+        self.context.term()
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    door = Door(str(tmp_path / "s"))
+    yield door
+    door.close()
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether nothing more comes, after what has come."""
+    try:
+        while client.recv(1 << 20):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_a_client_that_was_not_welcomed_announces_no_large_frame(door: Door) -> None:
+    stranger, guest = door.client(admitted=False), door.client()
+    stranger.sendall(packed(bytes(HELLO_BYTES)))
+    assert len(door.frame()[1]) == HELLO_BYTES
+    guest.sendall((MAX_FRAME_BYTES).to_bytes(4, "little"))
+    stranger.sendall((HELLO_BYTES + 1).to_bytes(4, "little"))
+    door.until(lambda: is_closed(stranger))
+    assert not is_closed(guest)
+    assert len(door.sockets.ended) == 1
+
+
+def test_where_too_many_frames_come_in_part_the_largest_part_is_lost(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets_module, "PARTIAL_BYTES", 1 << 20)
+    announced = (4 << 20).to_bytes(4, "little")
+    small, large, last = door.client(), door.client(), door.client()
+    door.takes(small, announced + bytes(200_000))
+    door.takes(large, announced + bytes(600_000))
+    for _ in range(20):  # frames that are complete are none of it
+        door.takes(last, packed(bytes(90_000)))
+    door.until(lambda: door.sockets._partial_bytes == 800_008)
+    assert not door.sockets.ended
+    door.takes(last, announced + bytes(300_000))
+    door.until(lambda: is_closed(large))
+    assert (is_closed(small), is_closed(last)) == (False, False)
+    assert door.sockets._partial_bytes == 500_008
+    small.close()
+    last.sendall(bytes(1))
+    door.until(lambda: door.sockets._partial_bytes == 300_005)
+
+
+def test_a_frame_that_is_too_large_leaves_nothing_in_the_count(door: Door) -> None:
+    client = door.client()
+    door.takes(client, (MAX_FRAME_BYTES + 1).to_bytes(4, "little")[:3])
+    door.until(lambda: door.sockets._partial_bytes == 3)
+    door.takes(client, (MAX_FRAME_BYTES + 1).to_bytes(4, "little")[3:] + bytes(100))
+    door.until(lambda: is_closed(client))
+    assert door.sockets._partial_bytes == 0

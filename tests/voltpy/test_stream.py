@@ -13,6 +13,14 @@ from voltpy.messages import MAX_FRAME_BYTES
 from voltpy.stream import FrameReader, packed
 
 
+def test_a_reader_takes_no_frame_past_its_limit() -> None:
+    reader = FrameReader(10)
+    assert reader.feed(packed(bytes(10)) + packed(bytes(11))[:3]) == [bytes(10)]
+    assert reader.partial_bytes == 3
+    with pytest.raises(ProtocolError, match="a frame of 11 bytes; the limit is 10"):
+        reader.feed(packed(bytes(11))[3:])
+
+
 @given(
     frames=st.lists(st.binary(max_size=300), max_size=20), cuts=st.lists(st.integers(1, 64), min_size=1, max_size=50)
 )
