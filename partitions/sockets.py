@@ -10,6 +10,7 @@ stream can make this process hold beside that is bounded; past a bound a connect
     a frame of a client that was not welcomed    HELLO_BYTES      its own
     frames that have come in part, of all        PARTIAL_BYTES    that of the client with the largest part
     replies that a client has not read           QUEUED_BYTES     its own
+    replies that clients have not read, of all   UNSENT_BYTES     that of the client with most of them
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from voltpy.stream import READ_BYTES, FrameReader, packed
 
 PARTIAL_BYTES = 128 << 20  # eight of the largest frames; a client's usual frame of calls is a thousandth of one
 QUEUED_BYTES = 96 << 20  # more than a client that keeps to FRAMES_IN_FLIGHT can be answered with at once
+UNSENT_BYTES = 256 << 20
 STREAMS = 16384
 ACCEPT_PAUSE_S = 0.1  # while there are no descriptors or buffers for another stream
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -62,6 +64,7 @@ class Sockets:
         self._listener = listener
         self._streams: dict[int, Stream] = {}
         self._partial_bytes = 0  # of all streams
+        self._unsent_bytes = 0  # of all streams
         self._router_items = [(router, int(zmq.POLLIN))]
         self._router_waits = False  # it may have frames
         self._router_used = True  # since it was last asked and had none
@@ -206,10 +209,14 @@ class Sockets:
     def _send_to_stream(self, stream: Stream, frame: bytes) -> bool:
         if stream.socket.fileno() < 0:
             return False
-        stream.unsent += packed(frame)
+        data = packed(frame)
+        stream.unsent += data
+        self._unsent_bytes += len(data)
         self._flush(stream)
         if len(stream.unsent) > QUEUED_BYTES:
             self._end(stream)
+        elif self._unsent_bytes > UNSENT_BYTES:
+            self._end(max(self._streams.values(), key=lambda other: len(other.unsent)))
         return stream.socket.fileno() >= 0
 
     def _flush(self, stream: Stream) -> None:
@@ -222,6 +229,7 @@ class Sockets:
             self._end(stream)
             return
         del stream.unsent[:sent]
+        self._unsent_bytes -= sent
         if stream.waits_to_send != bool(stream.unsent):
             stream.waits_to_send = bool(stream.unsent)
             interest = select.EPOLLIN | (select.EPOLLOUT if stream.waits_to_send else 0)
@@ -238,6 +246,7 @@ class Sockets:
         # Its account may outlive it, and with that this object.
         self._partial_bytes -= stream.reader.partial_bytes
         stream.reader = FrameReader()
+        self._unsent_bytes -= len(stream.unsent)
         stream.unsent = bytearray()
         self.ended.append(stream)
 

@@ -6,6 +6,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -209,3 +210,29 @@ def test_a_frame_that_is_too_large_leaves_nothing_in_the_count(door: Door) -> No
     door.takes(client, (MAX_FRAME_BYTES + 1).to_bytes(4, "little")[3:] + bytes(100))
     door.until(lambda: is_closed(client))
     assert door.sockets._partial_bytes == 0
+
+
+def test_where_too_many_replies_are_unread_the_client_with_most_of_them_is_lost(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets_module, "UNSENT_BYTES", 33 << 20)
+    clients = [door.client() for _ in range(3)]
+    streams = list(door.sockets._streams.values())
+    for stream, mebibytes in zip(streams, (8, 18, 6), strict=True):
+        assert door.sockets.send(stream, bytes(mebibytes << 20))
+    # Those who read make room for the others.
+    expected = 4 + (8 << 20)
+    while expected:
+        door.sockets.wait(0)
+        with suppress(BlockingIOError):
+            expected -= len(clients[0].recv(1 << 20))
+    unread_bytes = sum(len(stream.unsent) for stream in streams)
+    assert (door.sockets._unsent_bytes, len(streams[0].unsent)) == (unread_bytes, 0)
+    assert not door.sockets.ended
+    assert door.sockets.send(streams[0], bytes(17 << 20))  # the others are the ones who do not read
+    assert door.sockets.ended == [streams[1]]
+    assert not door.sockets.send(streams[1], b"x")
+    assert is_closed(clients[1])
+    assert door.sockets._unsent_bytes == len(streams[0].unsent) + len(streams[2].unsent) > 15 << 20
+    clients[0].close()
+    door.until(lambda: door.sockets._unsent_bytes == len(streams[2].unsent))
