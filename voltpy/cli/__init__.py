@@ -1,7 +1,7 @@
 """The command line: `voltpy start`, `voltpy call`, … One file a command group; this one puts them together.
 
 Exit status: 0 when it worked; 1 with one line on stderr for a `voltpy.Error`; 2 for a command that can't be understood;
-130 after Ctrl-C.
+3 when `voltpy load` had to reject rows; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

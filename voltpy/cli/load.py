@@ -25,6 +25,7 @@ from voltpy.schema import Table, from_json
 
 RETRY_S = 30.0  # a partition that is restarted meanwhile does not end the load
 SHOWN_REJECTS = 3
+REJECTED = 3
 INTERRUPTED = 130
 
 
@@ -99,6 +100,9 @@ def load(
     The first line names the columns, unless --columns does. Values are read by the types of the table's columns: times
     in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected rows, with its line and
     the reason, and the others go on. Ctrl-C stops, and says how far it got.
+
+    Exit status: 0 when every row was loaded, 3 when some were rejected, 1 for an error that ended the load, 130 after
+    Ctrl-C.
     """
     delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter
     if len(delimiter) != 1 or delimiter in '"\r\n':
@@ -115,7 +119,9 @@ def load(
         )
     if as_json:
         print_value(summary, as_json=True)
-    return INTERRUPTED if summary["interrupted"] else 0
+    if summary["interrupted"]:
+        return INTERRUPTED
+    return REJECTED if summary["rejected"] else 0
 
 
 def _load(
