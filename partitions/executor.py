@@ -68,14 +68,20 @@ MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.se
 MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
 
-# What a procedure may raise of ours and still be believed; the rest would claim that it never ran.
-_BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Interruption(BaseException):
     """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
+
+
+class ResultsWait(Overloaded):
+    """A call whose result found no room beside the others that wait to be sent. It is undone, and may be retried."""
+
+
+# What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran.
+_BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly, ResultsWait)
 
 
 class SetAside(Struct, eq=False):
@@ -545,7 +551,7 @@ class Executor:
             raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
         self._large_bytes += result_bytes
         if self._large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
-            raise ReadOnly(
+            raise ResultsWait(
                 f"more than {LARGE_RESULTS_A_BATCH_BYTES:,} bytes of large results are under way; retry later"
             )
 

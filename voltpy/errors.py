@@ -10,7 +10,7 @@
     │   └── DuplicateKey      a row with this key exists      the application decides         ran, no effect
     ├── WrongPartition        a key that lives elsewhere      its author mends the routing    ran, no effect
     ├── SchemaError           the DDL, or its use, is wrong   the author of the schema        nothing changed
-    ├── Overloaded            too much is in flight           retry later: safe               never ran
+    ├── Overloaded            too much is in flight           retry later: safe               no effect
     ├── ReadOnly              disk or memory is full          the operator makes room: safe   ran, no effect
     ├── Unavailable           the partition is not there      retry later: safe               never ran
     ├── Indeterminate         the answer was lost             look before you retry           may have run
@@ -77,7 +77,7 @@ class SchemaError(Error):
 
 
 class Overloaded(Error):
-    """Too many calls are in flight; this one never ran. Retry later."""
+    """Too many calls, or too large results, are in flight; nothing of this one remains. Retry later."""
 
     retry_is_safe = True
 

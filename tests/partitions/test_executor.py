@@ -266,6 +266,12 @@ def size(tx: Any, key: int, length: int) -> Any:
     return "x" * length
 
 
+@procedure(partition_by="key")
+def put_and_size(tx: Any, key: int, length: int) -> Any:
+    tx.items.upsert(key, 0)
+    return "x" * length
+
+
 @procedure(everywhere=True)
 def set_rate(tx: Any, code: str, rate: float) -> Any:
     tx.rates.upsert(code, rate)
@@ -287,7 +293,7 @@ def rate_of(tx: Any, code: str) -> Any:
 
 PROCEDURES: list[Callable[..., Any]] = [
     put, insert_once, delete_one, add, get, insert, write_in_read_only, write_then, swallow, generated,
-    consume, touch_all, look, note, size, set_rate, rate_with_item, rate_of,
+    consume, touch_all, look, note, size, put_and_size, set_rate, rate_with_item, rate_of,
 ]  # fmt: skip
 
 
@@ -469,14 +475,23 @@ def test_a_key_of_another_partition_undoes_the_call() -> None:
     assert contents(partition) == {"items": [], "notes": [], "rates": []}
 
 
-def test_large_results_of_a_batch_are_bounded(partition: OnePartition) -> None:
+def test_calls_whose_large_results_find_no_room_are_undone_and_may_be_retried(partition: OnePartition) -> None:
     numbers = partition.run_group("size", [(1, 1_000_000)] * 70)
     partition.seal()
     answers = [partition.answers[number] for number in numbers]
     given = [answer for answer in answers if isinstance(answer, str)]
     assert len(given) == 67
-    assert all(isinstance(answer, ReadOnly) for answer in answers if not isinstance(answer, str))
+    assert all(isinstance(answer, Overloaded) for answer in answers if not isinstance(answer, str))
     assert partition.call("size", 1, 1_000_000) == "x" * 1_000_000  # the next batch may again
+    numbers = partition.run_group("put_and_size", [(key, 1_000_000) for key in range(70)])
+    partition.seal()
+    answers = [partition.answers[number] for number in numbers]
+    assert [row.id for row in partition.table("items").scan()] == [
+        key for key, answer in enumerate(answers) if isinstance(answer, str)
+    ]
+    assert isinstance(answers[69], Overloaded)
+    assert "retry later" in str(answers[69])
+    assert partition.call("put_and_size", 69, 1_000_000) == "x" * 1_000_000
 
 
 # ---------------------------------------------------------------------------------------------------- everywhere
