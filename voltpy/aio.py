@@ -14,9 +14,13 @@ from math import inf
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
+from voltpy.address import Address
+from voltpy.batch import Batch
+from voltpy.calls import Command, Everywhere, Lookup, Pending
+from voltpy.connection import Connection
 from voltpy.errors import Unavailable
-from voltpy.link import DIRECT_WAIT_S, Address, Link, Links, StreamLink
+from voltpy.link import Link, StreamLink
+from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 
 ROWS_A_TURN = 256

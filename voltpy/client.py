@@ -26,9 +26,13 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.connection import Batch, Command, Connection, Everywhere, Lookup, Pending
+from voltpy.address import Address
+from voltpy.batch import Batch
+from voltpy.calls import Command, Everywhere, Lookup, Pending
+from voltpy.connection import Connection
 from voltpy.errors import Error, Unavailable
-from voltpy.link import DIRECT_WAIT_S, Address, Link, Links, StreamLink
+from voltpy.link import Link, StreamLink
+from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 
 IO_IDLE_S = 0.2

@@ -8,24 +8,22 @@ in `settled`; a batch's results are in the batch.
       ▲                 │ partition or connection lost, or answered "stale"
       └──── requeued ───┴─────────────► settled: Indeterminate, ProcedureTimeout, …
 
-Each partition has a *lane*: its calls wait there until its window has room, WINDOW_CALLS unanswered calls, and leave in
-frames of at most CALLS_A_FRAME calls and about FRAME_BYTES. Calls are counted, not frames: replies coalesce. A lane is
+Each partition has a lane (`voltpy.lane`), where calls wait for room. They leave in frames of at most CALLS_A_FRAME
+calls and about FRAME_BYTES, and are then in flight (`voltpy.in_flight`) until they are answered or lost. A lane is
 served by a direct connection to its partition once that has welcomed us, else by the router.
 
 Numbers are given to calls when they are sent. A call that is sent again keeps its number: with the client id it is the
 call id by which the partition knows whether it ran. Once one attempt of a call was lost it carries `floor`, and from
 then on an answer "this attempt never ran" becomes Indeterminate: the lost attempt may have run.
 
-Calls of `call_many` are not objects: they travel as columns (`Group`) of up to 128 calls with consecutive numbers, and
-become `Pending` objects only when something goes wrong with them.
+What may be decided without looking further than one call, batch or lane is decided there (`voltpy.calls`,
+`voltpy.batch`); here is what needs to know of all of them: when a call goes, where to, whether it goes again.
 """
 
 from __future__ import annotations
 
 from binascii import crc_hqx
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Final, cast
 
@@ -33,6 +31,8 @@ import msgspec
 from msgspec import Raw
 
 from voltpy import wire
+from voltpy.batch import OTHER_ROW_FAILED, Batch, Group
+from voltpy.calls import MAX_CALL_BYTES, UNENCODABLE, Command, Everywhere, Lookup, Pending, too_large, unencodable
 from voltpy.errors import (
     BadArguments,
     Error,
@@ -44,11 +44,12 @@ from voltpy.errors import (
     UnknownProcedure,
     from_wire,
 )
-from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
+from voltpy.frame import Frame, frame_of_calls
+from voltpy.hash_slot import slot_owners
+from voltpy.in_flight import InFlight
+from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane
 from voltpy.messages import (
     CALLS_A_FRAME,
-    CALLS_IN_FLIGHT_A_CLIENT,
-    FRAMES_IN_FLIGHT,
     MAX_FRAME_BYTES,
     NEVER_SENT,
     PROTOCOL_VERSION,
@@ -67,262 +68,18 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
+from voltpy.routing import SLOT_MASK, no_such, routes_alike, slot_of
 
-ROUTER: Final = -1  # a destination; the others are partition numbers
-FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
-WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
-WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
-MAX_CALL_BYTES = MAX_FRAME_BYTES - 4096  # leaves room for what surrounds the arguments in a frame
 ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
 TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
 RESEND_WAIT_S = 0.05  # before a call that was turned away (stale, Unavailable) is tried again
 
-_SLOT_MASK = HASH_SLOTS - 1
-_INT_KEYS = {int}
-_ROW_TYPES = {tuple, list}
-# What msgspec raises for values that MessagePack can't carry: foreign types, lone surrogates, large ints, deep nesting.
-_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)
 # Errors by which a door or partition says that it did not run this attempt, without having looked for earlier ones.
-_NOT_THIS_TIME = (Unavailable, Overloaded, UnknownProcedure)
+_NOT_THIS_TIME: Final = (Unavailable, Overloaded, UnknownProcedure)
 
 _encode = wire.encode
 _decode_value = msgspec.msgpack.Decoder().decode
 _decode_results = msgspec.msgpack.Decoder(list[Any]).decode
-
-
-class _Unsettled:
-    """The one value in a batch's results that no procedure can return."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<unsettled>"
-
-
-UNSETTLED: Final = _Unsettled()
-
-
-class Pending:
-    """One call on its way. When `done`, `value` or `error` is its outcome.
-
-    A shell derives from it to wake whoever waits. `args` is the encoded argument array; `lsn` the partition's last LSN
-    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT.
-    """
-
-    __slots__ = (
-        "args",
-        "batch",
-        "catalog_version",
-        "deadline",
-        "done",
-        "error",
-        "floor",
-        "incarnation",
-        "lane",
-        "lsn",
-        "number",
-        "position",
-        "procedure",
-        "retry_until",
-        "slot",
-        "timeout",
-        "value",
-        "via",
-    )
-
-    # Known when it is submitted:
-    procedure: str
-    args: bytes
-    timeout: float
-    deadline: float
-    retry_until: float
-    # … when it is routed:
-    slot: int
-    lane: Lane
-    # … when it is sent:
-    lsn: int
-    incarnation: int
-    catalog_version: int
-    via: int
-    # … of a batch:
-    position: int
-
-    def __init__(self) -> None:
-        self.done = False
-        self.value: Any = None
-        self.error: Error | None = None
-        self.number = 0
-        self.floor = NEVER_SENT
-        self.batch: Batch | None = None
-
-    def begin(self) -> bool:
-        """Called just before the first attempt leaves. False: its caller has cancelled it."""
-        return True
-
-
-class Lookup(Pending):
-    """Settles with a ProcedureInfo once the router has been asked, or with UnknownProcedure."""
-
-    __slots__ = ()
-
-
-class Everywhere(Pending):
-    """A directed call. `values[p]` or `errors[p]` is partition p's outcome; `missing` are those to come."""
-
-    __slots__ = ("errors", "incarnations", "missing", "values")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: list[Any] = []
-        self.errors: dict[int, Error] = {}
-        self.incarnations: list[int] = []
-        self.missing: set[int] = set()
-
-
-class Command(Pending):
-    """Something for the supervisor: settles with the body of its answer."""
-
-    __slots__ = ("body",)
-    body: dict[str, Any]
-
-
-class Batch:
-    """The calls of one `call_many`. `results[i]` is row i's result, its Error, or UNSETTLED; `left` counts the last."""
-
-    __slots__ = ("failed", "finished", "info", "left", "open", "procedure", "results", "timeout")
-
-    def __init__(self, info: ProcedureInfo, timeout: float) -> None:
-        self.procedure = info.name
-        self.info = info
-        self.timeout = timeout
-        self.results: list[Any] = []
-        self.left = 0
-        self.failed = False
-        self.finished = False
-        self.open: dict[Lane, Group] = {}
-
-    def place(self, position: int, outcome: Any) -> None:
-        if self.results[position] is UNSETTLED:
-            self.results[position] = outcome
-            self.left -= 1
-            if isinstance(outcome, Error):
-                self.failed = True
-
-    def first_error(self) -> Error | None:
-        return next((result for result in self.results if isinstance(result, Error)), None)
-
-
-class Group:
-    """Columns of a batch's calls for one lane. Sent, they are the calls `first` to `first + count - 1`.
-
-    `positions[i]` is the call's place in the batch's results, -1 when the call has left the group. `info` is the
-    signature that it was routed by.
-    """
-
-    __slots__ = (
-        "batch",
-        "bytes",
-        "catalog_version",
-        "count",
-        "deadline",
-        "first",
-        "incarnation",
-        "info",
-        "lane",
-        "left",
-        "lsn",
-        "numbers",
-        "positions",
-        "retry_until",
-        "rows",
-        "slots",
-        "via",
-    )
-
-    numbers: list[int]
-
-    def __init__(
-        self,
-        batch: Batch,
-        info: ProcedureInfo,
-        lane: Lane,
-        slots: list[int],
-        rows: list[Sequence[Any]],
-        positions: list[int],
-    ) -> None:
-        self.batch = batch
-        self.info = info
-        self.lane = lane
-        self.slots = slots
-        self.rows = rows
-        self.positions = positions
-        self.first = 0
-        self.count = 0
-        self.left = 0
-        self.bytes = 0
-        self.lsn = 0
-        self.incarnation = 0
-        self.catalog_version = 0
-        self.via = ROUTER
-        self.deadline = inf
-        self.retry_until = 0.0
-
-
-class Lane:
-    """What waits for one partition, and how much of what was sent is unanswered.
-
-    `window` bounds the unanswered calls: at the router all lanes share one limit. `limbo_until`: when its direct
-    connection was lost, until then the router may still say what became of it.
-    """
-
-    __slots__ = (
-        "direct",
-        "incarnation",
-        "limbo_until",
-        "lsn",
-        "partition",
-        "queue",
-        "ready",
-        "routed_window",
-        "unanswered",
-        "unanswered_bytes",
-    )
-
-    def __init__(self, partition: int, partitions: int) -> None:
-        self.partition = partition
-        self.routed_window = max(min(WINDOW_CALLS, CALLS_IN_FLIGHT_A_CLIENT // partitions), 1)
-        self.incarnation = 0
-        self.lsn = 0
-        self.direct = False
-        self.limbo_until = inf
-        self.queue: deque[Pending] = deque()
-        self.ready: deque[Group] = deque()
-        self.unanswered = 0
-        self.unanswered_bytes = 0
-
-    @property
-    def window(self) -> int:
-        return WINDOW_CALLS if self.direct else self.routed_window
-
-    def has_room(self) -> bool:
-        return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
-
-
-class Frame:
-    """One frame to send, and what is in it, should it turn out that it can't be sent.
-
-    `look`: other answers were due where it goes, so one may have arrived unnoticed while it was sent.
-    """
-
-    __slots__ = ("calls", "data", "destination", "group", "look", "others")
-
-    def __init__(self, destination: int, data: bytes) -> None:
-        self.destination = destination
-        self.data = data
-        self.calls: list[Pending] = []
-        self.group: Group | None = None
-        self.look = True
-        self.others: list[Everywhere | Command] = []
 
 
 class Connection:
@@ -346,10 +103,8 @@ class Connection:
         self._catalog_version = 0
         self._owners: list[Lane] = []
         self._last_number = 0
-        self._calls: dict[int, Pending] = {}
-        self._groups: dict[int, Group] = {}
-        self._firsts: list[int] = []  # the keys of _groups, ascending
-        self._others: dict[int, Everywhere | Command] = {}  # sent
+        self._in_flight = InFlight()
+        self._calls = self._in_flight.calls  # at hand, for lone calls
         self._outbox: list[Everywhere | Command] = []  # not sent yet
         self._due: dict[Lane, None] = {}
         self._held: list[tuple[float, Pending]] = []
@@ -371,20 +126,20 @@ class Connection:
             self.next_time = deadline
         try:
             call.args = _encode(args)
-        except _UNENCODABLE as error:
-            self._fail(call, _unencodable(procedure, error))
+        except UNENCODABLE as error:
+            self._fail(call, unencodable(procedure, error))
             return
         info = self.procedures.get(procedure)
         if info is None:
             self._ask_for(call, now)
             return
         try:
-            call.slot = slot = _slot(info, args)
+            call.slot = slot = slot_of(info, args)
         except BadArguments as bad:
             self._fail(call, bad)
             return
         if len(call.args) > MAX_CALL_BYTES:
-            self._fail(call, _too_large(procedure, len(call.args)))
+            self._fail(call, too_large(procedure, len(call.args)))
             return
         call.lane = lane = self._owners[slot]
         lane.queue.append(call)
@@ -408,11 +163,11 @@ class Connection:
         key = args[position]
         if type(key) is not int:
             return None
-        slot = crc_hqx(b"%d" % key, 0) & _SLOT_MASK
+        slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK
         lane = self._owners[slot]
         try:
             call.args = encoded = _encode(args)
-        except _UNENCODABLE:
+        except UNENCODABLE:
             return None
         if not lane.direct or lane.unanswered or len(encoded) > FRAME_BYTES:
             return None
@@ -455,11 +210,11 @@ class Connection:
         self._start_other(call, procedure, now, timeout)
         try:
             call.args = _encode(args)
-        except _UNENCODABLE as error:
-            self._fail(call, _unencodable(procedure, error))
+        except UNENCODABLE as error:
+            self._fail(call, unencodable(procedure, error))
             return
         if len(call.args) > MAX_CALL_BYTES:
-            self._fail(call, _too_large(procedure, len(call.args)))
+            self._fail(call, too_large(procedure, len(call.args)))
             return
         self._outbox.append(call)
 
@@ -483,54 +238,25 @@ class Connection:
 
     def fill(self, batch: Batch, rows: list[Any], now: float) -> None:
         """Deals rows (tuples or lists of arguments) out to the lanes of their keys."""
-        results = batch.results
-        position = len(results)
-        results.extend([UNSETTLED] * len(rows))
-        batch.left += len(rows)
         if batch.info is not self.procedures.get(batch.procedure):
             self._route_batch_again(batch, now)
-        key_position = batch.info.key_position
-        try:
-            kinds = set(map(type, rows))
-            if not kinds <= _ROW_TYPES:
-                raise TypeError
-            if list in kinds:
-                rows = list(map(tuple, rows))  # a generator may use one list for all its rows
-            keys = [row[key_position] for row in rows]
-            if set(map(type, keys)) == _INT_KEYS:
-                slots = [crc_hqx(b"%d" % key, 0) & _SLOT_MASK for key in keys]
-            else:
-                slots = list(map(hash_slot, keys))
-        except (TypeError, IndexError, UnicodeEncodeError):
-            self._fill_singly(batch, rows, position, now)
-            return
-        columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self._open(batch)}
-        owners = self._owners
-        for row, slot in zip(rows, slots, strict=True):
-            group_slots, group_rows, group_positions = columns[owners[slot]]
-            group_slots.append(slot)
-            group_rows.append(row)
-            group_positions.append(position)
-            position += 1
-        self._close_full(batch, now)
+        for group in batch.deal(rows, self.lanes, self._owners):
+            self._line_up(group, now)
 
     def push(self, batch: Batch, now: float) -> None:
         """Lets groups go that are not full: of lanes about to run dry, and all of them when no more rows will come."""
-        for lane, group in self._open(batch):
+        batch.reopen(self.lanes, self._owners)
+        for lane, group in batch.open.items():
             if group.rows and (batch.finished or (lane.unanswered < CALLS_A_FRAME and not lane.ready)):
-                self._close(group, now)
-                batch.open[lane] = Group(batch, batch.info, lane, [], [], [])
+                self._line_up(batch.take(lane), now)
 
     def abandon(self, batch: Batch) -> None:
         """Forgets what is unsent; what is sent may run, and its results are of no interest."""
-        batch.finished = True
-        for group in batch.open.values():
-            self._drop_group(group)
-        batch.open = {}
+        batch.abandon()
         for lane in self.lanes:
             for group in [group for group in lane.ready if group.batch is batch]:
                 lane.ready.remove(group)
-                self._drop_group(group)
+                group.fail(OTHER_ROW_FAILED)
 
     def drop_unsent(self, batch: Batch) -> None:
         """After a failure: what is unsent settles as never run, what is sent will settle by itself."""
@@ -538,65 +264,16 @@ class Connection:
         for lane in self.lanes:
             for call in [call for call in lane.queue if call.batch is batch and call.floor == NEVER_SENT]:
                 lane.queue.remove(call)
-                self._settle(call, None, Unavailable(f"{call.procedure}: not sent, since another row failed"))
-
-    def _drop_group(self, group: Group) -> None:
-        for position in group.positions:
-            group.batch.place(position, Unavailable(f"{group.batch.procedure}: not sent, since another row failed"))
-
-    def _open(self, batch: Batch) -> Iterable[tuple[Lane, Group]]:
-        if list(batch.open) != self.lanes:
-            former = batch.open
-            batch.open = {lane: Group(batch, batch.info, lane, [], [], []) for lane in self.lanes}
-            for group in former.values():
-                for slot, row, position in zip(group.slots, group.rows, group.positions, strict=True):
-                    moved = batch.open[self._owners[slot]]
-                    moved.slots.append(slot)
-                    moved.rows.append(row)
-                    moved.positions.append(position)
-        return batch.open.items()
+                self._settle(call, None, Unavailable(f"{call.procedure}: {OTHER_ROW_FAILED}"))
 
     def _route_batch_again(self, batch: Batch, now: float) -> None:
-        """The procedures were replaced: what is dealt out already leaves by the old signature, and is checked there."""
         info = self.procedures.get(batch.procedure)
         if info is None:
             return  # the rows fail as they leave
-        for lane, group in self._open(batch):
-            if group.rows:
-                self._close(group, now)
-            batch.open[lane] = Group(batch, info, lane, [], [], [])
-        batch.info = info
+        for group in batch.change(info, self.lanes, self._owners):
+            self._line_up(group, now)
 
-    def _fill_singly(self, batch: Batch, rows: list[Any], position: int, now: float) -> None:
-        groups = dict(self._open(batch))
-        for place, row in enumerate(rows, position):
-            try:
-                if not isinstance(row, tuple | list):
-                    raise BadArguments(f"{batch.procedure}: a row is a tuple of arguments, not {type(row).__name__}")
-                args = tuple(row)
-                slot = _slot(batch.info, args)
-            except BadArguments as error:
-                batch.place(place, error)
-                continue
-            group = groups[self._owners[slot]]
-            group.slots.append(slot)
-            group.rows.append(args)
-            group.positions.append(place)
-        self._close_full(batch, now)
-
-    def _close_full(self, batch: Batch, now: float) -> None:
-        for lane, group in self._open(batch):
-            count = len(group.rows)
-            if count < CALLS_A_FRAME:
-                continue
-            full = count - count % CALLS_A_FRAME
-            for start in range(0, full, CALLS_A_FRAME):
-                end = start + CALLS_A_FRAME
-                slots, rows, positions = group.slots[start:end], group.rows[start:end], group.positions[start:end]
-                self._close(Group(batch, group.info, lane, slots, rows, positions), now)
-            del group.slots[:full], group.rows[:full], group.positions[:full]
-
-    def _close(self, group: Group, now: float) -> None:
+    def _line_up(self, group: Group, now: float) -> None:
         group.count = group.left = len(group.rows)
         group.deadline = now + group.batch.timeout
         group.retry_until = now + self.retry_s
@@ -638,27 +315,25 @@ class Connection:
                     if size > FRAME_BYTES and count:
                         break
                     count += 1
-                self._put_calls(ROUTER, through_router[:count], out)
+                out.append(frame_of_calls(self.client_id, self._catalog_version, ROUTER, through_router[:count]))
                 del through_router[:count]
         return out
 
     def unsend(self, frame: Frame) -> None:
         """The frame could not be sent, for certain: what is in it has never been sent."""
         for call in frame.calls:
-            del self._calls[call.number]
-            self._answered(call)
+            self._in_flight.remove(call)
             if call.floor == NEVER_SENT:
                 call.number = 0
             call.lane.queue.appendleft(call)
             self._due[call.lane] = None
         group = frame.group
         if group is not None:
-            self._forget_group(group)
-            group.lane.unanswered -= group.left
+            self._in_flight.take_back(group)
             group.lane.ready.appendleft(group)
             self._due[group.lane] = None
         for other in frame.others:
-            del self._others[other.number]
+            del self._in_flight.others[other.number]
             self._outbox.append(other)
 
     def _take_outbox(self, out: list[Frame], now: float) -> None:
@@ -680,23 +355,21 @@ class Connection:
                 if not info.everywhere:
                     self._fail(call, BadArguments(f"{call.procedure} runs in one partition, its key's: use call"))
                     continue
-                call.missing = set(range(len(self.lanes)))
-                call.values = [None] * len(self.lanes)
-                call.incarnations = [lane.incarnation for lane in self.lanes]
+                call.expect([lane.incarnation for lane in self.lanes])
                 message = EverywhereCall(
                     self._catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
                 )
             try:
                 frame = Frame(ROUTER, _encode(message))
-            except _UNENCODABLE as error:
-                self._fail(call, _unencodable(call.procedure, error))
+            except UNENCODABLE as error:
+                self._fail(call, unencodable(call.procedure, error))
                 continue
             if len(frame.data) > MAX_FRAME_BYTES:
-                self._fail(call, _too_large(call.procedure, len(frame.data)))
+                self._fail(call, too_large(call.procedure, len(frame.data)))
                 continue
             self._last_number += 1
             call.number = self._last_number
-            self._others[call.number] = call
+            self._in_flight.others[call.number] = call
             frame.others.append(call)
             out.append(frame)
 
@@ -714,7 +387,7 @@ class Connection:
                 lane.unanswered += 1
                 lane.unanswered_bytes += len(call.args)
                 self._send(call, lane, via)
-                self._put_calls(via, [call], out)
+                out.append(frame_of_calls(self.client_id, self._catalog_version, via, [call]))
             else:
                 self.withdraw(call)
             if not lane.ready:
@@ -744,12 +417,12 @@ class Connection:
             if via == ROUTER:
                 through_router.extend(calls)  # calls for several partitions share a frame to the router
             else:
-                self._put_calls(via, calls, out)
+                out.append(frame_of_calls(self.client_id, self._catalog_version, via, calls))
         while lane.ready and lane.has_room():
             group, room = lane.ready[0], lane.window - lane.unanswered
             if group.count > lane.window:  # hundreds of partitions share the router's limit
-                lane.ready[0] = _part(group, list(range(room, group.count)))
-                self._put_group(_part(group, list(range(room))), via, out)
+                lane.ready[0] = group.part(list(range(room, group.count)))
+                self._put_group(group.part(list(range(room))), via, out)
             elif group.count > room:
                 break
             else:
@@ -765,53 +438,12 @@ class Connection:
         call.catalog_version = self._catalog_version
         self._calls[call.number] = call
 
-    def _put_calls(self, destination: int, calls: list[Pending], out: list[Frame]) -> None:
-        if len(calls) == 1:
-            call = calls[0]
-            groups = [
-                CallGroup(
-                    self.client_id,
-                    call.procedure,
-                    call.lane.partition,
-                    call.incarnation,
-                    [call.number],
-                    [call.slot],
-                    Raw(b"\x91" + call.args),
-                    call.floor,
-                )
-            ]
-        else:
-            together: dict[tuple[str, int, int], list[Pending]] = {}
-            for call in calls:
-                key = (call.procedure, call.lane.partition, call.floor)
-                if key in together:
-                    together[key].append(call)
-                else:
-                    together[key] = [call]
-            groups = [
-                CallGroup(
-                    self.client_id,
-                    procedure,
-                    partition,
-                    members[0].incarnation,
-                    [call.number for call in members],
-                    [call.slot for call in members],
-                    wire.joined([call.args for call in members]),
-                    floor,
-                )
-                for (procedure, partition, floor), members in together.items()
-            ]
-        frame = Frame(destination, _encode(Calls(self._catalog_version, groups)))
-        frame.calls = calls
-        frame.look = destination == ROUTER or calls[0].lane.unanswered > len(calls)
-        out.append(frame)
-
     def _put_group(self, group: Group, via: int, out: list[Frame]) -> None:
         lane = group.lane
         info = self.procedures.get(group.batch.procedure)
         if info is not group.info:
-            if info is None or not _routes_alike(group.info, info):
-                for call in self._singly(group):
+            if info is None or not routes_alike(group.info, info):
+                for call in group.singly():
                     self._route_again(call)
                 return
             group.info = info
@@ -829,10 +461,12 @@ class Connection:
         )
         try:
             data = _encode(Calls(self._catalog_version, [columns]))
-        except _UNENCODABLE as error:
-            self._put_encodable(group, via, out, error)
+        except UNENCODABLE as error:
+            rest = group.encodable(error)
+            if rest is not None:
+                self._put_group(rest, via, out)
             return
-        if len(data) > FRAME_BYTES and self._cut(group, len(data)):
+        if len(data) > FRAME_BYTES and group.cut(len(data)):
             return
         self._last_number += group.count
         group.first = first
@@ -841,41 +475,10 @@ class Connection:
         group.catalog_version = self._catalog_version
         group.lsn = lane.lsn
         group.bytes = len(data)
-        lane.unanswered += group.count
-        lane.unanswered_bytes += len(data)
-        self._groups[first] = group
-        self._firsts.append(first)
+        self._in_flight.add_group(group)
         frame = Frame(via, data)
         frame.group = group
         out.append(frame)
-
-    def _put_encodable(self, group: Group, via: int, out: list[Frame], reason: Exception) -> None:
-        """Fails the rows that can't be encoded, and sends the others."""
-        kept: list[int] = []
-        for index, row in enumerate(group.rows):
-            try:
-                _encode(row)
-            except _UNENCODABLE as error:
-                group.batch.place(group.positions[index], _unencodable(group.batch.procedure, error))
-            else:
-                kept.append(index)
-        if len(kept) == group.count:  # one is nested so deeply that it encodes only alone
-            for position in group.positions:
-                group.batch.place(position, _unencodable(group.batch.procedure, reason))
-        elif kept:
-            self._put_group(_part(group, kept), via, out)
-
-    def _cut(self, group: Group, size: int) -> bool:
-        """Puts the halves of a group that makes too large a frame back in line. False: it must go as it is."""
-        if group.count == 1:
-            if size <= MAX_CALL_BYTES:
-                return False
-            group.batch.place(group.positions[0], _too_large(group.batch.procedure, size))
-            return True
-        middle = group.count // 2
-        group.lane.ready.appendleft(_part(group, range(middle, group.count)))
-        group.lane.ready.appendleft(_part(group, range(middle)))
-        return True
 
     def _turn_away(self, lane: Lane, now: float) -> None:
         """The lane leads nowhere: fails what may not wait for it to come back."""
@@ -890,7 +493,7 @@ class Connection:
                 waiting.append(call)
                 self.next_time = min(self.next_time, until)
             else:
-                self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
+                self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: {why}")))
         lane.queue = waiting
         for group in list(lane.ready):
             until = max(group.retry_until, patience)
@@ -898,8 +501,7 @@ class Connection:
                 self.next_time = min(self.next_time, until)
                 continue
             lane.ready.remove(group)
-            for position in group.positions:
-                group.batch.place(position, Unavailable(f"{group.batch.procedure}: {why}"))
+            group.fail(why)
 
     # ── frames come in ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -940,9 +542,8 @@ class Connection:
         elif source < len(self.lanes):
             lane = self.lanes[source]
             if lane.limbo_until < inf:
-                self._end_limbo(
-                    lane, now
-                )  # before calls of the new connection could be taken for calls of the lost one
+                # Before calls of the new connection could be taken for calls of the lost one.
+                self._end_limbo(lane, now)
             lane.direct = self.affinity and welcome.incarnation == lane.incarnation
 
     def _reply_alone(self, replies: Replies) -> bool:
@@ -987,86 +588,19 @@ class Connection:
                 raise ProtocolError(f"results that don't decode: {error}") from None
             if type(values) is not list or len(values) != len(group.numbers):
                 raise ProtocolError("results that don't match their calls")
-            self._results(partition, replies.incarnation, group.numbers, values)
+            for call in self._in_flight.answer(partition, replies.incarnation, group.numbers, values):
+                self._settle(call, call.value, call.error)
         for error_reply in replies.errors:
             if error_reply.client_id == self.client_id:
                 self._call_error(partition, replies.incarnation, error_reply, now)
 
-    def _results(self, partition: int, incarnation: int, numbers: list[int], values: list[Any]) -> None:
-        calls = self._calls
-        groups = self._groups
-        index = 0
-        end = len(numbers)
-        while index < end:
-            number = numbers[index]
-            call = calls.get(number)
-            if call is not None:
-                if call.lane.partition == partition and incarnation >= call.incarnation:
-                    del calls[number]
-                    self._answered(call)
-                    self._settle(call, values[index], None)
-                index += 1
-                continue
-            group = groups.get(number) or self._group_of(number)
-            if group is None:
-                self._everywhere_result(partition, number, values[index])
-                index += 1
-                continue
-            if group.lane.partition != partition or incarnation < group.incarnation:
-                index += 1
-                continue
-            count = group.count
-            if group.left == count and numbers[index : index + count] == group.numbers:
-                results = group.batch.results
-                for position, value in zip(group.positions, values[index : index + count], strict=True):
-                    results[position] = value
-                group.batch.left -= count
-                group.left = 0
-                group.lane.unanswered -= count
-                self._forget_group(group)
-                index += count
-            else:
-                index = self._some_of_group(group, numbers, values, index)
-
-    def _some_of_group(self, group: Group, numbers: list[int], values: list[Any], index: int) -> int:
-        """Places the run of results from `index` on that belong to the group; returns where the run ends."""
-        first = group.first
-        count = group.count
-        positions = group.positions
-        results = group.batch.results
-        placed = 0
-        for number in numbers[index:]:
-            offset = number - first
-            if not 0 <= offset < count:
-                break
-            position = positions[offset]
-            if position >= 0 and results[position] is UNSETTLED:
-                results[position] = values[index]
-                placed += 1
-            index += 1
-        group.batch.left -= placed
-        group.left -= placed
-        group.lane.unanswered -= placed
-        if group.left == 0:
-            self._forget_group(group)
-        return index
-
     def _call_error(self, partition: int, incarnation: int, reply: CallError, now: float) -> None:
-        call = self._calls.get(reply.number)
-        if call is None:
-            group = self._group_of(reply.number)
-            if group is None:
-                self._other_error(partition, reply)
-                return
-            if partition >= 0 and (group.lane.partition != partition or incarnation < group.incarnation):
-                return
-            call = self._leave_group(group, reply.number - group.first)
-            if call is None:
-                return
-        elif partition >= 0 and (call.lane.partition != partition or incarnation < call.incarnation):
+        if reply.number in self._in_flight.others:
+            self._other_error(partition, reply)
             return
-        del self._calls[call.number]
-        self._answered(call)
+        call = self._in_flight.take(partition, incarnation, reply.number)
+        if call is None:
+            return
         if reply.code == STALE:
             self._stale(call, now)
             return
@@ -1082,7 +616,7 @@ class Connection:
         elif isinstance(error, Indeterminate) and call.number in self._runaways:
             self._fail(call, self._lost_error(call, ""))
         else:
-            self._fail(call, self._never_ran(call, error) if isinstance(error, _NOT_THIS_TIME) else error)
+            self._fail(call, call.never_ran(error) if isinstance(error, _NOT_THIS_TIME) else error)
 
     def _stale(self, call: Pending, now: float) -> None:
         """Routed by an old set of procedures, and not run: goes again once a newer one is known."""
@@ -1097,15 +631,8 @@ class Connection:
         self._held.append((when, call))
         self.next_time = min(self.next_time, when)
 
-    def _everywhere_result(self, partition: int, number: int, value: Any) -> None:
-        call = self._others.get(number)
-        if isinstance(call, Everywhere) and partition in call.missing:
-            call.missing.remove(partition)
-            call.values[partition] = value
-            self._finish_everywhere(call)
-
     def _other_error(self, partition: int, reply: CallError) -> None:
-        call = self._others.get(reply.number)
+        call = self._in_flight.others.get(reply.number)
         if not isinstance(call, Everywhere):
             return
         error = from_wire(reply.code, reply.message, reply.type_name, reply.traceback_text)
@@ -1114,24 +641,13 @@ class Connection:
             error = Unavailable(f"{call.procedure}: the procedures were replaced meanwhile")
             self._hello_wanted = True
         if partition < 0:
-            del self._others[reply.number]
+            del self._in_flight.others[reply.number]
             self._fail(call, error)
-        elif partition in call.missing:
-            call.missing.remove(partition)
-            call.errors[partition] = error
-            self._finish_everywhere(call)
-
-    def _finish_everywhere(self, call: Everywhere) -> None:
-        if call.missing:
-            return
-        del self._others[call.number]
-        if call.errors:
-            self._fail(call, call.errors[min(call.errors)])
-        else:
-            self._settle(call, call.values, None)
+        elif self._in_flight.answer_everywhere(call, partition, None, error):
+            self._settle(call, call.value, call.error)
 
     def _admin_reply(self, reply: AdminReply) -> None:
-        call = self._others.pop(reply.number, None)
+        call = self._in_flight.others.pop(reply.number, None)
         if call is None:
             return
         if reply.error:
@@ -1161,10 +677,9 @@ class Connection:
             self._router_wait_until = 0.0
             self._hellos_unanswered = 0
             why = "the connection to the router was lost"
-            for call in self._sent(lambda call: call.via == ROUTER):
+            for call in self._in_flight.single_out(lambda call: call.via == ROUTER):
                 self._lose(call, why, now)
-            for other in list(self._others.values()):
-                del self._others[other.number]
+            for other in self._in_flight.take_others():
                 self._fail(other, Indeterminate(f"{other.procedure}: {why}; it may have happened"))
             self.next_time = now  # what waits for the router gives up, or waits for it to return
         elif destination < len(self.lanes):
@@ -1196,29 +711,26 @@ class Connection:
 
     def _end_limbo(self, lane: Lane, now: float) -> None:
         lane.limbo_until = inf
-        for call in self._sent(lambda call: call.lane is lane and call.via != ROUTER):
+        for call in self._in_flight.single_out(lambda call: call.lane is lane and call.via != ROUTER):
             self._lose(call, f"the connection to partition {lane.partition} was lost", now)
 
     def close(self, why: str) -> None:
         """Settles everything: the client is going away."""
-        for call in self._sent(lambda call: True):
-            del self._calls[call.number]
-            self._answered(call)
+        for call in self._in_flight.single_out(lambda call: True):
+            self._in_flight.remove(call)
             self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have run"))
-        for other in self._others.values():
+        for other in self._in_flight.take_others():
             self._fail(other, Indeterminate(f"{other.procedure}: {why}; it may have happened"))
-        self._others.clear()
         unsent = [*self._unknown, *self._outbox, *(call for _when, call in self._held)]
         self._outbox.clear()
         for lane in self.lanes:
             unsent.extend(lane.queue)
             lane.queue.clear()
             for group in lane.ready:
-                for position in group.positions:
-                    group.batch.place(position, Unavailable(f"{group.batch.procedure}: {why}"))
+                group.fail(why)
             lane.ready.clear()
         for call in unsent:
-            self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: {why}")))
+            self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: {why}")))
         self._unknown.clear()
         self._held.clear()
         self._due.clear()
@@ -1258,19 +770,19 @@ class Connection:
 
     def _replace_lanes(self, count: int, now: float) -> None:
         """Another cluster, as far as calls go: nothing of the old one can be asked again."""
-        for call in self._sent(lambda call: True):
+        for call in self._in_flight.single_out(lambda call: True):
             call.retry_until = 0.0
             self._lose(call, "another cluster answers at this address", now)
         unsent = [call for lane in self.lanes for call in lane.queue]
         for lane in self.lanes:
             for group in lane.ready:
-                unsent.extend(self._singly(group))
+                unsent.extend(group.singly())
         self.lanes = [Lane(partition, count) for partition in range(count)]
         self._owners = [self.lanes[partition] for partition in slot_owners(count)]
         self._due.clear()
         for call in unsent:
             if call.floor != NEVER_SENT:
-                self._fail(call, self._never_ran(call, Unavailable("another cluster answers at this address")))
+                self._fail(call, call.never_ran(Unavailable("another cluster answers at this address")))
             else:
                 self._route_again(call)
 
@@ -1281,15 +793,15 @@ class Connection:
         lane.direct = False
         lane.limbo_until = inf
         why = f"partition {lane.partition} was lost"
-        for call in self._sent(lambda call: call.lane is lane and call.incarnation != address.incarnation):
+        for call in self._in_flight.single_out(
+            lambda call: call.lane is lane and call.incarnation != address.incarnation
+        ):
             self._lose(call, why, now)
-        for other in list(self._others.values()):
-            if isinstance(other, Everywhere) and lane.partition in other.missing:
-                if other.incarnations[lane.partition] == address.incarnation:
-                    continue
-                other.missing.remove(lane.partition)
-                other.errors[lane.partition] = self._lost_error(other, why)
-                self._finish_everywhere(other)
+        for other in self._in_flight.directed():
+            if lane.partition in other.missing and other.incarnations[lane.partition] != address.incarnation:
+                lost = self._lost_error(other, why)
+                if self._in_flight.answer_everywhere(other, lane.partition, None, lost):
+                    self._settle(other, other.value, other.error)
         if lane.queue or lane.ready:
             self._due[lane] = None
 
@@ -1298,7 +810,7 @@ class Connection:
         former = self.procedures
         self.procedures = {info.name: info for info in topology.procedures}
         self._catalog_version = topology.catalog_version
-        changed = {name for name, info in former.items() if not _routes_alike(info, self.procedures.get(name))}
+        changed = {name for name, info in former.items() if not routes_alike(info, self.procedures.get(name))}
         if not changed:
             return
         for lane in self.lanes:
@@ -1312,14 +824,14 @@ class Connection:
         info = self.procedures.get(call.procedure)
         try:
             if info is None:
-                raise _no_such(call.procedure)
-            slot = _slot(info, _decode_value(call.args))
+                raise no_such(call.procedure)
+            slot = slot_of(info, _decode_value(call.args))
         except (BadArguments, UnknownProcedure) as error:
-            self._fail(call, self._never_ran(call, error))
+            self._fail(call, call.never_ran(error))
             return
         if call.floor != NEVER_SENT and self._owners[slot] is not call.lane:
             # Only the partition of the first attempt knows whether that ran.
-            self._fail(call, self._never_ran(call, Unavailable(f"{call.procedure}: its routing has changed")))
+            self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: its routing has changed")))
             return
         call.slot = slot
         self._enqueue(call)
@@ -1330,7 +842,7 @@ class Connection:
             if call.procedure in self.procedures or not call.procedure:
                 self._found(call)
             else:
-                self._fail(call, _no_such(call.procedure))
+                self._fail(call, no_such(call.procedure))
 
     def _found(self, call: Pending) -> None:
         if isinstance(call, Lookup):
@@ -1344,7 +856,7 @@ class Connection:
 
     def busy(self) -> bool:
         """Whether anything is under way: single calls, or what is sent of batches."""
-        return self.outstanding > 0 or bool(self._groups) or bool(self._calls)
+        return self.outstanding > 0 or bool(self._in_flight.groups) or bool(self._calls)
 
     def _settle(self, call: Pending, value: Any, error: Error | None) -> None:
         if call.done:
@@ -1361,12 +873,6 @@ class Connection:
     def _fail(self, call: Pending, error: Error) -> None:
         self._settle(call, None, error)
 
-    def _never_ran(self, call: Pending, error: Error) -> Error:
-        """The error for an attempt that did not run: of a retried call, an earlier one may have."""
-        if call.floor == NEVER_SENT:
-            return error
-        return Indeterminate(f"{call.procedure}: an earlier attempt was lost and may have run; then: {error}")
-
     def _lost_error(self, call: Pending, why: str) -> Error:
         if call.number in self._runaways:
             return ProcedureTimeout(f"{call.procedure}: it ran past the time limit, and its partition was restarted")
@@ -1374,8 +880,7 @@ class Connection:
 
     def _lose(self, call: Pending, why: str, now: float) -> None:
         """The call was sent and its answer will not come: settles it, or sends it again under its number."""
-        del self._calls[call.number]
-        self._answered(call)
+        self._in_flight.remove(call)
         if now < call.retry_until and call.number not in self._runaways and not call.done:
             if call.floor == NEVER_SENT:
                 call.floor = call.lsn
@@ -1397,11 +902,6 @@ class Connection:
         self._due[lane] = None
         self.next_time = min(self.next_time, call.deadline)
 
-    def _answered(self, call: Pending) -> None:
-        lane = call.lane
-        lane.unanswered -= 1
-        lane.unanswered_bytes -= len(call.args)
-
     def _ask_for(self, call: Pending, now: float) -> None:
         self._unknown.append(call)
         self._hello_wanted = True
@@ -1422,185 +922,45 @@ class Connection:
         if not self.router_ready:
             self.next_time = min(self.next_time, max(now, self._patience(call)))
 
-    def _group_of(self, number: int) -> Group | None:
-        at = bisect_right(self._firsts, number) - 1
-        if at < 0:
-            return None
-        group = self._groups[self._firsts[at]]
-        return group if number < group.first + group.count else None
-
-    def _forget_group(self, group: Group) -> None:
-        del self._groups[group.first]
-        del self._firsts[bisect_right(self._firsts, group.first) - 1]
-        group.lane.unanswered_bytes -= group.bytes
-
-    def _leave_group(self, group: Group, offset: int) -> Pending | None:
-        """Makes a sent call of a group stand alone; None when it is settled already or has left before."""
-        position = group.positions[offset]
-        if position < 0 or group.batch.results[position] is not UNSETTLED:
-            return None
-        call = self._single(group, offset)
-        call.number = group.first + offset
-        call.lsn = group.lsn
-        call.via = group.via
-        call.incarnation = group.incarnation
-        call.catalog_version = group.catalog_version
-        self._calls[call.number] = call
-        group.lane.unanswered_bytes += len(call.args)
-        group.positions[offset] = -1
-        group.left -= 1
-        if group.left == 0:
-            self._forget_group(group)
-        return call
-
-    def _single(self, group: Group, offset: int) -> Pending:
-        call = Pending()
-        call.procedure = group.batch.procedure
-        call.args = _encode(group.rows[offset])
-        call.slot = group.slots[offset]
-        call.lane = group.lane
-        call.timeout = group.batch.timeout
-        call.deadline = group.deadline
-        call.retry_until = group.retry_until
-        call.batch = group.batch
-        call.position = group.positions[offset]
-        return call
-
-    def _singly(self, group: Group) -> list[Pending]:
-        """The calls of an unsent group, one by one; rows that can't be encoded are settled."""
-        calls = []
-        for offset in range(len(group.rows)):
-            try:
-                calls.append(self._single(group, offset))
-            except _UNENCODABLE as error:
-                group.batch.place(group.positions[offset], _unencodable(group.batch.procedure, error))
-        return calls
-
-    def _sent(self, wanted: Callable[[Pending | Group], bool]) -> list[Pending]:
-        """The sent calls that are wanted, in the order of their numbers; those in groups are made to stand alone."""
-        for group in list(self._groups.values()):
-            if wanted(group):
-                for offset in range(group.count):
-                    self._leave_group(group, offset)
-        return [call for _number, call in sorted(self._calls.items()) if wanted(call)]
-
     def _fail_all_through(self, destination: int, error: ProtocolError) -> None:
-        for call in self._sent(lambda call: call.via == destination):
-            del self._calls[call.number]
-            self._answered(call)
+        for call in self._in_flight.single_out(lambda call: call.via == destination):
+            self._in_flight.remove(call)
             self._fail(call, error)
         if destination == ROUTER:
-            for call in list(self._others.values()):
-                del self._others[call.number]
-                self._fail(call, error)
+            for other in self._in_flight.take_others():
+                self._fail(other, error)
 
     def _expire_sent(self, now: float) -> None:
-        for group in [group for group in self._groups.values() if group.deadline <= now]:
-            for offset in range(group.count):
-                self._leave_group(group, offset)
-        for call in [call for call in self._calls.values() if call.deadline <= now]:
-            del self._calls[call.number]
-            self._answered(call)
+        for call in self._in_flight.take_expired(now):
             self._due[call.lane] = None
-            self._fail(call, _timed_out(call))
-        for call in [call for call in self._others.values() if call.deadline <= now]:
-            del self._others[call.number]
-            self._fail(call, _timed_out(call))
+            self._fail(call, call.timed_out())
+        for other in self._in_flight.take_expired_others(now):
+            self._fail(other, other.timed_out())
 
     def _expire_unsent(self, now: float) -> None:
-        def late(call: Pending) -> bool:
-            return call.deadline <= now
-
         for lane in self.lanes:
-            if any(map(late, lane.queue)):
-                expired = list(filter(late, lane.queue))
-                lane.queue = deque(call for call in lane.queue if call.deadline > now)
-                for call in expired:
-                    self._fail(call, self._never_ran(call, _never_left(call)))
-            for group in [group for group in lane.ready if group.deadline <= now]:
-                lane.ready.remove(group)
-                for call in self._singly(group):
-                    self._fail(call, _never_left(call))
-        for when, call in [entry for entry in self._held if late(entry[1])]:
+            for call in lane.take_expired(now):
+                self._fail(call, call.never_left())
+        for when, call in [entry for entry in self._held if entry[1].deadline <= now]:
             self._held.remove((when, call))
-            self._fail(call, self._never_ran(call, _never_left(call)))
+            self._fail(call, call.never_left())
         for call in [*self._unknown, *self._outbox]:
-            if late(call):
-                self._fail(call, _never_left(call))
+            if call.deadline <= now:
+                self._fail(call, call.never_left())
             elif not self.router_ready and self._patience(call) <= now:
                 self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
         self._unknown = [call for call in self._unknown if not call.done]
         self._outbox = [other for other in self._outbox if not other.done]
 
     def _reset_next_time(self) -> None:
-        times = [call.deadline for call in self._calls.values()]
-        times += [other.deadline for other in self._others.values()]
-        times += [group.deadline for group in self._groups.values()]
+        times = self._in_flight.deadlines()
         for call in [*self._unknown, *self._outbox]:
             times.append(call.deadline if self.router_ready else min(call.deadline, self._patience(call)))
         times += [min(when, call.deadline) for when, call in self._held]
         for lane in self.lanes:
-            times.append(lane.limbo_until)
-            times += [call.deadline for call in lane.queue]
-            times += [group.deadline for group in lane.ready]
+            times += lane.deadlines()
         self.next_time = min(times, default=inf)
-
-
-def _slot(info: ProcedureInfo, args: Sequence[Any]) -> int:
-    """The hash slot of a call's key. Raises BadArguments where there is none."""
-    position = info.key_position
-    if position < 0:
-        hint = "use call_everywhere" if info.everywhere else "it can't be called yet"
-        raise BadArguments(f"{info.name} has no partition key: {hint}")
-    if position >= len(args):
-        name = info.parameters[position].name if position < len(info.parameters) else "its key"
-        raise BadArguments(f"{info.name} needs {name}, argument {position + 1}; {len(args)} were given")
-    try:
-        return hash_slot(args[position])
-    except (TypeError, UnicodeEncodeError) as error:
-        raise BadArguments(f"{info.name}, argument {position + 1}: {error}") from None
-
-
-def _part(group: Group, indices: Iterable[int]) -> Group:
-    """An unsent group of some of an unsent group's calls."""
-    wanted = list(indices)
-    part = Group(
-        group.batch,
-        group.info,
-        group.lane,
-        [group.slots[index] for index in wanted],
-        [group.rows[index] for index in wanted],
-        [group.positions[index] for index in wanted],
-    )
-    part.count = part.left = len(wanted)
-    part.deadline = group.deadline
-    part.retry_until = group.retry_until
-    return part
-
-
-def _routes_alike(one: ProcedureInfo, other: ProcedureInfo | None) -> bool:
-    return other is not None and (one.key_position, one.everywhere) == (other.key_position, other.everywhere)
 
 
 def _place(destination: int) -> str:
     return "the router" if destination == ROUTER else f"partition {destination}"
-
-
-def _unencodable(procedure: str, error: Exception) -> BadArguments:
-    return BadArguments(f"{procedure}: the arguments can't be sent: {error}")
-
-
-def _too_large(procedure: str, size: int) -> BadArguments:
-    return BadArguments(f"{procedure}: arguments of {size:,} bytes; the limit is {MAX_CALL_BYTES:,}")
-
-
-def _no_such(procedure: str) -> UnknownProcedure:
-    return UnknownProcedure(f"there is no procedure {procedure}")
-
-
-def _timed_out(call: Pending) -> Indeterminate:
-    return Indeterminate(f"{call.procedure}: timed out after {call.timeout:g} s; it may have run")
-
-
-def _never_left(call: Pending) -> Unavailable:
-    return Unavailable(f"{call.procedure}: timed out after {call.timeout:g} s; it was not sent, or turned away")

@@ -50,8 +50,9 @@ from partitions.store import Store
 from partitions.wal import Batch, TableChanges, decode_batch, encode_batch
 from tests.campaigns.mutation import Mutation
 from tests.partitions.one_partition import OnePartition
-from voltpy import connection, wire
-from voltpy.connection import Connection, Pending
+from voltpy import lane, wire
+from voltpy.calls import Pending
+from voltpy.connection import Connection
 from voltpy.door import CLIENT, ROUTER, SUPERVISOR, Account, Door
 from voltpy.errors import Corruption, Indeterminate, ProtocolError
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -594,7 +595,7 @@ class Client(Target):
     """A connection with calls under way, which connects again when it was told to close."""
 
     corpus = (*FROM_PARTITION, *FROM_ROUTER)
-    SOURCES = (connection.ROUTER, 0, 1)
+    SOURCES = (lane.ROUTER, 0, 1)
     UNDER_WAY = 8
 
     def __init__(self, rng: Random, directory: Path) -> None:
@@ -610,10 +611,10 @@ class Client(Target):
         self._submit()
 
     def _welcome(self, source: int) -> None:
-        if source == connection.ROUTER:
+        if source == lane.ROUTER:
             self.connection.opening_router(self.now)
             self.connection.hello()
-        frame = FROM_ROUTER[0] if source == connection.ROUTER else FROM_PARTITION[0]
+        frame = FROM_ROUTER[0] if source == lane.ROUTER else FROM_PARTITION[0]
         must(self.connection.receive(source, frame, self.now), "a good Welcome is refused")
 
     def _submit(self) -> None:

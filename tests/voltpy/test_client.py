@@ -18,9 +18,8 @@ import pytest
 import voltpy
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
 from voltpy.client import SUBMITTED_CALLS, Client
-from voltpy.connection import ROUTER, WINDOW_CALLS
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.link import Address
+from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.messages import Runaway
 
 
@@ -520,32 +519,6 @@ def test_commands_reach_the_cluster(cluster: FakeCluster, db: Client) -> None:
 
 
 # ── connecting and closing ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("redis://localhost", "voltpy://"),
-        ("localhost:21212", "voltpy://"),
-        ("voltpy://", "no host"),
-        ("voltpy://h:99999", "Port"),
-        ("voltpy://h:x", "Port"),
-        ("voltpy://h/db", "mean nothing"),
-        ("voltpy://u:p@h", "mean nothing"),
-        ("voltpy://h?affinity=maybe", "on or off"),
-        ("voltpy://h?speed=high", "unknown option 'speed'"),
-    ],
-)
-def test_a_wrong_url_is_named(url: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as caught:
-        voltpy.connect(url)
-    assert url in str(caught.value)
-
-
-def test_a_url_is_taken_apart() -> None:
-    address = Address("voltpy://db.example?affinity=off")
-    assert (address.host, address.port, address.affinity) == ("db.example", 21212, False)
-    assert Address("voltpy://[::1]:5").tcp(7) == "tcp://[::1]:7"
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import random
 from collections.abc import Iterator
@@ -15,23 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import Raw
 
-from voltpy import connection as module
 from voltpy import wire
-from voltpy.connection import (
-    MAX_CALL_BYTES,
-    ROUTER,
-    ROUTER_WAIT_S,
-    TOPOLOGY_WAIT_S,
-    UNSETTLED,
-    WINDOW_CALLS,
-    Batch,
-    Command,
-    Connection,
-    Everywhere,
-    Frame,
-    Lookup,
-    Pending,
-)
+from voltpy.batch import UNSETTLED, Batch
+from voltpy.calls import MAX_CALL_BYTES, Command, Everywhere, Lookup, Pending
+from voltpy.connection import ROUTER_WAIT_S, TOPOLOGY_WAIT_S, Connection
 from voltpy.errors import (
     Aborted,
     BadArguments,
@@ -44,7 +32,9 @@ from voltpy.errors import (
     Unavailable,
     UnknownProcedure,
 )
+from voltpy.frame import Frame
 from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.messages import (
     CALLS_A_FRAME,
     CALLS_IN_FLIGHT_A_CLIENT,
@@ -1334,5 +1324,7 @@ TestAnyHistory.settings = settings(
 )
 
 
-def test_the_module_needs_no_sockets_and_no_clock() -> None:
+@pytest.mark.parametrize("name", ["batch", "calls", "connection", "frame", "in_flight", "lane", "routing"])
+def test_the_module_needs_no_sockets_and_no_clock(name: str) -> None:
+    module = importlib.import_module(f"voltpy.{name}")
     assert not {"zmq", "socket", "time", "threading", "asyncio"} & set(vars(module))

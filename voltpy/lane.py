@@ -1,0 +1,75 @@
+"""A lane to each partition: its calls wait there until its window has room, WINDOW_CALLS unanswered calls.
+
+Calls are counted, not frames: replies coalesce. Bytes are counted too, so that large calls don't pile up in sockets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from voltpy.calls import Pending
+from voltpy.messages import CALLS_A_FRAME, CALLS_IN_FLIGHT_A_CLIENT, FRAMES_IN_FLIGHT
+
+if TYPE_CHECKING:
+    from voltpy.batch import Group
+
+ROUTER: Final = -1  # a destination; the others are partition numbers
+FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
+WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
+WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
+
+
+class Lane:
+    """What waits for one partition, and how much of what was sent is unanswered.
+
+    `window` bounds the unanswered calls: at the router all lanes share one limit. `limbo_until`: when its direct
+    connection was lost, until then the router may still say what became of it.
+    """
+
+    __slots__ = (
+        "direct",
+        "incarnation",
+        "limbo_until",
+        "lsn",
+        "partition",
+        "queue",
+        "ready",
+        "routed_window",
+        "unanswered",
+        "unanswered_bytes",
+    )
+
+    def __init__(self, partition: int, partitions: int) -> None:
+        self.partition = partition
+        self.routed_window = max(min(WINDOW_CALLS, CALLS_IN_FLIGHT_A_CLIENT // partitions), 1)
+        self.incarnation = 0
+        self.lsn = 0
+        self.direct = False
+        self.limbo_until = inf
+        self.queue: deque[Pending] = deque()
+        self.ready: deque[Group] = deque()
+        self.unanswered = 0
+        self.unanswered_bytes = 0
+
+    @property
+    def window(self) -> int:
+        return WINDOW_CALLS if self.direct else self.routed_window
+
+    def has_room(self) -> bool:
+        return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
+
+    def take_expired(self, now: float) -> list[Pending]:
+        """The calls that have waited until their deadline, those of groups too: they wait no longer."""
+        expired = [call for call in self.queue if call.deadline <= now]
+        if expired:
+            self.queue = deque(call for call in self.queue if call.deadline > now)
+        for group in [group for group in self.ready if group.deadline <= now]:
+            self.ready.remove(group)
+            expired += group.singly()
+        return expired
+
+    def deadlines(self) -> list[float]:
+        """When something has to be done about what waits here."""
+        return [self.limbo_until, *(call.deadline for call in self.queue), *(group.deadline for group in self.ready)]
