@@ -4,8 +4,9 @@ A batch is what its caller makes of it: `run` any number of call groups, then
 
     changes, outcomes = seal()      what must be in the WAL before anyone hears of it
     committed(lsn, outcomes)        it is: images go into the pages            — or, when there is no room —
-    undo_batch()                    nothing has happened; `refuse_writes` and run the same groups again
-    replies()                       to send once the WAL is flushed that far
+    undo_batch()                    nothing has happened, and nobody hears of it; run the same groups again, in
+                                    smaller batches or after `refuse_writes`
+    replies()                       of the batches that are over, to send once the WAL is flushed that far
 
 A call ends in one of these ways (each undoes what it must):
 
@@ -139,9 +140,11 @@ class Executor:
         self._unlogged: list[Unlogged] = []  # answers of this batch that are no outcomes: see outcome_window
         self._batch_index: dict[tuple[int, int], bytes | CallError] = {}  # both of them, for retries
         self._batch_looked_at = (0, 0)
-        self._answers: dict[Origin, Answers] = {}
+        self._answers: dict[Origin, Answers] = {}  # of this batch, which may still be undone
+        self._settled: dict[Origin, Answers] = {}  # of those before it
         self._views: dict[tuple[bool, bool], Transaction] = {}
-        self._large_bytes = 0
+        self._large_bytes = 0  # of results that `replies` has not handed out
+        self._large_bytes_before = 0  # this batch
         self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
         self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id
         self._ready: deque[SetAside] = deque()  # in order of arrival
@@ -333,20 +336,24 @@ class Executor:
     def run_ready(self) -> None:
         """Reruns the calls whose keys are here again. One that misses another key is set aside again."""
         while self._ready:
-            call = self._ready.popleft()
-            del self._waiting[call.client_id, call.number]
-            self._waited.setdefault((call.client_id, call.number), call)
-            self._rerunning = call
-            self.counts["reruns"] += 1
-            self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
-            self._context.resume(call.generated)
-            group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
-            arguments = call.procedure.decode_one(call.arguments)
-            if call.directed_now is None:
-                self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
-            else:
-                self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
-            self._rerunning = None
+            self.run_next_ready()
+
+    def run_next_ready(self) -> None:
+        """Reruns the first of them."""
+        call = self._ready.popleft()
+        del self._waiting[call.client_id, call.number]
+        self._waited.setdefault((call.client_id, call.number), call)
+        self._rerunning = call
+        self.counts["reruns"] += 1
+        self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
+        self._context.resume(call.generated)
+        group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
+        arguments = call.procedure.decode_one(call.arguments)
+        if call.directed_now is None:
+            self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
+        else:
+            self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+        self._rerunning = None
 
     # Retried calls.
 
@@ -411,13 +418,28 @@ class Executor:
         self._store.apply()
         if self._unlogged:
             self._window.remember(self._unlogged)
+        if self._settled:
+            for origin, answers in self._answers.items():
+                self._settle(origin, answers)
+        else:
+            self._settled = self._answers
+        self._answers = {}
         self._begin_batch()
+
+    def _settle(self, origin: Origin, answers: Answers) -> None:
+        settled = self._settled.setdefault(origin, answers)
+        if settled is not answers:
+            settled.groups.extend(answers.groups)
+            settled.errors.extend(answers.errors)
+            for client_id, calls in answers.dropped.items():
+                settled.drop(client_id, calls)
 
     def undo_batch(self) -> None:
         """Undoes every call of the batch; they may be run again, or refused. Those that were rerun are ready again."""
         self._store.undo_batch()
         self._context.resume(None)
         self._answers.clear()
+        self._large_bytes = self._large_bytes_before
         for call_id, waited in self._waited.items():
             self._waiting.pop(call_id, None)
             if waited is not None:
@@ -434,15 +456,16 @@ class Executor:
         if self._batch_index:
             self._batch_index = {}
         self._batch_looked_at = (0, 0)
-        self._large_bytes = 0
+        self._large_bytes_before = self._large_bytes
         self._waited = {}
         self._joined = []
         self._split_group, self._split_arguments = None, {}
 
     def replies(self) -> dict[Origin, Answers]:
-        """By origin, the replies gathered since the last time."""
-        answers, self._answers = self._answers, {}
-        return answers
+        """By origin, the replies of the batches that are over, gathered since the last time."""
+        settled, self._settled = self._settled, {}
+        self._large_bytes = self._large_bytes_before = 0
+        return settled
 
     def refuse_writes(self, reason: str) -> None:
         """Until `accept_writes`, a procedure that writes gets ReadOnly."""

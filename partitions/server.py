@@ -15,6 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -91,6 +92,7 @@ class Server:
         self._batches = self._calls = self._flushes = 0
         self._flush_s = 0.0
         self._read_only = False
+        self._refused: tuple[int, str] | None = None  # the smallest record for which this batch found no disk, and why
 
     def stop(self) -> None:
         """Lets `serve` return after the batch that is under way. May be called from a signal handler."""
@@ -150,34 +152,57 @@ class Server:
         return requests, control
 
     def _execute(self, requests: list[Request]) -> None:
-        """Runs a batch and appends it to the WAL. Without room for it, every call runs again with writes refused."""
-        self._run(requests)
+        """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own."""
+        executor = self._executor
+        self._read_only = False
+        self._timeout.arm()
+        if executor.has_ready:
+            executor.run_ready()
+        for run in self._runs(requests):
+            run()
+        self._timeout.disarm()
         crash_point("server.execute.ran")
         try:
             self._append()
-            self._read_only = False
+        except (DiskFull, ReadOnly):
+            executor.undo_batch()
+            while executor.has_ready:
+                self._execute_alone(executor.run_next_ready)
+            for run in self._runs(requests):
+                self._execute_alone(run)
+            self._refused = None
+        self._unsent.append((self._wal.written_lsn, self._executor.replies()))
+        self._batches += 1
+
+    def _runs(self, requests: list[Request]) -> Iterator[Callable[[], None]]:
+        """What runs each group of calls, in the order in which they came."""
+        executor = self._executor
+        for account, message in requests:
+            if isinstance(message, Calls):
+                for group in message.groups:
+                    yield partial(executor.run, account, group)
+            else:
+                yield partial(executor.run_everywhere, account, message)
+
+    def _execute_alone(self, run: Callable[[], None]) -> None:
+        """One group of a batch that had no room as a whole: what does not fit runs again with writes refused.
+
+        Were the whole batch refused, one client's large writes would cost all others theirs, deletes among them.
+        """
+        self._timeout.arm()
+        run()
+        self._timeout.disarm()
+        try:
+            self._append()
         except (DiskFull, ReadOnly) as error:
             self._read_only = True
             self._executor.undo_batch()
             self._executor.refuse_writes(f"no room for the write: {error}")
-            self._run(requests)
+            self._timeout.arm()
+            run()
+            self._timeout.disarm()
             self._executor.finished()
             self._executor.accept_writes()
-        self._unsent.append((self._wal.written_lsn, self._executor.replies()))
-        self._batches += 1
-
-    def _run(self, requests: list[Request]) -> None:
-        executor = self._executor
-        self._timeout.arm()
-        if executor.has_ready:
-            executor.run_ready()
-        for account, message in requests:
-            if isinstance(message, Calls):
-                for group in message.groups:
-                    executor.run(account, group)
-            else:
-                executor.run_everywhere(account, message)
-        self._timeout.disarm()
 
     def _append(self) -> None:
         changes, outcomes = self._executor.seal()
@@ -190,7 +215,14 @@ class Server:
             raise ReadOnly(
                 f"the calls that came together write {len(record):,} bytes; {MAX_RECORD_BYTES:,} is the limit"
             )
-        lsn = self._wal.append(record)
+        # On a full disk each attempt may cost a flush and an allocation, and a batch has up to CALLS_A_BATCH groups.
+        if self._refused is not None and len(record) >= self._refused[0]:
+            raise ReadOnly(self._refused[1])
+        try:
+            lsn = self._wal.append(record)
+        except DiskFull as error:
+            self._refused = len(record), str(error)
+            raise
         crash_point("server.append.appended")
         self._executor.committed(lsn, encoded)
         crash_point("server.append.applied")

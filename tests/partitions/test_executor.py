@@ -1020,6 +1020,50 @@ def test_without_room_a_retry_is_still_answered() -> None:
     assert partition.call("put", 2, 2, number=52, floor=0) == 2
 
 
+def test_a_batch_that_is_undone_takes_no_reply_of_the_batches_before_it_along(partition: OnePartition) -> None:
+    with_items(partition, 1)
+    partition.table("items").send_away(1)
+    waiting = partition.run("get", 1)
+    partition.seal()
+    executor = partition.executor
+    for origin in (b"one", b"other", b"one"):
+        put = partition.run("put", 7, 7, number=50 + partition.lsn, origin=origin)
+        aborted = partition.run("write_then", 8, "abort", origin=origin)
+        partition.run("get", 1, number=waiting, floor=0, origin=origin)
+        changes, outcomes = executor.seal()
+        assert changes
+        executor.committed(partition.lsn + 1, encode_message(outcomes))
+        partition._lsn += 1
+        partition.run("put", 7, 8, origin=origin)
+        partition.run("get", 1, number=waiting, floor=0, origin=b"undone")
+        executor.undo_batch()
+    replies = executor.replies()
+    told = {
+        origin: (len(answers.groups), [error.code for error in answers.errors], answers.dropped)
+        for origin, answers in replies.items()
+    }
+    assert told == {
+        ORIGIN: (0, [], {CLIENT: 1}),
+        b"one": (2, ["Aborted", "Aborted"], {CLIENT: 1}),
+        b"other": (1, ["Aborted"], {CLIENT: 1}),
+    }
+    assert replies[b"one"].groups[1].numbers == [put]
+    assert replies[b"one"].errors[1].number == aborted
+    assert executor.replies() == {}
+
+
+def test_large_results_are_bounded_until_they_are_handed_out(partition: OnePartition) -> None:
+    """The server divides a batch for which there is no room, and still holds all its results at once."""
+    for _ in range(70):
+        partition.run("size", 1, 1_000_000)
+        partition.executor.undo_batch()  # what is undone is not held
+        partition.run("size", 1, 1_000_000)
+        partition.executor.finished()
+    answers = partition.executor.replies()[ORIGIN]
+    assert (len(answers.groups), [error.code for error in answers.errors]) == (67, ["Overloaded"] * 3)
+    assert partition.call("size", 1, 1_000_000) == "x" * 1_000_000
+
+
 def test_a_batch_that_only_failed_needs_no_record(partition: OnePartition) -> None:
     for how in ("abort", "raise", "exit"):
         number = partition.run("write_then", 10, how)
@@ -1158,6 +1202,7 @@ def test_an_argument_whose_type_raises_fails_its_own_call_only() -> None:
     args = encode_message([(1, {"how": how}) for how in ways])
     group = CallGroup(CLIENT, "take", 0, 0, [1, 2, 3, 4, 5], [0] * 5, msgspec.Raw(args))
     partition.executor.run(ORIGIN, group)
+    partition.executor.finished()
     answers = partition.executor.replies()[ORIGIN]
     assert [group.numbers for group in answers.groups] == [[1, 5]]
     assert {error.number: error.code for error in answers.errors} == {
@@ -1166,6 +1211,7 @@ def test_an_argument_whose_type_raises_fails_its_own_call_only() -> None:
     for how in ("raise", "exit", "late"):
         call = EverywhereCall(0, CLIENT, "take_everywhere", 6, msgspec.Raw(encode_message([{"how": how}])))
         partition.executor.run_everywhere(ORIGIN, call)
+        partition.executor.finished()
         assert len(partition.executor.replies()[ORIGIN].errors) == 1
     partition.executor.seal()
     partition.executor.finished()

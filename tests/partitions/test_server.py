@@ -77,6 +77,10 @@ def fill(tx, key: int, length: int):
     tx.accounts.upsert(key, 0, "x" * length)
 
 @procedure(partition_by="key")
+def forget(tx, key: int):
+    tx.accounts.delete(key)
+
+@procedure(partition_by="key")
 def move(tx, key: int, other: int):
     """A half of it must never be seen."""
     for account, n in ((key, 1), (other, -1)):
@@ -766,6 +770,40 @@ def test_what_was_acknowledged_survives_kill_9(fsync: str, partition: Partition)
         assert acknowledged.get(key, 0) <= (n or 0) <= sent[key]
     there, back = client.call_many("get", [(1000,), (1001,)])
     assert there is None or there + back == 0
+
+
+def test_writes_that_fit_are_not_refused_with_those_that_do_not(partition: Partition) -> None:
+    partition.start(memory=256 * 8192)
+    client, other, supervisor = partition.peer(), partition.peer(), partition.peer(SUPERVISOR)
+    assert client.call("add", 1, 1) == 1
+    assert client.call_many("fill", [(key, 5000) for key in range(10, 40)]) == [None] * 30
+    floor = client.lsn
+    groups = [
+        client.group("add", [(1, 1)]),
+        client.group("fill", [(key, 5000) for key in range(100, 500)]),
+        client.group("get", [(1,), (100,), (10,)]),
+        client.group("forget", [(key,) for key in range(10, 40)]),
+        client.group("add", [(1, 1), (3, 7)]),
+        client.group("refuse", [(1,)]),
+        client.group("get", [(10,), (1,)]),
+    ]
+    client.send(Calls(1, groups))
+    answers = client.answers(sum(len(group.numbers) for group in groups))
+    added, filled, got, forgot, added_more, refused, got_more = ([answers[n] for n in g.numbers] for g in groups)
+    assert {type(answer) for answer in filled} == {ReadOnly}
+    assert "no room for the write" in str(filled[0])
+    assert (added, got, forgot, added_more, got_more) == ([2], [2, None, 0], [None] * 30, [3, 7], [None, 3])
+    assert isinstance(refused[0], Aborted)
+    assert supervisor.status().metrics["read_only"] is True
+    assert other.call_many("fill", [(key, 5000) for key in range(100, 130)]) == [None] * 30
+    assert supervisor.status().metrics["read_only"] is False
+    assert client.hears_nothing()
+    client.send(Calls(1, [client.group("add", [(1, 1)], numbers=groups[0].numbers, retry_floor=floor)]))
+    assert client.answers(1) == {groups[0].numbers[0]: 2}
+    partition.end(signal.SIGKILL)
+    partition.start()
+    client = partition.peer()
+    assert client.call_many("get", [(key,) for key in (1, 3, 10, 100, 130)]) == [3, 7, None, 0, None]
 
 
 def test_a_full_disk_refuses_writes_and_serves_reads_until_there_is_room(tmp_path: Path) -> None:
