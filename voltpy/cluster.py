@@ -318,40 +318,56 @@ class Cluster:
             actions = self._core.take()
 
     def _start(self, start: Start) -> None:
-        words = None
-        if start.child != ROUTER:
-            path = heartbeat.path_in(self._runtime, start.child)
-            heartbeat.create(path)
-            words = heartbeat.open_words(path)
         crash_point("supervisor.start.before_child")
-        popen = subprocess.Popen(
-            self._command_line(start),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={
-                **os.environ,
-                "VOLTPY_TOKEN": self._token,
-                SUPERVISOR: str(os.getpid()),
-                PROCESS: _process_name(start.child),
-            },
-            # The terminal's Ctrl-C is for the supervisor alone: it stops the others in order.
-            start_new_session=True,
-        )
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        # Queued until the child has bound its end; a new process gets a new socket, so nothing meant for the old one.
-        dealer.connect(f"ipc://{self._runtime}/{_socket_name(start.child)}")
-        process = Process(popen, dealer, words)
+        try:
+            process = self._spawn(start)
+        except (OSError, zmq.ZMQError) as error:
+            # A machine that is short of processes, memory or descriptors for a while must not cost the whole cluster.
+            self._core.exited(start.child, None, f"no process can be started: {error}", time.monotonic())
+            return
         self._processes[start.child] = process
-        for source in (process.pidfd, process.output, dealer):
+        for source in (process.pidfd, process.output, process.socket):
             self._poller.register(source, zmq.POLLIN)
-        self._core.started(start.child, popen.pid)
+        pid = process.popen.pid
+        self._core.started(start.child, pid)
         crash_point("supervisor.start.child_started")
         self._tell(start.child, Hello(PROTOCOL_VERSION, self._client_id, "supervisor", self._token))
-        self._report("started", "info", child=self._core.child(start.child).name, pid=popen.pid)
+        self._report("started", "info", child=self._core.child(start.child).name, pid=pid)
+
+    def _spawn(self, start: Start) -> Process:
+        """The child's process. When that fails, nothing of it is left."""
+        with contextlib.ExitStack() as undo:
+            words = None
+            if start.child != ROUTER:
+                path = heartbeat.path_in(self._runtime, start.child)
+                heartbeat.create(path)
+                words = heartbeat.open_words(path)
+            dealer = self._context.socket(zmq.DEALER)
+            undo.callback(dealer.close)
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+            dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+            # Queued until the child has bound its end; a new process gets a new socket, so nothing meant for the old.
+            dealer.connect(f"ipc://{self._runtime}/{_socket_name(start.child)}")
+            popen = subprocess.Popen(
+                self._command_line(start),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={
+                    **os.environ,
+                    "VOLTPY_TOKEN": self._token,
+                    SUPERVISOR: str(os.getpid()),
+                    PROCESS: _process_name(start.child),
+                },
+                # The terminal's Ctrl-C is for the supervisor alone: it stops the others in order.
+                start_new_session=True,
+            )
+            undo.enter_context(popen)  # closes the pipe and waits …
+            undo.callback(popen.kill)  # … after this
+            process = Process(popen, dealer, words)
+            undo.pop_all()
+        return process
 
     def _command_line(self, start: Start) -> list[str]:
         options = self._options

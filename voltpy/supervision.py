@@ -5,7 +5,8 @@ A child (the router, or a partition) is always in one state:
     state      means                                   left when
     starting   its process runs, it has not answered   it answers a StatusRequest → serving; it exits
     serving    it answered                             it exits
-    backoff    it exited, its next start has a time    the time comes → starting
+    backoff    it exited, or no process could be had;  the time comes → starting
+               its next start has a time
     failed     it refused to start (exit 3 or 4)       never: an operator looks at it, the others go on
     stopped    the cluster is being stopped            never
 
@@ -258,8 +259,11 @@ class Supervision:
     def started(self, number: int, pid: int) -> None:
         self.child(number).pid = pid
 
-    def exited(self, number: int, exit_status: int, last_words: str, now_s: float) -> None:
-        """The child's process is gone. `exit_status` is negative for a signal; `last_words` its last line on stderr."""
+    def exited(self, number: int, exit_status: int | None, last_words: str, now_s: float) -> None:
+        """The child's process is gone. `exit_status` is negative for a signal; `last_words` its last line on stderr.
+
+        Without an exit status there never was one: the system had no process, memory or descriptor to spare.
+        """
         child = self.child(number)
         served_s = now_s - child.since_s if child.state == "serving" else 0.0
         if served_s >= STABLE_S:

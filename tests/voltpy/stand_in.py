@@ -62,7 +62,8 @@ def run_cluster(data: Path, partitions: int, timeout_s: float) -> None:
     from voltpy.cluster import Cluster, Options
 
     events.configure()
-    stand_in = (sys.executable, __file__)
+    program = data / "python"  # a test may take it away for a while
+    stand_in = (str(program) if program.exists() else sys.executable, __file__)
     Cluster(
         Directory(data, partitions),
         Options(port=0, procedure_timeout_s=timeout_s),

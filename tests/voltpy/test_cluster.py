@@ -240,6 +240,36 @@ def test_a_partition_that_flaps_is_started_again_until_it_serves(start: Callable
     assert eventually(lambda: running.partition(0)["state"] == "serving")
 
 
+def test_a_partition_that_no_process_can_be_had_for_is_started_when_there_is_one(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    program, away = tmp_path / "python", tmp_path / "away"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o700)
+    running = start().ready()
+    program.rename(away)
+    pid = running.partition(1)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    failed = eventually(lambda: [event for event in running.events("exited") if event["exit_status"] is None][2:])
+    assert "no process can be started: " in failed[0]["reason"]
+    assert failed[0]["restart_in_s"] > 0
+    partition = running.partition(1)
+    assert (partition["state"], partition["pid"]) == ("backoff", 0)
+    assert "no process can be started: " in partition["last_words"]
+    assert running.partition(0)["state"] == "serving"
+    away.rename(program)
+    eventually(lambda: running.partition(1)["state"] == "serving")
+    assert len(starts(tmp_path, 1)) == 2
+    assert running.stop() == 0
+
+
+def test_a_first_start_for_which_no_process_can_be_had_says_so(start: Callable[..., Running], tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("no program\n")
+    running = start()
+    assert running.process.wait(DEADLINE_S) == 1
+    assert "ended 5 times while starting: no process can be started: " in running.stderr()
+
+
 def test_a_runaway_costs_its_partition_and_is_named_to_the_next_process(
     start: Callable[..., Running], tmp_path: Path
 ) -> None:

@@ -63,11 +63,16 @@ def rendered(report: dict[str, Any]) -> RenderableType:
     for partition in report["partitions"]:
         table.add_row(f"partition {partition['partition']}", *_cells(partition))
     problems = [
-        Text(f"{child.get('partition', 'router')}: exit status {child['exit_status']}: {child['last_words']}", "red")
+        Text(f"{child.get('partition', 'router')}: {_end(child)}{child['last_words']}", "red")
         for child in (report["router"], *report["partitions"])
         if child.get("last_words")
     ]
     return Group(heading, table, *problems)
+
+
+def _end(child: dict[str, Any]) -> str:
+    status = child["exit_status"]
+    return "" if status is None else f"exit status {status}: "
 
 
 def _cells(child: dict[str, Any]) -> list[Text | str]:
