@@ -2,7 +2,8 @@
 
 One process, one thread, one poll: exits arrive through pidfds, messages through one DEALER a child, output through one
 pipe a child, signals through a wakeup socket; heartbeats are looked at on every tick. What to do about any of it is
-decided in `voltpy.supervision`; this file only carries it out.
+decided in `voltpy.supervision`; this file only carries it out. It waits for nobody: not for the reader of its stderr
+either (voltpy.events).
 
 The runtime directory (mode 0700, under XDG_RUNTIME_DIR or /tmp) lives as long as the cluster:
 
@@ -29,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TextIO, cast
 
 import msgspec
 import structlog
@@ -38,6 +39,7 @@ import zmq
 from voltpy import heartbeat, wire
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.errors import ClusterError, Error, ProtocolError
+from voltpy.events import stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
@@ -60,6 +62,7 @@ TICK_MS = 100
 RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LAST_WORDS_BYTES = 4096
+LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
 DEFAULT_PORT = 21212
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator")
 PARTITION_COMMAND = (sys.executable, "-I", "-m", "partitions")
@@ -150,7 +153,8 @@ class Cluster:
         self._on_ready = on_ready
         self._router_command = router_command
         self._partition_command = partition_command
-        self._events: Any = structlog.get_logger()
+        self._stderr = stderr_outlet()
+        self._events: Any = structlog.wrap_logger(structlog.WriteLogger(cast(TextIO, self._stderr)))
         self._cores = usable_cores()
         self._token = secrets.token_hex(16)
         self._client_id = 1 + secrets.randbits(62)
@@ -184,6 +188,7 @@ class Cluster:
             finally:
                 self._end_all()
                 self._context.destroy(linger=0)
+                self._stderr.flush(LAST_EVENTS_S)
         if self._done is not None and self._done.error:
             raise ClusterError(self._done.error)
 
@@ -193,6 +198,7 @@ class Cluster:
         ready: dict[Any, int] = dict(self._poller.poll(TICK_MS))
         if wakeup.fileno() in ready:
             wakeup.recv(64)
+        self._stderr.flush()
         now_s = time.monotonic()
         while self._signals:
             self._signals -= 1
@@ -235,10 +241,7 @@ class Cluster:
             self._unregister(process.output)
             return False
         self._last_words[number] = (self._last_words.get(number, b"") + output)[-LAST_WORDS_BYTES:]
-        # The reader of stderr may have left; a database does not die of that.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.buffer.write(output)
-            sys.stderr.buffer.flush()
+        self._stderr.write(output)
         return True
 
     def _bury(self, number: int, process: Process, now_s: float) -> None:
@@ -444,9 +447,7 @@ class Cluster:
         return f"voltpy://{self._options.host}:{self._router_port()}"
 
     def _report(self, event: str, level: str = "warning", **fields: Any) -> None:
-        # See _forward_output: stderr may be gone.
-        with contextlib.suppress(OSError, ValueError):
-            (self._events.warning if level == "warning" else self._events.info)(event, **fields)
+        (self._events.warning if level == "warning" else self._events.info)(event, **fields)
 
 
 def _process_name(child: int) -> str:

@@ -1,10 +1,78 @@
-"""Events: one JSON object a line on stderr, `{"event": …, "level": …, "timestamp": …, …}`, from every process."""
+"""Events: one JSON object a line on stderr, `{"event": …, "level": …, "timestamp": …, …}`, from every process.
+
+Those of the router and the partitions go through the supervisor, which must not wait for its reader: see Outlet.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import select
 import sys
+import time
+from datetime import UTC, datetime
 
 import structlog
+
+WAITING_BYTES = 1 << 20  # a start of 500 partitions says less
+_PIPE_BUF_BYTES = select.PIPE_BUF
+
+
+class Outlet:
+    """Writes to a descriptor and never waits for its reader. What finds no room is dropped, counted, and told later.
+
+    The descriptor stays as it is: others share it, and O_NONBLOCK would be theirs too. So it is asked before each
+    write, and given no more than what a pipe that has room takes at once.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self._waiting = bytearray()
+        self._dropped_lines = 0
+        self._poll = select.poll()
+        if fd is not None:
+            self._poll.register(fd, select.POLLOUT)
+
+    def write(self, text: str | bytes) -> None:
+        data = text.encode(errors="backslashreplace") if isinstance(text, str) else text
+        # After the first that was dropped all are, until the reader is told: it sees where something is missing.
+        if self._dropped_lines or len(self._waiting) + len(data) > WAITING_BYTES:
+            self._dropped_lines += data.count(b"\n")
+        elif self._fd is not None:
+            self._waiting += data
+        self.flush()
+
+    def flush(self, patience_s: float = 0.0) -> None:
+        """Writes what the reader makes room for within that time. To be called from time to time."""
+        until_s = time.monotonic() + patience_s
+        waiting = self._waiting
+        while self._fd is not None and (waiting or self._dropped_lines):
+            if not waiting:
+                waiting += _dropped(self._dropped_lines)
+                self._dropped_lines = 0
+            if not self._poll.poll(max(until_s - time.monotonic(), 0.0) * 1000):
+                return
+            try:
+                written = os.write(self._fd, waiting[:_PIPE_BUF_BYTES])
+            except OSError:  # the reader has left; a database does not die of that
+                waiting.clear()
+                self._dropped_lines = 0
+                return
+            del waiting[:written]
+
+
+def stderr_outlet() -> Outlet:
+    """For this process's stderr, if it has one: closed at the start, its number may be anybody's by now."""
+    try:
+        return Outlet(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):
+        return Outlet(None)
+
+
+def _dropped(lines: int) -> bytes:
+    timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    event = {"event": "lines_dropped", "lines": lines, "level": "warning", "timestamp": timestamp}
+    return b"\n" + json.dumps(event).encode() + b"\n"
 
 
 def configure() -> None:

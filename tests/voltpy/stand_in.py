@@ -5,7 +5,7 @@
 
 What a partition does wrong is in DATA/behaviour-<partition>.json, read at each of its starts:
 `exit` (status) with `message`, `stuck` [client id, call number], `deaf` (ignores SIGTERM), `refuse` (why a load fails),
-`once` (the next start behaves).
+`says` (lines on stdout before it serves), `once` (the next start behaves).
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ def run_partition() -> None:
     socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
     socket.linger = 0
     socket.bind(f"ipc://{runtime}/p{partition}")
+    for number in range(behaviour.get("says", 0)):
+        print(f"partition {partition} says line {number}", "." * 100)
     print("partition", partition, "serves")  # goes to the supervisor's stderr, never to its stdout
     while True:
         identity, frame = socket.recv_multipart()

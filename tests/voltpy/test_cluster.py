@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -45,15 +47,17 @@ def alive(pid: int) -> bool:
 class Running:
     """A cluster of stand-ins, and a client of its router."""
 
-    def __init__(self, data: Path, partitions: int = 2, timeout_s: float = 5.0) -> None:
+    def __init__(self, data: Path, partitions: int = 2, timeout_s: float = 5.0, stderr: int | None = None) -> None:
         self.data = data
         command = [sys.executable, str(STAND_IN), "cluster", str(data), str(partitions), str(timeout_s)]
         self.errors = (data / "stderr").open("w+b")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors)
+        errors = self.errors if stderr is None else stderr
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         self.number = 0
 
     def ready(self) -> Running:
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], DEADLINE_S)[0], "it is not ready"
         line = self.process.stdout.readline().decode()
         assert line.startswith("ready voltpy://127.0.0.1:"), self.stderr()
         self.port = int(line.rpartition(":")[2])
@@ -268,6 +272,34 @@ def test_a_first_start_for_which_no_process_can_be_had_says_so(start: Callable[.
     running = start()
     assert running.process.wait(DEADLINE_S) == 1
     assert "ended 5 times while starting: no process can be started: " in running.stderr()
+
+
+def test_a_reader_that_stalls_does_not_stall_the_supervisor(start: Callable[..., Running], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    for partition in (0, 1):
+        behave(tmp_path, partition, says=10_000)
+    running = start(stderr=writer)
+    os.close(writer)
+    running.ready()
+    pid = running.partition(1)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: running.partition(1)["restarts"] == 1 and running.partition(1)["state"] == "serving")
+    said = b""
+    while b"lines_dropped" not in said:
+        said += os.read(reader, 1 << 16)
+    while not said.endswith(b"\n"):
+        said += os.read(reader, 1 << 16)
+    event = json.loads(next(line for line in said.splitlines() if b"lines_dropped" in line))
+    assert event["level"] == "warning"
+    # Three starts say 10,000 lines each, and what is lost is whole: the counts agree.
+    assert len(re.findall(rb"says line", said)) + event["lines"] >= 30_000
+    os.kill(running.partition(0)["pid"], signal.SIGKILL)
+    while b'"exited"' not in said:
+        said += os.read(reader, 1 << 16)
+    os.close(reader)  # and one who leaves does not end it
+    os.kill(running.partition(0)["pid"] or running.process.pid, 0)
+    eventually(lambda: running.partition(0)["state"] == "serving" and running.partition(0)["restarts"] == 1)
+    assert running.stop() == 0
 
 
 def test_a_runaway_costs_its_partition_and_is_named_to_the_next_process(
