@@ -279,6 +279,44 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_watched_status_is_a_line_each_time_until_its_reader_leaves(
+    as_json: bool, start: Callable[..., Running]
+) -> None:
+    running = start()
+    command = [sys.executable, "-m", "voltpy.cli", "status", "--url", running.url, "--watch", *["--json"] * as_json]
+    for ending in ("reader", "Ctrl-C"):
+        watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        for line in (watch.stdout.readline(), watch.stdout.readline()):
+            if as_json:
+                assert [partition["state"] for partition in json.loads(line)["partitions"]] == ["serving"] * 2
+            else:
+                assert "router serving, 2 of 2 partitions serving, 0 restarts, " in line
+        if ending == "reader":
+            watch.stdout.close()
+        else:
+            watch.send_signal(signal.SIGINT)
+        assert (watch.wait(LIMIT_S), watch.stderr.read()) == (0, "")
+        watch.stderr.close()
+        watch.stdout.close()
+
+
+def test_a_watch_goes_on_while_the_router_is_started_again(start: Callable[..., Running]) -> None:
+    running = start()
+    pid = running.db.status()["router"]["pid"]
+    command = [sys.executable, "-m", "voltpy.cli", "status", "--url", running.url, "--watch", "--json"]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    assert json.loads(watch.stdout.readline())["router"]["restarts"] == 0
+    os.kill(pid, signal.SIGKILL)
+    while "router" not in (said := json.loads(watch.stdout.readline())) or said["router"]["restarts"] == 0:
+        assert watch.poll() is None
+    watch.stdout.close()
+    assert watch.wait(LIMIT_S) == 0
+
+
 def test_calls_that_their_retry_overtook_do_not_fill_the_router(start: Callable[..., Running]) -> None:
     running = start()
     running.db.call("open_account", 1, "Kari")

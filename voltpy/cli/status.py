@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+import msgspec
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from voltpy.cli.options import console, json_option, print_value, size_text, timeout_option, url_option
-from voltpy.client import connect
+from voltpy.client import Client, connect
 from voltpy.errors import ClusterError, Indeterminate, Unavailable
 
 WATCH_INTERVAL_S = 1.0
@@ -26,25 +31,73 @@ _COLOURS = {"serving": "green", "starting": "yellow", "backoff": "yellow", "fail
 @url_option
 @timeout_option(10.0)
 @json_option
-@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show it again every second, until Ctrl-C. Into a file or a pipe: a line each time, while there is a reader.",
+)
 def status(url: str, timeout: float, as_json: bool, watch: bool) -> None:
-    """Show the router and every partition: state, memory, calls a second, flushes."""
+    """Show the router and every partition: state, memory, calls a second, flushes.
+
+    With --watch, Ctrl-C and a reader that leaves are the normal end: exit status 0.
+    """
     with connect(url, timeout=timeout) as db:
         if not watch:
             report = db.status()
             return print_value(report, as_json=True) if as_json else console().print(rendered(report))
-        if as_json:
-            while True:
-                print_value(db.status(), as_json=True)
-                time.sleep(WATCH_INTERVAL_S)
-        with Live(auto_refresh=False) as live:
-            while True:
-                try:
-                    live.update(rendered(db.status()), refresh=True)
-                except Unavailable as error:
-                    # The router is being started again, perhaps: that is what one watches for.
-                    live.update(Text(str(error), "bold red"), refresh=True)
-                time.sleep(WATCH_INTERVAL_S)
+        with suppress(KeyboardInterrupt):
+            if as_json or not sys.stdout.isatty():
+                _watch_lines(db, as_json=as_json)
+            else:
+                _watch_live(db)
+
+
+def _watch_live(db: Client) -> NoReturn:
+    with Live(auto_refresh=False) as live:
+        while True:
+            try:
+                live.update(rendered(db.status()), refresh=True)
+            except (Unavailable, Indeterminate) as error:
+                # The router is being started again, perhaps: that is what one watches for.
+                live.update(Text(str(error), "bold red"), refresh=True)
+            time.sleep(WATCH_INTERVAL_S)
+
+
+def _watch_lines(db: Client, *, as_json: bool) -> None:
+    """A line each time. Returns when the reader is gone."""
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)  # errors are told without being asked for: also between two lines
+    try:
+        while True:
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            try:
+                report = db.status()
+                line = msgspec.json.encode(report).decode() if as_json else f"{now} {_summary(report)}"
+            except (Unavailable, Indeterminate) as error:  # as above
+                code = type(error).__name__
+                described = {"error": code, "message": str(error)}
+                line = msgspec.json.encode(described).decode() if as_json else f"{now} {code}: {error}"
+            click.echo(line)
+            if reader.poll(WATCH_INTERVAL_S * 1000):
+                return
+    except BrokenPipeError:
+        # What is left in the buffer would be written at the exit, and fail it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """A status in one line."""
+    children = [report["router"], *report["partitions"]]
+    serving = sum(partition["state"] == "serving" for partition in report["partitions"])
+    read_only = sum(bool(partition.get("metrics", {}).get("read_only")) for partition in report["partitions"])
+    return (
+        f"up {_duration(report['uptime_s'])}, router {report['router']['state']}, "
+        f"{serving} of {len(report['partitions'])} partitions serving, "
+        + (f"{read_only} read only, " if read_only else "")
+        + f"{sum(child['restarts'] for child in children)} restarts, "
+        f"{size_text(sum(child.get('rss_bytes', 0) for child in children))}, "
+        f"{sum(partition.get('calls_per_s', 0.0) for partition in report['partitions']):,.0f} calls/s"
+    )
 
 
 def rendered(report: dict[str, Any]) -> RenderableType:
