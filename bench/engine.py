@@ -19,6 +19,7 @@ from msgspec import Raw
 
 from bench import machine
 from bench.zipf import Zipf, uniform
+from partitions.checkpoint import read_checkpoint
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
@@ -137,7 +138,7 @@ def replay(records: int, directory: Path) -> None:
         wal = Wal.open(data, 0, "always")
         gc.disable()
         began = perf_counter()
-        _, replayed = recover(wal, store)
+        _, replayed = recover(wal, store, read_checkpoint(data, 0))
         took = perf_counter() - began
         gc.enable()
         store.check()

@@ -20,6 +20,8 @@ from typing import NoReturn
 import structlog
 import zmq
 
+from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
+from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
 from partitions.recovery import recover
 from partitions.server import Server
@@ -78,14 +80,34 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     crash_point("partition.start.wal_opened")
     store = Store(schema, arguments.partition, arguments.partitions, arguments.memory)
     gc.disable()
-    window, changes = recover(wal, store)
+    checkpoint = read_checkpoint(wal_directory, arguments.partition)
+    pages = load_checkpoint(wal_directory, arguments.partition, checkpoint, store)
+    window, changes = recover(wal, store, checkpoint)
     epoch = wal.begin()
+    checkpointer = Checkpointer(
+        wal_directory,
+        arguments.partition,
+        store,
+        window,
+        wal,
+        pages,
+        checkpoint,
+        every_bytes=arguments.checkpoint_bytes,
+    )
+    checkpointer.failed = lambda error: events.warning("checkpoint_put_off", reason=str(error))
+    checkpointer.done = lambda made: events.info("checkpoint", number=made.number, lsn=made.lsn)
     crash_point("partition.start.recovered")
     # Nothing that recovery made is garbage, and walking over it again and again would cost more than it could find.
     gc.freeze()
     gc.enable()
     gc.set_threshold(50_000, 20, 50)
-    events.info("recovered", changes=changes, seconds=round(time.perf_counter() - began_s, 3), epoch=epoch)
+    events.info(
+        "recovered",
+        checkpoint=checkpoint.number,
+        changes=changes,
+        seconds=round(time.perf_counter() - began_s, 3),
+        epoch=epoch,
+    )
 
     running = heartbeat.open_words(heartbeat.path_in(arguments.runtime, arguments.partition))
     ids = unique_ids(arguments.partition, epoch)
@@ -110,7 +132,9 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         return load(message.source, message.path, schema, message.catalog_version)
 
     timeout = Timeout(executor, running, arguments.procedure_timeout)
-    server = Server(doors, arguments.partition, tcp_port, door, executor, store, wal, timeout, load_beside)
+    server = Server(
+        doors, arguments.partition, tcp_port, door, executor, store, wal, checkpointer, timeout, load_beside
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     try:
@@ -121,6 +145,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     doors.close(LINGER_MS)
     sockets.term()
     crash_point("partition.stop.socket_closed")
+    checkpointer.close()
     wal.close()
     return 0
 
@@ -146,6 +171,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, required=True, help="bytes, for this partition")
     parser.add_argument("--procedure-timeout", type=float, required=True, help="seconds")
     parser.add_argument("--core", type=int, help="pin the main thread to this core")
+    parser.add_argument(
+        "--checkpoint-bytes", type=int, default=CHECKPOINT_BYTES, help="of new WAL make a checkpoint due"
+    )
     parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES, help="of the WAL, before the next begins")
     parser.add_argument("--runaway", type=_call_id, help="CLIENT:NUMBER:PROCEDURE that the last process was killed for")
     return parser.parse_args()

@@ -102,9 +102,9 @@ class Flusher:
         self._aio_suspend = waiting.aio_suspend
         self._pointer = block_pointer
         self._list = (ctypes.POINTER(_AioControlBlock) * 1)(ctypes.pointer(self._block))
-        # By default the thread ends after an idle second, and the next one is born on the core of a main thread that
-        # has been pinned in the meantime.
-        brief.aio_init(ctypes.byref(_AioInit(aio_threads=1, aio_num=32, aio_idle_time=_FOREVER_S)))
+        # Two threads, so that the WAL does not wait for a checkpoint. By default a thread ends after an idle second,
+        # and the next one is born on the core of a main thread that has been pinned in the meantime.
+        brief.aio_init(ctypes.byref(_AioInit(aio_threads=2, aio_num=32, aio_idle_time=_FOREVER_S)))
 
     def start(self, fd: int) -> None:
         """Begins to flush what is written to the file now. Raises OSError, and RuntimeError when a flush is running."""

@@ -39,6 +39,7 @@ from partitions.page import (
     check_page,
     compact,
     free_bytes,
+    page_id,
 )
 from voltpy.errors import Corruption
 from voltpy.schema import Table
@@ -60,6 +61,8 @@ class Heap:
 
     __slots__ = (
         "_arena",
+        "_before",
+        "_dirty",
         "_fill",
         "_frames",
         "_holes",
@@ -68,14 +71,17 @@ class Heap:
         "_roomy",
         "_slot_bits",
         "_slot_mask",
+        "_table",
         "_unused",
+        "_unwritten",
         "_words",
         "image_bytes",
         "rows",
     )
 
-    def __init__(self, table: Table, arena: Arena) -> None:
+    def __init__(self, table: Table, arena: Arena, number: int = 0) -> None:
         self._name = table.name
+        self._table = number
         self._arena = arena
         self._memory = arena.memory
         self._words = arena.words
@@ -86,8 +92,20 @@ class Heap:
         self._roomy: set[int] = set()  # pages with at least ROOMY_BYTES free, the fill page aside
         self._fill = ABSENT
         self._holes: list[int] = []  # free slots in the directory of the fill page
+        self._dirty: set[int] = set()  # page numbers whose pages have changed since the last checkpoint began
+        self._unwritten: set[int] = set()  # those that the checkpoint that runs still has to write,
+        self._before: dict[int, bytes] = {}  # and as they were when it began, if they have changed since
         self.rows = 0
         self.image_bytes = 0
+
+    @property
+    def slot_bits(self) -> int:
+        return self._slot_bits
+
+    @property
+    def page_numbers(self) -> int:
+        """Page numbers that were ever given away, free ones included."""
+        return len(self._frames)
 
     @property
     def pages(self) -> int:
@@ -130,6 +148,8 @@ class Heap:
             slots_end = ends[done] + room + SLOT_BYTES * done
             fitting = bisect_right(range(done, len(ends)), slots_end, key=lambda k: ends[k] + SLOT_BYTES * k)
             until = min(done + fitting - 1, done + slot_limit - slots)
+            if page not in self._dirty:
+                self._touch(page)
             count = until - done
             written = images[done:until]
             written.reverse()
@@ -152,11 +172,14 @@ class Heap:
     def update(self, row_ids: list[int], images: list[bytes]) -> list[int]:
         """Replaces rows; their ids, which change for those that had to move to another page."""
         frames, words, memory = self._frames, self._words, self._memory
-        slot_bits, slot_mask = self._slot_bits, self._slot_mask
+        slot_bits, slot_mask, dirty = self._slot_bits, self._slot_mask, self._dirty
         grown = 0
         moved: list[int] = []  # positions
         for position, (row_id, image) in enumerate(zip(row_ids, images, strict=True)):
-            frame = frames[row_id >> slot_bits]
+            page = row_id >> slot_bits
+            frame = frames[page]
+            if page not in dirty:
+                self._touch(page)
             base = frame * PAGE_WORDS
             at = base + HEADER_WORDS + 2 * (row_id & slot_mask)
             old_length = words[at + 1]
@@ -174,7 +197,7 @@ class Heap:
                 words[at + 1] = length
                 dead = words[base + DEAD] = words[base + DEAD] + old_length - length
                 if dead >= ROOMY_BYTES // 2:
-                    self._mark_if_roomy(row_id >> slot_bits, frame)
+                    self._mark_if_roomy(page, frame)
             elif not self._grow_in_page(frame, at, old_length, image):
                 moved.append(position)
                 continue
@@ -193,6 +216,8 @@ class Heap:
         page = row_id >> self._slot_bits
         slot = row_id & self._slot_mask
         frame = self._frames[page]
+        if page not in self._dirty:
+            self._touch(page)
         words = self._words
         base = frame * PAGE_WORDS
         at = base + HEADER_WORDS + 2 * slot
@@ -262,7 +287,7 @@ class Heap:
             if frame == ABSENT:
                 continue
             image = self._memory[frame * PAGE_BYTES : (frame + 1) * PAGE_BYTES]
-            check_page(image, page, f"table {self._name}, page {page}")
+            check_page(image, page_id(self._table, page), f"table {self._name}, page {page}")
             rows += int.from_bytes(image[2 * ROWS : 2 * ROWS + 2], "little")
         for row_id in self.row_ids():
             image_bytes += len(self.read(row_id))
@@ -278,6 +303,59 @@ class Heap:
                 raise Corruption(f"table {self._name}: the free slots of page {self._fill} are not those remembered")
         if sorted(self._unused) != [page for page, frame in enumerate(self._frames) if frame == ABSENT]:
             raise Corruption(f"table {self._name}: the list of free page numbers is wrong")
+
+    # Checkpoints.
+
+    def begin_checkpoint(self) -> tuple[list[int], list[int]]:
+        """From here on the heap remembers how it is now. (Pages that have changed since the last time, pages gone.)
+
+        Each changed page is to be asked for once, with `as_it_was`.
+        """
+        changed = [page for page in self._dirty if self._frames[page] != ABSENT]
+        gone = [page for page in self._dirty if self._frames[page] == ABSENT]
+        self._unwritten = set(changed)
+        self._dirty = set()
+        return sorted(changed), gone
+
+    def as_it_was(self, page: int) -> bytes:
+        """The image of a changed page when the checkpoint began."""
+        image = self._before.pop(page, None)
+        if image is None:
+            self._unwritten.discard(page)
+            start = self._frames[page] * PAGE_BYTES
+            image = self._memory[start : start + PAGE_BYTES]
+        return image
+
+    def abandon_checkpoint(self, changed: list[int]) -> None:
+        """The checkpoint came to nothing: its pages are still to be written, by the next one."""
+        self._unwritten.clear()
+        self._before.clear()
+        self._dirty.update(changed)
+
+    def load(
+        self, pages: Iterator[tuple[int, bytes]], numbers: int, slot_bits: int, rows: int, image_bytes: int
+    ) -> None:
+        """Takes the pages of a checkpoint into an empty heap. Raises ReadOnly when the arena is too small."""
+        self._slot_bits, self._slot_mask = slot_bits, (1 << slot_bits) - 1
+        self._frames = array("q", [ABSENT]) * numbers
+        words, memory = self._words, self._memory
+        for page, image in pages:
+            frame = self._arena.allocate(page_id(self._table, page))
+            start = frame * PAGE_BYTES
+            memory[start : start + PAGE_BYTES] = image
+            self._frames[page] = frame
+            if not words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+                self._mark_if_roomy(page, frame)
+        self._unused = [page for page in range(numbers) if self._frames[page] == ABSENT]
+        self.rows, self.image_bytes = rows, image_bytes
+
+    def _touch(self, page: int) -> None:
+        """To be called before a page changes: a checkpoint that has still to write it needs it as it is."""
+        if page in self._unwritten:
+            self._unwritten.remove(page)
+            start = self._frames[page] * PAGE_BYTES
+            self._before[page] = self._memory[start : start + PAGE_BYTES]
+        self._dirty.add(page)
 
     def _fill_page(self, length: int) -> tuple[int, int, int, int, int]:
         """(page, frame, slots, floor, contiguous room) of a page into which a row of `length` fits."""
@@ -303,6 +381,7 @@ class Heap:
             page = self._roomy.pop()
             frame = self._frames[page]
             if free_bytes(words, frame) >= length + SLOT_BYTES:
+                self._touch(page)
                 compact(self._arena, frame)
                 base = frame * PAGE_WORDS
                 slots = range(words[base + SLOTS])
@@ -324,6 +403,7 @@ class Heap:
 
     def _put_into_hole(self, page: int, frame: int, floor: int, image: bytes, flagged: int) -> int:
         """Writes a row into a free slot of the fill page, which has room for it."""
+        self._touch(page)
         slot = self._holes.pop()
         floor -= len(image)
         start = frame * PAGE_BYTES + floor
@@ -337,7 +417,8 @@ class Heap:
 
     def _new_page(self, flags: int) -> int:
         page = self._unused.pop() if self._unused else len(self._frames)
-        frame = self._arena.allocate(page, flags)
+        frame = self._arena.allocate(page_id(self._table, page), flags)
+        self._dirty.add(page)
         if page == len(self._frames):
             self._frames.append(frame)
         else:
@@ -345,6 +426,7 @@ class Heap:
         return page
 
     def _release(self, page: int) -> None:
+        self._touch(page)
         self._arena.free(self._frames[page])
         self._frames[page] = ABSENT
         self._unused.append(page)

@@ -8,7 +8,9 @@ bytes a row.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from BTrees.LLBTree import LLBTree
@@ -48,7 +50,7 @@ def _hash_with_floats(columns: list[bool]) -> Callable[[Any], int]:
 class PrimaryIndex:
     """`find(key, NOWHERE)`: the row id at which the key may be found, NOWHERE, or COLLIDED: then see `candidates`."""
 
-    __slots__ = ("_collisions", "_hash", "_tree", "find", "ordered")
+    __slots__ = ("_changed_numbers", "_changed_row_ids", "_collisions", "_hash", "_tree", "find", "ordered")
 
     def __init__(self, table: Table) -> None:
         self.ordered = len(table.primary_key) == 1 and table.column(table.primary_key[0]).type == "INT"
@@ -58,6 +60,8 @@ class PrimaryIndex:
         # An integer key goes straight into the C function: nearly every miss of the decoded rows passes here.
         self.find: Callable[[Any, int], int] = self._tree.get if self.ordered else self._hashed_find()
         self._collisions: dict[int, list[int]] = {}
+        # Every change since the last checkpoint, in order; NOWHERE where an entry went.
+        self._changed_numbers, self._changed_row_ids = array("q"), array("q")
 
     def __len__(self) -> int:
         return len(self._tree) + sum(len(row_ids) - 1 for row_ids in self._collisions.values())
@@ -76,11 +80,16 @@ class PrimaryIndex:
 
     def extend(self, keys: list[Any], row_ids: Iterable[int]) -> None:
         """Adds keys that are not in the index."""
+        row_ids = list(row_ids)
         if self.ordered:
             self._tree.update(list(zip(keys, row_ids, strict=True)))
+            self._changed_numbers.extend(keys)
+            self._changed_row_ids.extend(row_ids)
             return
-        numbers, row_ids = list(map(self._hash, keys)), list(row_ids)
+        numbers = list(map(self._hash, keys))
         added = list(map(self._tree.insert, numbers, row_ids))
+        self._changed_numbers.extend(numbers)
+        self._changed_row_ids.extend(row_ids)
         if not all(added):
             for is_new, number, row_id in zip(added, numbers, row_ids, strict=True):
                 if not is_new:
@@ -92,17 +101,19 @@ class PrimaryIndex:
             row_ids = self._collisions[number]
             row_ids[row_ids.index(old_row_id)] = row_id
         else:
-            self._tree[number] = row_id
+            self._set(number, row_id)
 
     def remove(self, key: Any, row_id: int) -> None:
         number = key if self.ordered else self._hash(key)
         if self._tree[number] != COLLIDED:
             del self._tree[number]
+            self._changed_numbers.append(number)
+            self._changed_row_ids.append(NOWHERE)
             return
         row_ids = self._collisions[number]
         row_ids.remove(row_id)
         if len(row_ids) == 1:
-            self._tree[number] = self._collisions.pop(number)[0]
+            self._set(number, self._collisions.pop(number)[0])
 
     def range(self, low: Any, high: Any) -> Iterator[tuple[int, int]]:
         """(key, row id) with low <= key < high, in order. Only where `ordered`."""
@@ -122,6 +133,45 @@ class PrimaryIndex:
                 raise Corruption(f"table {name}: the index's side table is wrong at {number}")
         self._tree._check()
 
+    # Checkpoints.
+
+    def take_changes(self) -> tuple[array[int], array[int]]:
+        """(numbers, row ids) of every change since the last time, in order: see `load`."""
+        changes = self._changed_numbers, self._changed_row_ids
+        self._changed_numbers, self._changed_row_ids = array("q"), array("q")
+        return changes
+
+    def give_back_changes(self, numbers: array[int], row_ids: array[int]) -> None:
+        """The checkpoint that took them came to nothing."""
+        self._changed_numbers, self._changed_row_ids = numbers + self._changed_numbers, row_ids + self._changed_row_ids
+
+    @property
+    def collisions(self) -> dict[int, list[int]]:
+        """A copy of the side table."""
+        return {number: row_ids.copy() for number, row_ids in self._collisions.items()}
+
+    def entries_after(self, number: int | None, count: int) -> tuple[array[int], array[int]]:
+        """At most `count` entries that follow the number, in order. An index is copied in slices while it changes."""
+        entries = list(islice(self._tree.iteritems(number, None, number is not None), count))
+        return array("q", [number for number, _ in entries]), array("q", [row_id for _, row_id in entries])
+
+    def load(self, runs: Iterable[tuple[array[int], array[int]]], collisions: dict[int, list[int]]) -> None:
+        """Takes a checkpoint's entries into an empty index: of each number the last one counts."""
+        tree = self._tree
+        for numbers, row_ids in runs:
+            gone = NOWHERE in row_ids
+            tree.update(list(zip(numbers, row_ids, strict=True)))
+            if gone:
+                for number, row_id in zip(numbers, row_ids, strict=True):
+                    if row_id == NOWHERE and tree.get(number, NOWHERE) == NOWHERE:
+                        tree.pop(number, NOWHERE)
+        self._collisions = {number: row_ids.copy() for number, row_ids in collisions.items()}
+
+    def _set(self, number: int, row_id: int) -> None:
+        self._tree[number] = row_id
+        self._changed_numbers.append(number)
+        self._changed_row_ids.append(row_id)
+
     def _hashed_find(self) -> Callable[[Any, int], int]:
         get, hash_of = self._tree.get, self._hash
 
@@ -135,5 +185,5 @@ class PrimaryIndex:
         present = self._tree[number]
         if present != COLLIDED:
             self._collisions[number] = [present]
-            self._tree[number] = COLLIDED
         self._collisions[number].append(row_id)
+        self._set(number, COLLIDED)

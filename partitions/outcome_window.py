@@ -84,6 +84,11 @@ class OutcomeWindow:
             self._bytes -= len(forgotten) + 100
             self._indexed.clear()
 
+    @property
+    def remembered(self) -> tuple[int, list[tuple[int, bytes]]]:
+        """(LSN after which nothing has been forgotten, the batches with their LSNs): what `add` was given."""
+        return self._reaches, list(self._batches)
+
     def remember(self, answers: list[Unlogged]) -> None:
         """Remembers a batch's answers that are not among its outcomes."""
         self._unlogged_indexed.clear()

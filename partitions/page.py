@@ -1,14 +1,14 @@
 """The page: 8,192 bytes with rows of one table, or a piece of one row that is larger than a page.
 
     offset  bytes
-    0       8     page number within its table, u64
+    0       8     page id, u64: table number << 48 | page number within the table
     8       4     checksum, u32: CRC-32C of the page with this field 0; set when the page is written to a file
     12      2     rows, u16: slots in use
     14      2     flags, u16: bit 0 = overflow page
     16      2     slots, u16: length of the slot directory
     18      2     floor, u16: offset of the lowest row
     20      2     dead, u16: bytes between floor and the end that belong to no row
-    22      2     0
+    22      2     generation, u16: low bits of the number of the checkpoint that wrote it; set with the checksum
     24      4 × slots   slot directory: offset u16, length u16 of each row; offset 0 = free slot
     …                   free space
     floor …             rows, newest lowest
@@ -31,6 +31,8 @@ from __future__ import annotations
 import mmap
 import sys
 from array import array
+
+from google_crc32c import value as crc32c
 
 from voltpy.errors import Corruption, ReadOnly
 
@@ -80,7 +82,7 @@ class Arena:
     def frames_in_use(self) -> int:
         return self._used - len(self._free)
 
-    def allocate(self, page: int, flags: int = 0) -> int:
+    def allocate(self, page_id: int, flags: int = 0) -> int:
         """A frame with an empty page in it. Raises ReadOnly when the arena is full."""
         if self._free:
             frame = self._free.pop()
@@ -89,7 +91,7 @@ class Arena:
             self._used += 1
         else:
             raise ReadOnly("the partition's memory is full (--memory)")
-        self.memory[frame * PAGE_BYTES : frame * PAGE_BYTES + 8] = page.to_bytes(8, "little")
+        self.memory[frame * PAGE_BYTES : frame * PAGE_BYTES + 8] = page_id.to_bytes(8, "little")
         words, base = self.words, frame * PAGE_WORDS
         words[base + 4] = words[base + 5] = 0
         words[base + ROWS] = words[base + SLOTS] = words[base + DEAD] = words[base + 11] = 0
@@ -129,12 +131,39 @@ def compact(arena: Arena, frame: int) -> None:
     words[base + DEAD] = 0
 
 
-def check_page(image: bytes, page: int, where: str) -> None:
+def page_id(table: int, page: int) -> int:
+    return table << 48 | page
+
+
+def sealed(image: bytes, generation: int) -> bytes:
+    """The page as it goes into a file, with generation and checksum."""
+    page = bytearray(image)
+    page[8:12] = b"\0\0\0\0"
+    page[22:24] = (generation & 0xFFFF).to_bytes(2, "little")
+    page[8:12] = crc32c(bytes(page)).to_bytes(4, "little")
+    return bytes(page)
+
+
+def check_sealed(image: bytes, page_id: int, generation: int, where: str) -> None:
+    """Raises Corruption unless this is the page, whole, as the checkpoint of this generation wrote it."""
+    if len(image) != PAGE_BYTES:
+        raise Corruption(f"{where}: {len(image)} bytes instead of a page")
+    if crc32c(image[:8] + b"\0\0\0\0" + image[12:]) != int.from_bytes(image[8:12], "little"):
+        raise Corruption(f"{where}: the page's checksum is wrong")
+    found_id, found_generation = int.from_bytes(image[:8], "little"), int.from_bytes(image[22:24], "little")
+    if (found_id, found_generation) != (page_id, generation & 0xFFFF):
+        raise Corruption(
+            f"{where}: holds {_named(found_id)} of generation {found_generation}, "
+            f"not {_named(page_id)} of generation {generation & 0xFFFF}"
+        )
+
+
+def check_page(image: bytes, page_id: int, where: str) -> None:
     """Raises Corruption unless every invariant of the layout holds. Says nothing about the rows' contents."""
     if len(image) != PAGE_BYTES:
         raise Corruption(f"{where}: {len(image)} bytes instead of a page")
-    if int.from_bytes(image[:8], "little") != page:
-        raise Corruption(f"{where}: holds page {int.from_bytes(image[:8], 'little')} instead of {page}")
+    if int.from_bytes(image[:8], "little") != page_id:
+        raise Corruption(f"{where}: holds {_named(int.from_bytes(image[:8], 'little'))} instead of {_named(page_id)}")
     words = array("H", image)
     rows, flags, slots, floor, dead = (words[at] for at in (ROWS, FLAGS, SLOTS, FLOOR, DEAD))
     if flags & OVERFLOW_PAGE:
@@ -161,3 +190,7 @@ def check_page(image: bytes, page: int, where: str) -> None:
         end = finish
     if sum(finish - begin for begin, finish, _ in extents) + dead != PAGE_BYTES - floor:
         raise Corruption(f"{where}: {dead} dead bytes do not add up")
+
+
+def _named(page_id: int) -> str:
+    return f"page {page_id & (1 << 48) - 1} of table {page_id >> 48}"

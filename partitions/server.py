@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from partitions.checkpoint import Checkpointer
 from partitions.executor import Answers, Executor
 from partitions.row import encode
 from partitions.sockets import Sockets
@@ -54,6 +55,7 @@ from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
+CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
 Request = tuple[Account[Hashable], Calls | EverywhereCall]
@@ -73,6 +75,7 @@ class Server:
         executor: Executor,
         store: Store,
         wal: Wal,
+        checkpointer: Checkpointer,
         timeout: Timeout,
         load: Callable[[PrepareLoad], Registry],
     ) -> None:
@@ -83,6 +86,7 @@ class Server:
         self._executor = executor
         self._store = store
         self._wal = wal
+        self._checkpointer = checkpointer
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
@@ -102,7 +106,7 @@ class Server:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
             is_idle = not self._unsent and not self._executor.has_ready
-            self._sockets.wait(IDLE_WAIT_S if is_idle else 0)
+            self._sockets.wait((CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S) if is_idle else 0)
             requests, control = self._drain()
             if requests or self._executor.has_ready:
                 crash_point("server.drain.received")
@@ -113,7 +117,9 @@ class Server:
             self._reply()
             if control is not None:
                 self._obey(*control)
-            self._wal.tick(time.monotonic())
+            now_s = time.monotonic()
+            self._checkpointer.step(now_s)
+            self._wal.tick(now_s)
         self._flush()
         self._reply()
 
@@ -329,6 +335,8 @@ class Server:
             "cpu_s": time.process_time(),
             "rss_bytes": _resident_bytes(),
             **{f"calls_{name}": count for name, count in executor.counts.items()},
+            "checkpoint_lsn": self._checkpointer.last.lsn,
+            "checkpoints": self._checkpointer.last.number,
             **self._store.metrics(),
         }
         return StatusReply(

@@ -130,7 +130,7 @@ class Table:
         # Keys equal to the row's own, but of another type (True, 1.0), must not get among the batch's changes.
         single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
         self._key_type = {"INT": int, "STRING": str}.get(single)
-        self._heap = Heap(schema, arena)
+        self._heap = Heap(schema, arena, number)
         self._index = PrimaryIndex(schema)
         self._find = self._index.find
         self._rows: dict[Any, Any] = {}
@@ -329,6 +329,11 @@ class Table:
         sample = next(iter(self._rows.values()), None) if self._rows else None
         row_bytes = _decoded_bytes(sample) if sample is not None else 500
         self._rows_limit = max(decoded_bytes // row_bytes, 256)
+
+    @property
+    def storage(self) -> tuple[Heap, PrimaryIndex]:
+        """Where what is committed is; for checkpoints."""
+        return self._heap, self._index
 
     @property
     def row_count(self) -> int:

@@ -79,6 +79,7 @@ class Wal:
         self._flush_running = False
         self._flush_lsn = 0  # covered by the flush that is running
         self._flush_due_s: float | None = None
+        self.appended_bytes = 0  # payloads, those replayed included
 
     @classmethod
     def open(cls, directory: Path, partition: int, fsync: str, segment_bytes: int = SEGMENT_BYTES) -> Wal:
@@ -87,9 +88,11 @@ class Wal:
             raise ClusterError(f"--fsync {fsync}: one of {', '.join(FSYNC_MODES)} was expected")
         return cls(RecordLog.open(directory, "wal", partition, segment_bytes=segment_bytes), fsync)
 
-    def replay(self) -> Iterator[tuple[int, bytes]]:
-        """Every record as (LSN, payload), in order. Raises Corruption."""
-        return self._log.replay()
+    def replay(self, after_lsn: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Every record after an LSN as (LSN, payload), in order. Raises Corruption."""
+        for lsn, payload in self._log.replay(after_lsn):
+            self.appended_bytes += len(payload)
+            yield lsn, payload
 
     def begin(self) -> int:
         """Makes what was replayed durable, whatever the mode is, and raises the epoch, which it returns.
@@ -131,7 +134,12 @@ class Wal:
         """Writes one record and returns its LSN."""
         if self._flush_running and not self._log.fits(len(payload)):
             self.wait_flush()
+        self.appended_bytes += len(payload)
         return self._log.append(payload)
+
+    def forget(self, lsn: int) -> None:
+        """Records up to this LSN are not needed any more: their segments go, once nothing else is in them."""
+        self._log.forget(lsn)
 
     def flush(self) -> None:
         """Makes everything that is written durable, here and now."""

@@ -133,7 +133,7 @@ class RecordLog:
         """
         if not directory.exists():
             directory.mkdir()
-            _flush_directory(directory.parent)
+            flush_directory(directory.parent)
         lock_fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,10 +157,6 @@ class RecordLog:
         name = re.compile(re.escape(self._prefix) + r"-([0-9a-f]{16})\.log")
         paths = sorted(path for path in self.directory.iterdir() if name.fullmatch(path.name))
         segments = [self._read_header(path) for path in paths]
-        if segments and segments[0].first_lsn != 1:
-            raise Corruption(
-                f"{paths[0]}: the first segment begins at LSN {segments[0].first_lsn}; earlier ones are missing"
-            )
         for before, after in pairwise(segments):
             if after.epoch < before.epoch:
                 raise Corruption(f"{after.path} offset 16: epoch {after.epoch} after epoch {before.epoch}")
@@ -184,8 +180,8 @@ class RecordLog:
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def replay(self) -> Iterator[tuple[int, bytes]]:
-        """Every record in order, as (LSN, payload). Holds a chunk of a file, or one record, in memory.
+    def replay(self, after_lsn: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Every record after an LSN, in order, as (LSN, payload). Holds a chunk of a file, or one record, in memory.
 
         Raises Corruption where a record is damaged or missing; the records before it have been returned then. OSError
         when the disk can't be read.
@@ -194,22 +190,43 @@ class RecordLog:
             raise RuntimeError("a log is replayed before it is begun")
         self._replayed = False
         self.torn_tail = None
-        lsn = 1
-        for index, segment in enumerate(self._segments):
+        segments = self._segments_after(after_lsn)
+        lsn = segments[0].first_lsn if segments else 1
+        for index, segment in enumerate(segments):
             if segment.first_lsn != lsn:
-                before = self._segments[index - 1].path
+                before = segments[index - 1].path
                 raise Corruption(
                     f"{before} offset {self._tail_offset}: no valid record with LSN {lsn}, "
                     f"but {segment.path.name} begins at LSN {segment.first_lsn}"
                 )
-            is_last = index == len(self._segments) - 1
+            is_last = index == len(segments) - 1
             fd = os.open(segment.path, os.O_RDONLY)
             try:
-                lsn = yield from self._replay_segment(fd, segment, is_last)
+                records = self._replay_segment(fd, segment, is_last)
+                lsn = yield from records if lsn > after_lsn else _skip(records, after_lsn)
             finally:
                 os.close(fd)
+        if lsn <= after_lsn:
+            raise Corruption(
+                f"{self._path_of_last()} offset {self._tail_offset}: the log ends at LSN {lsn - 1}; "
+                f"it was flushed up to LSN {after_lsn} at least"
+            )
         self.written_lsn = lsn - 1
         self._replayed = True
+
+    def _segments_after(self, lsn: int) -> list[_Segment]:
+        """The segments that hold what came after an LSN. Raises Corruption when the first of it is missing."""
+        segments = self._segments
+        while len(segments) > 1 and segments[1].first_lsn <= lsn + 1:
+            segments = segments[1:]
+        if segments and segments[0].first_lsn > lsn + 1:
+            raise Corruption(
+                f"{segments[0].path}: the first segment begins at LSN {segments[0].first_lsn}; earlier ones are missing"
+            )
+        return segments
+
+    def _path_of_last(self) -> Path:
+        return self._segments[-1].path if self._segments else self.directory
 
     def _replay_segment(self, fd: int, segment: _Segment, is_last: bool) -> Generator[tuple[int, bytes], None, int]:
         """Returns the LSN that is due after the segment."""
@@ -386,10 +403,13 @@ class RecordLog:
             unfinished.unlink()
             raise _full_or(error, path) from None
         crash_point("record_log.segment.renamed")
-        _flush_directory(self.directory)
+        flush_directory(self.directory)
         crash_point("record_log.segment.directory_flushed")
         self.fd = fd
         self._path = path
+        if self._segments and self._segments[-1].path == path:  # an empty one of the last start: it was replaced
+            del self._segments[-1]
+        self._segments.append(_Segment(path, self.epoch, self.written_lsn + 1, tag, value(salt.to_bytes(4, "little"))))
         self._tag = tag
         self._seed = value(salt.to_bytes(4, "little"))
         self._offset = _HEADER_BYTES
@@ -468,6 +488,12 @@ class RecordLog:
         except OSError:
             self._fail()
             raise
+
+    def forget(self, lsn: int) -> None:
+        """Removes segments with nothing after this LSN, the oldest first: what is left has no gap."""
+        while len(self._segments) > 1 and self._segments[1].first_lsn <= lsn + 1:
+            self._segments[0].path.unlink()
+            del self._segments[0]
 
     # ------------------------------------------------------------------------------------------------ flushing
 
@@ -549,6 +575,18 @@ class RecordLog:
         self._limit = -1
 
 
+def _skip(records: Generator[tuple[int, bytes], None, int], after_lsn: int) -> Generator[tuple[int, bytes], None, int]:
+    """The same records, from the first one after an LSN on; returns what they return."""
+    while True:
+        try:
+            lsn, payload = next(records)
+        except StopIteration as end:
+            due: int = end.value
+            return due
+        if lsn > after_lsn:
+            yield lsn, payload
+
+
 def _write_all(fd: int, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
@@ -556,7 +594,8 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         offset += written
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """Makes the directory's entries durable: names of files that were made, renamed or removed."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -44,6 +44,7 @@ class Cluster:
         *,
         partitions: int = 2,
         segment_bytes: int = 32768,
+        checkpoint_bytes: int = 65536,
         procedure_timeout_s: float = 5.0,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,8 @@ class Cluster:
         self._command = [
             *(sys.executable, "-m", "tests.campaigns.supervisor", "--data", str(directory / "data")),
             *("--partitions", str(partitions), "--schema", str(directory / "schema.sql"), "--port", str(self.port)),
-            *("--segment-bytes", str(segment_bytes), "--procedure-timeout", str(procedure_timeout_s)),
+            *("--segment-bytes", str(segment_bytes), "--checkpoint-bytes", str(checkpoint_bytes)),
+            *("--procedure-timeout", str(procedure_timeout_s)),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: list[threading.Thread] = []

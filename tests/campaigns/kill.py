@@ -75,6 +75,8 @@ PASSAGES = {
     "supervisor.stop.all_ended": 1,
     "supervisor.stop.": 3,
     "wal.": 10,
+    "checkpoint.": 5,
+    "page_file.": 10,
 }
 PASSAGES_ELSE = 50
 NONE = Totals(0, 0, 0, 0)

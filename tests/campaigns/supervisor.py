@@ -24,13 +24,18 @@ def main() -> int:
     parser.add_argument("--procedures", type=Path, help="for the first start: later ones use what is stored")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--segment-bytes", type=int, required=True)
+    parser.add_argument("--checkpoint-bytes", type=int, required=True)
     parser.add_argument("--procedure-timeout", type=float, default=5.0)
     arguments = parser.parse_args()
     die_with_parent()
     events.configure()
     # A child that is killed on purpose again and again is not to be waited for longer and longer.
     supervision.BACKOFF_MOST_S = 0.0
-    partition_command = (*PARTITION_COMMAND, "--segment-bytes", str(arguments.segment_bytes))
+    partition_command = (
+        *PARTITION_COMMAND,
+        *("--segment-bytes", str(arguments.segment_bytes)),
+        *("--checkpoint-bytes", str(arguments.checkpoint_bytes)),
+    )
     options = Options(port=arguments.port, memory_bytes=512 << 20, procedure_timeout_s=arguments.procedure_timeout)
     try:
         with DataDirectory.open(

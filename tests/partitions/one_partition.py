@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from partitions.checkpoint import Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
 from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
 from partitions.recovery import recover
@@ -65,8 +66,11 @@ class OnePartition:
         self._lsn = 0
         if directory is not None:
             self.wal = Wal.open(directory, partition, "always", segment_bytes)
-            self.window, _ = recover(self.wal, self.store)
+            checkpoint = read_checkpoint(directory, partition)
+            pages = load(directory, partition, checkpoint, self.store)
+            self.window, _ = recover(self.wal, self.store, checkpoint)
             epoch = self.wal.begin()
+            self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
         self.running = array("Q", bytes(64))
         self.executor = Executor(
             self.store,

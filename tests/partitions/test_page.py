@@ -65,7 +65,7 @@ def test_an_empty_page_is_valid_and_says_which_one_it_is() -> None:
     frame = arena.allocate(77)
     check_page(bytes(image_of(arena, frame)), 77, "here")
     assert free_bytes(arena.words, frame) == PAGE_BYTES - 24
-    with pytest.raises(Corruption, match="here: holds page 77 instead of 78"):
+    with pytest.raises(Corruption, match="here: holds page 77 of table 0 instead of page 78 of table 0"):
         check_page(bytes(image_of(arena, frame)), 78, "here")
     with pytest.raises(Corruption, match="100 bytes instead of a page"):
         check_page(bytes(100), 0, "here")
