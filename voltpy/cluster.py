@@ -37,6 +37,7 @@ import structlog
 import zmq
 
 from voltpy import heartbeat, wire
+from voltpy.address import DEFAULT_PORT
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.events import stderr_outlet
@@ -63,7 +64,6 @@ RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LAST_WORDS_BYTES = 4096
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
-DEFAULT_PORT = 21212
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator")
 PARTITION_COMMAND = (sys.executable, "-I", "-m", "partitions")
 

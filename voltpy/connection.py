@@ -382,8 +382,8 @@ class Connection:
         if len(queue) == 1 and lane.direct and lane.has_room():
             call = queue.popleft()  # the usual case, and a lone caller waits for it
             if call.done:
-                return
-            if call.number or call.begin():
+                pass
+            elif call.number or call.begin():
                 lane.unanswered += 1
                 lane.unanswered_bytes += len(call.args)
                 self._send(call, lane, via)

@@ -315,6 +315,14 @@ def test_frames_hold_128_calls_and_a_window_eight_frames(cluster: Cluster) -> No
     assert cluster.connection.lanes[0].unanswered_bytes == 0
 
 
+def test_a_withdrawn_call_does_not_hold_back_the_batch_behind_it(cluster: Cluster) -> None:
+    cluster.connection.withdraw(cluster.submit("get", key_of(0)))
+    batch = cluster.batch([(key_of(0),)])
+    (frame,) = cluster.frames()
+    cluster.answer(frame)
+    assert batch.left == 0
+
+
 @pytest.mark.parametrize("partitions", [8, 16, 100, 512])
 @pytest.mark.parametrize("as_batch", [False, True])
 def test_all_partitions_together_stay_within_the_routers_limit(partitions: int, as_batch: bool) -> None:

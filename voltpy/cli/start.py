@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from voltpy import events
+from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
-from voltpy.cluster import DEFAULT_PORT, Cluster, Options, loopback, usable_memory_bytes
+from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
