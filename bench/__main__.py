@@ -114,6 +114,7 @@ for _workload in (*WORKLOADS, "all"):
 main.add_command(engine.engine)
 main.add_command(engine.replay)
 main.add_command(hit_ratio.main)
+main.add_command(engine.load_checkpoint)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

@@ -7,6 +7,7 @@ loop around the calls is subtracted. Memory is the process's resident size, meas
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from msgspec import Raw
 
 from bench import machine
 from bench.zipf import Zipf, uniform
-from partitions.checkpoint import read_checkpoint
+from partitions.checkpoint import Checkpointer, load, read_checkpoint
+from partitions.outcome_window import OutcomeWindow
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
@@ -149,6 +151,52 @@ def replay(records: int, directory: Path) -> None:
     click.echo(_conditions(str(directory)))
     click.echo(
         f"\n{replayed:,} changes from {wal_bytes / 1e6:.0f} MB of WAL in {took:.2f} s: {replayed / took:,.0f} a second"
+    )
+
+
+@click.command()
+@click.option("--rows", default=1_000_000, show_default=True, help="Of 500 bytes.")
+@click.option("--directory", default=tempfile.gettempdir(), type=click.Path(path_type=Path), show_default=True)
+def load_checkpoint(rows: int, directory: Path) -> None:
+    """A partition's checkpoint, made, and loaded from disk again."""
+    schema = parse_schema(WIDE)
+    data = Path(tempfile.mkdtemp(dir=directory, prefix="voltpy-checkpoint-"))
+    try:
+        store = Store(schema, 0, 1, MEMORY_BYTES)
+        for batch in _batches(store, uniform_order(rows)):
+            for key in batch:
+                store.tables[0].insert(*_wide_row(key))
+        wal = Wal.open(data, 0, "never")
+        list(wal.replay())
+        wal.begin()
+        file = load(data, 0, read_checkpoint(data, 0), store)
+        checkpointer = Checkpointer(data, 0, store, OutcomeWindow(0), wal, file, read_checkpoint(data, 0))
+        checkpointer.request()
+        began = perf_counter()
+        while checkpointer.step(0.0):
+            pass
+        made_s = perf_counter() - began
+        checkpointer.close()
+        wal.close()
+        del store
+        gc.collect()
+        for path in data.iterdir():
+            with path.open("rb") as written:
+                os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        fresh = Store(schema, 0, 1, MEMORY_BYTES)
+        gc.disable()
+        began = perf_counter()
+        load(data, 0, read_checkpoint(data, 0), fresh).close()
+        took = perf_counter() - began
+        gc.enable()
+        fresh.check()
+        size = sum(path.stat().st_size for path in data.iterdir())
+    finally:
+        shutil.rmtree(data)
+    click.echo(_conditions(str(directory)))
+    click.echo(
+        f"\n{rows:,} rows in {size / 1e6:.0f} MB: made in {made_s:.2f} s, "
+        f"loaded in {took:.2f} s: {rows / took:,.0f} rows a second"
     )
 
 

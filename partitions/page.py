@@ -29,9 +29,11 @@ the system at once. The arena is read through two views: as bytes, and as u16 wo
 from __future__ import annotations
 
 import mmap
+import struct
 import sys
 from array import array
 
+from google_crc32c import extend
 from google_crc32c import value as crc32c
 
 from voltpy.errors import Corruption, ReadOnly
@@ -49,6 +51,7 @@ OVERFLOWS = 0x8000
 OVERFLOW_PAGE = 1
 ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 
+_SEAL = struct.Struct("<QI10xH")  # page id, checksum, generation
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the mmap module names it from Python 3.13 on
 
 # Word positions within the header.
@@ -148,9 +151,9 @@ def check_sealed(image: bytes, page_id: int, generation: int, where: str) -> Non
     """Raises Corruption unless this is the page, whole, as the checkpoint of this generation wrote it."""
     if len(image) != PAGE_BYTES:
         raise Corruption(f"{where}: {len(image)} bytes instead of a page")
-    if crc32c(image[:8] + b"\0\0\0\0" + image[12:]) != int.from_bytes(image[8:12], "little"):
+    found_id, checksum, found_generation = _SEAL.unpack_from(image)
+    if extend(extend(crc32c(image[:8]), b"\0\0\0\0"), image[12:]) != checksum:
         raise Corruption(f"{where}: the page's checksum is wrong")
-    found_id, found_generation = int.from_bytes(image[:8], "little"), int.from_bytes(image[22:24], "little")
     if (found_id, found_generation) != (page_id, generation & 0xFFFF):
         raise Corruption(
             f"{where}: holds {_named(found_id)} of generation {found_generation}, "
