@@ -405,6 +405,20 @@ class PartitionMachine(RuleBasedStateMachine):
         self.sealed = {lsn: state for lsn, state in self.sealed.items() if lsn >= self.log.flushed_lsn}
         self.mark_flushed()
 
+    @precondition(lambda self: not self.expected and not self.partition.store.undo_log)
+    @rule(slices=st.integers(1, 15))
+    def checkpoint(self, slices: int) -> None:
+        """Begins one, or goes on with the one under way, which a crash may cut off anywhere."""
+        if not self.partition.checkpointer.running:
+            self.partition.checkpointer.request()
+        for _ in range(slices):
+            self.partition.checkpointer._flusher.wait()
+            if not self.partition.checkpointer.step(0.0):
+                break
+        if self.log.flushed_lsn == self.partition.lsn:
+            self.sealed = {lsn: state for lsn, state in self.sealed.items() if lsn >= self.log.flushed_lsn}
+            self.mark_flushed()
+
     # Ends and starts.
 
     @rule(seed=st.integers(0, 2**32))
@@ -413,6 +427,7 @@ class PartitionMachine(RuleBasedStateMachine):
         path, offset = self.log._path, self.log._offset
         flushed_lsn = self.log.flushed_lsn
         assert path == self.flushed_at[0]
+        self.partition.checkpointer.close()
         self.partition.wal.abandon()  # type: ignore[union-attr]  # there is one
         rng = random.Random(seed)
         keeps = rng.choice([0.0, 0.5, 0.9, 1.0])
@@ -429,6 +444,7 @@ class PartitionMachine(RuleBasedStateMachine):
     @rule()
     def stop(self) -> None:
         lsn = self.partition.lsn
+        self.partition.checkpointer.close()
         self.partition.wal.close()  # type: ignore[union-attr]  # there is one
         self.reopen(lsn)
 
@@ -476,6 +492,7 @@ class PartitionMachine(RuleBasedStateMachine):
                 self.crash(0)
         finally:
             if self.partition is not None:
+                self.partition.checkpointer.close()
                 self.partition.wal.abandon()  # type: ignore[union-attr]  # there is one
             shutil.rmtree(self.directory)
 
