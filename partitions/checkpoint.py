@@ -251,6 +251,8 @@ class Checkpointer:
         self._wanted = False
         self._steps: Iterator[None] = iter(())
         self._not_before_s = 0.0
+        self._now_s = 0.0
+        self._busy = False
         self._flusher = Flusher()
         # The flusher's thread is born here, before the process is pinned to a core.
         self._flusher.start(file.fd)
@@ -261,8 +263,12 @@ class Checkpointer:
         """A checkpoint is due, whatever the WAL's length."""
         self._wanted = True
 
-    def step(self, now_s: float) -> bool:
-        """Does a slice of the checkpoint that is running or due. Whether there is more to do at once."""
+    def step(self, now_s: float, *, busy: bool = False) -> bool:
+        """Does a slice of the checkpoint that is running or due. Whether there is more to do.
+
+        `busy`: calls are waiting. Then the disk is left to the WAL for as long as each chunk of the checkpoint took.
+        """
+        self._now_s, self._busy = now_s, busy
         if not self.running:
             due = self._wanted or self._wal.appended_bytes - self._begun_at_bytes >= self._every_bytes
             if not due or now_s < self._not_before_s:
@@ -412,8 +418,12 @@ class Checkpointer:
 
     def _flushed(self, fd: int) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
+        began_s = self._now_s
         self._flusher.start(fd)
         while not self._flusher.done():
+            yield
+        resume_s = 2 * self._now_s - began_s
+        while self._busy and self._now_s < resume_s:
             yield
 
     def _take_back(self, parts: list[_Part]) -> None:

@@ -118,7 +118,7 @@ class Server:
             if control is not None:
                 self._obey(*control)
             now_s = time.monotonic()
-            self._checkpointer.step(now_s)
+            self._checkpointer.step(now_s, busy=bool(requests))
             self._wal.tick(now_s)
         self._flush()
         self._reply()
