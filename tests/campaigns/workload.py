@@ -352,9 +352,18 @@ class Workload:
             except Error as error:
                 self._settle(entry, True, error)
 
-        async with voltpy.connect_async(self._url, timeout=TIMEOUT_S, retry_s=RETRY_S) as client:
+        async with await self._connected() as client:
             for burst in self._bursts(workers, rng):
                 await asyncio.gather(*(call(client, entry) for entry in burst))
+
+    async def _connected(self) -> AsyncClient:
+        """The router may be dead just now, and who connects is told so at once."""
+        while True:
+            try:
+                return await voltpy.connect_async(self._url, timeout=TIMEOUT_S, retry_s=RETRY_S)
+            except Unavailable:
+                if self._stopping.wait(PAUSE_S):
+                    raise
 
     def _bursts(self, workers: range, rng: Random) -> Iterator[list[Entry]]:
         while not self._stopping.is_set():
