@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.hit_ratio import belady, replay
-from partitions.eviction import DEFAULT, POLICIES, FrequencySketch, Ghosts, Lru, Policy, WTinyLfu
+from partitions.eviction import DEFAULT, POLICIES, FrequencySketch, Ghosts, Lru, LruShadow, Policy, WTinyLfu
 
 ALL = sorted(POLICIES)
 RESISTANT = ("w-tinylfu", "arc", "midpoint")
@@ -291,6 +291,51 @@ def test_ghosts_remember_the_last_half_at_least() -> None:
         assert all(recent in ghosts for recent in range(max(0, page - 4), page + 1))
     ghosts.resize(4)
     assert len(ghosts) == 0
+
+
+@pytest.mark.parametrize("pages", [10, 511, 512, 5000, 100_000])
+def test_a_shadow_of_lru_hits_like_lru(pages: int) -> None:
+    rng = random.Random(7)
+    trace = [int(rng.paretovariate(0.6)) % (pages * 5) for _ in range(min(pages * 20, 100_000))]
+    shadow, model = LruShadow(pages), Lru(pages)
+    sampled = leads = hits = 0
+    for page in trace:
+        if shadow.samples(page):
+            sampled += 1
+            hits += page in model
+        shadow.lead = 0
+        shadow.missed(page)
+        leads += shadow.lead
+        model.touch([page]) if page in model else model.admit(page)
+        model.evict()
+    shadow.check()
+    assert leads == pytest.approx(hits, abs=0.03 * sampled)
+    assert len(shadow) <= max(511, pages // 16)
+
+
+def test_a_shadow_is_ahead_only_while_lru_does_better() -> None:
+    shadow = LruShadow(100)
+    for page in range(9):
+        shadow.missed(page)
+    assert not shadow.is_ahead
+    for page in range(9):
+        shadow.missed(page)
+    assert shadow.is_ahead
+    shadow.hit(range(50, 59))  # LRU has not seen them: it would have missed
+    assert shadow.lead == 0
+    shadow.hit(range(50, 59))
+    shadow.resize(5)
+    shadow.check()
+    assert (len(shadow), shadow.lead) == (5, 0)
+    shadow.resize(10_000)  # another sample: nothing is known about it
+    assert len(shadow) == 0
+    shadow.check()
+
+
+def test_a_working_set_that_moves_on_is_followed_from_the_start() -> None:
+    rng = random.Random(9)
+    moving = [at // 4 + rng.randrange(300) for at in range(8000)]
+    assert replay(WTinyLfu(400), moving) > 0.97 * replay(Lru(400), moving)
 
 
 def test_the_policies_are_what_the_pool_asks_for() -> None:
