@@ -16,7 +16,7 @@ numbers are integers from 0 to 2**63 - 1.
 
 Sources: Clock: Corbató, "A Paging Experiment with the Multics System" (1968). ARC: Megiddo and Modha, "ARC: A
 Self-Tuning, Low Overhead Replacement Cache" (FAST 2003). Midpoint LRU: MySQL's manual, "Buffer Pool LRU Algorithm".
-W-TinyLFU: see its class.
+W-TinyLFU: see its class. Hit ratios and costs: docs/eviction.md.
 """
 
 from __future__ import annotations
