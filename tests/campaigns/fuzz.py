@@ -332,9 +332,10 @@ class Stream(Target):
 
 
 class AtDoor(Target):
-    """One who has said Hello in a role; said again when the door has closed the account."""
+    """One who has said Hello in a role; said again when the door has closed the account, or knows another by it."""
 
     role = CLIENT
+    client_id = -1
     at_partition: int | None = 0
 
     def __init__(self, rng: Random, directory: Path) -> None:
@@ -347,11 +348,12 @@ class AtDoor(Target):
 
     def account(self) -> Account[bytes]:
         account = self.door.accounts.get(ME)
-        if account is None or account.closed or account.role != self.role:
+        if account is None or account.closed or account.role != self.role or account.client_id != self.client_id:
             self.door.close(ME)
             must(self.door.receive(ME, HELLO[self.role], self.welcome) is None, "a Hello came through")
             account = self.door.accounts[ME]
             must(not account.closed, "a Hello is refused")
+            self.client_id = account.client_id
         return account
 
     def received(self, frame: bytes) -> Message | None:
@@ -502,6 +504,7 @@ class PartitionClient(AtDoor):
         super().__init__(rng, directory)
         self.partition = OnePartition(SCHEMA, PROCEDURES, partitions=PARTITIONS, window_bytes=1 << 20)
         self._cases = self._lsn = self._charged = 0
+        self._accounts: set[Account[bytes]] = set()  # all that were charged: some are closed by now
         self._arguments = Mutation(ARGUMENTS, rng)
 
     def case(self, frame: bytes) -> bool:
@@ -514,6 +517,8 @@ class PartitionClient(AtDoor):
     def _take(self, frame: bytes) -> bool:
         message = self.received(frame)
         executor = self.partition.executor
+        if message is not None:
+            self._accounts.add(self.door.accounts[ME])
         if isinstance(message, Calls):
             for calls_of_one in message.groups:
                 executor.run(ME, calls_of_one)
@@ -556,8 +561,10 @@ class PartitionClient(AtDoor):
             answered += sum(answers.dropped.values())
         must(answered == self._charged, f"{self._charged} calls have {answered} answers")
         self._charged = 0
-        for account in list(self.door.by_client.values()) + list(self.door.accounts.values()):
+        for account in self._accounts:
             self.door.answered(account, account.in_flight)
+        self._accounts.clear()
+        must(self.door.in_flight == 0, f"{self.door.in_flight} calls are left at the door")
         must(executor.waiting == 0, "calls wait for nothing")
         return replies
 
