@@ -145,8 +145,10 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     doors.close(LINGER_MS)
     sockets.term()
     crash_point("partition.stop.socket_closed")
-    checkpointer.close()
-    wal.close()
+    try:
+        checkpointer.close()
+    finally:
+        wal.close()
     return 0
 
 

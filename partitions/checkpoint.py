@@ -2,7 +2,7 @@
 
     partition directory:
       pages                       places with pages                                   partitions.page_file
-      index-<table>-<n>.run       entries of a primary index that the n-th checkpoint wrote
+      index-<table>-<n>-<g>.run   entries of a primary index that the n-th checkpoint wrote, g being its generation
       checkpoint                  the root: which places and which runs make up the last checkpoint
       wal-….log                   what came after it, and perhaps more                voltpy.record_log
 
@@ -17,9 +17,12 @@ whole root, and everything that it names was flushed before it got its name. Int
     payload  = MessagePack of Root
     entry    = u64: (place + 1) << 16 | generation; 0 where there is no page of this number
 
+A *generation* is 16 bits that differ from one attempt at a checkpoint to the next, so that an image of an earlier
+attempt in a page's place, left there by a lost write, is not taken for it.
+
 **Runs.** Each checkpoint adds a run of what has changed in an index since the one before, in order; when the runs have
-grown longer than half of the index, all of it is written as a first run, and the others are dropped. The first run is
-copied while the index changes: what changed meanwhile is in the next run, where the last word on each number counts.
+grown longer than the index, all of it is written as a *base run*, and the others are dropped. The base run is copied
+while the index changes: what changed meanwhile is in the next run, where the last word on each number counts.
 
     run      = header chunk*
     header     0  magic      8 bytes  b"voltpyIX"       16  table         u32
@@ -38,23 +41,23 @@ since a long queue at the disk would hold up the WAL. The steps are those of `Ch
 from __future__ import annotations
 
 import errno
-import io
+import os
 import struct
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from google_crc32c import value as crc32c
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from partitions.flusher import Flusher
 from partitions.index import PrimaryIndex
 from partitions.outcome_window import OutcomeWindow
 from partitions.page import PAGE_BYTES, check_sealed, page_id, sealed
-from partitions.page_file import PageFile
+from partitions.page_file import PageFile, write_all
 from partitions.store import Store
 from partitions.table import Table
 from partitions.wal import Wal
@@ -64,7 +67,7 @@ from voltpy.record_log import DiskFull, flush_directory
 
 CHECKPOINT_BYTES = 256 << 20  # so much new WAL makes a checkpoint due
 CHUNK_PAGES = 32  # written and flushed at a time
-RUN_ENTRIES = 1 << 15  # the same for index entries
+RUN_ENTRIES = 1 << 13  # the same for index entries
 FEW_ENTRIES = 1 << 16  # an index's later runs may have so many entries in any case
 RETRY_S = 10.0  # after a checkpoint for which the disk had no room
 
@@ -78,20 +81,20 @@ _CHUNK_HEADER = struct.Struct("<II")
 class Run(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
     """A file of index entries."""
 
-    name: str
-    entries: int
+    name: Annotated[str, Meta(pattern=r"^index-[0-9]+-[0-9]+-[0-9a-f]{4}(-all)?\.run$")]
+    entries: Annotated[int, Meta(gt=0)]
 
 
 class TableRoot(Struct, array_like=True, forbid_unknown_fields=True):
     """One table: its page table (an entry a page number), what its heap counts, and the runs of its index."""
 
     name: str
-    slot_bits: int
+    slot_bits: Annotated[int, Meta(ge=1, le=12)]
     pages: bytes
-    rows: int
-    image_bytes: int
+    rows: Annotated[int, Meta(ge=0)]
+    image_bytes: Annotated[int, Meta(ge=0)]
     runs: list[Run]
-    collisions: dict[int, list[int]]
+    collisions: dict[int, Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=2)]]
 
 
 class Root(Struct, array_like=True, forbid_unknown_fields=True):
@@ -116,8 +119,9 @@ class _Part(NamedTuple):
     table: Table
     root: TableRoot
     entries: array[int]
-    changed: list[int]
+    changed: int
     gone: list[int]
+    taken: list[int]
     numbers: array[int]
     row_ids: array[int]
 
@@ -148,9 +152,13 @@ def read_checkpoint(directory: Path, partition: int) -> Checkpoint:
     if len(payload) != length or crc32c(payload) != payload_crc:
         raise Corruption(f"{path} offset {header_bytes}: the checkpoint is damaged")
     try:
-        return Checkpoint(number, lsn, _decode_root(payload))
+        root = _decode_root(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corruption(f"{path} offset {header_bytes}: not a checkpoint's root: {error}") from None
+    lsns = [outcome_lsn for outcome_lsn, _ in root.outcomes]
+    if lsns != sorted(set(lsns)) or (lsns and not 0 < lsns[0] <= lsns[-1] <= lsn):
+        raise Corruption(f"{path} offset {header_bytes}: outcomes of LSNs that are none before {lsn}")
+    return Checkpoint(number, lsn, root)
 
 
 def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) -> PageFile:
@@ -168,6 +176,8 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
         heap.load(_pages(file, number, entries), len(entries), root.slot_bits, root.rows, root.image_bytes)
         runs = (chunk for run in root.runs for chunk in _read_run(directory, partition, number, run))
         index.load(runs, root.collisions)
+        if len(index) != heap.rows:
+            raise Corruption(f"table {root.name}: the checkpoint's index has {len(index)} entries for {heap.rows} rows")
     return file
 
 
@@ -176,6 +186,8 @@ def _page_table(root: TableRoot, directory: Path) -> array[int]:
     if len(root.pages) % entries.itemsize:
         raise Corruption(f"{directory / 'checkpoint'}: a page table of {len(root.pages)} bytes")
     entries.frombytes(root.pages)
+    if any(0 < entry < 1 << 16 for entry in entries):
+        raise Corruption(f"{directory / 'checkpoint'}: a page table with a page in no place")
     return entries
 
 
@@ -191,11 +203,9 @@ def _pages(file: PageFile, table: int, entries: array[int]) -> Iterator[tuple[in
 
 def _read_run(directory: Path, partition: int, table: int, run: Run) -> Iterator[tuple[array[int], array[int]]]:
     path = directory / run.name
-    if path.parent != directory or not path.name.startswith("index-"):
-        raise Corruption(f"{directory / 'checkpoint'}: names {run.name!r} as a run of index entries")
     try:
         file = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise Corruption(f"{path}: the checkpoint names this file, and it is missing") from None
     with file:
         header = file.read(_RUN_HEADER.size)
@@ -236,7 +246,7 @@ class Checkpointer:
         *,
         every_bytes: int = CHECKPOINT_BYTES,
     ) -> None:
-        self.last = last
+        self.last = _without_outcomes(last)
         self.running = False
         self.failed: Callable[[DiskFull], None] = lambda _: None
         self.done: Callable[[Checkpoint], None] = lambda _: None
@@ -248,6 +258,7 @@ class Checkpointer:
         self._file = file
         self._every_bytes = every_bytes
         self._begun_at_bytes = 0  # of WAL
+        self._attempts = 0
         self._wanted = False
         self._steps: Iterator[None] = iter(())
         self._not_before_s = 0.0
@@ -257,7 +268,10 @@ class Checkpointer:
         # The flusher's thread is born here, before the process is pinned to a core.
         self._flusher.start(file.fd)
         self._flusher.wait()
+        # What a crash after the last root left to do.
         self._remove_unnamed()
+        flush_directory(directory)
+        wal.forget(last.lsn)
 
     def request(self) -> None:
         """A checkpoint is due, whatever the WAL's length."""
@@ -293,40 +307,45 @@ class Checkpointer:
     def _checkpoint(self) -> Iterator[None]:
         """One checkpoint, from the first page to the last old file: each `yield` is a place to serve calls."""
         number = self.last.number + 1
+        self._attempts += 1
+        generation = crc32c(b"%d %d %d" % (self._wal.epoch, number, self._attempts)) & 0xFFFF
         try:
-            first_runs = yield from self._long_indexes_in_full(number)
-            lsn, parts, root = self._begin(number, first_runs)
+            base_runs = yield from self._base_runs(number, generation)
+            lsn, parts, root = self._begin(base_runs)
             try:
                 for part in parts:
-                    yield from self._write_pages(number, part)
-                    yield from self._write_changes(number, part)
+                    yield from self._write_pages(generation, part)
+                    yield from self._write_changes(number, generation, part)
                 yield from self._wal_reaches(lsn)
                 yield from self._switch_root(Checkpoint(number, lsn, root))
             except DiskFull:
                 self._take_back(parts)
                 raise
+            yield
             self._file.settle()
             crash_point("checkpoint.places.settled")
+            yield
             self._remove_unnamed()
             crash_point("checkpoint.files.removed")
+            yield
             self._wal.forget(lsn)
             crash_point("checkpoint.wal.shortened")
             self.done(self.last)
         finally:
             self.running = False
 
-    def _long_indexes_in_full(self, number: int) -> Generator[None, None, dict[int, Run]]:
-        """Copies whole indexes whose later runs have grown long; by table number."""
-        first_runs: dict[int, Run] = {}
+    def _base_runs(self, number: int, generation: int) -> Generator[None, None, dict[int, Run]]:
+        """Copies whole those indexes whose runs have grown long; by table number."""
+        base_runs: dict[int, Run] = {}
         for table, root in zip(self._store.tables, self.last.root.tables, strict=False):
             _, index = table.storage
-            if sum(run.entries for run in root.runs[1:]) > max(len(index) // 2, FEW_ENTRIES):
-                name = f"index-{table.number}-{number}-all.run"
-                first_runs[table.number] = yield from self._write_run(name, table.number, _slices(index))
-        return first_runs
+            if sum(run.entries for run in root.runs) > 2 * len(index) + FEW_ENTRIES and len(index):
+                name = f"index-{table.number}-{number}-{generation:04x}-all.run"
+                base_runs[table.number] = yield from self._write_run(name, table.number, _slices(index))
+        return base_runs
 
-    def _begin(self, number: int, first_runs: dict[int, Run]) -> tuple[int, list[_Part], Root]:
-        """From here on the store remembers how it is now."""
+    def _begin(self, base_runs: dict[int, Run]) -> tuple[int, list[_Part], Root]:
+        """The moment whose state the checkpoint is: from here on the store remembers how it is now."""
         self._begun_at_bytes = self._wal.appended_bytes
         last = self.last.root.tables
         parts = []
@@ -335,28 +354,30 @@ class Checkpointer:
             entries, runs = array("Q"), list[Run]()
             if table.number < len(last):
                 entries.frombytes(last[table.number].pages)
-                first = first_runs.get(table.number)
-                runs = last[table.number].runs.copy() if first is None else [first]
+                base = base_runs.get(table.number)
+                runs = last[table.number].runs.copy() if base is None else [base]
             entries.extend([0] * (heap.page_numbers - len(entries)))
             changed, gone = heap.begin_checkpoint()
             root = TableRoot(table.name, heap.slot_bits, b"", heap.rows, heap.image_bytes, runs, index.collisions)
-            parts.append(_Part(table, root, entries, changed, gone, *index.take_changes()))
+            parts.append(_Part(table, root, entries, changed, gone, [], *index.take_changes()))
         reach, outcomes = self._window.remembered
         crash_point("checkpoint.begun")
         return self._wal.written_lsn, parts, Root([part.root for part in parts], reach, outcomes)
 
-    def _write_pages(self, number: int, part: _Part) -> Iterator[None]:
+    def _write_pages(self, generation: int, part: _Part) -> Iterator[None]:
         heap, _ = part.table.storage
         entries = part.entries
-        for start in range(0, len(part.changed), CHUNK_PAGES):
-            pages = part.changed[start : start + CHUNK_PAGES]
-            places = self._file.write([sealed(heap.as_it_was(page), number) for page in pages])
-            for page, place in zip(pages, places, strict=True):
+        while changed := heap.take_changed(CHUNK_PAGES):
+            part.taken.extend(page for page, _ in changed)
+            places = self._file.write([sealed(image, generation) for _, image in changed])
+            for (page, _), place in zip(changed, places, strict=True):
                 self._forget_place(entries[page])
-                entries[page] = (place + 1) << 16 | number & 0xFFFF
+                entries[page] = (place + 1) << 16 | generation
             crash_point("checkpoint.pages.written")
             yield from self._flushed(self._file.fd)
             crash_point("checkpoint.pages.flushed")
+        if len(part.taken) != part.changed:
+            raise Corruption(f"table {part.root.name}: {len(part.taken)} of {part.changed} changed pages were written")
         for page in part.gone:
             self._forget_place(entries[page])
             entries[page] = 0
@@ -366,9 +387,9 @@ class Checkpointer:
         if entry:
             self._file.release((entry >> 16) - 1)
 
-    def _write_changes(self, number: int, part: _Part) -> Iterator[None]:
+    def _write_changes(self, number: int, generation: int, part: _Part) -> Iterator[None]:
         if part.numbers:
-            name = f"index-{part.table.number}-{number}.run"
+            name = f"index-{part.table.number}-{number}-{generation:04x}.run"
             chunks = (
                 (part.numbers[at : at + RUN_ENTRIES], part.row_ids[at : at + RUN_ENTRIES])
                 for at in range(0, len(part.numbers), RUN_ENTRIES)
@@ -379,17 +400,21 @@ class Checkpointer:
     def _write_run(
         self, name: str, table: int, chunks: Iterable[tuple[array[int], array[int]]]
     ) -> Generator[None, None, Run]:
-        entries = 0
+        entries = offset = 0
         header = _RUN_HEADER.pack(_RUN_MAGIC, _VERSION, self._partition, table, 0)[:-4]
-        with _new_file(self._directory / name) as file:
-            file.write(header + crc32c(header).to_bytes(4, "little"))
+        header += crc32c(header).to_bytes(4, "little")
+        with _new_file(self._directory / name) as fd:
+            write_all(fd, header, 0)
+            offset = len(header)
             for numbers, row_ids in chunks:
                 data = numbers.tobytes() + row_ids.tobytes()
-                file.write(_CHUNK_HEADER.pack(len(numbers), crc32c(data)) + data)
+                data = _CHUNK_HEADER.pack(len(numbers), crc32c(data)) + data
+                write_all(fd, data, offset)
+                offset += len(data)
                 entries += len(numbers)
-                yield from self._flushed(file.fileno())
+                yield from self._flushed(fd)
             crash_point("checkpoint.run.written")
-            yield from self._flushed(file.fileno())
+            yield from self._flushed(fd)
         return Run(name, entries)
 
     def _wal_reaches(self, lsn: int) -> Iterator[None]:
@@ -405,23 +430,28 @@ class Checkpointer:
         fields = (_ROOT_MAGIC, _VERSION, self._partition, checkpoint.number, checkpoint.lsn)
         header = _ROOT_HEADER.pack(*fields, len(payload), crc32c(payload), 0)[:-4]
         path = self._directory / "checkpoint.new"
-        with _new_file(path) as file:
-            file.write(header + crc32c(header).to_bytes(4, "little") + payload)
+        with _new_file(path) as fd:
+            write_all(fd, header + crc32c(header).to_bytes(4, "little") + payload, 0)
             crash_point("checkpoint.root.written")
-            yield from self._flushed(file.fileno())
+            yield from self._flushed(fd)
         flush_directory(self._directory)  # the runs' names, before the root that names them
         crash_point("checkpoint.root.flushed")
         path.rename(self._directory / "checkpoint")
         crash_point("checkpoint.root.renamed")
         flush_directory(self._directory)
-        self.last = checkpoint
+        self.last = _without_outcomes(checkpoint)
 
     def _flushed(self, fd: int) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
         began_s = self._now_s
         self._flusher.start(fd)
-        while not self._flusher.done():
-            yield
+        yield
+        try:
+            while not self._flusher.done():
+                yield
+        except OSError as error:
+            # Some file systems look for room only now. What was written is free again, to be written anew.
+            raise _full_or(error, f"fd {fd}") from None
         resume_s = 2 * self._now_s - began_s
         while self._busy and self._now_s < resume_s:
             yield
@@ -430,7 +460,7 @@ class Checkpointer:
         """No room: everything that this checkpoint took is for the next one."""
         for part in parts:
             heap, index = part.table.storage
-            heap.abandon_checkpoint(part.changed + part.gone)
+            heap.abandon_checkpoint([*part.taken, *part.gone])
             index.give_back_changes(part.numbers, part.row_ids)
         self._file.take_back()
 
@@ -454,13 +484,25 @@ def _slices(index: PrimaryIndex) -> Iterator[tuple[array[int], array[int]]]:
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[io.FileIO]:
-    """An empty file, unbuffered. What the disk has no room for is DiskFull."""
+def _new_file(path: Path) -> Iterator[int]:
+    """The descriptor of an empty file. What the disk has no room for is DiskFull."""
     try:
-        with io.FileIO(path, "w") as file:
-            yield file
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            path.unlink(missing_ok=True)
-            raise DiskFull(f"{path}: {error.strerror}") from None
-        raise
+        path.unlink(missing_ok=True)
+        raise _full_or(error, path) from None
+
+
+def _full_or(error: OSError, what: object) -> Exception:
+    """DiskFull if that is what the error says, else the error itself."""
+    return DiskFull(f"{what}: {error.strerror}") if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+
+
+def _without_outcomes(checkpoint: Checkpoint) -> Checkpoint:
+    """Its tables are needed for the next one; the outcomes would only be kept in memory."""
+    root = checkpoint.root
+    return checkpoint._replace(root=Root(root.tables, root.outcomes_reach, []))

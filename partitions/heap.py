@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from operator import sub
 
@@ -92,9 +92,11 @@ class Heap:
         self._roomy: set[int] = set()  # pages with at least ROOMY_BYTES free, the fill page aside
         self._fill = ABSENT
         self._holes: list[int] = []  # free slots in the directory of the fill page
-        self._dirty: set[int] = set()  # page numbers whose pages have changed since the last checkpoint began
-        self._unwritten: set[int] = set()  # those that the checkpoint that runs still has to write,
-        self._before: dict[int, bytes] = {}  # and as they were when it began, if they have changed since
+        # Page numbers. What has changed since the last checkpoint began; what that one still has to write; and the
+        # images, as they were when it began, of those that have changed since.
+        self._dirty: set[int] = set()
+        self._unwritten: set[int] = set()
+        self._before: dict[int, bytes] = {}
         self.rows = 0
         self.image_bytes = 0
 
@@ -306,36 +308,44 @@ class Heap:
 
     # Checkpoints.
 
-    def begin_checkpoint(self) -> tuple[list[int], list[int]]:
-        """From here on the heap remembers how it is now. (Pages that have changed since the last time, pages gone.)
+    def begin_checkpoint(self) -> tuple[int, list[int]]:
+        """From here on the heap remembers how it is now. (How many pages have changed since the last time, pages gone.)
 
-        Each changed page is to be asked for once, with `as_it_was`.
+        `take_changed` hands the changed pages out.
         """
-        changed = [page for page in self._dirty if self._frames[page] != ABSENT]
         gone = [page for page in self._dirty if self._frames[page] == ABSENT]
-        self._unwritten = set(changed)
+        self._unwritten = self._dirty.difference(gone)
         self._dirty = set()
-        return sorted(changed), gone
+        return len(self._unwritten), gone
 
-    def as_it_was(self, page: int) -> bytes:
-        """The image of a changed page when the checkpoint began."""
-        image = self._before.pop(page, None)
-        if image is None:
-            self._unwritten.discard(page)
-            start = self._frames[page] * PAGE_BYTES
-            image = self._memory[start : start + PAGE_BYTES]
-        return image
+    def take_changed(self, least: int) -> list[tuple[int, bytes]]:
+        """Some changed pages, each as it was when the checkpoint began: `least`, or what is left; empty at the end.
 
-    def abandon_checkpoint(self, changed: list[int]) -> None:
-        """The checkpoint came to nothing: its pages are still to be written, by the next one."""
+        First those that have changed again, since their images take memory; the more of them, the more at once.
+        """
+        count = max(least, len(self._before) // 4)
+        taken = [self._before.popitem() for _ in range(min(count, len(self._before)))]
+        memory, frames, unwritten = self._memory, self._frames, self._unwritten
+        for _ in range(min(count - len(taken), len(unwritten))):
+            page = unwritten.pop()
+            start = frames[page] * PAGE_BYTES
+            taken.append((page, memory[start : start + PAGE_BYTES]))
+        return taken
+
+    def abandon_checkpoint(self, taken: Iterable[int]) -> None:
+        """The checkpoint came to nothing: its pages are still to be written, by the next one, those taken included."""
+        self._dirty.update(taken, self._unwritten, self._before)
         self._unwritten.clear()
         self._before.clear()
-        self._dirty.update(changed)
 
     def load(
         self, pages: Iterator[tuple[int, bytes]], numbers: int, slot_bits: int, rows: int, image_bytes: int
     ) -> None:
-        """Takes the pages of a checkpoint into an empty heap. Raises ReadOnly when the arena is too small."""
+        """Takes the pages of a checkpoint into an empty heap.
+
+        Raises ReadOnly when the arena is too small, Corruption when the pages hold another number of rows.
+        """
+        found = 0
         self._slot_bits, self._slot_mask = slot_bits, (1 << slot_bits) - 1
         self._frames = array("q", [ABSENT]) * numbers
         words, memory = self._words, self._memory
@@ -345,7 +355,10 @@ class Heap:
             memory[start : start + PAGE_BYTES] = image
             self._frames[page] = frame
             if not words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+                found += words[frame * PAGE_WORDS + ROWS]
                 self._mark_if_roomy(page, frame)
+        if found != rows:
+            raise Corruption(f"table {self._name}: the checkpoint's pages hold {found} rows, its root says {rows}")
         self._unused = [page for page in range(numbers) if self._frames[page] == ABSENT]
         self.rows, self.image_bytes = rows, image_bytes
 

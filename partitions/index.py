@@ -137,9 +137,12 @@ class PrimaryIndex:
 
     def take_changes(self) -> tuple[array[int], array[int]]:
         """(numbers, row ids) of every change since the last time, in order: see `load`."""
-        changes = self._changed_numbers, self._changed_row_ids
+        numbers, row_ids = self._changed_numbers, self._changed_row_ids
         self._changed_numbers, self._changed_row_ids = array("q"), array("q")
-        return changes
+        if len(numbers) > 2 * len(self._tree):  # the same rows came and went: only the last word on each counts
+            last = dict(zip(numbers, row_ids, strict=True))
+            return array("q", last.keys()), array("q", last.values())
+        return numbers, row_ids
 
     def give_back_changes(self, numbers: array[int], row_ids: array[int]) -> None:
         """The checkpoint that took them came to nothing."""

@@ -7,7 +7,11 @@ table): the file says nothing about itself, and which places are free is what th
 
 A page that is in the last checkpoint is never written over: a crash in the middle of it would leave neither the old
 page nor the new one. So a changed page goes to a free place, and its old place becomes free only when a checkpoint
-that does without it is durable: `release` it when that checkpoint names it no more, `settle` once its root is on disk.
+that does without it is durable:
+
+    free ──write──► written ──settle──► in use ──release──► released ──settle──► free
+      ▲                │                  ▲                    │
+      └───take_back────┘                  └─────take_back──────┘
 """
 
 from __future__ import annotations
@@ -16,7 +20,6 @@ import errno
 import heapq
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 from partitions.page import PAGE_BYTES
@@ -59,7 +62,7 @@ class PageFile:
         crash_point("page_file.write.before")
         try:
             for first, run in _runs(places):
-                _write_all(self.fd, b"".join(pages[first : first + run]), places[first] * PAGE_BYTES)
+                write_all(self.fd, b"".join(pages[first : first + run]), places[first] * PAGE_BYTES)
                 crash_point("page_file.write.part_written")
         except OSError as error:
             for place in places:
@@ -87,8 +90,16 @@ class PageFile:
         self._released.append(place)
 
     def settle(self) -> None:
-        """The checkpoint under way is durable: released places are free. Free places at the end go back to the disk."""
-        for place in self._released:
+        """The checkpoint under way is durable: released places are free."""
+        self._free_again(self._released)
+
+    def take_back(self) -> None:
+        """The checkpoint under way came to nothing: what it wrote is free, what it released is not."""
+        self._free_again(self._written)
+
+    def _free_again(self, places: list[int]) -> None:
+        """These are free; free places at the end go back to the disk."""
+        for place in places:
             heapq.heappush(self._free, place)
         self._released, self._written = [], []
         free = set(self._free)
@@ -100,12 +111,6 @@ class PageFile:
             self._places = end
             self._free = sorted(place for place in free if place < end)
 
-    def take_back(self) -> None:
-        """The checkpoint under way came to nothing: what it wrote is free, what it released is not."""
-        for place in self._written:
-            heapq.heappush(self._free, place)
-        self._released, self._written = [], []
-
     def close(self) -> None:
         os.close(self.fd)
 
@@ -113,17 +118,14 @@ class PageFile:
 def _runs(places: list[int]) -> Iterator[tuple[int, int]]:
     """(index of the first, how many) of every stretch of places that follow one another."""
     first = 0
-    while first < len(places):
-        run = 1
-        for before, place in zip(islice(places, first, None), islice(places, first + 1, None), strict=False):
-            if place != before + 1:
-                break
-            run += 1
-        yield first, run
-        first += run
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at] != places[at - 1] + 1:
+            yield first, at - first
+            first = at
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Writes all of it, or raises OSError. On a nearly full disk one call may write a part and raise nothing."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

@@ -23,15 +23,18 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint) -> tuple[OutcomeWind
     window = OutcomeWindow(checkpoint.root.outcomes_reach)
     for lsn, outcomes in checkpoint.root.outcomes:
         window.add(lsn, outcomes)
-    replayed = in_this_turn = 0
+    replayed = in_this_turn = gathered_bytes = 0
     for lsn, payload in wal.replay(checkpoint.lsn):
         batch = decode_batch(payload, lsn)
         outcomes = bytes(batch.outcomes)
         if outcomes != _NO_OUTCOMES:
             window.add(lsn, outcomes)
         in_this_turn += store.replay(batch, lsn)
-        if in_this_turn >= TURN_IMAGES:
+        gathered_bytes += len(payload)
+        # While there is little room, batches are written one by one, as they were: in a longer turn rows that came
+        # would stand beside rows that went.
+        if in_this_turn >= TURN_IMAGES or 4 * gathered_bytes > store.free_bytes:
             store.apply()
-            replayed, in_this_turn = replayed + in_this_turn, 0
+            replayed, in_this_turn, gathered_bytes = replayed + in_this_turn, 0, 0
     store.apply()
     return window, replayed + in_this_turn

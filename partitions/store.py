@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from partitions.page import Arena
+from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import Batch, TableChanges
 from voltpy.errors import Corruption, ReadOnly
@@ -38,6 +38,11 @@ class Store:
         ]
         self.by_name = {table.name: table for table in self.tables}
         self._unlimited_until = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """What new pages may take."""
+        return self._arena.frames_left * PAGE_BYTES
 
     def undo_to(self, mark: int) -> None:
         """Undoes everything after the first `mark` entries of the undo log, newest first."""

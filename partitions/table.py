@@ -275,6 +275,10 @@ class Table:
 
     def apply(self) -> None:
         """Writes the batch's images into pages and index. The arena has `pages_needed` frames."""
+        updated = self._updated
+        if updated and None in updated.values():  # first: what they leave is room for the rest
+            self._delete([key for key, image in updated.items() if image is None])
+            updated = {key: image for key, image in updated.items() if image is not None}
         if self._inserted:
             images = [*filter(None, self._inserted.values())]
             keys = list(self._inserted)
@@ -282,13 +286,9 @@ class Table:
                 keys = [key for key, image in self._inserted.items() if image is not None]
             self._index.extend(keys, self._heap.extend(images))
             self._inserted.clear()
-        if self._updated:
-            updated = self._updated
-            if None in updated.values():
-                self._delete([key for key, image in updated.items() if image is None])
-                updated = {key: image for key, image in updated.items() if image is not None}
+        if updated:
             self._replace(list(updated), list(updated.values()))
-            self._updated.clear()
+        self._updated.clear()
         if len(self._rows) > self._rows_limit:
             self._age()
         if self._dying:

@@ -134,8 +134,9 @@ class Wal:
         """Writes one record and returns its LSN."""
         if self._flush_running and not self._log.fits(len(payload)):
             self.wait_flush()
+        lsn = self._log.append(payload)
         self.appended_bytes += len(payload)
-        return self._log.append(payload)
+        return lsn
 
     def forget(self, lsn: int) -> None:
         """Records up to this LSN are not needed any more: their segments go, once nothing else is in them."""
