@@ -171,13 +171,17 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     if len(set(used)) != len(used):
         raise Corruption(f"{directory / 'checkpoint'}: two pages in one place")
     file = PageFile(directory / "pages", used)
-    for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
-        heap, index = store.tables[number].storage
-        heap.load(_pages(file, number, entries), len(entries), root.slot_bits, root.rows, root.image_bytes)
-        runs = (chunk for run in root.runs for chunk in _read_run(directory, partition, number, run))
-        index.load(runs, root.collisions)
-        if len(index) != heap.rows:
-            raise Corruption(f"table {root.name}: the checkpoint's index has {len(index)} entries for {heap.rows} rows")
+    try:
+        for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
+            heap, index = store.tables[number].storage
+            heap.load(_pages(file, number, entries), len(entries), root.slot_bits, root.rows, root.image_bytes)
+            runs = (chunk for run in root.runs for chunk in _read_run(directory, partition, number, run))
+            index.load(runs, root.collisions)
+            if len(index) != heap.rows:
+                raise Corruption(f"table {root.name}: the checkpoint has {len(index)} index entries, {heap.rows} rows")
+    except BaseException:
+        file.close()
+        raise
     return file
 
 

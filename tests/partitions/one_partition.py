@@ -68,7 +68,11 @@ class OnePartition:
             self.wal = Wal.open(directory, partition, "always", segment_bytes)
             checkpoint = read_checkpoint(directory, partition)
             pages = load(directory, partition, checkpoint, self.store)
-            self.window, _ = recover(self.wal, self.store, checkpoint)
+            try:
+                self.window, _ = recover(self.wal, self.store, checkpoint)
+            except BaseException:
+                pages.close()
+                raise
             epoch = self.wal.begin()
             self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
         self.running = array("Q", bytes(64))

@@ -532,6 +532,7 @@ def test_unique_ids_are_unique_over_partitions_epochs_and_calls(tmp_path: Path) 
             for _ in range(3):
                 values = partition.call("generated", *of(index, 2))[0]
                 seen += [values[4], values[5], values[8]]
+            partition.checkpointer.close()
             partition.wal.abandon()  # type: ignore[union-attr]  # there is one
     assert len(set(seen)) == len(seen) == 36
     assert all(0 < value < 1 << 63 for value in seen)
@@ -805,6 +806,7 @@ def test_a_retry_after_recovery_answers_the_first_result(tmp_path: Path) -> None
     partition.call("put", 1, 5)
     partition.run_group("add", [(1, 1), (9, 1), (1, 1)], [50, 51, 52])
     partition.seal()
+    partition.checkpointer.close()
     partition.wal.abandon()  # type: ignore[union-attr]  # there is one
     partition = OnePartition(SCHEMA, PROCEDURES, tmp_path)
     assert partition.call("add", 1, 1, number=50, floor=1) == 6

@@ -26,6 +26,7 @@ def opened(directory: Path, schema: Schema = SCHEMA, **options: Any) -> OneParti
 
 def abandoned(partition: OnePartition) -> None:
     assert partition.wal is not None
+    partition.checkpointer.close()
     partition.wal.abandon()
 
 
@@ -59,8 +60,10 @@ def test_a_reopened_store_is_as_it_was(tmp_path: Path, turn_images: int, monkeyp
         answers = dict(partition.answers)
         assert partition.wal is not None
         if round_ % 2:
+            partition.checkpointer.close()
             partition.wal.close()
         else:
+            partition.checkpointer.close()
             partition.wal.abandon()
         again = opened(tmp_path, segment_bytes=8192)
         assert again.wal is not None
@@ -108,6 +111,7 @@ def with_record(directory: Path, payload: bytes) -> None:
     partition.call("put", 1, 1)
     assert partition.wal is not None
     partition.wal.append(payload)
+    partition.checkpointer.close()
     partition.wal.close()
 
 
