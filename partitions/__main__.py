@@ -20,11 +20,14 @@ from typing import NoReturn
 import structlog
 import zmq
 
+from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
+from partitions.outcome_window import OutcomeWindow
+from partitions.page_reader import PageReader
 from partitions.recovery import recover
-from partitions.server import Server
+from partitions.server import Server, resident_bytes
 from partitions.sockets import Sockets, listen
 from partitions.store import Store
 from partitions.timeout import Timeout
@@ -43,6 +46,9 @@ from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 from voltpy.stream import stream_path
+
+# What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
+PROCESS_BYTES = 56 << 20
 
 EXIT_CRASHED = 1
 EXIT_DAMAGED = 3
@@ -75,6 +81,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     crash_point("partition.start.registry_read")
 
     began_s = time.perf_counter()
+    others_bytes = max(PROCESS_BYTES, resident_bytes() + PROCESS_BYTES // 8)
     wal_directory = partition_directory(arguments.data, arguments.partition)
     wal = Wal.open(wal_directory, arguments.partition, arguments.fsync, arguments.segment_bytes)
     crash_point("partition.start.wal_opened")
@@ -82,8 +89,10 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     gc.disable()
     checkpoint = read_checkpoint(wal_directory, arguments.partition)
     pages = load_checkpoint(wal_directory, arguments.partition, checkpoint, store)
-    window, changes = recover(wal, store, checkpoint)
-    epoch = wal.begin()
+    reader = PageReader(pages.path, store.arena.memory)
+    pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
+    store.use(pool)
+    window = OutcomeWindow(checkpoint.root.outcomes_reach)
     checkpointer = Checkpointer(
         wal_directory,
         arguments.partition,
@@ -94,6 +103,9 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         checkpoint,
         every_bytes=arguments.checkpoint_bytes,
     )
+    changes = recover(wal, store, checkpoint, window, checkpointer)
+    epoch = wal.begin()
+    checkpointer.begin()
     checkpointer.failed = lambda error: events.warning("checkpoint_put_off", reason=str(error))
     checkpointer.done = lambda made: events.info("checkpoint", number=made.number, lsn=made.lsn)
     crash_point("partition.start.recovered")
@@ -133,7 +145,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
 
     timeout = Timeout(executor, running, arguments.procedure_timeout)
     server = Server(
-        doors, arguments.partition, tcp_port, door, executor, store, wal, checkpointer, timeout, load_beside
+        doors, arguments.partition, tcp_port, door, executor, store, pool, wal, checkpointer, timeout, load_beside
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -146,6 +158,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     sockets.term()
     crash_point("partition.stop.socket_closed")
     try:
+        reader.close()
         checkpointer.close()
     finally:
         wal.close()

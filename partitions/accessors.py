@@ -150,14 +150,18 @@ def upsert({parameters}):
 {made}
     _key = {key}
 {found}
-    _undo.append((_table, _key, _old))
     if _old is not None:
+        if _heap.cold:
+            _need(_key)
+        _undo.append((_table, _key, _old))
         _rows[_key] = _row
         if _key in _inserted:
             _inserted[_key] = _image
         else:
             _updated[_key] = _image
-    elif _key in _updated:
+        return _row
+    _undo.append((_table, _key, None))
+    if _key in _updated:
         _updated[_key] = _image
     else:
         _inserted[_key] = _image
@@ -190,6 +194,8 @@ def update(_key, /, **_changes):
         _check_fixed(_changes)
     if _type(_key) is not _key_type:
         _key = _key_of(_old)
+    if _heap.cold:
+        _need(_key)
     _row = _replace(_old, **_changes)
     for _name, _value in _changes.items():
         if _type(_value) is not _exact[_name] or (
@@ -242,7 +248,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
-        "_find": index.find, "_read": heap.read, "_struct": format.struct, "_decode": format.decode, "_encode": encode,
+        "_find": index.find, "_read": heap.read,
+        "_heap": heap, "_need": table.need, "_struct": format.struct, "_decode": format.decode, "_encode": encode,
         "_validated": format.validated, "_key_of": format.key_of, "_key_type": table._key_type,
         # A value of exactly this type fits its column; anything else is looked at more closely.
         "_exact": {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns},

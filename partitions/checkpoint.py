@@ -56,7 +56,7 @@ from msgspec import Meta, Struct
 from partitions.flusher import Flusher
 from partitions.index import PrimaryIndex
 from partitions.outcome_window import OutcomeWindow
-from partitions.page import PAGE_BYTES, check_sealed, page_id, sealed
+from partitions.page import sealed
 from partitions.page_file import PageFile, write_all
 from partitions.store import Store
 from partitions.table import Table
@@ -67,6 +67,7 @@ from voltpy.record_log import DiskFull, flush_directory
 
 CHECKPOINT_BYTES = 256 << 20  # so much new WAL makes a checkpoint due
 CHUNK_PAGES = 32  # written and flushed at a time
+HURRIED_PAGES = 256  # while calls can't go on without
 RUN_ENTRIES = 1 << 13  # the same for index entries
 FEW_ENTRIES = 1 << 16  # an index's later runs may have so many entries in any case
 RETRY_S = 10.0  # after a checkpoint for which the disk had no room
@@ -114,14 +115,13 @@ class Checkpoint(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One table's share in the checkpoint under way."""
+    """One table's share in the checkpoint under way: `pages` numbers, of which `changed` are to be written."""
 
     table: Table
     root: TableRoot
-    entries: array[int]
+    pages: int
     changed: int
     gone: list[int]
-    taken: list[int]
     numbers: array[int]
     row_ids: array[int]
 
@@ -162,7 +162,10 @@ def read_checkpoint(directory: Path, partition: int) -> Checkpoint:
 
 
 def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) -> PageFile:
-    """Puts the checkpoint's tables into an empty store. Raises Corruption for what is damaged or missing."""
+    """Puts the checkpoint's tables into an empty store, their pages cold: each is looked at when it is first needed.
+
+    Raises Corruption for what is damaged or missing.
+    """
     roots = checkpoint.root.tables
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
@@ -174,7 +177,7 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     try:
         for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
             heap, index = store.tables[number].storage
-            heap.load(_pages(file, number, entries), len(entries), root.slot_bits, root.rows, root.image_bytes)
+            heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
             runs = (chunk for run in root.runs for chunk in _read_run(directory, partition, number, run))
             index.load(runs, root.collisions)
             if len(index) != heap.rows:
@@ -193,16 +196,6 @@ def _page_table(root: TableRoot, directory: Path) -> array[int]:
     if any(0 < entry < 1 << 16 for entry in entries):
         raise Corruption(f"{directory / 'checkpoint'}: a page table with a page in no place")
     return entries
-
-
-def _pages(file: PageFile, table: int, entries: array[int]) -> Iterator[tuple[int, bytes]]:
-    """(page number, page) of every page of a table, in the order of their places."""
-    numbers = sorted((number for number, entry in enumerate(entries) if entry), key=entries.__getitem__)
-    places = [(entries[number] >> 16) - 1 for number in numbers]
-    for number, place, image in zip(numbers, places, file.read(places), strict=True):
-        where = f"{file.path} offset {place * PAGE_BYTES}"
-        check_sealed(image, page_id(table, number), entries[number] & 0xFFFF, where)
-        yield number, image
 
 
 def _read_run(directory: Path, partition: int, table: int, run: Run) -> Iterator[tuple[array[int], array[int]]]:
@@ -235,7 +228,8 @@ def _read_run(directory: Path, partition: int, table: int, run: Run) -> Iterator
 class Checkpointer:
     """Makes checkpoints, a slice of the work at a time: `step` between batches. `last` is the last one that is durable.
 
-    `step` raises OSError when the disk fails: the process must end. A full disk only puts the checkpoint off.
+    Made before the recovery, which may need `make`; after it, `begin`. `step` raises OSError when the disk fails: the
+    process must end. A full disk only puts the checkpoint off.
     """
 
     def __init__(
@@ -250,7 +244,7 @@ class Checkpointer:
         *,
         every_bytes: int = CHECKPOINT_BYTES,
     ) -> None:
-        self.last = _without_outcomes(last)
+        self.last = _slimmed(last)
         self.running = False
         self.failed: Callable[[DiskFull], None] = lambda _: None
         self.done: Callable[[Checkpoint], None] = lambda _: None
@@ -268,14 +262,28 @@ class Checkpointer:
         self._not_before_s = 0.0
         self._now_s = 0.0
         self._busy = False
+        self._hurried = False
+        self._cleanings = 0
         self._flusher = Flusher()
         # The flusher's thread is born here, before the process is pinned to a core.
         self._flusher.start(file.fd)
         self._flusher.wait()
-        # What a crash after the last root left to do.
-        self._remove_unnamed()
-        flush_directory(directory)
-        wal.forget(last.lsn)
+        self._replayed_lsn: int | None = 0  # None once the recovery is over
+        self._remove_unnamed()  # what a crash left
+
+    def make(self, lsn: int) -> None:
+        """Makes a checkpoint here and now, during recovery: the store is as the WAL says up to this LSN."""
+        self._replayed_lsn = lsn
+        self._hurried = True
+        for _ in self._checkpoint():
+            pass
+        self._hurried = False
+
+    def begin(self) -> None:
+        """The recovery is over."""
+        self._replayed_lsn = None
+        flush_directory(self._directory)
+        self._wal.forget(self.last.lsn)
 
     def request(self) -> None:
         """A checkpoint is due, whatever the WAL's length."""
@@ -288,7 +296,11 @@ class Checkpointer:
         """
         self._now_s, self._busy = now_s, busy
         if not self.running:
-            due = self._wanted or self._wal.appended_bytes - self._begun_at_bytes >= self._every_bytes
+            due = (
+                self._wanted
+                or self._store.needs_cleaning
+                or self._wal.appended_bytes - self._begun_at_bytes >= self._every_bytes
+            )
             if not due or now_s < self._not_before_s:
                 return False
             self._wanted = False
@@ -303,6 +315,24 @@ class Checkpointer:
             self.failed(error)
         return self.running
 
+    def clean_some(self) -> bool:
+        """Waits until a chunk of dirty pages is on disk; begins a checkpoint for it. Whether there was one.
+
+        Between execution and end of a batch too: what is committed is in the pages, and nothing else.
+        """
+        if not self.running and not self._store.dirty_pages:
+            return False
+        self._wanted |= not self.running
+        cleanings = self._cleanings
+        self._hurried = True
+        while self._cleanings == cleanings and self._not_before_s <= self._now_s:
+            is_running = self.step(self._now_s)
+            self._wal.wait_flush()
+            if not is_running:
+                break
+        self._hurried = False
+        return self._not_before_s <= self._now_s
+
     def close(self) -> None:
         """Lets go of the page file. A checkpoint that is under way leaves nothing that counts."""
         self._flusher.wait()
@@ -312,7 +342,8 @@ class Checkpointer:
         """One checkpoint, from the first page to the last old file: each `yield` is a place to serve calls."""
         number = self.last.number + 1
         self._attempts += 1
-        generation = crc32c(b"%d %d %d" % (self._wal.epoch, number, self._attempts)) & 0xFFFF
+        told_apart_by = (self._wal.epoch, number, self._attempts, self._replayed_lsn or 0)
+        generation = crc32c(b"%d %d %d %d" % told_apart_by) & 0xFFFF
         try:
             base_runs = yield from self._base_runs(number, generation)
             lsn, parts, root = self._begin(base_runs)
@@ -332,7 +363,8 @@ class Checkpointer:
             self._remove_unnamed()
             crash_point("checkpoint.files.removed")
             yield
-            self._wal.forget(lsn)
+            if self._replayed_lsn is None:
+                self._wal.forget(lsn)
             crash_point("checkpoint.wal.shortened")
             self.done(self.last)
         finally:
@@ -355,37 +387,50 @@ class Checkpointer:
         parts = []
         for table in self._store.tables:
             heap, index = table.storage
-            entries, runs = array("Q"), list[Run]()
+            runs = list[Run]()
             if table.number < len(last):
-                entries.frombytes(last[table.number].pages)
                 base = base_runs.get(table.number)
                 runs = last[table.number].runs.copy() if base is None else [base]
-            entries.extend([0] * (heap.page_numbers - len(entries)))
             changed, gone = heap.begin_checkpoint()
             root = TableRoot(table.name, heap.slot_bits, b"", heap.rows, heap.image_bytes, runs, index.collisions)
-            parts.append(_Part(table, root, entries, changed, gone, [], *index.take_changes()))
+            parts.append(_Part(table, root, heap.page_numbers, changed, gone, *index.take_changes()))
         reach, outcomes = self._window.remembered
         crash_point("checkpoint.begun")
-        return self._wal.written_lsn, parts, Root([part.root for part in parts], reach, outcomes)
+        lsn = self._wal.written_lsn if self._replayed_lsn is None else self._replayed_lsn
+        return lsn, parts, Root([part.root for part in parts], reach, outcomes)
 
     def _write_pages(self, generation: int, part: _Part) -> Iterator[None]:
+        """Writes the pages that have changed; the heap's own page table says at once where they are now.
+
+        So at the end it is this checkpoint's: but for pages that it wrote, nothing changes place.
+        """
         heap, _ = part.table.storage
-        entries = part.entries
-        while changed := heap.take_changed(CHUNK_PAGES):
-            part.taken.extend(page for page, _ in changed)
+        entries = heap.entries
+        written = 0
+        while changed := heap.take_changed(HURRIED_PAGES if self._hurried else CHUNK_PAGES):
             places = self._file.write([sealed(image, generation) for _, image in changed])
             for (page, _), place in zip(changed, places, strict=True):
                 self._forget_place(entries[page])
                 entries[page] = (place + 1) << 16 | generation
+            written += len(changed)
             crash_point("checkpoint.pages.written")
             yield from self._flushed(self._file.fd)
+            self._cleaned(part.table)
             crash_point("checkpoint.pages.flushed")
-        if len(part.taken) != part.changed:
-            raise Corruption(f"table {part.root.name}: {len(part.taken)} of {part.changed} changed pages were written")
+        if written != part.changed:
+            raise Corruption(f"table {part.root.name}: {written} of {part.changed} changed pages were written")
         for page in part.gone:
             self._forget_place(entries[page])
             entries[page] = 0
-        part.root.pages = entries.tobytes()
+        part.root.pages = entries[: part.pages].tobytes()
+
+    def _cleaned(self, table: Table) -> None:
+        """A chunk is on disk: its pages may leave memory, if they have not changed again."""
+        heap, _ = table.storage
+        pages = heap.written()
+        if self._store.pool is not None:
+            self._store.pool.cleaned(table.number, pages)
+        self._cleanings += 1
 
     def _forget_place(self, entry: int) -> None:
         if entry:
@@ -424,6 +469,9 @@ class Checkpointer:
     def _wal_reaches(self, lsn: int) -> Iterator[None]:
         """A root must not know of what the WAL may still lose."""
         wal = self._wal
+        if self._replayed_lsn is not None:
+            wal.flush_replayed()
+            return
         while wal.flushed_lsn < lsn:
             wal.start_flush()
             yield
@@ -443,7 +491,7 @@ class Checkpointer:
         path.rename(self._directory / "checkpoint")
         crash_point("checkpoint.root.renamed")
         flush_directory(self._directory)
-        self.last = _without_outcomes(checkpoint)
+        self.last = _slimmed(checkpoint)
 
     def _flushed(self, fd: int) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
@@ -451,22 +499,24 @@ class Checkpointer:
         self._flusher.start(fd)
         yield
         try:
-            while not self._flusher.done():
+            while not (self._flusher.wait() if self._hurried else self._flusher.done()):
                 yield
         except OSError as error:
             # Some file systems look for room only now. What was written is free again, to be written anew.
             raise _full_or(error, f"fd {fd}") from None
         resume_s = 2 * self._now_s - began_s
-        while self._busy and self._now_s < resume_s:
+        while self._busy and self._now_s < resume_s and not self._store.needs_cleaning:
             yield
 
     def _take_back(self, parts: list[_Part]) -> None:
-        """No room: everything that this checkpoint took is for the next one."""
+        """No room: what this checkpoint took and did not write is for the next one.
+
+        What it wrote is where the pages are now; the places that they had are still the last checkpoint's.
+        """
         for part in parts:
             heap, index = part.table.storage
-            heap.abandon_checkpoint([*part.taken, *part.gone])
+            heap.abandon_checkpoint(part.gone)
             index.give_back_changes(part.numbers, part.row_ids)
-        self._file.take_back()
 
     def _remove_unnamed(self) -> None:
         """Runs that the last checkpoint does not name: of the one before, or of one that came to nothing."""
@@ -506,7 +556,8 @@ def _full_or(error: OSError, what: object) -> Exception:
     return DiskFull(f"{what}: {error.strerror}") if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
 
 
-def _without_outcomes(checkpoint: Checkpoint) -> Checkpoint:
-    """Its tables are needed for the next one; the outcomes would only be kept in memory."""
+def _slimmed(checkpoint: Checkpoint) -> Checkpoint:
+    """The runs are needed for the next one; page tables are the heaps' own, outcomes would only take memory."""
     root = checkpoint.root
-    return checkpoint._replace(root=Root(root.tables, root.outcomes_reach, []))
+    tables = [msgspec.structs.replace(table, pages=b"") for table in root.tables]
+    return checkpoint._replace(root=Root(tables, root.outcomes_reach, []))

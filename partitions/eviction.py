@@ -22,14 +22,20 @@ W-TinyLFU: see its class. Hit ratios and costs: docs/eviction.md.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
-NOTHING_PINNED: frozenset[int] = frozenset()
+NOTHING_PINNED: Pages = frozenset()
 
 _M32 = (1 << 32) - 1
 _M64 = (1 << 64) - 1
+
+
+class Pages(Protocol):
+    """A set of pages, of which it is only asked whether one is among them."""
+
+    def __contains__(self, page: int, /) -> bool: ...
 
 
 class Policy(Protocol):
@@ -40,7 +46,7 @@ class Policy(Protocol):
     def touch(self, pages: Iterable[int]) -> None: ...
     def admit(self, page: int) -> None: ...
     def remove(self, page: int) -> None: ...
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]: ...
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]: ...
     def resize(self, capacity: int) -> None: ...
     def check(self) -> None: ...
     def __len__(self) -> int: ...
@@ -48,7 +54,7 @@ class Policy(Protocol):
     def __iter__(self) -> Iterator[int]: ...
 
 
-def _oldest(pages: Iterable[int], pinned: Collection[int]) -> int | None:
+def _oldest(pages: Iterable[int], pinned: Pages) -> int | None:
     """The first page that is not pinned."""
     for page in pages:
         if page not in pinned:
@@ -94,7 +100,7 @@ class Lru:
     def remove(self, page: int) -> None:
         self._pages.pop(page, None)
 
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]:
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
         while len(self._pages) > self.capacity:
             page = _oldest(self._pages, pinned)
@@ -153,7 +159,7 @@ class Clock:
         self._ring.pop(page, None)
         self._admitted.pop(page, None)
 
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]:
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
         ring, admitted = self._ring, self._admitted
         passed = 0  # in a row; after two rounds only what is pinned or new is left
@@ -235,7 +241,7 @@ class MidpointLru:
         else:
             self._old.pop(page, None)
 
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]:
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
         while len(self) > self.capacity:
             page = _oldest(chain(self._old, self._young), pinned)
@@ -321,7 +327,7 @@ class Arc:
         self._ghost_of_once.pop(page, None)
         self._ghost_of_again.pop(page, None)
 
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]:
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
         once, again = self._once, self._again
         while len(once) + len(again) > self.capacity:
@@ -766,7 +772,7 @@ class WTinyLfu:
         self._rejected.discard(page)
         self._displaced.discard(page)
 
-    def evict(self, pinned: Collection[int] = NOTHING_PINNED) -> list[int]:
+    def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
         sketch, window = self._sketch, self._window
         if len(self) <= self.capacity:
@@ -844,7 +850,7 @@ class WTinyLfu:
         self._displaced.add(page)
         self._rejected.discard(page)
 
-    def _victim(self, pinned: Collection[int]) -> int | None:
+    def _victim(self, pinned: Pages) -> int | None:
         """The page that the main part would give up; None if there is none that is not pinned."""
         probation, victims = self._probation, self._victims
         while victims:

@@ -31,10 +31,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.builtin import builtins
+from partitions.not_here import WHOLE_TABLE, Miss, NotHere
 from partitions.outcome_window import OutcomeWindow, Unlogged
 from partitions.row import encode
 from partitions.store import Store
-from partitions.table import WHOLE_TABLE, NotHere, Table
+from partitions.table import Table
 from partitions.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from partitions.wal import TableChanges
 from voltpy.errors import (
@@ -68,6 +69,7 @@ LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
 MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
+TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
@@ -86,7 +88,7 @@ _BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly
 
 
 class SetAside(Struct, eq=False):
-    """A call that waits for keys. `missing` shrinks as they come back.
+    """A call that waits. `missing` shrinks as what it missed arrives; `times` counts how often it has been set aside.
 
     Its arguments are kept encoded: the run that was undone may have changed a list among them.
     """
@@ -98,8 +100,10 @@ class SetAside(Struct, eq=False):
     arguments: bytes
     directed_now: datetime | None
     generated: Generated | None
-    missing: set[tuple[int, Any]]
+    missed: frozenset[Miss]
+    missing: set[Miss]
     arrival: int
+    times: int
 
 
 class Answers(Struct):
@@ -152,6 +156,8 @@ class Executor:
         self._waited: dict[tuple[int, int], SetAside | None] = {}
         self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
         self._rerunning: SetAside | None = None
+        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what
+        self._missed_pages: list[int] = []  # since `missed_pages` was asked
         self._arrivals = 0
         self._split_group: CallGroup | None = None
         self._split_arguments: dict[int, Raw] = {}
@@ -224,7 +230,7 @@ class Executor:
     ) -> None:
         """The hot loop: everything that every call pays for is in here."""
         client_id = group.client_id
-        body, running, undo, missed = procedure.body, self._running, self._store.undo_log, self._store.missed
+        body, running, undo, missed = procedure.body, self._running, self._store.undo_log, self._store.misses
         tx = self._views[procedure.everywhere, procedure.read_only]
         results: list[bytes] = []
         returned = results.append
@@ -249,7 +255,7 @@ class Executor:
                 self._ended_badly(origin, group, number, procedure, directed_now, error)
                 if len(undo) != mark or self.interrupted:  # the exception's own __str__ wrote, or ran too long
                     self._store.undo_to(mark)
-                    self._store.missed.clear()
+                    self._store.misses.clear()
                     self.interrupted = False
                 continue
             returned(result)
@@ -274,18 +280,23 @@ class Executor:
         error: BaseException,
     ) -> None:
         """The call was undone: what becomes of it?"""
-        missed, self._store.missed[:] = list(self._store.missed), []
+        misses = self._store.misses
+        missed = frozenset(misses)
+        misses.clear()
         interrupted, self.interrupted = self.interrupted, False
         raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
             arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
             self._arrivals += 1
-            arrival = self._arrivals if self._rerunning is None else self._rerunning.arrival
-            self._waiting[group.client_id, number] = SetAside(
+            again = self._rerunning
+            call = SetAside(
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
-                {(table.number, key) for table, key in missed}, arrival,
+                missed, set(missed),
+                self._arrivals if again is None else again.arrival, 1 if again is None else again.times + 1,
             )  # fmt: skip
+            self._waiting[group.client_id, number] = call
+            self._await(call)
             self._waited.setdefault((group.client_id, number), None)
             self.failed(raised)
             return
@@ -293,7 +304,7 @@ class Executor:
             self.counts["timed_out"] += 1
             error = ProcedureTimeout(f"{procedure.name} ran past the procedure timeout and was ended")
         elif missed:
-            error = Overloaded(f"{CALLS_SET_ASIDE} calls wait for keys that are away")
+            error = Overloaded(f"{CALLS_SET_ASIDE} calls wait for rows that are not in memory, or lent")
         elif not isinstance(error, _BELIEVED):
             error = _described(error, procedure)
         self.counts["raised"] += not interrupted
@@ -309,21 +320,65 @@ class Executor:
             self._split_arguments = dict(zip(group.numbers, _decode_raws(group.args), strict=True))
         return bytes(self._split_arguments[number])
 
-    # Keys that are not here.
+    # What is not here.
 
     def arrived(self, table: int, key: Any) -> None:
         """The key is here again: calls that waited only for it may run, in the order in which they came."""
         self._store.tables[table].bring_back(key)
-        here = {(table, key)}
+        self._here((table, key))
         if self._store.tables[table].all_here:
-            here.add((table, WHOLE_TABLE))
-        for call in self._waiting.values():
-            call.missing -= here
-        self._find_ready()
+            self._here((table, WHOLE_TABLE))
+        self._put_in_order()
+
+    def pages_arrived(self, pages: list[int]) -> None:
+        """These pages are in memory: calls that waited only for them may run, in the order in which they came."""
+        for page in pages:
+            self._here(page)
+        self._put_in_order()
+
+    def missed_pages(self) -> list[int]:
+        """The pages that calls have been set aside for since the last time."""
+        missed, self._missed_pages = self._missed_pages, []
+        return missed
+
+    def is_awaited(self, miss: Miss) -> bool:
+        """Whether a call that is set aside, and has not run again, has missed this."""
+        return miss in self._awaiting
+
+    def _await(self, call: SetAside) -> None:
+        for miss in call.missed:
+            self._awaiting.setdefault(miss, []).append(call)
+            if type(miss) is int:
+                self._missed_pages.append(miss)
+
+    def _here(self, miss: Miss) -> None:
+        for call in self._awaiting.get(miss, ()):
+            if miss in call.missing:
+                call.missing.discard(miss)
+                if not call.missing:
+                    self._ready.append(call)
+
+    def _put_in_order(self) -> None:
+        if len(self._ready) > 1:
+            self._ready = deque(sorted(self._ready, key=lambda call: call.arrival))
+
+    def _forget_misses(self, call: SetAside) -> None:
+        """The call has run again."""
+        awaiting = self._awaiting
+        for miss in call.missed:
+            calls = awaiting[miss]
+            if len(calls) == 1:
+                del awaiting[miss]
+            else:
+                calls.remove(call)
 
     def _find_ready(self) -> None:
-        ready = [call for call in self._waiting.values() if not call.missing]
-        self._ready = deque(sorted(ready, key=lambda call: call.arrival))
+        """After a batch was undone: who waits for what, and who has nothing left to wait for."""
+        self._awaiting.clear()
+        for call in self._waiting.values():
+            self._await(call)
+        self._ready = deque(call for call in self._waiting.values() if not call.missing)
+        self._put_in_order()
 
     @property
     def has_ready(self) -> bool:
@@ -342,6 +397,7 @@ class Executor:
         """Reruns the first of them."""
         call = self._ready.popleft()
         del self._waiting[call.client_id, call.number]
+        self._forget_misses(call)
         self._waited.setdefault((call.client_id, call.number), call)
         self._rerunning = call
         self.counts["reruns"] += 1
@@ -349,10 +405,15 @@ class Executor:
         self._context.resume(call.generated)
         group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
         arguments = call.procedure.decode_one(call.arguments)
+        misses, pool = self._store.misses, self._store.pool
+        bring = misses.bring
+        if call.times >= TIMES_SET_ASIDE and pool is not None:
+            misses.bring = pool.bring
         if call.directed_now is None:
             self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
         else:
             self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+        misses.bring = bring
         self._rerunning = None
 
     # Retried calls.

@@ -6,6 +6,10 @@ full. A row that grows moves within its page when there is room, otherwise to an
 with much free space are filled again, their free slots first, before new ones are taken; a page that becomes empty
 gives its frame back.
 
+A page is in a frame of the arena, or COLD: then its place in the page file is known, and whoever needs it calls
+`absent`, which brings it into a frame or raises. Only pages that are as their place has them can become cold: `evict`.
+Which ones do is not decided here (partitions.buffer_pool).
+
 Nothing here knows about transactions: the heap holds only what is committed.
 """
 
@@ -13,9 +17,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from operator import sub
+from typing import NoReturn
 
 from partitions.page import (
     ALL_ONES,
@@ -45,6 +50,8 @@ from voltpy.errors import Corruption
 from voltpy.schema import Table
 
 ABSENT = -1  # in `_frames`: this page number is not in use
+COLD = -2  # in `_frames`: the page is in the page file only
+PAST_PAGES = 64  # kept by `read_past`
 ROOMY_BYTES = PAGE_BYTES // 4  # a page with so much free space is worth filling again
 ROOMY_TRIES = 4  # so many roomy pages are looked at for a large row before it gets a new page
 _TYPICAL_BYTES = {"INT": 5, "FLOAT": 9, "STRING": 12, "BOOL": 1, "TIMESTAMP": 7}
@@ -64,6 +71,7 @@ class Heap:
         "_before",
         "_dirty",
         "_fill",
+        "_flushing",
         "_frames",
         "_holes",
         "_memory",
@@ -72,11 +80,18 @@ class Heap:
         "_slot_bits",
         "_slot_mask",
         "_table",
+        "_touch_read",
         "_unused",
         "_unwritten",
         "_words",
+        "absent",
+        "cold",
+        "entries",
+        "gone",
         "image_bytes",
+        "image_of",
         "rows",
+        "touched",
     )
 
     def __init__(self, table: Table, arena: Arena, number: int = 0) -> None:
@@ -97,6 +112,16 @@ class Heap:
         self._dirty: set[int] = set()
         self._unwritten: set[int] = set()
         self._before: dict[int, bytes] = {}
+        self._flushing: set[int] = set()  # written by the checkpoint, and perhaps not on disk yet
+        self.entries = array("Q")  # page number → where the page file has it: see partitions.checkpoint
+        self.cold = 0  # pages
+        self.absent: Callable[[int], None] = _never_absent
+        self.image_of: Callable[[int], bytes] = _never_absent  # a cold page, read past the frames
+        # Page numbers, for the buffer pool, which clears them between batches: of rows that were read, with
+        # repetitions, and of pages that were freed.
+        self.touched: list[int] = []
+        self.gone: list[int] = []
+        self._touch_read = self.touched.append
         self.rows = 0
         self.image_bytes = 0
 
@@ -115,7 +140,12 @@ class Heap:
 
     def read(self, row_id: int) -> bytes:
         """The image of a row."""
-        frame = self._frames[row_id >> self._slot_bits]
+        page = row_id >> self._slot_bits
+        frame = self._frames[page]
+        if frame < 0:
+            self.absent(page)
+            frame = self._frames[page]
+        self._touch_read(page)
         at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & self._slot_mask)
         words = self._words
         start = frame * PAGE_BYTES + words[at]
@@ -123,6 +153,38 @@ class Heap:
         if length & OVERFLOWS:
             return self._read_overflow(start)
         return self._memory[start : start + length]
+
+    def need(self, row_id: int) -> None:
+        """Makes sure that a row can be changed or deleted at the end of the batch: every page of it is in a frame."""
+        page = row_id >> self._slot_bits
+        if self._frames[page] < 0:
+            self.absent(page)
+        self._touch_read(page)
+        frame = self._frames[page]
+        at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & self._slot_mask)
+        if self._words[at + 1] & OVERFLOWS:
+            for _ in self._overflow_pages(frame * PAGE_BYTES + self._words[at]):
+                pass
+
+    def read_past(self, row_id: int, images: dict[int, bytes]) -> bytes:
+        """The image of a row; what is cold stays cold. `images` keeps the last pages that were read so."""
+        number = row_id >> self._slot_bits
+        page = images.get(number)
+        if page is None:
+            if len(images) == PAST_PAGES:
+                del images[next(iter(images))]
+            page = images[number] = self._image(number)
+        at = HEADER_BYTES + SLOT_BYTES * (row_id & self._slot_mask)
+        offset, length = int.from_bytes(page[at : at + 2], "little"), int.from_bytes(page[at + 2 : at + 4], "little")
+        if length & OVERFLOWS:
+            return b"".join(self._overflow_pieces(page[offset : offset + STUB_BYTES]))
+        return page[offset : offset + length]
+
+    def is_cold(self, row_id: int) -> bool:
+        return self._frames[row_id >> self._slot_bits] == COLD
+
+    def page_of(self, row_id: int) -> int:
+        return row_id >> self._slot_bits
 
     def extend(self, images: list[bytes]) -> list[int]:
         """Adds rows; their ids, in order. The caller has made sure that the arena has room.
@@ -245,30 +307,40 @@ class Heap:
         self._mark_if_roomy(page, frame)
 
     def scan(self) -> Iterator[bytes]:
-        """The images of all rows, page by page. The heap must not change meanwhile."""
-        words = self._words
-        for frame in self._frames:
-            if frame == ABSENT or words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+        """The images of all rows, page by page. The heap must not change meanwhile.
+
+        Cold pages are read past the frames, so that a scan displaces nothing; nor does it count as a use of a page.
+        """
+        for _, page in self._images():
+            directory = memoryview(page).cast("H")
+            if directory[FLAGS] & OVERFLOW_PAGE:
                 continue
-            base, start = frame * PAGE_WORDS + HEADER_WORDS, frame * PAGE_BYTES
-            page = self._memory[start : start + PAGE_BYTES]
-            for at in range(base, base + 2 * words[base - HEADER_WORDS + SLOTS], 2):
-                offset, length = words[at], words[at + 1]
+            for at in range(HEADER_WORDS, HEADER_WORDS + 2 * directory[SLOTS], 2):
+                offset, length = directory[at], directory[at + 1]
                 if length & OVERFLOWS:
-                    yield self._read_overflow(start + offset)
+                    yield b"".join(self._overflow_pieces(page[offset : offset + STUB_BYTES]))
                 elif offset:
                     yield page[offset : offset + length]
 
     def row_ids(self) -> Iterator[int]:
         """The ids of all rows, for `check`."""
-        words = self._words
-        for page, frame in enumerate(self._frames):
-            if frame == ABSENT or words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+        for number, page in self._images():
+            words = memoryview(page).cast("H")
+            if words[FLAGS] & OVERFLOW_PAGE:
                 continue
-            base = frame * PAGE_WORDS
-            for slot in range(words[base + SLOTS]):
-                if words[base + HEADER_WORDS + 2 * slot]:
-                    yield page << self._slot_bits | slot
+            for slot in range(words[SLOTS]):
+                if words[HEADER_WORDS + 2 * slot]:
+                    yield number << self._slot_bits | slot
+
+    def _images(self) -> Iterator[tuple[int, bytes]]:
+        """(page number, page) of all pages, overflow pages among them, in the order of their numbers."""
+        for page, frame in enumerate(self._frames):
+            if frame != ABSENT:
+                yield page, self._image(page)
+
+    def _image(self, page: int) -> bytes:
+        frame = self._frames[page]
+        return self.image_of(page) if frame < 0 else self._memory[frame * PAGE_BYTES : (frame + 1) * PAGE_BYTES]
 
     def pages_needed(self, images: int, image_bytes: int) -> int:
         """An upper bound on the frames that writing so many images could take.
@@ -285,14 +357,11 @@ class Heap:
     def check(self) -> None:
         """Raises Corruption unless every invariant of every page, and of the heap's own books, holds."""
         rows = image_bytes = 0
-        for page, frame in enumerate(self._frames):
-            if frame == ABSENT:
-                continue
-            image = self._memory[frame * PAGE_BYTES : (frame + 1) * PAGE_BYTES]
+        for page, image in self._images():
             check_page(image, page_id(self._table, page), f"table {self._name}, page {page}")
             rows += int.from_bytes(image[2 * ROWS : 2 * ROWS + 2], "little")
-        for row_id in self.row_ids():
-            image_bytes += len(self.read(row_id))
+        for image in self.scan():
+            image_bytes += len(image)
         if (rows, image_bytes) != (self.rows, self.image_bytes):
             raise Corruption(
                 f"table {self._name}: pages hold {rows} rows of {image_bytes} bytes, "
@@ -305,6 +374,51 @@ class Heap:
                 raise Corruption(f"table {self._name}: the free slots of page {self._fill} are not those remembered")
         if sorted(self._unused) != [page for page, frame in enumerate(self._frames) if frame == ABSENT]:
             raise Corruption(f"table {self._name}: the list of free page numbers is wrong")
+        if self.cold != self._frames.count(COLD):
+            raise Corruption(f"table {self._name}: {self._frames.count(COLD)} pages are cold, {self.cold} are counted")
+        for page, frame in enumerate(self._frames):
+            if frame == COLD and (self.is_pinned(page) or not self.entries[page]):
+                raise Corruption(f"table {self._name}: page {page} is cold, and the page file does not have it")
+
+    # The buffer pool.
+
+    def is_pinned(self, page: int) -> bool:
+        """Whether the page must stay in its frame: the page file does not have it as it is, or it is being filled."""
+        return page in self._dirty or page in self._unwritten or page in self._flushing or page == self._fill
+
+    def evict(self, page: int) -> None:
+        """The page is only in the page file from now on. It must not be pinned."""
+        self._arena.free(self._frames[page])
+        self._frames[page] = COLD
+        self._roomy.discard(page)
+        self.cold += 1
+
+    def admit(self, page: int, frame: int) -> None:
+        """The page, which was cold, is in this frame from now on."""
+        self._frames[page] = frame
+        self.cold -= 1
+        if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+            self._mark_if_roomy(page, frame)
+
+    def next_of_row(self, page: int) -> int:
+        """The page that continues what is in this overflow page, if it is cold: whoever reads one needs all. Or -1."""
+        frame = self._frames[page]
+        if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+            return ABSENT
+        start = frame * PAGE_BYTES + HEADER_BYTES
+        following = int.from_bytes(self._memory[start : start + 8], "little")
+        return following if following != ALL_ONES and self._frames[following] == COLD else ABSENT
+
+    def is_resident(self, page: int) -> bool:
+        return page < len(self._frames) and self._frames[page] >= 0
+
+    def is_on_disk_only(self, page: int) -> bool:
+        return page < len(self._frames) and self._frames[page] == COLD
+
+    @property
+    def pinned_pages(self) -> int:
+        """About how many."""
+        return len(self._dirty) + len(self._unwritten) + len(self._flushing)
 
     # Checkpoints.
 
@@ -321,7 +435,8 @@ class Heap:
     def take_changed(self, least: int) -> list[tuple[int, bytes]]:
         """Some changed pages, each as it was when the checkpoint began: `least`, or what is left; empty at the end.
 
-        First those that have changed again, since their images take memory; the more of them, the more at once.
+        First those that have changed again, since their images take memory; the more of them, the more at once. They
+        stay pinned until `written` says that they are on disk.
         """
         count = max(least, len(self._before) // 4)
         taken = [self._before.popitem() for _ in range(min(count, len(self._before)))]
@@ -330,36 +445,32 @@ class Heap:
             page = unwritten.pop()
             start = frames[page] * PAGE_BYTES
             taken.append((page, memory[start : start + PAGE_BYTES]))
+            self._flushing.add(page)
         return taken
 
-    def abandon_checkpoint(self, taken: Iterable[int]) -> None:
-        """The checkpoint came to nothing: its pages are still to be written, by the next one, those taken included."""
-        self._dirty.update(taken, self._unwritten, self._before)
+    def written(self) -> list[int]:
+        """What was taken is on disk. The pages that may be evicted now."""
+        clean = [page for page in self._flushing if page not in self._dirty]
+        self._flushing.clear()
+        return clean
+
+    def abandon_checkpoint(self, gone: Iterable[int]) -> None:
+        """The checkpoint came to nothing: what it has not written, or not for sure, is for the next one to write.
+
+        What it has written stays where it is: the page may be cold by now.
+        """
+        self._dirty.update(gone, self._flushing, self._unwritten, self._before)
+        self._flushing.clear()
         self._unwritten.clear()
         self._before.clear()
 
-    def load(
-        self, pages: Iterator[tuple[int, bytes]], numbers: int, slot_bits: int, rows: int, image_bytes: int
-    ) -> None:
-        """Takes the pages of a checkpoint into an empty heap.
-
-        Raises ReadOnly when the arena is too small, Corruption when the pages hold another number of rows.
-        """
-        found = 0
+    def load(self, entries: array[int], slot_bits: int, rows: int, image_bytes: int) -> None:
+        """Takes the pages of a checkpoint into an empty heap; they are cold."""
         self._slot_bits, self._slot_mask = slot_bits, (1 << slot_bits) - 1
-        self._frames = array("q", [ABSENT]) * numbers
-        words, memory = self._words, self._memory
-        for page, image in pages:
-            frame = self._arena.allocate(page_id(self._table, page))
-            start = frame * PAGE_BYTES
-            memory[start : start + PAGE_BYTES] = image
-            self._frames[page] = frame
-            if not words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
-                found += words[frame * PAGE_WORDS + ROWS]
-                self._mark_if_roomy(page, frame)
-        if found != rows:
-            raise Corruption(f"table {self._name}: the checkpoint's pages hold {found} rows, its root says {rows}")
-        self._unused = [page for page in range(numbers) if self._frames[page] == ABSENT]
+        self.entries = entries
+        self._frames = array("q", [COLD if entry else ABSENT for entry in entries])
+        self._unused = [page for page, entry in enumerate(entries) if not entry]
+        self.cold = len(entries) - len(self._unused)
         self.rows, self.image_bytes = rows, image_bytes
 
     def _touch(self, page: int) -> None:
@@ -434,6 +545,7 @@ class Heap:
         self._dirty.add(page)
         if page == len(self._frames):
             self._frames.append(frame)
+            self.entries.append(0)
         else:
             self._frames[page] = frame
         return page
@@ -442,6 +554,7 @@ class Heap:
         self._touch(page)
         self._arena.free(self._frames[page])
         self._frames[page] = ABSENT
+        self.gone.append(page)
         self._unused.append(page)
         self._roomy.discard(page)
         if page == self._fill:
@@ -482,8 +595,12 @@ class Heap:
         return following.to_bytes(8, "little") + len(image).to_bytes(4, "little")
 
     def _overflow_pages(self, stub: int) -> Iterator[int]:
+        """The pages of the row whose stub is at this offset of the arena; each is in a frame when it is yielded."""
         page = int.from_bytes(self._memory[stub : stub + 8], "little")
         while page != ALL_ONES:
+            if self._frames[page] < 0:
+                self.absent(page)
+            self._touch_read(page)
             start = self._frames[page] * PAGE_BYTES + HEADER_BYTES
             following = int.from_bytes(self._memory[start : start + 8], "little")
             yield page
@@ -497,9 +614,22 @@ class Heap:
             pieces.append(self._memory[start : start + self._words[frame * PAGE_WORDS + DEAD]])
         return b"".join(pieces)
 
+    def _overflow_pieces(self, stub: bytes) -> Iterator[bytes]:
+        """The row of a stub, piece by piece; what is cold is read past the frames."""
+        page = int.from_bytes(stub[:8], "little")
+        while page != ALL_ONES:
+            image = self._image(page)
+            length = int.from_bytes(image[2 * DEAD : 2 * DEAD + 2], "little")
+            page = int.from_bytes(image[HEADER_BYTES : HEADER_BYTES + 8], "little")
+            yield image[HEADER_BYTES + 8 : HEADER_BYTES + 8 + length]
+
     def _free_overflow(self, stub: int) -> int:
         """Frees a stub's overflow pages; the length of the row that they held."""
         length = int.from_bytes(self._memory[stub + 8 : stub + 12], "little")
         for page in list(self._overflow_pages(stub)):
             self._release(page)
         return length
+
+
+def _never_absent(page: int) -> NoReturn:
+    raise Corruption(f"page {page} is in the page file, and there is none")

@@ -22,8 +22,9 @@ overflow page, u64, and the row's length, u32. An overflow page has, after its h
 All integers are little-endian. A page is valid when its checksum is right, the slot directory ends at or below the
 floor, every row lies between floor and the end, no two overlap, and `rows` and `dead` add up: `check_page`.
 
-Pages live in an arena: one anonymous mapping, cut into frames of a page each. Memory of a freed frame is given back to
-the system at once. The arena is read through two views: as bytes, and as u16 words for headers and slot directories.
+Pages live in an arena: one anonymous mapping, cut into frames of a page each. A free frame keeps its memory, since most
+are taken again at once, until `give_back`. The arena is read through two views: as bytes, and as u16 words for headers
+and slot directories.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ OVERFLOWS = 0x8000
 OVERFLOW_PAGE = 1
 ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 
+_EMPTY = struct.Struct("<Q6xHxxH8172x")  # page id, flags, floor; old rows in the free space would go to disk with it
 _SEAL = struct.Struct("<QI10xH")  # page id, checksum, generation
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the mmap module names it from Python 3.13 on
 
@@ -62,49 +64,71 @@ if sys.byteorder != "little":
 
 
 class Arena:
-    """Frames of PAGE_BYTES in one mapping of at most `limit_bytes`; only what is used takes memory."""
+    """Frames of PAGE_BYTES in one mapping, `limit_bytes` of them; only what is used takes memory.
 
-    __slots__ = ("_free", "_used", "frames", "memory", "words")
+    There are `spare_bytes` more for whoever sees to it that they are not used for long.
+    """
 
-    def __init__(self, limit_bytes: int) -> None:
+    __slots__ = ("_free", "_given_back", "_mapped", "_used", "frames", "memory", "words")
+
+    def __init__(self, limit_bytes: int, spare_bytes: int = 0) -> None:
         self.frames = max(limit_bytes // PAGE_BYTES, 1)
+        self._mapped = self.frames + spare_bytes // PAGE_BYTES
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self.memory = mmap.mmap(-1, self.frames * PAGE_BYTES, flags=flags)
+        self.memory = mmap.mmap(-1, self._mapped * PAGE_BYTES, flags=flags)
         if sys.platform == "linux":
             # Rows are read at random: with pages of 2 MiB a read that misses the caches costs a fifth less.
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.words = memoryview(self.memory).cast("H")
         self._free: list[int] = []
+        self._given_back: list[int] = []  # free too, and without memory
         self._used = 0
 
     @property
     def frames_left(self) -> int:
-        return self.frames - self._used + len(self._free)
+        return self.frames - self.frames_in_use
 
     @property
     def frames_in_use(self) -> int:
-        return self._used - len(self._free)
+        return self._used - len(self._free) - len(self._given_back)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the frames take of the system's memory."""
+        return (self._used - len(self._given_back)) * PAGE_BYTES
+
+    def take(self) -> int:
+        """A frame, with anything in it. Raises ReadOnly when the arena is full."""
+        if self._free:
+            return self._free.pop()
+        if self._given_back:
+            return self._given_back.pop()
+        if self._used == self._mapped:
+            raise ReadOnly("the partition's memory is full (--memory)")
+        self._used += 1
+        return self._used - 1
 
     def allocate(self, page_id: int, flags: int = 0) -> int:
         """A frame with an empty page in it. Raises ReadOnly when the arena is full."""
-        if self._free:
-            frame = self._free.pop()
-        elif self._used < self.frames:
-            frame = self._used
-            self._used += 1
-        else:
-            raise ReadOnly("the partition's memory is full (--memory)")
-        self.memory[frame * PAGE_BYTES : frame * PAGE_BYTES + 8] = page_id.to_bytes(8, "little")
-        words, base = self.words, frame * PAGE_WORDS
-        words[base + 4] = words[base + 5] = 0
-        words[base + ROWS] = words[base + SLOTS] = words[base + DEAD] = words[base + 11] = 0
-        words[base + FLAGS] = flags
-        words[base + FLOOR] = PAGE_BYTES
+        frame = self.take()
+        start = frame * PAGE_BYTES
+        self.memory[start : start + PAGE_BYTES] = _EMPTY.pack(page_id, flags, PAGE_BYTES)
         return frame
 
     def free(self, frame: int) -> None:
-        self.memory.madvise(mmap.MADV_DONTNEED, frame * PAGE_BYTES, PAGE_BYTES)
         self._free.append(frame)
+
+    def give_back(self, keep: int) -> int:
+        """Gives the memory of free frames back to the system, but for `keep` of them. How many frames'."""
+        going = sorted(self._free[keep:])
+        del self._free[keep:]
+        first = 0
+        for at in range(1, len(going) + 1):
+            if at == len(going) or going[at] != going[at - 1] + 1:
+                self.memory.madvise(mmap.MADV_DONTNEED, going[first] * PAGE_BYTES, (at - first) * PAGE_BYTES)
+                first = at
+        self._given_back += going
+        return len(going)
 
 
 def free_bytes(words: memoryview, frame: int) -> int:

@@ -9,9 +9,10 @@ A page that is in the last checkpoint is never written over: a crash in the midd
 page nor the new one. So a changed page goes to a free place, and its old place becomes free only when a checkpoint
 that does without it is durable:
 
-    free ──write──► written ──settle──► in use ──release──► released ──settle──► free
-      ▲                │                  ▲                    │
-      └───take_back────┘                  └─────take_back──────┘
+    free ──write──► in use ──release──► released ──settle──► free
+
+A checkpoint that comes to nothing changes none of this: what it wrote is in use (the page may have left memory since),
+and what it released is still the last checkpoint's. After a crash, what the last checkpoint does not name is free.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class PageFile:
             raise Corruption(f"{path} offset {end}: the file ends here; the checkpoint has pages up to {max(in_use)}")
         self._free = [place for place in range(self._places) if place not in in_use]  # ascending, so it is a heap
         self._released: list[int] = []
-        self._written: list[int] = []  # since the last settling
 
     @property
     def places(self) -> int:
@@ -73,7 +73,6 @@ class PageFile:
                 raise DiskFull(f"{self.path}: {error.strerror}") from None
             raise
         self._places = max(self._places, places[-1] + 1) if places else self._places
-        self._written += places
         return places
 
     def read(self, places: list[int]) -> Iterator[bytes]:
@@ -86,22 +85,14 @@ class PageFile:
                     yield data[start : start + PAGE_BYTES]
 
     def release(self, place: int) -> None:
-        """The checkpoint under way does without this place."""
+        """The page that is here has gone elsewhere, or nowhere."""
         self._released.append(place)
 
     def settle(self) -> None:
-        """The checkpoint under way is durable: released places are free."""
-        self._free_again(self._released)
-
-    def take_back(self) -> None:
-        """The checkpoint under way came to nothing: what it wrote is free, what it released is not."""
-        self._free_again(self._written)
-
-    def _free_again(self, places: list[int]) -> None:
-        """These are free; free places at the end go back to the disk."""
-        for place in places:
+        """A checkpoint that does without what was released is durable: it is free; what is at the end goes back."""
+        for place in self._released:
             heapq.heappush(self._free, place)
-        self._released, self._written = [], []
+        self._released = []
         free = set(self._free)
         end = self._places
         while end - 1 in free:

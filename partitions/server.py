@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Answers, Executor
 from partitions.row import encode
@@ -55,6 +56,8 @@ from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
+READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
+STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
@@ -74,6 +77,7 @@ class Server:
         door: Door[Hashable],
         executor: Executor,
         store: Store,
+        pool: BufferPool,
         wal: Wal,
         checkpointer: Checkpointer,
         timeout: Timeout,
@@ -85,6 +89,10 @@ class Server:
         self._door = door
         self._executor = executor
         self._store = store
+        self._pool = pool
+        pool.is_wanted = executor.is_awaited
+        pool.clean_some = checkpointer.clean_some
+        self._steer_s = 0.0  # when to look at the size of the process again
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
@@ -106,7 +114,10 @@ class Server:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
             is_idle = not self._unsent and not self._executor.has_ready
-            self._sockets.wait((CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S) if is_idle else 0)
+            is_reading = self._pool.is_reading
+            wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
+            self._sockets.wait(wait_s if is_idle and not is_reading else 0)
+            self._turn_pages(READ_WAIT_S if is_idle and is_reading and not self._sockets.has_input() else 0.0)
             requests, control = self._drain()
             if requests or self._executor.has_ready:
                 crash_point("server.drain.received")
@@ -120,8 +131,21 @@ class Server:
             now_s = time.monotonic()
             self._checkpointer.step(now_s, busy=bool(requests))
             self._wal.tick(now_s)
+            if now_s >= self._steer_s:
+                self._steer_s = now_s + STEER_S
+                self._pool.steer(resident_bytes())
         self._flush()
         self._reply()
+
+    def _turn_pages(self, wait_s: float) -> None:
+        """Between two batches: pages that calls have missed are read, those that came let their calls run again."""
+        pool, executor = self._pool, self._executor
+        pool.fetch(executor.missed_pages())
+        arrived = pool.step(wait_s)
+        if arrived:
+            executor.pages_arrived(arrived)
+        while pool.must_clean and self._checkpointer.clean_some():
+            pass
 
     def _drain(self) -> tuple[list[Request], Control | None]:
         """Calls that have arrived, up to the first control message, which is for after them."""
@@ -333,7 +357,7 @@ class Server:
             "waiting": executor.waiting,
             "clients": len(self._door.accounts),
             "cpu_s": time.process_time(),
-            "rss_bytes": _resident_bytes(),
+            "rss_bytes": resident_bytes(),
             **{f"calls_{name}": count for name, count in executor.counts.items()},
             "checkpoint_lsn": self._checkpointer.last.lsn,
             "checkpoints": self._checkpointer.last.number,
@@ -369,6 +393,7 @@ def pieces(groups: list[ReplyGroup]) -> Iterator[ReplyGroup]:
         yield ReplyGroup(group.client_id, numbers, joined(results))
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Of this process, what is in memory."""
     with open("/proc/self/statm", "rb") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

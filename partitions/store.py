@@ -6,8 +6,9 @@ batch is in the WAL: when that fails for want of room, everything is undone and 
 
 from __future__ import annotations
 
-from typing import Any
-
+from partitions.buffer_pool import BufferPool
+from partitions.heap import Heap
+from partitions.not_here import Misses
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import Batch, TableChanges
@@ -24,16 +25,17 @@ DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 class Store:
     """`tables` in the order of their numbers. `undo_log` entries: see partitions.table."""
 
-    __slots__ = ("_arena", "_memory_bytes", "_unlimited_until", "by_name", "missed", "tables", "undo_log")
+    __slots__ = ("_memory_bytes", "_unlimited_until", "arena", "by_name", "misses", "pool", "tables", "undo_log")
 
     def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
-        self._arena = Arena(memory_bytes)
+        self.arena = Arena(memory_bytes, spare_bytes=memory_bytes // 2)
         self.undo_log: UndoLog = []
-        self.missed: list[tuple[Table, Any]] = []
+        self.misses = Misses(self.undo_log)
+        self.pool: BufferPool | None = None  # without one, everything stays in memory
         owner = Ownership(partition, slot_owners(partitions))
         self.tables = [
-            Table(table, number, self._arena, owner, self.undo_log, self.missed)
+            Table(table, number, self.arena, owner, self.undo_log, self.misses)
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables}
@@ -42,7 +44,25 @@ class Store:
     @property
     def free_bytes(self) -> int:
         """What new pages may take."""
-        return self._arena.frames_left * PAGE_BYTES
+        return self.arena.frames_left * PAGE_BYTES
+
+    @property
+    def heaps(self) -> list[Heap]:
+        return [table.storage[0] for table in self.tables]
+
+    @property
+    def dirty_pages(self) -> int:
+        """That a checkpoint would have to write."""
+        return sum(heap.pinned_pages for heap in self.heaps)
+
+    @property
+    def needs_cleaning(self) -> bool:
+        """A checkpoint is due, for the buffer pool's sake."""
+        return self.pool is not None and self.pool.needs_cleaning
+
+    def use(self, pool: BufferPool) -> None:
+        """From now on pages may leave memory, and come back."""
+        self.pool = pool
 
     def undo_to(self, mark: int) -> None:
         """Undoes everything after the first `mark` entries of the undo log, newest first."""
@@ -68,8 +88,12 @@ class Store:
                 if images or deleted:
                     changed.append(TableChanges(table.number, images, deleted))
                 pages_needed += table.pages_needed(images)
-        if pages_needed > self._arena.frames_left:
-            mebibytes = self._arena.frames * 8 >> 10
+        if self.pool is not None:
+            if self.pool.is_overdrawn and pages_needed:
+                raise ReadOnly("indexes and caches take nearly all of the partition's memory (see --memory)")
+            self.pool.make_room(pages_needed)
+        elif pages_needed > self.arena.frames_left:
+            mebibytes = self.arena.frames * 8 >> 10
             raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
         return changed
 
@@ -78,7 +102,7 @@ class Store:
         self.undo_log.clear()
         for table in self.tables:
             table.apply()
-        if self._arena.frames_in_use > self._unlimited_until:
+        if self.arena.frames_in_use > self._unlimited_until:
             self._limit_decoded()
 
     def replay(self, batch: Batch, lsn: int) -> int:
@@ -94,6 +118,24 @@ class Store:
             replayed += len(change.images) + len(change.deleted)
         return replayed
 
+    def apply_turn(self) -> None:
+        """`apply` during recovery, when pages of changed rows may be cold. Raises ReadOnly when they don't fit."""
+        if self.pool is None:
+            self.apply()
+            return
+        for table in self.tables:
+            table.apply_turn(self.pool)
+        self.apply()
+
+    @property
+    def turn_bytes(self) -> int:
+        """What a recovery may gather before it writes it to the pages.
+
+        While there is little room, batches are written one by one, as they were: in a longer turn rows that came would
+        stand beside rows that went.
+        """
+        return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
+
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
         for table in self.tables:
@@ -103,13 +145,13 @@ class Store:
         return {
             "rows": {table.name: table.row_count for table in self.tables},
             "image_bytes": sum(table.image_bytes for table in self.tables),
-            "page_bytes": self._arena.frames_in_use * 8192,
+            "page_bytes": self.arena.frames_in_use * PAGE_BYTES,
             "decoded_rows": sum(table.decoded_rows for table in self.tables),
         }
 
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share over the tables; again when the data has grown by an eighth."""
-        self._unlimited_until = self._arena.frames_in_use * 9 // 8 + 64
+        self._unlimited_until = self.arena.frames_in_use * 9 // 8 + 64
         floor = DECODED_FLOOR_BYTES // max(len(self.tables), 1)
         budget = self._memory_bytes // DECODED_SHARE
         for table in self.tables:

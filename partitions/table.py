@@ -17,8 +17,10 @@ remembers, as None, keys that the batch has found absent. A row is decoded for k
 time. When the young generation is full, it becomes the old one,
 between batches, and the old one is dropped. Bounded memory then costs nothing on a hit.
 
-A key that is *not here* (lent, or its page not in memory) is in `_away`, and never in `_rows` or `_old`, so that a hit
-need not ask. Touching one raises NotHere; so does a read that is not by key while any key of the table is away.
+A key that is lent is in `_away`, and never in `_rows` or `_old`, so that a hit need not ask. Touching one raises
+NotHere; so does a read that is not by key while any key of the table is away. A row whose page is on disk raises it too
+when it is read there, or changed; decoded, it may be read without its page. Pages that a batch has needed stay in
+memory until it is over, so `apply` finds those of all rows that it writes.
 """
 
 from __future__ import annotations
@@ -27,15 +29,17 @@ import sys
 from binascii import crc_hqx
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
 
 from partitions.accessors import accessors
+from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
-from partitions.page import Arena
+from partitions.not_here import WHOLE_TABLE, Misses
+from partitions.page import Arena, page_id
 from partitions.row import RowFormat, encode
 from voltpy.errors import ConstraintViolation, Corruption, WrongPartition
 from voltpy.hash_slot import hash_slot
@@ -43,14 +47,11 @@ from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
 ASKED_KEYS = 1 << 16  # remembered as asked for once
-WHOLE_TABLE: Any = object()  # the miss of a read that is not by key
+TURN_ROWS = 1024  # written at a time during recovery
+RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
 # (table, key, row before; None = there was none). A miss appends (None, None, None): see UndoLog's reader.
 UndoLog = list[tuple[Any, Any, Any]]
-
-
-class NotHere(BaseException):
-    """The transaction needs a key that is not here. Not an Exception: `except Exception` must not eat it."""
 
 
 class Ownership:
@@ -92,7 +93,7 @@ class Table:
         "_key_columns",
         "_key_of",
         "_key_type",
-        "_missed",
+        "_misses",
         "_old",
         "_partition_of_key",
         "_rows",
@@ -117,7 +118,7 @@ class Table:
         arena: Arena,
         owner: Ownership,
         undo: UndoLog,
-        missed: list[tuple[Table, Any]],
+        misses: Misses,
     ) -> None:
         self.schema = schema
         self.name = schema.name
@@ -131,6 +132,7 @@ class Table:
         single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
         self._key_type = {"INT": int, "STRING": str}.get(single)
         self._heap = Heap(schema, arena, number)
+        self._heap.absent = lambda page: misses.page(page_id(number, page))
         self._index = PrimaryIndex(schema)
         self._find = self._index.find
         self._rows: dict[Any, Any] = {}
@@ -143,7 +145,7 @@ class Table:
         self._undo = undo
         self.owner = owner
         self._away: set[Any] = set()
-        self._missed = missed
+        self._misses = misses
         self.new_hidden_key: Callable[[], int] | None = None
         self._partition_of_key = _partition_position(schema)
         self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
@@ -159,6 +161,8 @@ class Table:
             return False
         if type(key) is not self._key_type:
             key = self._key_of(old)
+        if self._heap.cold:
+            self.need(key)
         self._undo.append((self, key, old))
         if key in self._inserted:
             self._inserted[key] = None
@@ -169,13 +173,13 @@ class Table:
     def count(self) -> int:
         """The number of rows in this partition."""
         if self._away:
-            self._miss(WHOLE_TABLE)
+            self._misses.raise_for((self.number, WHOLE_TABLE))
         return self.row_count
 
     def scan(self) -> Iterator[Any]:
         """All rows of this partition, in no particular order, page by page; the cache is left as it is."""
         if self._away:
-            self._miss(WHOLE_TABLE)
+            self._misses.raise_for((self.number, WHOLE_TABLE))
         decode, key_of, updated = self._decode, self._key_of, self._updated
         for image in self._heap.scan():
             row = decode(image)
@@ -218,17 +222,23 @@ class Table:
         """The rows with low <= primary key < high, in the order of their keys."""
         low, high = self._format.checked_key(low), self._format.checked_key(high)
         if self._away:
-            self._miss(WHOLE_TABLE)
+            self._misses.raise_for((self.number, WHOLE_TABLE))
         if not self._index.ordered:
             key_of = self._key_of
             yield from sorted((row for row in self.scan() if low <= key_of(row) < high), key=key_of)
             return
         fresh = sorted(key for key, image in self._inserted.items() if image is not None and low <= key < high)
         stored = [key for key, _ in self._index.range(low, high)] if low < high else []
+        get = self._range_get(stored) if self._heap.cold else self.get
         for key in sorted(stored + fresh) if fresh else stored:
-            row = self.get(key)
+            row = get(key)
             if row is not None:
                 yield row
+
+    def need(self, key: Any) -> None:
+        """Makes sure that the row with this key, which exists, can be changed: its page is in memory until `apply`."""
+        if key not in self._inserted and key not in self._updated:
+            self._heap.need(self._locate(key))
 
     # Undo, and keys that are not here.
 
@@ -305,7 +315,7 @@ class Table:
             key = key_of(loaded(image))
             if key in inserted:
                 inserted[key] = image
-            elif key in updated or (find(key, NOWHERE) != NOWHERE and self._locate(key, NOWHERE) != NOWHERE):
+            elif key in updated or (find(key, NOWHERE) != NOWHERE and self._seems_stored(key)):
                 updated[key] = image
             else:
                 inserted[key] = image
@@ -316,8 +326,34 @@ class Table:
                 raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
             if key in inserted:
                 inserted[key] = None
-            elif key in updated or self._locate(key, NOWHERE) != NOWHERE:
+            elif key in updated or self._seems_stored(key):
                 updated[key] = None
+
+    def apply_turn(self, pool: BufferPool) -> None:
+        """Writes what a turn of the recovery gathered, where it is about rows that exist, in the order of their pages.
+
+        Some pages at a time, so that those which must be in memory together are few. What is under a hash may have been
+        another key: only the page knows.
+        """
+        changes = [(self._find(key, NOWHERE), key, image) for key, image in self._updated.items()]
+        changes.sort(key=itemgetter(0))
+        self._updated.clear()
+        for start in range(0, len(changes), TURN_ROWS):
+            chunk = changes[start : start + TURN_ROWS]
+            pages = {page_id(self.number, self._heap.page_of(row_id)) for row_id, _, _ in chunk if row_id >= 0}
+            pool.bring_all(pages)
+            for _, key, image in chunk:
+                row_id = self._locate(key, NOWHERE)
+                if row_id != NOWHERE:
+                    self._heap.need(row_id)
+                    self._updated[key] = image
+                elif image is not None:
+                    self._inserted[key] = image
+            images = self.changes()[0]
+            pool.make_room(self.pages_needed(images))
+            self.apply()
+            pool.end_batch()
+        pool.make_room(self.pages_needed(self.changes()[0]))
 
     def forget_changes(self) -> None:
         """The whole batch was undone: pages and index are as they were before it."""
@@ -372,15 +408,18 @@ class Table:
             )
         if sorted(self._heap.row_ids()) != sorted(self._index.row_ids()):
             raise Corruption(f"table {self.name}: the index names other row ids than the heap")
-        for row_id in self._index.row_ids():
-            if row_id not in self._index.candidates(self._key_of(self._format.loaded(self._heap.read(row_id)))):
+        cached = self._old | self._rows
+        images: dict[int, bytes] = {}
+        for row_id in sorted(self._index.row_ids()):
+            image = self._heap.read_past(row_id, images)
+            key = self._key_of(self._format.loaded(image))
+            if row_id not in self._index.candidates(key):
                 raise Corruption(f"table {self.name}: the row at {row_id} is indexed under another key")
-        for cache in (self._rows, self._old):
-            for key, row in cache.items():
-                row_id = self._locate(self._key_of(row), NOWHERE) if key == self._key_of(row) else NOWHERE
-                stored = None if row_id == NOWHERE else self._decode(self._heap.read(row_id))
-                if stored != row and encode(stored) != encode(row):  # NaN differs from itself
-                    raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {stored!r}")
+            row = cached.pop(key, None)
+            if row is not None and encode(row) != image and self._decode(image) != row:
+                raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {image!r}")
+        if cached:
+            raise Corruption(f"table {self.name}: keys that are cached and not stored: {sorted(cached)[:5]!r}")
 
     # Inside.
 
@@ -395,7 +434,7 @@ class Table:
     def _find_row(self, key: Any) -> Any:
         """The row from behind the young generation, or None. An absent key must at least be one that could be here."""
         if self._away and key in self._away:
-            self._miss(key)
+            self._misses.raise_for((self.number, key))
         inserted = self._inserted
         if key in inserted or key in self._updated:
             image = inserted[key] if key in inserted else self._updated[key]
@@ -424,6 +463,32 @@ class Table:
             self.verify(key if position < 0 else key[position])
         return None
 
+    def _range_get(self, keys: list[int]) -> Callable[[int], Any]:
+        """How a range gets the rows with these keys, all of them in the index.
+
+        Their cold pages are missed together; if they are many, they are read past the frames instead, so that a long
+        range, like a scan, displaces nothing.
+        """
+        heap, find, get_decoded = self._heap, self._find, self._rows.get
+        cold = set()
+        for key in keys:
+            row_id = find(key, NOWHERE)
+            if heap.is_cold(row_id) and get_decoded(key) is None and key not in self._old:
+                cold.add(heap.page_of(row_id))
+        if not cold:
+            return self.get
+        if len(cold) <= RANGE_PAGES:
+            self._misses.raise_for(*(page_id(self.number, page) for page in sorted(cold)))
+        images: dict[int, bytes] = {}
+
+        def get(key: int) -> Any:
+            row = get_decoded(key)
+            if row is None and key not in self._updated and heap.is_cold(find(key, NOWHERE)):
+                return self._old.get(key) or self._decode(heap.read_past(find(key, NOWHERE), images))
+            return self.get(key) if row is None else row
+
+        return get
+
     def verify(self, part: Any) -> None:
         """Raises WrongPartition unless rows with this value in the partition column live here."""
         self.owner.verify(part, self.name)
@@ -444,12 +509,6 @@ class Table:
             self._heap.delete(row_id)
             self._index.remove(key, row_id)
 
-    def _miss(self, key: Any) -> None:
-        self._missed.append((self, key))
-        # Poisons the transaction: even if the procedure swallows NotHere, its undo log is not empty.
-        self._undo.append((None, None, None))
-        raise NotHere(self.name)
-
     def _locate(self, key: Any, default: int | None = None) -> int:
         row_id = self._find(key, NOWHERE)
         if row_id >= 0 and (default is None or self._index.ordered):
@@ -460,6 +519,11 @@ class Table:
         if default is None:
             raise Corruption(f"table {self.name}: key {key!r:.100} is not in the index")
         return default
+
+    def _seems_stored(self, key: Any) -> bool:
+        """Whether there is a row with this key; if its page is cold, with this key's hash: see `apply_turn`."""
+        row_id = self._find(key, NOWHERE)
+        return (row_id >= 0 and self._heap.is_cold(row_id)) or self._locate(key, NOWHERE) != NOWHERE
 
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""

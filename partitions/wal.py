@@ -104,6 +104,10 @@ class Wal:
         self._flusher.wait()
         return epoch
 
+    def flush_replayed(self) -> None:
+        """During replay: what is in the files is durable from now on, whoever wrote it."""
+        self._log.flush_replayed()
+
     @property
     def epoch(self) -> int:
         return self._log.epoch

@@ -214,6 +214,14 @@ class RecordLog:
         self.written_lsn = lsn - 1
         self._replayed = True
 
+    def flush_replayed(self) -> None:
+        """Before `begin`: the last segment, whose end may have been written without being flushed, is flushed."""
+        fd = os.open(self._path_of_last(), os.O_RDWR)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
     def _segments_after(self, lsn: int) -> list[_Segment]:
         """The segments that hold what came after an LSN. Raises Corruption when the first of it is missing."""
         segments = self._segments

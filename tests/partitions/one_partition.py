@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
 from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
+from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.transaction import unique_ids
@@ -58,6 +60,7 @@ class OnePartition:
         clock: Callable[[], datetime] | None = None,
         segment_bytes: int = 1 << 20,
         window_bytes: int = WINDOW_BYTES,
+        frames: int = 0,
     ) -> None:
         self.store = Store(schema, partition, partitions, memory_bytes)
         self.wal: Wal | None = None
@@ -68,13 +71,20 @@ class OnePartition:
             self.wal = Wal.open(directory, partition, "always", segment_bytes)
             checkpoint = read_checkpoint(directory, partition)
             pages = load(directory, partition, checkpoint, self.store)
+            self.reader = PageReader(pages.path, self.store.arena.memory)
+            self.pool = BufferPool(self.store.heaps, self.store.arena, self.reader, pages.path, memory_bytes)
+            if frames:
+                self.pool.capacity = frames + frames // 2
+            self.store.use(self.pool)
+            self.window = OutcomeWindow(checkpoint.root.outcomes_reach, window_bytes)
+            self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
             try:
-                self.window, _ = recover(self.wal, self.store, checkpoint)
+                recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
             except BaseException:
-                pages.close()
+                self.checkpointer.close()
                 raise
             epoch = self.wal.begin()
-            self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
+            self.checkpointer.begin()
         self.running = array("Q", bytes(64))
         self.executor = Executor(
             self.store,
@@ -84,6 +94,12 @@ class OnePartition:
             self.running,
             clock or Clock(),
         )
+        if directory is not None:
+            self.pool.capacity = frames or self.pool.capacity
+            self.pool.is_wanted = self.executor.is_awaited
+            self.pool.clean_some = self.checkpointer.clean_some
+        # Set, calls wait for cold pages instead of missing them.
+        self.bring: Callable[[int], None] | None = None
         self.number = 0
         self.answers: dict[int, Any] = {}
         self.origins: dict[int, Hashable] = {}
@@ -94,6 +110,9 @@ class OnePartition:
         return self._lsn if self.wal is None else self.wal.written_lsn
 
     def table(self, name: str) -> Any:
+        """The table, to look into: cold pages come by themselves, until the next call."""
+        if self.wal is not None:
+            self.store.misses.bring = self.pool.bring
         return self.store.by_name[name]
 
     def run(
@@ -124,6 +143,7 @@ class OnePartition:
             numbers = list(range(self.number + 1, self.number + 1 + len(rows)))
             self.number += len(rows)
         args = joined([_encode(row) for row in rows])
+        self.store.misses.bring = self.bring
         self.executor.run(origin, CallGroup(client, name, 0, 1, numbers, [0] * len(numbers), args, floor))
         return numbers
 
@@ -131,6 +151,7 @@ class OnePartition:
         if number is None:
             number = self.number = self.number + 1
         args = Raw(_encode(arguments))
+        self.store.misses.bring = self.bring
         self.executor.run_everywhere(ORIGIN, EverywhereCall(1, CLIENT, name, number, args, now_us))
         return number
 
@@ -185,11 +206,13 @@ class OnePartition:
         """One call in a batch of its own; its result. Raises what the caller would get."""
         number = self.run(name, *arguments, **options)
         self.seal()
+        self.turn_pages()
         return self.answer(number)
 
     def call_everywhere(self, name: str, *arguments: Any, **options: Any) -> Any:
         number = self.run_everywhere(name, *arguments, **options)
         self.seal()
+        self.turn_pages()
         return self.answer(number)
 
     def answer(self, number: int) -> Any:
@@ -201,6 +224,19 @@ class OnePartition:
     def arrive(self, table: str, *keys: Any) -> None:
         for key in keys:
             self.executor.arrived(self.table(table).number, key)
+
+    def turn_pages(self) -> None:
+        """Between two batches, as the server does: reads what calls have missed, and runs them again."""
+        if self.wal is None:
+            return
+        self.pool.fetch(self.executor.missed_pages())
+        while True:
+            self.executor.pages_arrived(self.pool.step(1.0))
+            if self.executor.has_ready:
+                self.run_ready()
+                self.pool.fetch(self.executor.missed_pages())
+            elif not self.pool.is_reading and not self.pool.has_arrived:
+                return
 
     def run_ready(self) -> None:
         self.executor.run_ready()

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from partitions import checkpoint as checkpoint_module
+from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import load, read_checkpoint
 from partitions.page import PAGE_BYTES
 from partitions.page_file import PageFile, _runs
+from partitions.page_reader import PageReader
 from partitions.store import Store
 from partitions.wal import Wal
 from tests.partitions.one_partition import OnePartition
@@ -102,9 +104,16 @@ class Kept:
 
 
 def loaded(directory: Path) -> Store:
-    """What the checkpoint alone says."""
+    """What the checkpoint alone says, all pages looked at."""
     store = Store(SCHEMA, 0, 1, 64 << 20)
-    load(directory, 0, read_checkpoint(directory, 0), store).close()
+    pages = load(directory, 0, read_checkpoint(directory, 0), store)
+    pages.close()
+    reader = PageReader(pages.path, store.arena.memory)
+    store.use(BufferPool(store.heaps, store.arena, reader, pages.path, 64 << 20))
+    try:
+        store.check()
+    finally:
+        reader.close()
     return store
 
 

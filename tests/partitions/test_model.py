@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from partitions.table import WHOLE_TABLE
+from partitions.not_here import WHOLE_TABLE
 from tests.partitions.one_partition import OnePartition
 from voltpy.errors import Error
 from voltpy.procedure import procedure
@@ -246,6 +246,8 @@ class PartitionMachine(RuleBasedStateMachine):
             SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20
         )
         self.partition.number = number
+        # A miss depends on what is in memory, which the model does not know: see test_buffer_pool for those.
+        self.partition.bring = self.partition.store.misses.bring = self.partition.pool.bring
         self.mark_flushed()
 
     @property
@@ -418,6 +420,15 @@ class PartitionMachine(RuleBasedStateMachine):
         if self.log.flushed_lsn == self.partition.lsn:
             self.sealed = {lsn: state for lsn, state in self.sealed.items() if lsn >= self.log.flushed_lsn}
             self.mark_flushed()
+
+    @precondition(lambda self: not self.expected and not self.partition.store.undo_log)
+    @rule(frames=st.integers(1, 4))
+    def evict(self, frames: int) -> None:
+        """Pages that the page file has leave memory, but for a few."""
+        pool = self.partition.pool
+        capacity, pool.capacity = pool.capacity, frames
+        pool.step()
+        pool.capacity = capacity
 
     # Ends and starts.
 

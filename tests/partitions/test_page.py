@@ -126,6 +126,8 @@ def test_freed_frames_are_given_back_to_the_system() -> None:
     full = resident_bytes()
     for frame in frames:
         arena.free(frame)
+    assert arena.give_back(100) == len(frames) - 100
+    assert arena.resident_bytes == 100 * PAGE_BYTES
     assert full - resident_bytes() > 50 << 20
 
 

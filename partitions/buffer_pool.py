@@ -1,0 +1,301 @@
+"""The buffer pool of one partition: which pages are in memory, and how the others come back.
+
+    heap       knows of each of its pages whether it is in a frame, and which must stay there (`is_pinned`)
+    policy     decides which page leaves when there is no room (partitions.eviction)
+    reader     reads pages into frames, beside what the partition does (partitions.page_reader)
+
+A page leaves only when the page file has it as it is: nothing is written in order to evict (a checkpoint does the
+writing, and is asked for when too many pages have changed). So a page is one of
+
+    dirty      changed since its last image was taken; stays
+    clean      may leave; the policy knows it
+    cold       in the page file only
+    coming     a frame has been given to it, and the reader has it
+
+A transaction that needs a cold page is set aside by the executor, and `fetch` is told the page; `step`, between
+batches, hands out the pages that have come. Until the calls that wait for it have run, a page stays (`is_wanted`). So
+do those that the batch has read: what it changes is written to its pages at its end.
+
+The capacity is in frames, and follows the resident size of the process: `steer`. Only a recovery goes beyond it, since
+all pages that have changed since the last checkpoint must be in memory at its end: three quarters of the capacity at
+most (`needs_cleaning` when the last one began, `must_clean` since), and what it is about to write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from partitions.eviction import Policy, WTinyLfu
+from partitions.heap import Heap
+from partitions.page import PAGE_BYTES, Arena, check_sealed, page_id
+from voltpy.errors import ReadOnly
+
+OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
+READS = 64  # at a time
+TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
+LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
+CAPACITY_STEPS = 64  # the policy's capacity changes by so small a part, and no smaller
+DIRTY_SHARE = 4  # a checkpoint is due when a quarter of the frames have changed
+
+_PAGE_MASK = (1 << 48) - 1
+
+
+class Reader(Protocol):
+    """What the pool asks of partitions.page_reader.PageReader."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def room(self) -> int: ...
+    def start(self, reads: list[tuple[int, int, int]]) -> None: ...
+    def finished(self) -> list[int]: ...
+    def wait(self, timeout_s: float) -> list[int]: ...
+    def read(self, place: int, frame: int) -> None: ...
+    def image(self, place: int) -> bytes: ...
+
+
+class BufferPool:
+    """`budget_bytes`: what the process may take. `path`: of the page file, for errors."""
+
+    def __init__(self, heaps: list[Heap], arena: Arena, reader: Reader, path: Path, budget_bytes: int) -> None:
+        self.capacity = arena.frames + arena.frames // 2  # frames that may be in use; until the first `steer`, more
+        self.is_overdrawn = False  # what is not pages takes nearly all of the budget
+        self._budget_bytes = budget_bytes
+        self.is_wanted: Callable[[int], bool] = lambda _: False
+        self.clean_some: Callable[[], bool] = lambda: False  # lets a checkpoint write some dirty pages, here and now
+        self.touches = self.faults = self.evictions = 0
+        self._heaps = heaps
+        self._arena = arena
+        self._reader = reader
+        self._path = path
+        self._policy: Policy = WTinyLfu(self.capacity)
+        self._queue: deque[int] = deque()  # pages that are to be read
+        self._coming: dict[int, int] = {}  # page id → frame; those in the queue have none yet: -1
+        self._arrived: list[int] = []
+        # The rest of a row that is larger than a page: page id → the page for whose sake it is read.
+        self._on_behalf_of: dict[int, int] = {}
+        self._pinned = _Pinned(heaps, self)
+        for number, heap in enumerate(heaps):
+            heap.image_of = self._image_of(number, heap)
+
+    # What is needed.
+
+    def fetch(self, pages: Iterable[int]) -> None:
+        """These pages are waited for. Those that are in memory by now are among the next that `step` hands out."""
+        for page in pages:
+            if page in self._coming:
+                continue
+            heap = self._heaps[page >> 48]
+            if heap.is_on_disk_only(page & _PAGE_MASK):
+                self.faults += 1
+                self._coming[page] = -1
+                self._queue.append(page)
+            else:
+                self._arrived.append(page)
+
+    @property
+    def is_reading(self) -> bool:
+        return bool(self._coming)
+
+    @property
+    def has_arrived(self) -> bool:
+        return bool(self._arrived)
+
+    def step(self, wait_s: float = 0.0) -> list[int]:
+        """Takes in what was read, makes room, starts further reads. Pages that have come since the last time.
+
+        Between batches only. With `wait_s` it waits for the reader as long, if pages are coming.
+        """
+        if self._coming:
+            reader = self._reader
+            self._take_in(reader.wait(wait_s) if wait_s and reader.in_flight else reader.finished())
+        self.end_batch()
+        if self._arena.frames_in_use + self._reserve > self.capacity:
+            self._evict(self._reserve)
+        if self._queue:
+            self._start_reads()
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def bring(self, page: int) -> None:
+        """Brings one page into memory here and now, in the middle of a transaction."""
+        while self._coming.get(page, -1) >= 0:
+            self._take_in(self._reader.wait(1.0))
+        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        if heap.is_resident(number):
+            return
+        self.make_room(1)
+        frame = self._arena.take()
+        place = (heap.entries[number] >> 16) - 1
+        self._reader.read(place, frame)
+        self.faults += page not in self._coming
+        if self._coming.pop(page, None) is not None:
+            self._queue.remove(page)
+            self._arrived.append(self._on_behalf_of.pop(page, page))
+        self._admit(page, frame)
+
+    def bring_all(self, pages: Iterable[int]) -> None:
+        """The same for many pages at a time, in the order of their places; they stay until `end_batch`."""
+        heaps = self._heaps
+        for page in pages:
+            heaps[page >> 48].touched.append(page & _PAGE_MASK)
+        cold = [page for page in pages if heaps[page >> 48].is_on_disk_only(page & _PAGE_MASK)]
+        cold.sort(key=lambda page: heaps[page >> 48].entries[page & _PAGE_MASK])
+        self.fetch(cold)
+        while self._coming:
+            self.make_room(min(len(self._queue), self._reader.room))
+            self._start_reads()
+            self._take_in(self._reader.wait(1.0))
+        self._arrived.clear()
+
+    def make_room(self, frames: int) -> None:
+        """Sees to it that so many frames are free, in the middle of a batch. Raises ReadOnly when nothing can leave."""
+        self._pinned.in_batch = [set(heap.touched) for heap in self._heaps]
+        while self._arena.frames_in_use + frames > self.capacity:
+            if not self._evict(frames) and not self.clean_some():
+                mebibytes = self.capacity * PAGE_BYTES >> 20
+                raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
+
+    def cleaned(self, table: int, pages: Iterable[int]) -> None:
+        """These pages are in the page file as they are: they may leave."""
+        policy, base = self._policy, page_id(table, 0)
+        for page in pages:
+            if base | page not in policy:
+                policy.admit(base | page)
+
+    # How large it is.
+
+    @property
+    def pinned_pages(self) -> int:
+        return sum(heap.pinned_pages for heap in self._heaps)
+
+    @property
+    def needs_cleaning(self) -> bool:
+        """So many pages have changed that a checkpoint is due."""
+        return self.pinned_pages * DIRTY_SHARE > self.capacity or self.is_starved
+
+    @property
+    def is_starved(self) -> bool:
+        """Pages are waited for, and there is no frame for them."""
+        return bool(self._queue) and self._arena.frames_in_use >= self.capacity
+
+    @property
+    def must_clean(self) -> bool:
+        """So many pages have changed that no more may, until some are written."""
+        return self.pinned_pages * DIRTY_SHARE > 2 * self.capacity
+
+    def steer(self, resident_bytes: int) -> None:
+        """Fits the capacity to the resident size of the process, and gives back what is too much."""
+        arena = self._arena
+        others_bytes = resident_bytes - arena.resident_bytes
+        capacity = (self._budget_bytes - others_bytes) // PAGE_BYTES
+        self.is_overdrawn = capacity * OVERDRAWN < arena.frames
+        self.capacity = min(max(capacity, arena.frames // OVERDRAWN, 1), arena.frames)
+        arena.give_back(max(self.capacity - arena.frames_in_use, 0))
+
+    @property
+    def _reserve(self) -> int:
+        """Frames that are kept free, for reads and for new pages."""
+        return min(READS, self.capacity // 8)
+
+    # Inside.
+
+    def _take_in(self, pages: list[int]) -> None:
+        for page in pages:
+            self._admit(page, self._coming.pop(page))
+            awaited = self._on_behalf_of.pop(page, page)
+            following = self._heaps[page >> 48].next_of_row(page & _PAGE_MASK)
+            if following >= 0 and (continued := page & ~_PAGE_MASK | following) not in self._coming:
+                self._coming[continued] = -1
+                self._on_behalf_of[continued] = awaited
+                self._queue.appendleft(continued)
+            else:
+                self._arrived.append(awaited)
+
+    def _admit(self, page: int, frame: int) -> None:
+        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        entry = heap.entries[number]
+        start = frame * PAGE_BYTES
+        image = self._arena.memory[start : start + PAGE_BYTES]
+        check_sealed(image, page, entry & 0xFFFF, f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}")
+        heap.admit(number, frame)
+        self._policy.admit(page)
+
+    def _start_reads(self) -> None:
+        room = min(self._reader.room, self.capacity - self._arena.frames_in_use)
+        reads: list[tuple[int, int, int]] = []
+        while self._queue and len(reads) < room:
+            page = self._queue.popleft()
+            frame = self._arena.take()
+            self._coming[page] = frame
+            reads.append((page, (self._heaps[page >> 48].entries[page & _PAGE_MASK] >> 16) - 1, frame))
+        if reads:
+            self._reader.start(reads)
+
+    def end_batch(self) -> None:
+        """What the batch read counts as used, on a sample, and may leave; pages that were freed are forgotten."""
+        self._pinned.in_batch = []
+        is_full = self._arena.frames_in_use * 8 > self.capacity * 7
+        policy = self._policy
+        for number, heap in enumerate(self._heaps):
+            touched = heap.touched
+            if touched:
+                self.touches += len(touched)
+                if is_full:
+                    base = page_id(number, 0)
+                    policy.touch([base | page for page in touched[:: 1 + len(touched) // TOUCHES]])
+                touched.clear()
+            if heap.gone:
+                base = page_id(number, 0)
+                for page in heap.gone:
+                    policy.remove(base | page)
+                heap.gone.clear()
+
+    def _evict(self, frames: int) -> int:
+        """Makes room for so many frames, if it can. How many pages left."""
+        policy, step = self._policy, max(self.capacity // CAPACITY_STEPS, 1)
+        managed = len(policy)
+        target = managed + self.capacity - self._arena.frames_in_use - frames
+        target = max(target // step * step, self.capacity // LEAST_SHARE, 1)
+        if target != policy.capacity:
+            policy.resize(target)
+        if managed <= target:
+            return 0
+        evicted = policy.evict(self._pinned)
+        if not evicted:  # that pages stay for those who wait saves work; that others can come is a must
+            self._pinned.wanted_too = False
+            evicted = policy.evict(self._pinned)
+            self._pinned.wanted_too = True
+        for page in evicted:
+            self._heaps[page >> 48].evict(page & _PAGE_MASK)
+        self.evictions += len(evicted)
+        return len(evicted)
+
+    def _image_of(self, table: int, heap: Heap) -> Callable[[int], bytes]:
+        def image_of(page: int) -> bytes:
+            entry = heap.entries[page]
+            image = self._reader.image((entry >> 16) - 1)
+            where = f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}"
+            check_sealed(image, page_id(table, page), entry & 0xFFFF, where)
+            return image
+
+        return image_of
+
+
+class _Pinned:
+    """The pages that the policy may not name, for now."""
+
+    def __init__(self, heaps: list[Heap], pool: BufferPool) -> None:
+        self.in_batch: list[set[int]] = []  # page numbers that the batch under way has read, by table
+        self.wanted_too = True
+        self._heaps = heaps
+        self._pool = pool
+
+    def __contains__(self, page: int) -> bool:
+        table, number = page >> 48, page & _PAGE_MASK
+        if self._heaps[table].is_pinned(number) or (self.in_batch and number in self.in_batch[table]):
+            return True
+        return self.wanted_too and self._pool.is_wanted(page)

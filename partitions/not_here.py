@@ -1,0 +1,44 @@
+"""What a transaction needs and is not here: a page that is on disk, or a key that is lent.
+
+A transaction that touches it ends with NotHere, is undone, waits, and runs again (partitions.executor). What it waits
+for is named by a *miss*:
+
+    page id                   a page that is in the page file only (partitions.page.page_id)
+    (table number, key)       a key that is away; WHOLE_TABLE for the key of a read that is not by key
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+Miss: TypeAlias = "int | tuple[int, Any]"
+
+WHOLE_TABLE: Any = object()  # the key in the miss of a read that is not by key
+
+
+class NotHere(BaseException):
+    """The transaction needs something that is not here. Not an Exception: `except Exception` must not eat it."""
+
+
+class Misses(list["Miss"]):
+    """What the running transaction has missed so far; the executor takes it when the transaction is undone."""
+
+    __slots__ = ("_undo", "bring")
+
+    def __init__(self, undo: list[Any]) -> None:
+        self._undo = undo
+        # Set while a transaction may not miss pages any more, but waits for each: (page id) → it is in memory.
+        self.bring: Callable[[int], None] | None = None
+
+    def raise_for(self, *missed: Miss) -> NoReturn:
+        """Ends the transaction, whatever the procedure makes of the exception: the undo log is not empty after this."""
+        self.extend(missed)
+        self._undo.append((None, None, None))
+        raise NotHere
+
+    def page(self, page_id: int) -> None:
+        """The transaction needs this page, which is on disk."""
+        if self.bring is None:
+            self.raise_for(page_id)
+        self.bring(page_id)
