@@ -105,16 +105,17 @@ class BufferPool:
         return bool(self._arrived)
 
     def step(self, wait_s: float = 0.0) -> list[int]:
-        """Takes in what was read, makes room, starts further reads. Pages that have come since the last time.
+        """Makes room, takes in what was read, starts further reads. Pages that have come since the last time.
 
         Between batches only. With `wait_s` it waits for the reader as long, if pages are coming.
         """
+        self.end_batch()
+        # Before new pages come: those that came last time have had their calls by now, and may leave.
+        if self._arena.frames_in_use + self._reserve > self.capacity:
+            self._evict(self._reserve)
         if self._coming:
             reader = self._reader
             self._take_in(reader.wait(wait_s) if wait_s and reader.in_flight else reader.finished())
-        self.end_batch()
-        if self._arena.frames_in_use + self._reserve > self.capacity:
-            self._evict(self._reserve)
         if self._queue:
             self._start_reads()
         arrived, self._arrived = self._arrived, []

@@ -782,7 +782,7 @@ class WTinyLfu:
             victim = self._victim(pinned)
             candidate = None
             if len(window) > self._window_target or victim is None:
-                candidate = _oldest(window, pinned)
+                candidate = self._candidate(pinned)
             if candidate is None:
                 if victim is None:
                     break
@@ -849,6 +849,16 @@ class WTinyLfu:
             del self._protected[page]
         self._displaced.add(page)
         self._rejected.discard(page)
+
+    def _candidate(self, pinned: Pages) -> int | None:
+        """The page that falls out of the window. Pinned ones start over, or each eviction would pass by all of them."""
+        window = self._window
+        for _ in range(len(window)):
+            page = next(iter(window))
+            if page not in pinned:
+                return page
+            window.move_to_end(page)
+        return None
 
     def _victim(self, pinned: Pages) -> int | None:
         """The page that the main part would give up; None if there is none that is not pinned."""

@@ -83,6 +83,7 @@ class Table:
         "_asked",
         "_away",
         "_decode",
+        "_decoded_bytes",
         "_dying",
         "_find",
         "_fixed_columns",
@@ -138,6 +139,7 @@ class Table:
         self._rows: dict[Any, Any] = {}
         self._old: dict[Any, Any] = {}
         self._dying: dict[Any, Any] = {}
+        self._decoded_bytes = 8 << 20  # what a generation of decoded rows may take
         self._rows_limit = 1 << 14
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
@@ -362,9 +364,9 @@ class Table:
 
     def limit_decoded(self, decoded_bytes: int) -> None:
         """Bounds each generation of decoded rows to about so many bytes."""
+        self._decoded_bytes = decoded_bytes
         sample = next(iter(self._rows.values()), None) if self._rows else None
-        row_bytes = _decoded_bytes(sample) if sample is not None else 500
-        self._rows_limit = max(decoded_bytes // row_bytes, 256)
+        self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
 
     @property
     def storage(self) -> tuple[Heap, PrimaryIndex]:
@@ -527,6 +529,7 @@ class Table:
 
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
+        self.limit_decoded(self._decoded_bytes)  # by what rows are like now
         self._bury(len(self._dying))
         self._dying, self._old = self._old, self._rows.copy()
         self._rows.clear()  # it stays the same object: the accessors hold it
