@@ -26,8 +26,8 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
     "__main__", "server", "sockets", "timeout", "executor", "recovery", "checkpoint", "builtin", "outcome_window",
-    "store", "transaction", "table", "accessors", "heap", "index", "eviction", "page_file", "page", "row", "wal",
-    "flusher",
+    "store", "transaction", "table", "accessors", "heap", "index", "eviction", "warming", "prefetch", "access_log",
+    "heat", "hint_file", "page_file", "page", "row", "wal", "flusher",
 )  # fmt: skip
 
 
