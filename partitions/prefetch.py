@@ -84,6 +84,7 @@ class Prefetch:
 
         2 to 3 µs for pages in a row, 7 for others, learned or new (CPython 3.11), beside some 70 for the read itself.
         """
+        self._waiting.pop(page, None)  # it was to be read, but was asked for before
         following, in_a_row = self._streams.after(page)
         ahead: list[int] = []
         self._take(following, "sequential", ahead)

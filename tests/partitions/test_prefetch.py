@@ -256,6 +256,16 @@ def test_what_waits_too_long_is_dropped_oldest_first() -> None:
     prefetch.check()
 
 
+def test_a_page_that_is_asked_for_before_it_was_read_proves_nothing() -> None:
+    prefetch = Prefetch(64, 64)
+    for page in (10, 11, 12):
+        prefetch.after(page)
+    assert 13 in prefetch
+    prefetch.after(13)
+    assert 13 not in prefetch
+    assert prefetch.usefulness("sequential") == (0, 0, True)
+
+
 @pytest.mark.parametrize("source", ["sequential", "learned"])
 def test_a_source_that_is_switched_off_says_nothing(source: Source) -> None:
     prefetch = Prefetch(1024, 64)
