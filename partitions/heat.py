@@ -1,7 +1,7 @@
 """The heat dump: which pages were in memory, the hottest first, so that a start can read them again in that order.
 
     file     = a hint file (partitions.hint_file) with magic b"voltpyHT"; count = pages
-    payload  = count × u64: page ids (partitions.page), below 2**63, each once, the hottest first
+    payload  = count × u64: page ids (partitions.page), below 2**63, the hottest first
 
 A policy (partitions.eviction) names its pages the coldest first: `write_heat(path, 3, reversed(list(policy)))`.
 """
@@ -23,7 +23,7 @@ _MAGIC = b"voltpyHT"
 def write_heat(path: Path, partition: int, pages: Iterable[int], *, flush: bool = True) -> None:
     """Replaces the dump: page ids, the hottest first; beyond MAX_PAGES the coldest are left out.
 
-    Takes about 0.1 µs a page, and the flush. Raises OSError: then the dump before is still there, whole.
+    Takes about 0.15 µs a page, and the flush. Raises OSError: then the dump before is still there, whole.
     """
     ids = array("Q", islice(pages, MAX_PAGES))
     write_hint(path, _MAGIC, partition, len(ids), ids.tobytes(), flush=flush)

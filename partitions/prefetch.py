@@ -82,7 +82,7 @@ class Prefetch:
     def after(self, page: int) -> list[int]:
         """The page had to be read: what to read ahead now. Each of these is then told about by one of the calls below.
 
-        2 to 3 µs for pages in a row, 7 for others, learned or new (CPython 3.11), beside some 70 for the read itself.
+        2 to 3 µs for pages in a row, 7 to 8 for others (CPython 3.11), beside some 70 for the read itself.
         """
         self._waiting.pop(page, None)  # it was to be read, but was asked for before
         following, in_a_row = self._streams.after(page)

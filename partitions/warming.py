@@ -90,6 +90,8 @@ class Warming:
 
         `is_resident(page)`: it is in memory, under way, or there is no such page (any more). `full`: the pool holds as
         much as it may. No `room` alone does not say so: too many reads may be under way.
+
+        1 µs when nothing may be read, else 0.25 µs a page and 0.15 ms at most, when LOOKED_AT are passed over.
         """
         pages: list[int] = []
         source = self._turn()

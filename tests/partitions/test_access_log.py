@@ -94,6 +94,23 @@ def test_the_hot_keys_of_a_skewed_stream_are_found(seed: int) -> None:
     assert len(found & set(hot)) >= 48
 
 
+@pytest.mark.parametrize(("keys", "most", "each"), [(100, 10, 10), (101, 10, 11), (7, 10, 1), (10, 10, 1), (1, 1, 1)])
+def test_every_key_has_its_turn_in_samples(keys: int, most: int, each: int) -> None:
+    log = AccessLog(256)
+    for sample in range(each):
+        before = sum(weight for _, _, weight in log.top(256))
+        log.note_some(0, dict.fromkeys(range(keys)), most)
+        assert sum(weight for _, _, weight in log.top(256)) - before <= most, sample
+    assert sorted(log.top(256)) == [(0, key, 1) for key in range(keys)]
+
+
+def test_a_sample_of_nothing_is_nothing() -> None:
+    log = AccessLog(4)
+    log.note_some(0, {}, 10)
+    log.note_some(0, {1: None}, 0)
+    assert log.top(4) == []
+
+
 @pytest.mark.parametrize("key", ["x" * KEY_BYTES, 2**64, None, b"raw", "\ud800", (1, (2,)), (1, None), frozenset()])
 def test_what_can_be_no_key_or_is_too_long_is_not_counted(key: Any) -> None:
     log = AccessLog(4)
