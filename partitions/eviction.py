@@ -8,7 +8,7 @@ benchmark `python -m bench.hit_ratio` measures the very class that the pool uses
     remove(page)     a page is gone for another reason than eviction (freed, its table dropped)
     evict(pinned)    takes out, and names, pages until no more than the capacity are left; never a pinned one
     resize(pages)    the capacity, which may change at any time; evict() follows it
-    iteration        the resident pages, roughly the coldest first, for whoever dumps them by heat
+    iteration        the resident pages, roughly the coldest first; reversed(), the hottest, for a heat dump
     check()          verifies every invariant, for tests
 
 They are pure: no clock, no I/O, no randomness and no seeded hash, so the same calls always evict the same pages. Page
@@ -52,6 +52,7 @@ class Policy(Protocol):
     def __len__(self) -> int: ...
     def __contains__(self, page: object) -> bool: ...
     def __iter__(self) -> Iterator[int]: ...
+    def __reversed__(self) -> Iterator[int]: ...
 
 
 def _oldest(pages: Iterable[int], pinned: Pages) -> int | None:
@@ -85,6 +86,9 @@ class Lru:
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._pages)
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(self._pages)
 
     def touch(self, pages: Iterable[int]) -> None:
         resident = self._pages
@@ -141,6 +145,9 @@ class Clock:
             [page for page, touched in self._ring.items() if not touched],
             [page for page, touched in self._ring.items() if touched],
         )
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(list(self))
 
     def touch(self, pages: Iterable[int]) -> None:
         ring = self._ring
@@ -218,6 +225,9 @@ class MidpointLru:
     def __iter__(self) -> Iterator[int]:
         return chain(self._old, self._young)
 
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._young), reversed(self._old))
+
     def touch(self, pages: Iterable[int]) -> None:
         young, old = self._young, self._old
         move_to_end = young.move_to_end
@@ -294,6 +304,9 @@ class Arc:
 
     def __iter__(self) -> Iterator[int]:
         return chain(self._once, self._again)
+
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._again), reversed(self._once))
 
     def touch(self, pages: Iterable[int]) -> None:
         once, again = self._once, self._again
@@ -690,6 +703,9 @@ class WTinyLfu:
 
     def __iter__(self) -> Iterator[int]:
         return chain(self._window, self._probation, self._protected)
+
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._protected), reversed(self._probation), reversed(self._window))
 
     @property
     def window_target(self) -> float:

@@ -6,8 +6,11 @@ batch is in the WAL: when that fails for want of room, everything is undone and 
 
 from __future__ import annotations
 
+import os
+
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
+from partitions.index import INDEX_BYTES
 from partitions.not_here import Misses
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
@@ -25,10 +28,21 @@ DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 class Store:
     """`tables` in the order of their numbers. `undo_log` entries: see partitions.table."""
 
-    __slots__ = ("_memory_bytes", "_unlimited_until", "arena", "by_name", "misses", "pool", "tables", "undo_log")
+    __slots__ = (
+        "_empty_bytes",
+        "_memory_bytes",
+        "_unlimited_until",
+        "arena",
+        "by_name",
+        "misses",
+        "pool",
+        "tables",
+        "undo_log",
+    )
 
     def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
+        self._empty_bytes = resident_bytes()
         self.arena = Arena(memory_bytes, spare_bytes=memory_bytes // 2)
         self.undo_log: UndoLog = []
         self.misses = Misses(self.undo_log)
@@ -149,6 +163,20 @@ class Store:
             "decoded_rows": sum(table.decoded_rows for table in self.tables),
         }
 
+    def read_latency_us(self) -> dict[str, float | None]:
+        """What reading a row costs in here, on a sample: decoded and hot; on a page in memory. None: there is none."""
+        samples = [table.read_latency_us() for table in self.tables]
+        hot = [each for each, _ in samples if each is not None]
+        resident = [each for _, each in samples if each is not None]
+        return {"hot": min(hot, default=None), "resident": min(resident, default=None)}
+
+    @property
+    def accounted_bytes(self) -> int:
+        """What pages, indexes and decoded rows should take, and the process without them."""
+        rows = sum(table.row_count for table in self.tables)
+        decoded = sum(table.decoded_bytes for table in self.tables)
+        return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + rows * INDEX_BYTES + decoded
+
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share over the tables; again when the data has grown by an eighth."""
         self._unlimited_until = self.arena.frames_in_use * 9 // 8 + 64
@@ -156,3 +184,12 @@ class Store:
         budget = self._memory_bytes // DECODED_SHARE
         for table in self.tables:
             table.limit_decoded(min(max(table.image_bytes // DECODED_FRACTION, floor), budget))
+
+
+def resident_bytes() -> int:
+    """Of this process, what is in memory; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -231,7 +231,7 @@ class OnePartition:
             return
         self.pool.fetch(self.executor.missed_pages())
         while True:
-            self.executor.pages_arrived(self.pool.step(1.0))
+            self.executor.pages_arrived(self.pool.step(0.0, 1.0))
             if self.executor.has_ready:
                 self.run_ready()
                 self.pool.fetch(self.executor.missed_pages())

@@ -112,7 +112,7 @@ def checkpointed(partition: OnePartition) -> None:
 def evicted(partition: OnePartition, frames: int = 1) -> None:
     pool = partition.pool
     capacity, pool.capacity = pool.capacity, frames
-    pool.step()
+    pool.step(0.0)
     pool.capacity = capacity
 
 
