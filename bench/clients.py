@@ -6,8 +6,10 @@ making them cost time that is measured. A client lives through several runs: wha
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import count
 from multiprocessing import get_context
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -57,11 +59,18 @@ class _Client:
 
     def run(self, seconds: float) -> Tally:
         prepared = min(int(self._rate * 4 / 3 * seconds / CALLS_A_CHUNK) + 1, MOST_PREPARED)
-        tally = self._driver.run(self._operations.chunks(prepared), seconds)
+        chunks = self._operations.chunks(prepared)
+        # Hundreds of thousands of tuples that wait for their turn, and answers that pile up: a collection in the middle
+        # would walk over all of them, and what it takes would be told as the server's.
+        gc.collect()
+        gc.disable()
+        tally = self._driver.run(chunks, seconds)
+        gc.enable()
         self._rate = tally.rate
         return tally
 
 
+_seeds = count(1)
 _client: _Client | None = None  # of this process, once it is a client
 
 
@@ -77,7 +86,10 @@ def _run(seconds: float) -> Tally:
 
 
 class Clients:
-    """Used as a context. `open_driver` is called in each client process, and so has to travel there."""
+    """Used as a context. `open_driver` is called in each client process, and so has to travel there.
+
+    No two client processes draw the same keys: a second run would find what the first one left in memory.
+    """
 
     def __init__(
         self, open_driver: Callable[[], Driver], rows: Rows, *, processes: int = 1, update_percent: float = 5.0
@@ -85,9 +97,9 @@ class Clients:
         # An executor each, since one executor may give both runs to the same process.
         self._executors = [
             ProcessPoolExecutor(
-                1, get_context("spawn"), initializer=_begin, initargs=(open_driver, rows, update_percent, 1 + number)
+                1, get_context("spawn"), initializer=_begin, initargs=(open_driver, rows, update_percent, next(_seeds))
             )
-            for number in range(processes)
+            for _ in range(processes)
         ]
 
     def __enter__(self) -> Self:

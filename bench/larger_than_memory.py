@@ -1,4 +1,4 @@
-"""`python -m bench larger-than-memory`: a table several times the memory, read and updated by keys of which few are hot.
+"""`python -m bench larger-than-memory`: a table several times the memory, few of whose rows are hot.
 
 Each peer is loaded once; then, repetition by repetition, each way of driving each peer is warmed up and measured in
 turn. At the end of a repetition comes the lone cold read: one call at a time, any key as likely as the other, so that
@@ -119,6 +119,9 @@ def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
 @click.option("--cold-seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of cold reads.")
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(1, 1000), help="Repetitions, in turn.")
+@click.option(
+    "--innodb-page-size", default="8k", show_default=True, type=click.Choice(["4k", "8k", "16k"]), help="Of MariaDB."
+)
 @click.option("--way", default="", help="Only ways of driving a peer whose name contains this.")
 def main(
     memory: int,
@@ -134,6 +137,7 @@ def main(
     seconds: float,
     cold_seconds: float,
     repeat: int,
+    innodb_page_size: str,
     way: str,
 ) -> None:
     """A table several times the memory, under a skewed load of reads and few updates."""
@@ -156,7 +160,7 @@ def main(
         with errors_for_the_command_line(), ExitStack() as stack:
             parent = stack.enter_context(data_directory(directory))
             os.chmod(parent, 0o755)  # MariaDB runs as another user
-            servers = dict(_loaded(results, peers, partitions, parent, stack))
+            servers = dict(_loaded(results, peers, partitions, innodb_page_size, parent, stack))
             for repetition in range(repeat):
                 for name, server in servers.items():
                     for one in server.ways():
@@ -173,14 +177,14 @@ def main(
 
 
 def _loaded(
-    results: Results, peers: Sequence[str], partitions: int, parent: Path, stack: ExitStack
+    results: Results, peers: Sequence[str], partitions: int, innodb_page_size: str, parent: Path, stack: ExitStack
 ) -> Iterator[tuple[str, Server]]:
     """The peers that could be started and hold the table."""
     for name in peers:
         own = parent / name
         own.mkdir()
         try:
-            server = _make(name, own, results.table, partitions, results.fsync)
+            server = _make(name, own, results.table, partitions, innodb_page_size, results.fsync)
             with ExitStack() as undo:
                 undo.enter_context(server)
                 results.load_s[name] = load(server, name, results.table.rows)
@@ -196,10 +200,10 @@ def _loaded(
         yield name, server
 
 
-def _make(name: str, directory: Path, table: Table, partitions: int, fsync: Fsync) -> Server:
+def _make(name: str, directory: Path, table: Table, partitions: int, innodb_page_size: str, fsync: Fsync) -> Server:
     if name == "mariadb":
         server: Server = import_module("bench.peers.mariadb").Mariadb(
-            directory, memory_bytes=table.memory_bytes, fsync=fsync
+            directory, memory_bytes=table.memory_bytes, page_size=innodb_page_size, fsync=fsync
         )
         return server
     columns_bytes = table.rows.count * table.row_bytes
@@ -382,8 +386,8 @@ def _conditions(results: Results) -> list[str]:
     return [
         machine.in_words(results.machine),
         f"{results.table.in_words()}. Zipf 0.99 over scattered keys, 95 % reads of a row, 5 % updates of a column.",
-        f"{results.seconds:g} s a run after a warm-up, {results.repeat} repetitions in turn, fsync {results.fsync}; the "
-        f"system's page cache: {results.page_cache}. Medians; ratios pair by pair, of voltpy's best way.",
+        f"{results.seconds:g} s a run after a warm-up, {results.repeat} repetitions in turn, fsync {results.fsync}; "
+        f"the system's page cache: {results.page_cache}. Medians; ratios pair by pair, of voltpy's best way.",
         *(f"{name}: {text}." for name, text in results.peers.items()),
         *(f"{name} at the end: {text}." for name, text in figures.items() if text),
         *(f"{name}: not measured, {why}." for name, why in results.skipped.items()),

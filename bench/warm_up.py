@@ -24,7 +24,7 @@ class WarmUp(Struct, frozen=True):
 
 
 def warm_up(clients: Clients, pool: Callable[[], Pool], most_s: float) -> WarmUp:
-    """Ends when the rate, and the hit ratio where it is told, were about the same in several windows in a row."""
+    """Ends when the hit ratio, or the rate where that is not told, was about the same in several windows in a row."""
     rates: list[float] = []
     ratios: list[float] = []
     is_settled = False
@@ -37,5 +37,5 @@ def warm_up(clients: Clients, pool: Callable[[], Pool], most_s: float) -> WarmUp
         before = after
         if ratio is not None:
             ratios.append(ratio)
-        is_settled = settled(rates) and (not ratios or settled(ratios))
+        is_settled = settled(ratios or rates)
     return WarmUp(perf_counter() - began_s, is_settled, rates, ratios)

@@ -130,6 +130,11 @@ class Cluster:
     def pids(self) -> dict[str, int]:
         return {f"partition {status['partition']}": status["pid"] for status in self.statuses()}
 
+    def metrics_by_directory(self) -> dict[Path, dict[str, Any]]:
+        return {
+            partition_directory(self.data, status["partition"]): status.get("metrics", {}) for status in self.statuses()
+        }
+
     def partition_directories(self) -> list[Path]:
         return [partition_directory(self.data, number) for number in range(self.partitions)]
 

@@ -2,8 +2,8 @@
 
 As in YCSB's workload B keys are drawn by Zipf 0.99 and 95 % of the operations are reads, unless told otherwise.
 Popular keys are scattered over the table (`bench.zipf`): were they neighbours, they would share pages, and a pool of
-pages would look better than it is. A value begins with its key and with a serial number, which is 0 in the rows that are loaded:
-that tells an answer of another row, and an update that was lost.
+pages would look better than it is. A value begins with its key and with a serial number, which is 0 in the rows that
+are loaded: that tells an answer of another row, and an update that was lost.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ class Operations:
         """Without end. `prepared` chunks are made now, before a clock starts; further ones when they are asked for."""
         ready = [self.chunk() for _ in range(prepared)]
         ready.reverse()
-        while True:
-            yield ready.pop() if ready else self.chunk()
+        return iter(lambda: ready.pop() if ready else self.chunk(), None)
 
 
 def cold_keys(rows: Rows, number: int, seed: int) -> list[int]:
