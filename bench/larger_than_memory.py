@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from msgspec import Struct
 from bench import machine, pool, residency
 from bench.clients import Clients, Way, rate
 from bench.measure import pairwise_ratio, percentile
-from bench.page_cache import Forgetting
+from bench.page_cache import forgetting
 from bench.pool import Pool
 from bench.residency import Residency
 from bench.table import Table, data_directory, durability, errors_for_the_command_line, load, say, table_options
@@ -217,16 +217,9 @@ def _make(name: str, directory: Path, table: Table, partitions: int, innodb_page
     return server
 
 
-def _forgetting(results: Results, server: Server) -> AbstractContextManager[Any]:
-    def files() -> Iterable[Path]:
-        return [path for path in server.data.rglob("*") if path.is_file()]
-
-    return Forgetting(files) if results.page_cache == "forget" else nullcontext()
-
-
 def _run(results: Results, name: str, server: Server, way: Way, repetition: int, warm_up_s: float) -> Run:
     with (
-        _forgetting(results, server),
+        forgetting(server.data, results.page_cache),
         Clients(way.open_driver, results.table.rows, processes=way.processes) as clients,
     ):
         warmth = warm_up(clients, server.pool, warm_up_s)
@@ -268,7 +261,7 @@ def _verify(server: Server, updates: Sequence[Update]) -> None:
 def _read_cold(results: Results, name: str, server: Server, repetition: int, seconds: float) -> ColdRead:
     latencies_us: list[float] = []
     keys = cold_keys(results.table.rows, 200_000, seed=100 + repetition)
-    with _forgetting(results, server), server.reader() as read:
+    with forgetting(server.data, results.page_cache), server.reader() as read:
         traffic_before = residency.disk_traffic(server.pids())
         deadline = perf_counter() + seconds
         for key in keys:

@@ -8,20 +8,25 @@ here, has no such help, so nobody gets any: files are forgotten again and again 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import Event, Thread
-from typing import Self
+from typing import Any, Self
 
 EVERY_S = 0.2
 
 
-class Forgetting:
-    """Used as a context. `files` says each time which there are."""
+def forgetting(directory: Path, page_cache: str) -> AbstractContextManager[Any]:
+    """As --page-cache says."""
+    return Forgetting(directory) if page_cache == "forget" else nullcontext()
 
-    def __init__(self, files: Callable[[], Iterable[Path]]) -> None:
-        self._files = files
+
+class Forgetting:
+    """Used as a context: what lies below the directory is forgotten again and again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._end = Event()
         self._thread = Thread(target=self._forget, daemon=True)
 
@@ -35,7 +40,8 @@ class Forgetting:
 
     def _forget(self) -> None:
         while True:
-            forget(self._files())
+            # Unlike Path.rglob, os.walk takes it that a folder disappears while it is walked.
+            forget(Path(folder) / name for folder, _, names in os.walk(self._directory) for name in names)
             if self._end.wait(EVERY_S):
                 return
 
@@ -43,7 +49,7 @@ class Forgetting:
 def forget(files: Iterable[Path]) -> None:
     """What of them is clean leaves the page cache. Dirty pages stay until they are written."""
     for path in files:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone meanwhile, or a socket
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

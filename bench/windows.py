@@ -51,3 +51,7 @@ def union(intervals: Sequence[Interval]) -> list[Interval]:
         else:
             joined.append((begin, end))
     return joined
+
+
+def mean(figures: Sequence[float]) -> float | None:
+    return sum(figures) / len(figures) if figures else None
