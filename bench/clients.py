@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from multiprocessing import get_context
 from typing import Any, NamedTuple, Protocol, Self
@@ -79,6 +79,10 @@ def _begin(*arguments: Any) -> None:
     _client = _Client(*arguments)
 
 
+def _ready() -> bool:
+    return _client is not None
+
+
 def _run(seconds: float) -> Tally:
     if _client is None:
         raise RuntimeError("this process is no client")
@@ -109,11 +113,13 @@ class Clients:
         for executor in self._executors:
             executor.shutdown(cancel_futures=True)
 
-    def start(self, seconds: float) -> list[Future[Tally]]:
-        return [executor.submit(_run, seconds) for executor in self._executors]
+    def prepare(self) -> None:
+        """Starts the processes now instead of with the first run, which then is under way at once."""
+        for future in [executor.submit(_ready) for executor in self._executors]:
+            future.result()
 
     def run(self, seconds: float) -> list[Tally]:
-        return [future.result() for future in self.start(seconds)]
+        return [future.result() for future in [executor.submit(_run, seconds) for executor in self._executors]]
 
 
 def rate(tallies: list[Tally]) -> float:

@@ -125,17 +125,13 @@ def _run(
     cluster.stop()
     stop_s = perf_counter() - began_s
     heat_files = len(_heat_files(cluster)) if way == "warm" else forget_heat(cluster.data, cluster.partitions)
-    began_s = perf_counter()
-    cluster.start()
-    serving_s = perf_counter()
-    with Clients(partial(Pipelined, cluster.url), rows) as clients, Timeline(cluster.pool, WINDOW_S) as timeline:
-        rates = []
-        back = None
-        while back is None and perf_counter() - serving_s < most_s:
-            rates.append(rate(clients.run(min(2 * WINDOW_S, most_s))))
-            if before is None:
-                break  # nobody tells a hit ratio: there is nothing to wait for
-            back = back_at(timeline.ratios(serving_s, perf_counter()), before - WITHIN)
+    with Clients(partial(Pipelined, cluster.url), rows) as clients:
+        clients.prepare()
+        began_s = perf_counter()
+        cluster.start()
+        serving_s = perf_counter()
+        with Timeline(cluster.pool, WINDOW_S) as timeline:
+            rates, back = _come_back(clients, timeline, before, serving_s, most_s)
     _expect_status(timeline)
     ratios = [(at_s - serving_s, ratio) for at_s, ratio in timeline.ratios(serving_s, perf_counter())]
     return Run(
@@ -150,6 +146,20 @@ def _run(
         sum(rates) / len(rates),
         heat_files,
     )
+
+
+def _come_back(
+    clients: Clients, timeline: Timeline, before: float | None, serving_s: float, most_s: float
+) -> tuple[list[float], float | None]:
+    """Runs the workload until the hit ratio is back, or the time is up: the rates, and when it was back."""
+    rates = []
+    while True:
+        rates.append(rate(clients.run(min(2 * WINDOW_S, most_s))))
+        if before is None:  # nobody tells a hit ratio: there is nothing to wait for
+            return rates, None
+        back = back_at(timeline.ratios(serving_s, perf_counter()), before - WITHIN)
+        if back is not None or perf_counter() - serving_s >= most_s:
+            return rates, back
 
 
 def _heat_files(cluster: Cluster) -> list[Path]:

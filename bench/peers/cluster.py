@@ -145,15 +145,22 @@ class Cluster:
 
 
 class Pipelined:
-    """A client with as many calls under way as the SDK allows: reads through call_many, updates through submit."""
+    """A client with as many calls under way as the SDK allows: reads through call_many, updates through submit.
+
+    It connects when it is first used: a client may be there before the cluster is.
+    """
 
     def __init__(self, url: str) -> None:
-        self._client = voltpy.connect(url, timeout=TIMEOUT_S)
+        self._url = url
+        self._client: Any = None
 
     def close(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
 
     def run(self, chunks: Iterator[Chunk], seconds: float) -> Tally:
+        if self._client is None:
+            self._client = voltpy.connect(self._url, timeout=TIMEOUT_S)
         lanes: list[Tally | Exception] = []
         taking = Lock()
         deadline = perf_counter() + seconds
