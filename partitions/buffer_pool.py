@@ -105,11 +105,7 @@ class BufferPool:
 
     @property
     def is_reading(self) -> bool:
-        return bool(self._coming)
-
-    @property
-    def has_arrived(self) -> bool:
-        return bool(self._arrived)
+        return bool(self._coming or self._arrived)
 
     def is_coming(self, page: int) -> bool:
         return page in self._coming
@@ -257,9 +253,9 @@ class BufferPool:
             "pages": sum(heap.pages for heap in self._heaps),
             "resident_pages": self._arena.frames_in_use,
             "capacity_pages": self.capacity,
-            "buffer_pool_hit_ratio": round(1 - self.faults / self.touches, 4) if self.touches else None,
+            "buffer_pool_hits": max(self.touches - self.faults, 0),
+            "buffer_pool_misses": self.faults,
             "buffer_pool_dirty_pages_ratio": round(dirty / in_use, 4),
-            "page_faults": self.faults,
             "evictions": self.evictions,
         }
 

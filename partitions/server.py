@@ -119,6 +119,7 @@ class Server:
     def serve(self) -> None:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
+            self._pool.fetch(self._executor.missed_pages())
             is_idle = not self._unsent and not self._executor.has_ready
             is_reading = self._pool.is_reading
             wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
@@ -156,9 +157,8 @@ class Server:
         return wait_s if due_s is None else min(wait_s, max(due_s, WARM_UP_WAIT_S))
 
     def _turn_pages(self, wait_s: float) -> None:
-        """Between two batches: pages that calls have missed are read, those that came let their calls run again."""
+        """Between two batches: pages that were fetched are read, those that came let their calls run again."""
         pool, executor = self._pool, self._executor
-        pool.fetch(executor.missed_pages())
         arrived = pool.step(time.monotonic(), wait_s)
         if arrived:
             executor.pages_arrived(arrived)
@@ -364,7 +364,8 @@ class Server:
         return LoadPrepared(message.catalog_version, "", self._executor.infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:
-        executor, wal = self._executor, self._wal
+        executor, wal, rates = self._executor, self._wal, self._rates.per_second
+        faults, touches = rates.get("page_faults_per_second", 0.0), rates.get("page_touches_per_second", 0.0)
         metrics: dict[str, object] = {
             "pid": os.getpid(),
             "calls": self._calls,
@@ -379,9 +380,11 @@ class Server:
             **{f"calls_{name}": count for name, count in executor.counts.items()},
             "checkpoint_lsn": self._checkpointer.last.lsn,
             "checkpoints": self._checkpointer.last.number,
+            "checkpoint_running": self._checkpointer.running,
             **self._store.metrics(),
             **self._pool.metrics(),
-            **self._rates.per_second,
+            **rates,
+            "buffer_pool_hit_ratio": round(1 - min(faults / touches, 1.0), 4) if touches else None,
             "read_latency_us": {**self._store.read_latency_us(), "disk": self._pool.disk_read_us},
             "memory_fragmentation_ratio": round(resident_bytes() / self._store.accounted_bytes, 3),
             "warming": [progress._asdict() for progress in self._warm_up.progress(time.monotonic())],

@@ -235,7 +235,7 @@ class OnePartition:
             if self.executor.has_ready:
                 self.run_ready()
                 self.pool.fetch(self.executor.missed_pages())
-            elif not self.pool.is_reading and not self.pool.has_arrived:
+            elif not self.pool.is_reading:
                 return
 
     def run_ready(self) -> None:
