@@ -885,11 +885,16 @@ class WTinyLfu:
                 return page
             victims.pop()
         scanned: list[int] = []
+        passed_by: list[int] = []
         for page in probation:
-            if page not in pinned:
+            if page in pinned:
+                passed_by.append(page)
+            else:
                 scanned.append(page)
                 if len(scanned) == self.SAMPLE:
                     break
+        for page in passed_by:
+            probation.move_to_end(page)  # as in the window
         if not scanned:
             return _oldest(self._protected, pinned)
         # The sort is stable and the list is reversed before and after: of equals the oldest comes last.

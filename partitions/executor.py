@@ -69,6 +69,7 @@ LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
 MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
+CALLS_A_RERUN = 128
 TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -155,7 +156,7 @@ class Executor:
         # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
         self._waited: dict[tuple[int, int], SetAside | None] = {}
         self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
-        self._rerunning: SetAside | None = None
+        self._rerunning: dict[int, SetAside] = {}  # by call number; all of one client
         self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
         self._arrivals = 0
@@ -289,7 +290,7 @@ class Executor:
             arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
             self._arrivals += 1
-            again = self._rerunning
+            again = self._rerunning.get(number)
             call = SetAside(
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
                 missed, set(missed),
@@ -389,32 +390,41 @@ class Executor:
         return len(self._waiting)
 
     def run_ready(self) -> None:
-        """Reruns the calls whose keys are here again. One that misses another key is set aside again."""
+        """Reruns the calls that have what they missed. One that misses something else is set aside again."""
         while self._ready:
             self.run_next_ready()
 
     def run_next_ready(self) -> None:
-        """Reruns the first of them."""
-        call = self._ready.popleft()
-        del self._waiting[call.client_id, call.number]
-        self._forget_misses(call)
-        self._waited.setdefault((call.client_id, call.number), call)
-        self._rerunning = call
-        self.counts["reruns"] += 1
-        self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
-        self._context.resume(call.generated)
-        group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
-        arguments = call.procedure.decode_one(call.arguments)
+        """Reruns the first of them, and with it those that follow and may be in one group with it: that costs half."""
+        first = self._ready.popleft()
+        calls = [first]
+        if _may_be_grouped(first):
+            while self._ready and len(calls) < CALLS_A_RERUN and _belong_together(first, self._ready[0]):
+                calls.append(self._ready.popleft())
+        rerunning, waiting, waited = self._rerunning, self._waiting, self._waited
+        for call in calls:
+            call_id = call.client_id, call.number
+            del waiting[call_id]
+            self._forget_misses(call)
+            waited.setdefault(call_id, call)
+            rerunning[call.number] = call
+        self.counts["reruns"] += len(calls)
+        self._running[CLIENT_ID], self._running[CALL_NUMBER] = first.client_id, first.number
+        self._context.resume(first.generated)
+        numbers = list(rerunning)
+        args = joined([call.arguments for call in calls])
+        group = CallGroup(first.client_id, first.procedure.name, 0, 0, numbers, [0] * len(calls), args)
+        arguments = first.procedure.decode_many(args, len(calls))
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
-        if call.times >= TIMES_SET_ASIDE and pool is not None:
+        if first.times >= TIMES_SET_ASIDE and pool is not None:
             misses.bring = pool.bring
-        if call.directed_now is None:
-            self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
+        if first.directed_now is None:
+            self._run_each(first.origin, group, first.procedure, numbers, arguments, None)
         else:
-            self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+            self._run_directed(first.origin, group, first.procedure, arguments[0], first.directed_now)
         misses.bring = bring
-        self._rerunning = None
+        rerunning.clear()
 
     # Retried calls.
 
@@ -649,6 +659,19 @@ class _Full(ReadOnlyTable):
         raise ReadOnly(self._reason)
 
     insert = update = upsert = delete = _refuse
+
+
+def _may_be_grouped(call: SetAside) -> bool:
+    return call.directed_now is None and call.generated is None and call.times < TIMES_SET_ASIDE
+
+
+def _belong_together(first: SetAside, call: SetAside) -> bool:
+    return (
+        call.procedure is first.procedure
+        and call.client_id == first.client_id
+        and call.origin == first.origin
+        and _may_be_grouped(call)
+    )
 
 
 def _call_error(client_id: int, number: int, error: BaseException) -> CallError:

@@ -406,7 +406,9 @@ class Heap:
         """The page, which was cold, is in this frame from now on."""
         self._frames[page] = frame
         self.cold -= 1
-        if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+        words, base = self._words, frame * PAGE_WORDS
+        # Most are full: the dead bytes and the gap in the middle say so without a closer look.
+        if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
             self._mark_if_roomy(page, frame)
 
     def next_of_row(self, page: int) -> int:
