@@ -24,7 +24,7 @@ from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
-from partitions.outcome_window import OutcomeWindow
+from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.server import Server
@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
     store.use(pool)
-    window = OutcomeWindow(checkpoint.root.outcomes_reach)
+    window = OutcomeWindow(checkpoint.root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 8))
     checkpointer = Checkpointer(
         wal_directory,
         arguments.partition,

@@ -36,6 +36,7 @@ from partitions.prefetch import Prefetch
 from voltpy.errors import ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
+FREE_FRAMES = 256
 READS = 64  # at a time
 TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
 LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
@@ -135,8 +136,12 @@ class BufferPool:
 
     @property
     def room_ahead(self) -> int:
-        """Pages that may be read without anybody waiting for them. Half of the reserve is left to those who do."""
-        return max(0, min(self._reader.room, self.capacity - self._arena.frames_in_use - self._reserve // 2))
+        """Pages that may be read without anybody waiting for them.
+
+        Until the pool is full, none leaves for them; then they may take half of what is kept free for those who wait.
+        """
+        spare = self.capacity - self._arena.frames_in_use - self._reserve
+        return max(0, min(self._reader.room, spare if spare > 0 else spare + self._reserve // 2))
 
     @property
     def is_full(self) -> bool:
@@ -208,8 +213,11 @@ class BufferPool:
         self._pinned.in_batch = [set(heap.touched) for heap in self._heaps]
         while self._arena.frames_in_use + frames > self.capacity:
             if not self._evict(frames) and not self.clean_some():
-                mebibytes = self.capacity * PAGE_BYTES >> 20
-                raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
+                mebibytes = self.capacity * PAGE_BYTES / (1 << 20)
+                raise ReadOnly(
+                    f"the transactions that run together need more pages than the partition's memory has room for "
+                    f"({mebibytes:,.1f} MiB; see --memory)"
+                )
 
     def cleaned(self, table: int, pages: Iterable[int]) -> None:
         """These pages are in the page file as they are: they may leave."""
@@ -246,7 +254,8 @@ class BufferPool:
         capacity = (self._budget_bytes - others_bytes) // PAGE_BYTES
         self.is_overdrawn = capacity * OVERDRAWN < arena.frames
         self.capacity = min(max(capacity, arena.frames // OVERDRAWN, 1), arena.frames)
-        arena.give_back(max(self.capacity - arena.frames_in_use, 0))
+        # What is free is taken again soon, but for what is left behind when many rows have gone.
+        arena.give_back(min(max(self.capacity - arena.frames_in_use, 0), arena.frames_in_use // 8 + FREE_FRAMES))
 
     def metrics(self) -> dict[str, object]:
         dirty = self.pinned_pages

@@ -411,6 +411,11 @@ class Heap:
         if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
             self._mark_if_roomy(page, frame)
 
+    def forget_touches(self) -> None:
+        """Where there is no buffer pool to tell."""
+        self.touched.clear()
+        self.gone.clear()
+
     def next_of_row(self, page: int) -> int:
         """The page that continues what is in this overflow page, if it is cold: whoever reads one needs all. Or -1."""
         frame = self._frames[page]

@@ -6,7 +6,10 @@ batch is in the WAL: when that fails for want of room, everything is undone and 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Callable
 
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
@@ -23,6 +26,7 @@ from voltpy.schema import Schema
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
+TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
 
 
 class Store:
@@ -31,6 +35,7 @@ class Store:
     __slots__ = (
         "_empty_bytes",
         "_memory_bytes",
+        "_most_rows",
         "_unlimited_until",
         "arena",
         "by_name",
@@ -54,6 +59,7 @@ class Store:
         ]
         self.by_name = {table.name: table for table in self.tables}
         self._unlimited_until = 0
+        self._most_rows = 0  # since the last `trim` that did something
 
     @property
     def free_bytes(self) -> int:
@@ -116,6 +122,8 @@ class Store:
         self.undo_log.clear()
         for table in self.tables:
             table.apply()
+            if self.pool is None:
+                table.storage[0].forget_touches()
         if self.arena.frames_in_use > self._unlimited_until:
             self._limit_decoded()
 
@@ -149,6 +157,15 @@ class Store:
         stand beside rows that went.
         """
         return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
+
+    def trim(self) -> None:
+        """When many rows have gone since the last time, what their indexes took goes back to the system."""
+        rows = sum(table.row_count for table in self.tables)
+        self._most_rows = max(self._most_rows, rows)
+        if self._most_rows - rows > max(self._most_rows // TRIM_SHARE, TRIM_ROWS):
+            self._most_rows = rows
+            if _malloc_trim is not None:
+                _malloc_trim(0)
 
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
@@ -184,6 +201,16 @@ class Store:
         budget = self._memory_bytes // DECODED_SHARE
         for table in self.tables:
             table.limit_decoded(min(max(table.image_bytes // DECODED_FRACTION, floor), budget))
+
+
+def _glibc_trim() -> Callable[[int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
+
+
+_malloc_trim = _glibc_trim()
 
 
 def resident_bytes() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from partitions import warm_up as warm_up_module
+from partitions.heat import read_heat
 from partitions.warm_up import HEAT, KEYS, WarmUp
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_buffer_pool import checkpointed, closed, evicted, opened
@@ -53,19 +54,17 @@ def test_what_was_in_memory_is_in_memory_after_a_start(tmp_path: Path) -> None:
     partition = filled(tmp_path, 600, 64)
     for key in range(100, 200):
         partition.call("get", key)
-    warm_up = warmed(partition, *WARM_SOURCES)
     before = resident(partition)
     assert 10 < len(before) < 64
-    warm_up.dump(flush=True)
+    warmed(partition, *WARM_SOURCES).dump(flush=True)
     closed(partition)
+    hottest, _ = read_heat(tmp_path / HEAT, 0)
+    assert set(hottest) == before
     partition = opened(tmp_path, 64)
     assert not before <= resident(partition)
     warm_up = warmed(partition, "heat")
     warm(partition, warm_up)
-    assert set(range(13, 25)) <= resident(partition)
-    faults = partition.pool.faults
-    assert [partition.call("get", key) for key in range(140, 200)] == [[key, 1000] for key in range(140, 200)]
-    assert partition.pool.faults == faults
+    assert set(hottest[:16]) <= resident(partition)
     assert warm_up.progress(200.0)[0].state in ("full", "done")
     closed(partition)
 
