@@ -790,11 +790,12 @@ class WTinyLfu:
 
     def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
-        sketch, window = self._sketch, self._window
-        if len(self) <= self.capacity:
+        excess = len(self) - self.capacity
+        if excess <= 0:
             return evicted
         self._demote()
-        while len(self) > self.capacity:
+        estimate, window = self._sketch.estimate, self._window
+        for _ in range(excess):
             victim = self._victim(pinned)
             candidate = None
             if len(window) > self._window_target or victim is None:
@@ -804,7 +805,7 @@ class WTinyLfu:
                     break
                 self._displace(victim)
                 evicted.append(victim)
-            elif victim is not None and sketch.estimate(candidate) > sketch.estimate(victim):
+            elif victim is not None and estimate(candidate) > estimate(victim):
                 self._displace(victim)
                 self._to_probation(candidate, window.pop(candidate))
                 evicted.append(victim)

@@ -89,7 +89,7 @@ _BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly
 
 
 class SetAside(Struct, eq=False):
-    """A call that waits. `missing` shrinks as what it missed arrives; `times` counts how often it has been set aside.
+    """A call that waits. `missing` of what it missed are still to come; `times` counts how often it has been set aside.
 
     Its arguments are kept encoded: the run that was undone may have changed a list among them.
     """
@@ -101,8 +101,8 @@ class SetAside(Struct, eq=False):
     arguments: bytes
     directed_now: datetime | None
     generated: Generated | None
-    missed: frozenset[Miss]
-    missing: set[Miss]
+    missed: tuple[Miss, ...]
+    missing: int
     arrival: int
     times: int
 
@@ -157,7 +157,8 @@ class Executor:
         self._waited: dict[tuple[int, int], SetAside | None] = {}
         self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
         self._rerunning: dict[int, SetAside] = {}  # by call number; all of one client
-        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what
+        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what is still to come
+        self._awaited: dict[Miss, int] = {}  # by how many calls that have not run again, come or not
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
         self._arrivals = 0
         self._split_group: CallGroup | None = None
@@ -282,8 +283,10 @@ class Executor:
     ) -> None:
         """The call was undone: what becomes of it?"""
         misses = self._store.misses
-        missed = frozenset(misses)
-        misses.clear()
+        missed: tuple[Miss, ...] = ()
+        if misses:
+            missed = tuple(set(misses)) if len(misses) > 1 else (misses[0],)
+            misses.clear()
         interrupted, self.interrupted = self.interrupted, False
         raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
@@ -293,7 +296,7 @@ class Executor:
             again = self._rerunning.get(number)
             call = SetAside(
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
-                missed, set(missed),
+                missed, len(missed),
                 self._arrivals if again is None else again.arrival, 1 if again is None else again.times + 1,
             )  # fmt: skip
             self._waiting[group.client_id, number] = call
@@ -344,42 +347,46 @@ class Executor:
 
     def is_awaited(self, miss: Miss) -> bool:
         """Whether a call that is set aside, and has not run again, has missed this."""
-        return miss in self._awaiting
+        return miss in self._awaited
 
     def _await(self, call: SetAside) -> None:
+        awaiting, awaited = self._awaiting, self._awaited
         for miss in call.missed:
-            self._awaiting.setdefault(miss, []).append(call)
-            if type(miss) is int:
-                self._missed_pages.append(miss)
+            awaited[miss] = awaited.get(miss, 0) + 1
+            if miss in awaiting:
+                awaiting[miss].append(call)
+            else:
+                awaiting[miss] = [call]
+                if type(miss) is int:
+                    self._missed_pages.append(miss)
 
     def _here(self, miss: Miss) -> None:
-        for call in self._awaiting.get(miss, ()):
-            if miss in call.missing:
-                call.missing.discard(miss)
-                if not call.missing:
-                    self._ready.append(call)
+        for call in self._awaiting.pop(miss, ()):
+            call.missing -= 1
+            if not call.missing:
+                self._ready.append(call)
 
     def _put_in_order(self) -> None:
         if len(self._ready) > 1:
             self._ready = deque(sorted(self._ready, key=lambda call: call.arrival))
 
     def _forget_misses(self, call: SetAside) -> None:
-        """The call has run again."""
-        awaiting = self._awaiting
+        """The call runs again."""
+        awaited = self._awaited
         for miss in call.missed:
-            calls = awaiting[miss]
-            if len(calls) == 1:
-                del awaiting[miss]
+            calls = awaited[miss]
+            if calls == 1:
+                del awaited[miss]
             else:
-                calls.remove(call)
+                awaited[miss] = calls - 1
 
-    def _find_ready(self) -> None:
-        """After a batch was undone: who waits for what, and who has nothing left to wait for."""
-        self._awaiting.clear()
-        for call in self._waiting.values():
-            self._await(call)
-        self._ready = deque(call for call in self._waiting.values() if not call.missing)
-        self._put_in_order()
+    def _stop_waiting(self, call: SetAside) -> None:
+        """The call was never set aside."""
+        for miss in call.missed:
+            calls = self._awaiting.get(miss, [])
+            if call in calls:
+                calls.remove(call)
+        self._forget_misses(call)
 
     @property
     def has_ready(self) -> bool:
@@ -512,13 +519,18 @@ class Executor:
         self._answers.clear()
         self._large_bytes = self._large_bytes_before
         for call_id, waited in self._waited.items():
-            self._waiting.pop(call_id, None)
+            set_aside = self._waiting.pop(call_id, None)
+            if set_aside is not None:
+                self._stop_waiting(set_aside)
             if waited is not None:
                 self._waiting[call_id] = waited
+                for miss in waited.missed:
+                    self._awaited[miss] = self._awaited.get(miss, 0) + 1
         # Run again, the retry must find who waited before it, or that one's calls would never be told as dropped.
         for waited, origin in reversed(self._joined):
             waited.origin = origin
-        self._find_ready()
+        self._ready = deque(call for call in self._waiting.values() if not call.missing)
+        self._put_in_order()
         self._begin_batch()
 
     def _begin_batch(self) -> None:
