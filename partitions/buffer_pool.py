@@ -238,6 +238,11 @@ class BufferPool:
         return self.pinned_pages * DIRTY_SHARE > self.capacity or self.is_starved
 
     @property
+    def is_pressed(self) -> bool:
+        """It will soon come to `must_clean`, or has."""
+        return self.pinned_pages * 8 > 3 * self.capacity or self.is_starved
+
+    @property
     def is_starved(self) -> bool:
         """Pages are waited for, and there is no frame for them."""
         return bool(self._queue) and self._arena.frames_in_use >= self.capacity

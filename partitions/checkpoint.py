@@ -56,6 +56,7 @@ from msgspec import Meta, Struct
 from partitions.flusher import Flusher
 from partitions.index import PrimaryIndex
 from partitions.outcome_window import OutcomeWindow
+from partitions.pace import Pace
 from partitions.page import sealed
 from partitions.page_file import PageFile, write_all
 from partitions.store import Store
@@ -262,6 +263,7 @@ class Checkpointer:
         self._not_before_s = 0.0
         self._now_s = 0.0
         self._busy = False
+        self.pace = Pace()
         self._hurried = False
         self._cleanings = 0
         self._flusher = Flusher()
@@ -292,7 +294,7 @@ class Checkpointer:
     def step(self, now_s: float, *, busy: bool = False) -> bool:
         """Does a slice of the checkpoint that is running or due. Whether there is more to do.
 
-        `busy`: calls are waiting. Then the disk is left to the WAL for as long as each chunk of the checkpoint took.
+        `busy`: calls are waiting. Then the disk is left to the WAL for a while after each chunk: see partitions.pace.
         """
         self._now_s, self._busy = now_s, busy
         if not self.running:
@@ -504,8 +506,8 @@ class Checkpointer:
         except OSError as error:
             # Some file systems look for room only now. What was written is free again, to be written anew.
             raise _full_or(error, f"fd {fd}") from None
-        resume_s = 2 * self._now_s - began_s
-        while self._busy and self._now_s < resume_s and not self._store.needs_cleaning:
+        resume_s = self._now_s + self.pace.pause_s(self._now_s - began_s)
+        while self._busy and self._now_s < resume_s and not self._store.is_pressed:
             yield
 
     def _take_back(self, parts: list[_Part]) -> None:

@@ -73,6 +73,7 @@ class Heap:
         "_fill",
         "_flushing",
         "_frames",
+        "_freed",
         "_holes",
         "_memory",
         "_name",
@@ -110,6 +111,7 @@ class Heap:
         # Page numbers. What has changed since the last checkpoint began; what that one still has to write; and the
         # images, as they were when it began, of those that have changed since.
         self._dirty: set[int] = set()
+        self._freed: set[int] = set()  # no pages any more; one that is used again is dirty instead
         self._unwritten: set[int] = set()
         self._before: dict[int, bytes] = {}
         self._flushing: set[int] = set()  # written by the checkpoint, and perhaps not on disk yet
@@ -453,9 +455,8 @@ class Heap:
 
         `take_changed` hands the changed pages out.
         """
-        gone = [page for page in self._dirty if self._frames[page] == ABSENT]
-        self._unwritten = self._dirty.difference(gone)
-        self._dirty = set()
+        gone, self._freed = list(self._freed), set()
+        self._unwritten, self._dirty = self._dirty, set()
         return len(self._unwritten), gone
 
     def take_changed(self, least: int) -> list[tuple[int, bytes]]:
@@ -476,7 +477,7 @@ class Heap:
 
     def written(self) -> list[int]:
         """What was taken is on disk. The pages that may be evicted now."""
-        clean = [page for page in self._flushing if page not in self._dirty]
+        clean = [page for page in self._flushing if page not in self._dirty and page not in self._freed]
         self._flushing.clear()
         return clean
 
@@ -485,7 +486,8 @@ class Heap:
 
         What it has written stays where it is: the page may be cold by now.
         """
-        self._dirty.update(gone, self._flushing, self._unwritten, self._before)
+        self._freed.update(page for page in gone if self._frames[page] == ABSENT)
+        self._dirty |= {*self._flushing, *self._unwritten, *self._before} - self._freed
         self._flushing.clear()
         self._unwritten.clear()
         self._before.clear()
@@ -568,6 +570,7 @@ class Heap:
     def _new_page(self, flags: int) -> int:
         page = self._unused.pop() if self._unused else len(self._frames)
         frame = self._arena.allocate(page_id(self._table, page), flags)
+        self._freed.discard(page)
         self._dirty.add(page)
         if page == len(self._frames):
             self._frames.append(frame)
@@ -578,6 +581,8 @@ class Heap:
 
     def _release(self, page: int) -> None:
         self._touch(page)
+        self._dirty.discard(page)
+        self._freed.add(page)
         self._arena.free(self._frames[page])
         self._frames[page] = ABSENT
         self.gone.append(page)

@@ -37,8 +37,9 @@ class Misses(list["Miss"]):
         self._undo.append((None, None, None))
         raise NotHere
 
-    def page(self, page_id: int) -> None:
-        """The transaction needs this page, which is on disk."""
+    def pages(self, *page_ids: int) -> None:
+        """The transaction needs these pages, which are on disk."""
         if self.bring is None:
-            self.raise_for(page_id)
-        self.bring(page_id)
+            self.raise_for(*page_ids)
+        for page_id in page_ids:
+            self.bring(page_id)

@@ -98,6 +98,7 @@ class Server:
         self._rates = Rates()
         pool.is_wanted = executor.is_awaited
         pool.clean_some = checkpointer.clean_some
+        wal.flushed_in = lambda took_s: checkpointer.pace.flushed(took_s, beside_checkpoint=checkpointer.running)
         self._steer_s = 0.0  # when to look at the size of the process again
         self._wal = wal
         self._checkpointer = checkpointer
@@ -270,6 +271,7 @@ class Server:
             lsn = self._wal.append(record)
         except DiskFull as error:
             self._refused = len(record), str(error)
+            self._checkpointer.request()  # it may be the WAL that fills the disk
             raise
         crash_point("server.append.appended")
         self._executor.committed(lsn, encoded)

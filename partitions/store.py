@@ -80,6 +80,11 @@ class Store:
         """A checkpoint is due, for the buffer pool's sake."""
         return self.pool is not None and self.pool.needs_cleaning
 
+    @property
+    def is_pressed(self) -> bool:
+        """Calls will soon have to wait until pages are written."""
+        return self.pool is not None and self.pool.is_pressed
+
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""
         self.pool = pool

@@ -136,7 +136,7 @@ class Table:
         single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
         self._key_type = {"INT": int, "STRING": str}.get(single)
         self._heap = Heap(schema, arena, number)
-        self._heap.absent = lambda page: misses.page(page_id(number, page))
+        self._heap.absent = lambda page: misses.pages(page_id(number, page))
         self._index = PrimaryIndex(schema)
         self._find = self._index.find
         self._rows: dict[Any, Any] = {}
@@ -521,7 +521,8 @@ class Table:
         if not cold:
             return self.get
         if len(cold) <= RANGE_PAGES:
-            self._misses.raise_for(*(page_id(self.number, page) for page in sorted(cold)))
+            self._misses.pages(*(page_id(self.number, page) for page in sorted(cold)))
+            return self.get
         images: dict[int, bytes] = {}
 
         def get(key: int) -> Any:

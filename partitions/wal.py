@@ -22,7 +22,8 @@ At most one flush runs in the background; what is appended meanwhile is covered 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -80,6 +81,8 @@ class Wal:
         self._flush_lsn = 0  # covered by the flush that is running
         self._flush_due_s: float | None = None
         self.appended_bytes = 0  # payloads, those replayed included
+        self.flushed_in: Callable[[float], None] = lambda _: None  # told how long each flush took, in seconds
+        self._flush_began_s = 0.0
 
     @classmethod
     def open(cls, directory: Path, partition: int, fsync: str, segment_bytes: int = SEGMENT_BYTES) -> Wal:
@@ -150,7 +153,9 @@ class Wal:
         """Makes everything that is written durable, here and now."""
         if self._flush_running:
             self.wait_flush()
+        began_s = time.monotonic()
         self._log.flush()
+        self.flushed_in(time.monotonic() - began_s)
 
     def start_flush(self) -> None:
         """Begins to flush in the background what is written so far, unless a flush runs or none is needed."""
@@ -158,6 +163,7 @@ class Wal:
             return
         self._flush_lsn = self._log.flush_started()
         self._flush_running = True
+        self._flush_began_s = time.monotonic()
         crash_point("wal.start_flush.before")
         try:
             self._flusher.start(self._log.fd)
@@ -194,6 +200,7 @@ class Wal:
         crash_point("wal.finish_flush.before")
         self._flush_running = False
         self._log.mark_flushed(self._flush_lsn)
+        self.flushed_in(time.monotonic() - self._flush_began_s)
         crash_point("wal.finish_flush.after")
 
     def _flush_failed(self) -> None:

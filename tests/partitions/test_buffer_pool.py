@@ -61,6 +61,11 @@ def between(tx: Any, key: int, until: int) -> list[list[int]]:
 
 
 @procedure(partition_by="key")
+def ranges_of(tx: Any, key: int, count: int) -> int:
+    return sum(row.n for start in range(key, key + count, 10) for row in tx.items.range(start, start + 10))
+
+
+@procedure(partition_by="key")
 def swallow(tx: Any, key: int) -> str:
     try:
         tx.items.get(key)
@@ -87,7 +92,7 @@ def totals(tx: Any) -> list[int]:
     return [len(items), sum(row.n for row in items), len(names), sum(row.n for row in names)]
 
 
-PROCEDURES = [put, get, add, delete, sum_of, between, swallow, name, unname, totals]
+PROCEDURES = [put, get, add, delete, sum_of, ranges_of, between, swallow, name, unname, totals]
 
 
 def opened(directory: Path, frames: int = FRAMES) -> OnePartition:
@@ -192,6 +197,9 @@ def test_a_call_that_needs_one_page_after_another_waits_for_them_in_the_end(tmp_
     pages = cold_pages(partition)
     assert partition.call("sum_of", 0, 120) == sum(range(120))
     assert partition.executor.counts["set_aside"] == TIMES_SET_ASIDE < pages
+    evicted(partition)
+    assert partition.call("ranges_of", 0, 120) == sum(range(120))
+    assert partition.executor.counts["set_aside"] == 2 * TIMES_SET_ASIDE
     closed(partition)
 
 
