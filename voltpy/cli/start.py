@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
+from voltpy.cli.snapshot import progress_on_stderr
 from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
+from voltpy.restore import restore as restore_snapshot
 from voltpy.schema import to_json
 from voltpy.sql.ddl import parse_schema
 
@@ -82,6 +85,12 @@ def _text_of(path: Path | None) -> str | None:
     metavar="SECONDS",
     help="A procedure that runs longer is ended and undone.",
 )
+@click.option(
+    "--restore",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="SNAPSHOT",
+    help="Begin a new data directory from a snapshot (`voltpy snapshot`), which stays as it is.",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="Die with the process that started this one.")
 def start(
     schema: Path | None,
@@ -93,6 +102,7 @@ def start(
     fsync: str,
     memory: int | None,
     procedure_timeout: float,
+    restore: Path | None,
     with_parent: bool,
 ) -> None:
     """Start a cluster: a router and one partition a core, watched and restarted.
@@ -106,7 +116,9 @@ def start(
         die_with_parent()
     events.configure()
     schema_text = _text_of(schema)
-    _check_procedures(procedures, schema_text, data)
+    _check_procedures(procedures, schema_text, data if restore is None else restore)
+    if restore is not None:
+        _restore(restore, data, partitions, schema_text)
     with DataDirectory.open(data, partitions, schema_text, procedures) as directory:
         count = directory.partitions
         memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
@@ -121,6 +133,16 @@ def start(
 
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+
+
+def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: str | None) -> None:
+    schema = None if schema_text is None else parse_schema(schema_text)
+    with progress_on_stderr(hidden=not sys.stderr.isatty()) as progress:  # elsewhere events go there
+        manifest = restore_snapshot(
+            snapshot, data, partitions, schema, lambda copied, total: progress("restored", copied, total)
+        )
+    event = structlog.get_logger().bind(snapshot=str(snapshot), made=manifest.created_at)
+    event.info("restored", bytes=manifest.bytes, partitions=len(manifest.partitions))
 
 
 def _check_procedures(procedures: Path | None, schema_text: str | None, data: Path) -> None:
