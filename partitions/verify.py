@@ -123,12 +123,12 @@ class Verification:
             return self._add("root", root_path, None, str(error))
         entries = sum(run.entries for root in roots for run in root.runs)
         self._total = 16 * entries + PAGE_BYTES * sum(1 for entries in page_tables for entry in entries if entry)
-        seen = set[int]()
         try:
             fd = os.open(self._directory / "pages", os.O_RDONLY)
         except OSError as error:
             return self._add("page", self._directory / "pages", None, error.strerror or str(error))
         try:
+            seen = bytearray(os.fstat(fd).st_size // PAGE_BYTES)  # a byte a place
             for number, (root, pages) in enumerate(zip(roots, page_tables, strict=True)):
                 self._table(fd, number, root, pages, schema[number], seen)
         finally:
@@ -143,7 +143,7 @@ class Verification:
             self._add("root", path, None, error.strerror or str(error))
         return None
 
-    def _table(self, fd: int, number: int, root: TableRoot, pages: array[int], schema: Table, seen: set[int]) -> None:
+    def _table(self, fd: int, number: int, root: TableRoot, pages: array[int], schema: Table, seen: bytearray) -> None:
         found = len(self.damage)
         on_pages, image_bytes = self._pages(fd, number, root, pages, seen)
         index = self._index(number, root, schema)
@@ -166,7 +166,7 @@ class Verification:
             text = f"table {root.name}: the index names other rows than the pages hold"
             self._add("count", self._directory / "checkpoint", None, text)
 
-    def _pages(self, fd: int, number: int, root: TableRoot, pages: array[int], seen: set[int]) -> tuple[_RowIds, int]:
+    def _pages(self, fd: int, number: int, root: TableRoot, pages: array[int], seen: bytearray) -> tuple[_RowIds, int]:
         """(the rows on the table's pages, their bytes). A row that is larger than a page counts where its stub is."""
         rows, image_bytes, pieces, stubs = _RowIds(), 0, 0, 0
         found = len(self.damage)
@@ -179,7 +179,7 @@ class Verification:
             where = f"{path} offset {offset}"
             self._advance(PAGE_BYTES)
             try:
-                if place in seen:
+                if place < len(seen) and seen[place]:
                     raise Corruption(f"{where}: two pages in one place")
                 image = os.pread(fd, PAGE_BYTES, offset)
                 check_sealed(image, page_id(number, page), entry & 0xFFFF, where)
@@ -187,7 +187,7 @@ class Verification:
             except (Corruption, OSError) as error:
                 self._add_error("page", path, error, offset)
                 continue
-            seen.add(place)
+            seen[place] = 1
             self.pages += 1
             words = array("H", image)
             if words[FLAGS] & OVERFLOW_PAGE:

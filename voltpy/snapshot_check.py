@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from voltpy.data_directory import CLUSTER
 from voltpy.errors import ClusterError, Corruption
 from voltpy.reporting_child import ReportingChild, wait_for
-from voltpy.snapshot import MANIFEST, FileEntry, Manifest, check_file, read_manifest
+from voltpy.snapshot import MANIFEST, UNFINISHED, FileEntry, Manifest, check_file, read_manifest
 
 WAIT_S = 1.0
 VERIFY_COMMAND = (sys.executable, "-I", "-m", "partitions.verify")
@@ -58,6 +59,9 @@ class Report(Struct, frozen=True):
 
 def check(directory: Path, progress: Callable[[int, int], None]) -> Report:
     """`progress` is told bytes: checked, and in all. Raises ClusterError when it can't be checked at all."""
+    if _is_unfinished(directory):
+        missing = Damage("manifest", str(directory / MANIFEST), None, f"{MANIFEST} was never written, or is gone")
+        return Report(str(directory), "", 0, [], [missing])
     try:
         manifest = read_manifest(directory)
     except Corruption as error:
@@ -67,6 +71,13 @@ def check(directory: Path, progress: Callable[[int, int], None]) -> Report:
     for partition in partitions:
         damage += partition.damage
     return Report(str(directory), manifest.created_at, manifest.bytes, partitions, damage)
+
+
+def _is_unfinished(directory: Path) -> bool:
+    """Whether this would be a snapshot, if it had a manifest."""
+    if (directory / MANIFEST).exists() or (directory / CLUSTER).exists():
+        return False
+    return (directory / UNFINISHED).exists() or (directory / "partition-0").exists()
 
 
 def _listed_files(directory: Path, manifest: Manifest) -> list[Damage]:
