@@ -175,6 +175,17 @@ def test_a_hold_ends_when_its_lease_does_and_checkpoints_go_on(kept: Kept) -> No
     kept.verify()
 
 
+def test_what_is_let_go_before_it_was_there_was_never_held(kept: Kept) -> None:
+    kept.change(random.Random(9))
+    holding = Holding(kept)
+    kept.checkpointer.keep(7, 100.0)
+    assert not kept.checkpointer.let_go(7)
+    for _ in steps(kept.checkpointer):  # it is made all the same
+        pass
+    assert holding.said == []
+    assert not (kept.directory / HELD_ROOT).exists()
+
+
 def test_a_full_disk_refuses_the_hold(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     kept.change(random.Random(5))
     holding = Holding(kept)
