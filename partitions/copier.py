@@ -33,10 +33,11 @@ from partitions.page_file import runs_of, write_all
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory
 from voltpy.errors import Corruption
-from voltpy.file_range import CHUNK_BYTES, chunks, copy_range
+from voltpy.file_range import chunks, copy_range
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.record_log import flush_directory
 
+CHUNK_BYTES = 64 * PAGE_BYTES  # written and flushed at a time
 REPORT_S = 0.1
 EXIT_FAILED = 1
 EXIT_DAMAGED = 3
