@@ -10,7 +10,7 @@ import pytest
 from google_crc32c import value as crc32c
 
 from partitions.checkpoint import page_table, read_root
-from partitions.page import PAGE_BYTES, sealed
+from partitions.page import FLAGS, HEADER_WORDS, OVERFLOW_PAGE, OVERFLOWS, PAGE_BYTES, SLOTS, sealed
 from partitions.verify import Damage, Verification, firsts
 from tests.partitions.one_snapshot import one_snapshot
 from tests.partitions.test_checkpoint import flipped
@@ -149,6 +149,24 @@ def test_a_page_whose_checksum_is_right_and_whose_rows_overlap_is_found(files: F
     damage = files.only()
     assert (damage.kind, damage.offset) == ("page", offset)
     assert "slots in use" in damage.text
+
+
+def test_a_row_that_is_longer_than_its_overflow_pages_hold_is_found(files: Files) -> None:
+    path = files.directory / "pages"
+    whole = path.read_bytes()
+    for offset in (place * PAGE_BYTES for place in files.places()):
+        page = bytearray(whole[offset : offset + PAGE_BYTES])
+        words = memoryview(page).cast("H")
+        slots = range(HEADER_WORDS, HEADER_WORDS + 2 * words[SLOTS], 2)
+        stub = next((words[at] for at in slots if words[at] and words[at + 1] & OVERFLOWS), 0)
+        if stub and not words[FLAGS] & OVERFLOW_PAGE:
+            break
+    page[stub + 8] ^= 1  # the row's length
+    generation = int.from_bytes(page[22:24], "little")
+    path.write_bytes(whole[:offset] + sealed(bytes(page), generation) + whole[offset + PAGE_BYTES :])
+    damage = files.only()
+    assert damage.kind == "count"
+    assert "in overflow pages, which hold" in damage.text
 
 
 def test_an_index_that_names_other_rows_is_found(tmp_path: Path) -> None:
