@@ -10,7 +10,16 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench import engine, hit_ratio, machine, report
+from bench import (
+    checkpoint_latency,
+    engine,
+    hit_ratio,
+    larger_than_memory,
+    machine,
+    report,
+    scan_resistance,
+    warm_restart,
+)
 from bench.experiment import PEERS, WORKLOADS, Results, Settings, lines_of, run_all
 from bench.workload import BenchError, Fsync
 from voltpy.messages import CALLS_A_FRAME, FRAMES_IN_FLIGHT
@@ -115,6 +124,10 @@ main.add_command(engine.engine)
 main.add_command(engine.replay)
 main.add_command(hit_ratio.main)
 main.add_command(engine.load_checkpoint)
+main.add_command(larger_than_memory.main)
+main.add_command(checkpoint_latency.main)
+main.add_command(scan_resistance.main)
+main.add_command(warm_restart.main)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

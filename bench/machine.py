@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bench.measure import percentile
 
-PACKAGES = ("pyzmq", "msgspec", "redis", "hiredis", "psycopg")
+PACKAGES = ("pyzmq", "msgspec", "redis", "hiredis", "psycopg", "mysqlclient", "PyMySQL")
 
 
 class Machine(Struct, frozen=True):
@@ -44,6 +44,15 @@ def describe(directory: Path) -> Machine:
         filesystem=filesystem_of(directory, Path("/proc/self/mounts").read_text()),
         flush_p50_us=percentile(flushes_us, 50),
         flush_p99_us=percentile(flushes_us, 99),
+    )
+
+
+def in_words(machine: Machine) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; Linux {machine.kernel}; {machine.python}; "
+        f"{packages}. Data on {machine.filesystem}, where fdatasync takes {machine.flush_p50_us:.0f} µs (p50), "
+        f"{machine.flush_p99_us:.0f} µs (p99)."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from bench.experiment import Results, Run
+from bench.machine import in_words
 from bench.measure import pairwise_ratio
 
 BASELINE = "voltpy"
@@ -34,12 +35,9 @@ def summary(run: Run) -> str:
 
 
 def conditions(results: Results) -> str:
-    machine, settings = results.machine, results.settings
-    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    settings = results.settings
     lines = [
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; Linux {machine.kernel}; {machine.python}; "
-        f"{packages}. Data on {machine.filesystem}, where fdatasync takes {machine.flush_p50_us:.0f} µs (p50), "
-        f"{machine.flush_p99_us:.0f} µs (p99).",
+        in_words(results.machine),
         f"One client process on the same machine, {settings.seconds:g} s a run, {settings.repeat} repetitions in turn; "
         f"{settings.in_flight} calls in flight, {settings.tasks} where asyncio tasks await them, 1 where it is lone.",
         "Medians of the repetitions; ratios pair by pair, of calls a second, or of p50 latency where the call is lone. "

@@ -25,6 +25,10 @@ class Zipf:
         """The next `count` keys of this stream."""
         return self._random.choices(self._key_of_rank, cum_weights=self._cumulative, k=count)
 
+    def reseed(self, seed: int) -> None:
+        """From here on draws come from this seed. Which keys are popular stays, so several clients can share them."""
+        self._random.seed(seed)
+
     def key_of_rank(self, rank: int) -> int:
         """The key with this popularity; 0 is the most popular."""
         return self._key_of_rank[rank]

@@ -24,15 +24,17 @@ from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
-from partitions.outcome_window import OutcomeWindow
+from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
-from partitions.server import Server, resident_bytes
+from partitions.server import Server
 from partitions.sockets import Sockets, listen
-from partitions.store import Store
+from partitions.store import Store, resident_bytes
 from partitions.timeout import Timeout
 from partitions.transaction import unique_ids, utc_now
 from partitions.wal import FSYNC_MODES, Wal
+from partitions.warm_up import WarmUp
+from partitions.warming import SOURCES
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory, read_procedures, read_schema
@@ -46,6 +48,7 @@ from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 from voltpy.stream import stream_path
+from voltpy.warm_schedule import WARM_BYTES_PER_S, parse
 
 # What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
 PROCESS_BYTES = 56 << 20
@@ -92,7 +95,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
     store.use(pool)
-    window = OutcomeWindow(checkpoint.root.outcomes_reach)
+    window = OutcomeWindow(checkpoint.root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 8))
     checkpointer = Checkpointer(
         wal_directory,
         arguments.partition,
@@ -108,6 +111,19 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     checkpointer.begin()
     checkpointer.failed = lambda error: events.warning("checkpoint_put_off", reason=str(error))
     checkpointer.done = lambda made: events.info("checkpoint", number=made.number, lsn=made.lsn)
+    schedule = [] if arguments.warm_schedule is None else parse(arguments.warm_schedule.read_text(), store.by_name)
+    warm_up = WarmUp(
+        wal_directory,
+        arguments.partition,
+        store,
+        pool,
+        sources=arguments.warm.split(","),
+        bytes_per_s=arguments.warm_rate,
+        schedule=schedule,
+    )
+    warm_up.failed = lambda reason: events.warning("warming_failed", reason=reason)
+    pool.steer(resident_bytes())
+    warm_up.begin()
     crash_point("partition.start.recovered")
     # Nothing that recovery made is garbage, and walking over it again and again would cost more than it could find.
     gc.freeze()
@@ -145,7 +161,18 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
 
     timeout = Timeout(executor, running, arguments.procedure_timeout)
     server = Server(
-        doors, arguments.partition, tcp_port, door, executor, store, pool, wal, checkpointer, timeout, load_beside
+        doors,
+        arguments.partition,
+        tcp_port,
+        door,
+        executor,
+        store,
+        pool,
+        warm_up,
+        wal,
+        checkpointer,
+        timeout,
+        load_beside,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -189,6 +216,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint-bytes", type=int, default=CHECKPOINT_BYTES, help="of new WAL make a checkpoint due"
     )
+    parser.add_argument(
+        "--warm", default=",".join(SOURCES), help="what brings pages into memory before they are needed"
+    )
+    parser.add_argument("--warm-rate", type=int, default=WARM_BYTES_PER_S, help="bytes a second")
+    parser.add_argument("--warm-schedule", type=Path, help="see voltpy.warm_schedule")
     parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES, help="of the WAL, before the next begins")
     parser.add_argument("--runaway", type=_call_id, help="CLIENT:NUMBER:PROCEDURE that the last process was killed for")
     return parser.parse_args()

@@ -24,16 +24,19 @@ most (`needs_cleaning` when the last one began, `must_clean` since), and what it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from partitions.eviction import Policy, WTinyLfu
 from partitions.heap import Heap
 from partitions.page import PAGE_BYTES, Arena, check_sealed, page_id
+from partitions.prefetch import Prefetch
 from voltpy.errors import ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
+FREE_FRAMES = 256
 READS = 64  # at a time
 TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
 LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
@@ -52,7 +55,7 @@ class Reader(Protocol):
     def room(self) -> int: ...
     def start(self, reads: list[tuple[int, int, int]]) -> None: ...
     def finished(self) -> list[int]: ...
-    def wait(self, timeout_s: float) -> list[int]: ...
+    def wait(self, timeout_s: float, least: int = 1) -> list[int]: ...
     def read(self, place: int, frame: int) -> None: ...
     def image(self, place: int) -> bytes: ...
 
@@ -66,6 +69,8 @@ class BufferPool:
         self._budget_bytes = budget_bytes
         self.is_wanted: Callable[[int], bool] = lambda _: False
         self.clean_some: Callable[[], bool] = lambda: False  # lets a checkpoint write some dirty pages, here and now
+        self.missed: Callable[[int], None] = lambda _: None  # told of every page that is asked for and has to be read
+        self.prefetch: Prefetch | None = None
         self.touches = self.faults = self.evictions = 0
         self._heaps = heaps
         self._arena = arena
@@ -73,6 +78,8 @@ class BufferPool:
         self._path = path
         self._policy: Policy = WTinyLfu(self.capacity)
         self._queue: deque[int] = deque()  # pages that are to be read
+        self.disk_read_us: float | None = None  # from the miss of a page to its coming, on average of late
+        self._timed, self._timed_since_s = -1, 0.0  # the read that is timed
         self._coming: dict[int, int] = {}  # page id → frame; those in the queue have none yet: -1
         self._arrived: list[int] = []
         # The rest of a row that is larger than a page: page id → the page for whose sake it is read.
@@ -93,18 +100,18 @@ class BufferPool:
                 self.faults += 1
                 self._coming[page] = -1
                 self._queue.append(page)
+                self.missed(page)
             else:
                 self._arrived.append(page)
 
     @property
     def is_reading(self) -> bool:
-        return bool(self._coming)
+        return bool(self._coming or self._arrived)
 
-    @property
-    def has_arrived(self) -> bool:
-        return bool(self._arrived)
+    def is_coming(self, page: int) -> bool:
+        return page in self._coming
 
-    def step(self, wait_s: float = 0.0) -> list[int]:
+    def step(self, now_s: float, wait_s: float = 0.0) -> list[int]:
         """Makes room, takes in what was read, starts further reads. Pages that have come since the last time.
 
         Between batches only. With `wait_s` it waits for the reader as long, if pages are coming.
@@ -115,11 +122,60 @@ class BufferPool:
             self._evict(self._reserve)
         if self._coming:
             reader = self._reader
-            self._take_in(reader.wait(wait_s) if wait_s and reader.in_flight else reader.finished())
+            # Half of what is under way: to run a batch for every page or two would cost more than the calls themselves.
+            wanted = (reader.in_flight + 1) // 2
+            self._take_in(reader.wait(wait_s, wanted) if wait_s and wanted else reader.finished())
+            if self._timed not in self._coming:
+                self._time_a_read(now_s)
         if self._queue:
             self._start_reads()
         arrived, self._arrived = self._arrived, []
         return arrived
+
+    # What is not needed yet.
+
+    @property
+    def room_ahead(self) -> int:
+        """Pages that may be read without anybody waiting for them.
+
+        Until the pool is full, none leaves for them; then they may take half of what is kept free for those who wait.
+        """
+        spare = self.capacity - self._arena.frames_in_use - self._reserve
+        return max(0, min(self._reader.room, spare if spare > 0 else spare + self._reserve // 2))
+
+    @property
+    def is_full(self) -> bool:
+        return self._arena.frames_in_use + self._reserve >= self.capacity
+
+    def read_ahead(self, pages: list[int]) -> None:
+        """Starts to read these cold pages, for which there is `room_ahead`."""
+        for page in pages:
+            self._coming[page] = -1
+            self._queue.append(page)
+        self._start_reads()
+
+    def drop(self, page: int) -> None:
+        """A page that was prefetched is not wanted any more."""
+        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        if not heap.is_resident(number) or page in self._policy:
+            return
+        if heap.is_pinned(number) or self.is_wanted(page):
+            self._policy.admit(page)
+        else:
+            heap.evict(number)
+
+    def hottest(self) -> Iterator[int]:
+        """The pages in memory, roughly the hottest first: those that have changed lately, then as the policy has it."""
+        dirty = [
+            page_id(number, page)
+            for number, heap in enumerate(self._heaps)
+            for page in heap.pinned
+            if heap.is_resident(page)
+        ]
+        known = set(dirty)
+        return chain(dirty, (page for page in reversed(self._policy) if page not in known))
+
+    # In the middle of a batch.
 
     def bring(self, page: int) -> None:
         """Brings one page into memory here and now, in the middle of a transaction."""
@@ -157,8 +213,11 @@ class BufferPool:
         self._pinned.in_batch = [set(heap.touched) for heap in self._heaps]
         while self._arena.frames_in_use + frames > self.capacity:
             if not self._evict(frames) and not self.clean_some():
-                mebibytes = self.capacity * PAGE_BYTES >> 20
-                raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
+                mebibytes = self.capacity * PAGE_BYTES / (1 << 20)
+                raise ReadOnly(
+                    f"the transactions that run together need more pages than the partition's memory has room for "
+                    f"({mebibytes:,.1f} MiB; see --memory)"
+                )
 
     def cleaned(self, table: int, pages: Iterable[int]) -> None:
         """These pages are in the page file as they are: they may leave."""
@@ -195,7 +254,21 @@ class BufferPool:
         capacity = (self._budget_bytes - others_bytes) // PAGE_BYTES
         self.is_overdrawn = capacity * OVERDRAWN < arena.frames
         self.capacity = min(max(capacity, arena.frames // OVERDRAWN, 1), arena.frames)
-        arena.give_back(max(self.capacity - arena.frames_in_use, 0))
+        # What is free is taken again soon, but for what is left behind when many rows have gone.
+        arena.give_back(min(max(self.capacity - arena.frames_in_use, 0), arena.frames_in_use // 8 + FREE_FRAMES))
+
+    def metrics(self) -> dict[str, object]:
+        dirty = self.pinned_pages
+        in_use = max(self._arena.frames_in_use, 1)
+        return {
+            "pages": sum(heap.pages for heap in self._heaps),
+            "resident_pages": self._arena.frames_in_use,
+            "capacity_pages": self.capacity,
+            "buffer_pool_hits": max(self.touches - self.faults, 0),
+            "buffer_pool_misses": self.faults,
+            "buffer_pool_dirty_pages_ratio": round(dirty / in_use, 4),
+            "evictions": self.evictions,
+        }
 
     @property
     def _reserve(self) -> int:
@@ -223,7 +296,9 @@ class BufferPool:
         image = self._arena.memory[start : start + PAGE_BYTES]
         check_sealed(image, page, entry & 0xFFFF, f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}")
         heap.admit(number, frame)
-        self._policy.admit(page)
+        # A page that was prefetched does not count as used before it is.
+        if self.prefetch is None or page not in self.prefetch:
+            self._policy.admit(page)
 
     def _start_reads(self) -> None:
         room = min(self._reader.room, self.capacity - self._arena.frames_in_use)
@@ -245,6 +320,8 @@ class BufferPool:
             touched = heap.touched
             if touched:
                 self.touches += len(touched)
+                if self.prefetch:
+                    self._used(number, touched)
                 if is_full:
                     base = page_id(number, 0)
                     policy.touch([base | page for page in touched[:: 1 + len(touched) // TOUCHES]])
@@ -254,6 +331,22 @@ class BufferPool:
                 for page in heap.gone:
                     policy.remove(base | page)
                 heap.gone.clear()
+
+    def _time_a_read(self, now_s: float) -> None:
+        """Times one read at a time, from one step to another."""
+        if self._timed >= 0:
+            took_us = (now_s - self._timed_since_s) * 1e6
+            self.disk_read_us = took_us if self.disk_read_us is None else 0.9 * self.disk_read_us + 0.1 * took_us
+        self._timed = next(reversed(self._coming), -1)
+        self._timed_since_s = now_s
+
+    def _used(self, table: int, touched: list[int]) -> None:
+        prefetch, base = self.prefetch, page_id(table, 0)
+        assert prefetch is not None
+        for page in dict.fromkeys(touched):
+            if base | page in prefetch:
+                self._policy.admit(base | page)
+                self.missed(base | page)
 
     def _evict(self, frames: int) -> int:
         """Makes room for so many frames, if it can. How many pages left."""

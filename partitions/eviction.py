@@ -8,7 +8,7 @@ benchmark `python -m bench.hit_ratio` measures the very class that the pool uses
     remove(page)     a page is gone for another reason than eviction (freed, its table dropped)
     evict(pinned)    takes out, and names, pages until no more than the capacity are left; never a pinned one
     resize(pages)    the capacity, which may change at any time; evict() follows it
-    iteration        the resident pages, roughly the coldest first, for whoever dumps them by heat
+    iteration        the resident pages, roughly the coldest first; reversed(), the hottest, for a heat dump
     check()          verifies every invariant, for tests
 
 They are pure: no clock, no I/O, no randomness and no seeded hash, so the same calls always evict the same pages. Page
@@ -52,6 +52,7 @@ class Policy(Protocol):
     def __len__(self) -> int: ...
     def __contains__(self, page: object) -> bool: ...
     def __iter__(self) -> Iterator[int]: ...
+    def __reversed__(self) -> Iterator[int]: ...
 
 
 def _oldest(pages: Iterable[int], pinned: Pages) -> int | None:
@@ -85,6 +86,9 @@ class Lru:
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._pages)
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(self._pages)
 
     def touch(self, pages: Iterable[int]) -> None:
         resident = self._pages
@@ -141,6 +145,9 @@ class Clock:
             [page for page, touched in self._ring.items() if not touched],
             [page for page, touched in self._ring.items() if touched],
         )
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(list(self))
 
     def touch(self, pages: Iterable[int]) -> None:
         ring = self._ring
@@ -218,6 +225,9 @@ class MidpointLru:
     def __iter__(self) -> Iterator[int]:
         return chain(self._old, self._young)
 
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._young), reversed(self._old))
+
     def touch(self, pages: Iterable[int]) -> None:
         young, old = self._young, self._old
         move_to_end = young.move_to_end
@@ -294,6 +304,9 @@ class Arc:
 
     def __iter__(self) -> Iterator[int]:
         return chain(self._once, self._again)
+
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._again), reversed(self._once))
 
     def touch(self, pages: Iterable[int]) -> None:
         once, again = self._once, self._again
@@ -691,6 +704,9 @@ class WTinyLfu:
     def __iter__(self) -> Iterator[int]:
         return chain(self._window, self._probation, self._protected)
 
+    def __reversed__(self) -> Iterator[int]:
+        return chain(reversed(self._protected), reversed(self._probation), reversed(self._window))
+
     @property
     def window_target(self) -> float:
         """Pages that the window is to hold, as adapted so far."""
@@ -774,11 +790,12 @@ class WTinyLfu:
 
     def evict(self, pinned: Pages = NOTHING_PINNED) -> list[int]:
         evicted: list[int] = []
-        sketch, window = self._sketch, self._window
-        if len(self) <= self.capacity:
+        excess = len(self) - self.capacity
+        if excess <= 0:
             return evicted
         self._demote()
-        while len(self) > self.capacity:
+        estimate, window = self._sketch.estimate, self._window
+        for _ in range(excess):
             victim = self._victim(pinned)
             candidate = None
             if len(window) > self._window_target or victim is None:
@@ -788,7 +805,7 @@ class WTinyLfu:
                     break
                 self._displace(victim)
                 evicted.append(victim)
-            elif victim is not None and sketch.estimate(candidate) > sketch.estimate(victim):
+            elif victim is not None and estimate(candidate) > estimate(victim):
                 self._displace(victim)
                 self._to_probation(candidate, window.pop(candidate))
                 evicted.append(victim)
@@ -869,11 +886,16 @@ class WTinyLfu:
                 return page
             victims.pop()
         scanned: list[int] = []
+        passed_by: list[int] = []
         for page in probation:
-            if page not in pinned:
+            if page in pinned:
+                passed_by.append(page)
+            else:
                 scanned.append(page)
                 if len(scanned) == self.SAMPLE:
                     break
+        for page in passed_by:
+            probation.move_to_end(page)  # as in the window
         if not scanned:
             return _oldest(self._protected, pinned)
         # The sort is stable and the list is reversed before and after: of equals the oldest comes last.

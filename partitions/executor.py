@@ -69,6 +69,7 @@ LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
 MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
+CALLS_A_RERUN = 128
 TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,7 +89,7 @@ _BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly
 
 
 class SetAside(Struct, eq=False):
-    """A call that waits. `missing` shrinks as what it missed arrives; `times` counts how often it has been set aside.
+    """A call that waits. `missing` of what it missed are still to come; `times` counts how often it has been set aside.
 
     Its arguments are kept encoded: the run that was undone may have changed a list among them.
     """
@@ -100,8 +101,8 @@ class SetAside(Struct, eq=False):
     arguments: bytes
     directed_now: datetime | None
     generated: Generated | None
-    missed: frozenset[Miss]
-    missing: set[Miss]
+    missed: tuple[Miss, ...]
+    missing: int
     arrival: int
     times: int
 
@@ -155,8 +156,9 @@ class Executor:
         # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
         self._waited: dict[tuple[int, int], SetAside | None] = {}
         self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
-        self._rerunning: SetAside | None = None
-        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what
+        self._rerunning: dict[int, SetAside] = {}  # by call number; all of one client
+        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what is still to come
+        self._awaited: dict[Miss, int] = {}  # by how many calls that have not run again, come or not
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
         self._arrivals = 0
         self._split_group: CallGroup | None = None
@@ -281,18 +283,20 @@ class Executor:
     ) -> None:
         """The call was undone: what becomes of it?"""
         misses = self._store.misses
-        missed = frozenset(misses)
-        misses.clear()
+        missed: tuple[Miss, ...] = ()
+        if misses:
+            missed = tuple(set(misses)) if len(misses) > 1 else (misses[0],)
+            misses.clear()
         interrupted, self.interrupted = self.interrupted, False
         raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
             arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
             self._arrivals += 1
-            again = self._rerunning
+            again = self._rerunning.get(number)
             call = SetAside(
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
-                missed, set(missed),
+                missed, len(missed),
                 self._arrivals if again is None else again.arrival, 1 if again is None else again.times + 1,
             )  # fmt: skip
             self._waiting[group.client_id, number] = call
@@ -343,42 +347,46 @@ class Executor:
 
     def is_awaited(self, miss: Miss) -> bool:
         """Whether a call that is set aside, and has not run again, has missed this."""
-        return miss in self._awaiting
+        return miss in self._awaited
 
     def _await(self, call: SetAside) -> None:
+        awaiting, awaited = self._awaiting, self._awaited
         for miss in call.missed:
-            self._awaiting.setdefault(miss, []).append(call)
-            if type(miss) is int:
-                self._missed_pages.append(miss)
+            awaited[miss] = awaited.get(miss, 0) + 1
+            if miss in awaiting:
+                awaiting[miss].append(call)
+            else:
+                awaiting[miss] = [call]
+                if type(miss) is int:
+                    self._missed_pages.append(miss)
 
     def _here(self, miss: Miss) -> None:
-        for call in self._awaiting.get(miss, ()):
-            if miss in call.missing:
-                call.missing.discard(miss)
-                if not call.missing:
-                    self._ready.append(call)
+        for call in self._awaiting.pop(miss, ()):
+            call.missing -= 1
+            if not call.missing:
+                self._ready.append(call)
 
     def _put_in_order(self) -> None:
         if len(self._ready) > 1:
             self._ready = deque(sorted(self._ready, key=lambda call: call.arrival))
 
     def _forget_misses(self, call: SetAside) -> None:
-        """The call has run again."""
-        awaiting = self._awaiting
+        """The call runs again."""
+        awaited = self._awaited
         for miss in call.missed:
-            calls = awaiting[miss]
-            if len(calls) == 1:
-                del awaiting[miss]
+            calls = awaited[miss]
+            if calls == 1:
+                del awaited[miss]
             else:
-                calls.remove(call)
+                awaited[miss] = calls - 1
 
-    def _find_ready(self) -> None:
-        """After a batch was undone: who waits for what, and who has nothing left to wait for."""
-        self._awaiting.clear()
-        for call in self._waiting.values():
-            self._await(call)
-        self._ready = deque(call for call in self._waiting.values() if not call.missing)
-        self._put_in_order()
+    def _stop_waiting(self, call: SetAside) -> None:
+        """The call was never set aside."""
+        for miss in call.missed:
+            calls = self._awaiting.get(miss, [])
+            if call in calls:
+                calls.remove(call)
+        self._forget_misses(call)
 
     @property
     def has_ready(self) -> bool:
@@ -389,32 +397,41 @@ class Executor:
         return len(self._waiting)
 
     def run_ready(self) -> None:
-        """Reruns the calls whose keys are here again. One that misses another key is set aside again."""
+        """Reruns the calls that have what they missed. One that misses something else is set aside again."""
         while self._ready:
             self.run_next_ready()
 
     def run_next_ready(self) -> None:
-        """Reruns the first of them."""
-        call = self._ready.popleft()
-        del self._waiting[call.client_id, call.number]
-        self._forget_misses(call)
-        self._waited.setdefault((call.client_id, call.number), call)
-        self._rerunning = call
-        self.counts["reruns"] += 1
-        self._running[CLIENT_ID], self._running[CALL_NUMBER] = call.client_id, call.number
-        self._context.resume(call.generated)
-        group = CallGroup(call.client_id, call.procedure.name, 0, 0, [call.number], [0], joined([call.arguments]))
-        arguments = call.procedure.decode_one(call.arguments)
+        """Reruns the first of them, and with it those that follow and may be in one group with it: that costs half."""
+        first = self._ready.popleft()
+        calls = [first]
+        if _may_be_grouped(first):
+            while self._ready and len(calls) < CALLS_A_RERUN and _belong_together(first, self._ready[0]):
+                calls.append(self._ready.popleft())
+        rerunning, waiting, waited = self._rerunning, self._waiting, self._waited
+        for call in calls:
+            call_id = call.client_id, call.number
+            del waiting[call_id]
+            self._forget_misses(call)
+            waited.setdefault(call_id, call)
+            rerunning[call.number] = call
+        self.counts["reruns"] += len(calls)
+        self._running[CLIENT_ID], self._running[CALL_NUMBER] = first.client_id, first.number
+        self._context.resume(first.generated)
+        numbers = list(rerunning)
+        args = joined([call.arguments for call in calls])
+        group = CallGroup(first.client_id, first.procedure.name, 0, 0, numbers, [0] * len(calls), args)
+        arguments = first.procedure.decode_many(args, len(calls))
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
-        if call.times >= TIMES_SET_ASIDE and pool is not None:
+        if first.times >= TIMES_SET_ASIDE and pool is not None:
             misses.bring = pool.bring
-        if call.directed_now is None:
-            self._run_each(call.origin, group, call.procedure, [call.number], [arguments], None)
+        if first.directed_now is None:
+            self._run_each(first.origin, group, first.procedure, numbers, arguments, None)
         else:
-            self._run_directed(call.origin, group, call.procedure, arguments, call.directed_now)
+            self._run_directed(first.origin, group, first.procedure, arguments[0], first.directed_now)
         misses.bring = bring
-        self._rerunning = None
+        rerunning.clear()
 
     # Retried calls.
 
@@ -502,13 +519,18 @@ class Executor:
         self._answers.clear()
         self._large_bytes = self._large_bytes_before
         for call_id, waited in self._waited.items():
-            self._waiting.pop(call_id, None)
+            set_aside = self._waiting.pop(call_id, None)
+            if set_aside is not None:
+                self._stop_waiting(set_aside)
             if waited is not None:
                 self._waiting[call_id] = waited
+                for miss in waited.missed:
+                    self._awaited[miss] = self._awaited.get(miss, 0) + 1
         # Run again, the retry must find who waited before it, or that one's calls would never be told as dropped.
         for waited, origin in reversed(self._joined):
             waited.origin = origin
-        self._find_ready()
+        self._ready = deque(call for call in self._waiting.values() if not call.missing)
+        self._put_in_order()
         self._begin_batch()
 
     def _begin_batch(self) -> None:
@@ -649,6 +671,19 @@ class _Full(ReadOnlyTable):
         raise ReadOnly(self._reason)
 
     insert = update = upsert = delete = _refuse
+
+
+def _may_be_grouped(call: SetAside) -> bool:
+    return call.directed_now is None and call.generated is None and call.times < TIMES_SET_ASIDE
+
+
+def _belong_together(first: SetAside, call: SetAside) -> bool:
+    return (
+        call.procedure is first.procedure
+        and call.client_id == first.client_id
+        and call.origin == first.origin
+        and _may_be_grouped(call)
+    )
 
 
 def _call_error(client_id: int, number: int, error: BaseException) -> CallError:

@@ -180,6 +180,15 @@ class Heap:
             return b"".join(self._overflow_pieces(page[offset : offset + STUB_BYTES]))
         return page[offset : offset + length]
 
+    def some_row_ids(self, most: int) -> list[int]:
+        """Rows on different pages in memory, from all over the heap."""
+        frames, words, found = self._frames, self._words, list[int]()
+        for page in range(0, len(frames), max(len(frames) // most, 1)):
+            base = frames[page] * PAGE_WORDS
+            if base >= 0 and not words[base + FLAGS] & OVERFLOW_PAGE and words[base + HEADER_WORDS]:
+                found.append(page << self._slot_bits)
+        return found[:most]
+
     def is_cold(self, row_id: int) -> bool:
         return self._frames[row_id >> self._slot_bits] == COLD
 
@@ -397,8 +406,15 @@ class Heap:
         """The page, which was cold, is in this frame from now on."""
         self._frames[page] = frame
         self.cold -= 1
-        if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
+        words, base = self._words, frame * PAGE_WORDS
+        # Most are full: the dead bytes and the gap in the middle say so without a closer look.
+        if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
             self._mark_if_roomy(page, frame)
+
+    def forget_touches(self) -> None:
+        """Where there is no buffer pool to tell."""
+        self.touched.clear()
+        self.gone.clear()
 
     def next_of_row(self, page: int) -> int:
         """The page that continues what is in this overflow page, if it is cold: whoever reads one needs all. Or -1."""
@@ -414,6 +430,16 @@ class Heap:
 
     def is_on_disk_only(self, page: int) -> bool:
         return page < len(self._frames) and self._frames[page] == COLD
+
+    def cold_pages_in_place_order(self) -> list[int]:
+        cold = [page for page, frame in enumerate(self._frames) if frame == COLD]
+        cold.sort(key=self.entries.__getitem__)
+        return cold
+
+    @property
+    def pinned(self) -> set[int]:
+        """The pages that must stay in their frames, but for the one that is being filled."""
+        return self._dirty | self._unwritten | self._flushing
 
     @property
     def pinned_pages(self) -> int:

@@ -22,6 +22,7 @@ from voltpy.schema import Table
 
 NOWHERE = -1
 COLLIDED = -2
+INDEX_BYTES = 34  # a row, in the tree's nodes
 _HALF = 1 << 63  # from the hash's unsigned range into the tree's signed one
 
 

@@ -176,7 +176,7 @@ def check_sealed(image: bytes, page_id: int, generation: int, where: str) -> Non
     if len(image) != PAGE_BYTES:
         raise Corruption(f"{where}: {len(image)} bytes instead of a page")
     found_id, checksum, found_generation = _SEAL.unpack_from(image)
-    if extend(extend(crc32c(image[:8]), b"\0\0\0\0"), image[12:]) != checksum:
+    if extend(crc32c(image[:8] + b"\0\0\0\0"), image[12:]) != checksum:
         raise Corruption(f"{where}: the page's checksum is wrong")
     if (found_id, found_generation) != (page_id, generation & 0xFFFF):
         raise Corruption(

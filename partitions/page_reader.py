@@ -198,16 +198,17 @@ class PageReader:
             self._take(self._io_poll(self._context, 0, self._depth, self._events_at, self._no_time_at))
         return self._hand_out()
 
-    def wait(self, timeout_s: float) -> list[int]:
-        """The same, but while any is in flight it waits for at least one, at most `timeout_s`."""
+    def wait(self, timeout_s: float, least: int = 1) -> list[int]:
+        """The same, but it waits until `least` of those in flight are done, or all of them, at most `timeout_s`."""
         if self._free == self._depth or self._done or self._failures:
             return self.finished()
+        wanted = min(least, self._depth - self._free)
         deadline = time.monotonic() + timeout_s
         while True:
             left_s = max(deadline - time.monotonic(), 0.0)
             self._timeout[0] = int(left_s)
             self._timeout[1] = int(left_s % 1 * 1e9)
-            count = self._io_wait(self._context, 1, self._depth, self._events_at, self._timeout_at)
+            count = self._io_wait(self._context, wanted, self._depth, self._events_at, self._timeout_at)
             self._take(count)
             if count >= 0:
                 return self._hand_out()

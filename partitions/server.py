@@ -24,11 +24,13 @@ from msgspec import Raw
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Answers, Executor
+from partitions.rates import Rates
 from partitions.row import encode
 from partitions.sockets import Sockets
-from partitions.store import Store
+from partitions.store import Store, resident_bytes
 from partitions.timeout import Timeout
 from partitions.wal import Batch, Wal, encode_batch
+from partitions.warm_up import WarmUp
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.errors import ReadOnly, SchemaError
@@ -61,6 +63,7 @@ from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
+WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
@@ -83,6 +86,7 @@ class Server:
         executor: Executor,
         store: Store,
         pool: BufferPool,
+        warm_up: WarmUp,
         wal: Wal,
         checkpointer: Checkpointer,
         timeout: Timeout,
@@ -95,6 +99,8 @@ class Server:
         self._executor = executor
         self._store = store
         self._pool = pool
+        self._warm_up = warm_up
+        self._rates = Rates()
         pool.is_wanted = executor.is_awaited
         pool.clean_some = checkpointer.clean_some
         self._steer_s = 0.0  # when to look at the size of the process again
@@ -118,9 +124,12 @@ class Server:
     def serve(self) -> None:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
+            self._pool.fetch(self._executor.missed_pages())
             is_idle = not self._unsent and not self._executor.has_ready
             is_reading = self._pool.is_reading
             wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
+            if is_idle:
+                wait_s = self._until_warmth(wait_s)
             self._sockets.wait(wait_s if is_idle and not is_reading else 0)
             self._turn_pages(READ_WAIT_S if is_idle and is_reading and not self._sockets.has_input() else 0.0)
             requests, control = self._drain()
@@ -136,17 +145,26 @@ class Server:
             now_s = time.monotonic()
             self._checkpointer.step(now_s, busy=bool(requests))
             self._wal.tick(now_s)
+            self._warm_up.step(now_s)
             if now_s >= self._steer_s:
                 self._steer_s = now_s + STEER_S
                 self._pool.steer(resident_bytes())
+                self._rates.count(
+                    now_s, page_faults_per_second=self._pool.faults, eviction_rate_per_sec=self._pool.evictions
+                )
         self._flush()
         self._reply()
+        self._warm_up.dump(flush=True)
+
+    def _until_warmth(self, wait_s: float) -> float:
+        """How long to wait for calls, when there are pages to bring in meanwhile."""
+        due_s = self._warm_up.due_s(time.monotonic())
+        return wait_s if due_s is None else min(wait_s, max(due_s, WARM_UP_WAIT_S))
 
     def _turn_pages(self, wait_s: float) -> None:
-        """Between two batches: pages that calls have missed are read, those that came let their calls run again."""
+        """Between two batches: pages that were fetched are read, those that came let their calls run again."""
         pool, executor = self._pool, self._executor
-        pool.fetch(executor.missed_pages())
-        arrived = pool.step(wait_s)
+        arrived = pool.step(time.monotonic(), wait_s)
         if arrived:
             executor.pages_arrived(arrived)
         while pool.must_clean and self._checkpointer.clean_some():
@@ -366,7 +384,8 @@ class Server:
         return LoadPrepared(message.catalog_version, "", self._executor.infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:
-        executor, wal = self._executor, self._wal
+        executor, wal, rates = self._executor, self._wal, self._rates.per_second
+        faults, touches = rates.get("page_faults_per_second", 0.0), rates.get("page_touches_per_second", 0.0)
         metrics: dict[str, object] = {
             "pid": os.getpid(),
             "calls": self._calls,
@@ -382,7 +401,14 @@ class Server:
             "checkpoint_lsn": self._checkpointer.last.lsn,
             "checkpoints": self._checkpointer.last.number,
             "checkpoint_held": self._checkpointer.hold is not None,
+            "checkpoint_running": self._checkpointer.running,
             **self._store.metrics(),
+            **self._pool.metrics(),
+            **rates,
+            "buffer_pool_hit_ratio": round(1 - min(faults / touches, 1.0), 4) if touches else None,
+            "read_latency_us": {**self._store.read_latency_us(), "disk": self._pool.disk_read_us},
+            "memory_fragmentation_ratio": round(resident_bytes() / self._store.accounted_bytes, 3),
+            "warming": [progress._asdict() for progress in self._warm_up.progress(time.monotonic())],
         }
         return StatusReply(
             number,
@@ -412,9 +438,3 @@ def pieces(groups: list[ReplyGroup]) -> Iterator[ReplyGroup]:
             results.append(result)
             size += len(result)
         yield ReplyGroup(group.client_id, numbers, joined(results))
-
-
-def resident_bytes() -> int:
-    """Of this process, what is in memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -6,8 +6,14 @@ batch is in the WAL: when that fails for want of room, everything is undone and 
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
+from partitions.index import INDEX_BYTES
 from partitions.not_here import Misses
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
@@ -20,15 +26,28 @@ from voltpy.schema import Schema
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
+TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
 
 
 class Store:
     """`tables` in the order of their numbers. `undo_log` entries: see partitions.table."""
 
-    __slots__ = ("_memory_bytes", "_unlimited_until", "arena", "by_name", "misses", "pool", "tables", "undo_log")
+    __slots__ = (
+        "_empty_bytes",
+        "_memory_bytes",
+        "_most_rows",
+        "_unlimited_until",
+        "arena",
+        "by_name",
+        "misses",
+        "pool",
+        "tables",
+        "undo_log",
+    )
 
     def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
+        self._empty_bytes = resident_bytes()
         self.arena = Arena(memory_bytes, spare_bytes=memory_bytes // 2)
         self.undo_log: UndoLog = []
         self.misses = Misses(self.undo_log)
@@ -40,6 +59,7 @@ class Store:
         ]
         self.by_name = {table.name: table for table in self.tables}
         self._unlimited_until = 0
+        self._most_rows = 0  # since the last `trim` that did something
 
     @property
     def free_bytes(self) -> int:
@@ -102,6 +122,8 @@ class Store:
         self.undo_log.clear()
         for table in self.tables:
             table.apply()
+            if self.pool is None:
+                table.storage[0].forget_touches()
         if self.arena.frames_in_use > self._unlimited_until:
             self._limit_decoded()
 
@@ -136,6 +158,15 @@ class Store:
         """
         return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
 
+    def trim(self) -> None:
+        """When many rows have gone since the last time, what their indexes took goes back to the system."""
+        rows = sum(table.row_count for table in self.tables)
+        self._most_rows = max(self._most_rows, rows)
+        if self._most_rows - rows > max(self._most_rows // TRIM_SHARE, TRIM_ROWS):
+            self._most_rows = rows
+            if _malloc_trim is not None:
+                _malloc_trim(0)
+
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
         for table in self.tables:
@@ -149,6 +180,20 @@ class Store:
             "decoded_rows": sum(table.decoded_rows for table in self.tables),
         }
 
+    def read_latency_us(self) -> dict[str, float | None]:
+        """What reading a row costs in here, on a sample: decoded and hot; on a page in memory. None: there is none."""
+        samples = [table.read_latency_us() for table in self.tables]
+        hot = [each for each, _ in samples if each is not None]
+        resident = [each for _, each in samples if each is not None]
+        return {"hot": min(hot, default=None), "resident": min(resident, default=None)}
+
+    @property
+    def accounted_bytes(self) -> int:
+        """What pages, indexes and decoded rows should take, and the process without them."""
+        rows = sum(table.row_count for table in self.tables)
+        decoded = sum(table.decoded_bytes for table in self.tables)
+        return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + rows * INDEX_BYTES + decoded
+
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share over the tables; again when the data has grown by an eighth."""
         self._unlimited_until = self.arena.frames_in_use * 9 // 8 + 64
@@ -156,3 +201,22 @@ class Store:
         budget = self._memory_bytes // DECODED_SHARE
         for table in self.tables:
             table.limit_decoded(min(max(table.image_bytes // DECODED_FRACTION, floor), budget))
+
+
+def _glibc_trim() -> Callable[[int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim
+
+
+_malloc_trim = _glibc_trim()
+
+
+def resident_bytes() -> int:
+    """Of this process, what is in memory; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

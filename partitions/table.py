@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import sys
 from binascii import crc_hqx
-from collections.abc import Callable, Iterator
-from itertools import repeat
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice, repeat
 from operator import attrgetter, itemgetter
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -48,6 +49,7 @@ from voltpy.schema import Table as TableSchema
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
 ASKED_KEYS = 1 << 16  # remembered as asked for once
 TURN_ROWS = 1024  # written at a time during recovery
+SAMPLED_READS = 32  # to say what a read costs
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
 # (table, key, row before; None = there was none). A miss appends (None, None, None): see UndoLog's reader.
@@ -105,6 +107,7 @@ class Table:
         "insert",
         "name",
         "new_hidden_key",
+        "note",
         "number",
         "owner",
         "schema",
@@ -149,6 +152,8 @@ class Table:
         self._away: set[Any] = set()
         self._misses = misses
         self.new_hidden_key: Callable[[], int] | None = None
+        # Told of keys that are used often: see partitions.warm_up.
+        self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
         self._partition_of_key = _partition_position(schema)
         self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
 
@@ -368,6 +373,19 @@ class Table:
         sample = next(iter(self._rows.values()), None) if self._rows else None
         self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
 
+    def note_decoded(self) -> None:
+        """Says which keys are in the young generation, though it is not full."""
+        self.note(self.number, self._rows)
+
+    def pages_of(self, key: Any) -> list[int]:
+        """The page numbers where the row with this key may be; none for what is no key of this table."""
+        try:
+            self._format.checked_key(key)
+            row_ids = self._index.candidates(key)
+        except (ConstraintViolation, *_INVALID):
+            return []
+        return [self._heap.page_of(row_id) for row_id in row_ids]
+
     @property
     def storage(self) -> tuple[Heap, PrimaryIndex]:
         """Where what is committed is; for checkpoints."""
@@ -398,6 +416,29 @@ class Table:
     @property
     def decoded_rows(self) -> int:
         return len(self._rows) + len(self._old) + len(self._dying)
+
+    def read_latency_us(self) -> tuple[float | None, float | None]:
+        """(of a decoded row, of one on a page in memory), the mean of a few; None where there is none."""
+        keys = list(islice(self._rows, SAMPLED_READS))
+        row_ids = self._heap.some_row_ids(SAMPLED_READS)
+        hot = resident = None
+        if keys:
+            began_s = perf_counter()
+            for key in keys:
+                self.get(key)
+            hot = round((perf_counter() - began_s) / len(keys) * 1e6, 2)
+        if row_ids:
+            began_s = perf_counter()
+            for row_id in row_ids:
+                self._decode(self._heap.read(row_id))
+            resident = round((perf_counter() - began_s) / len(row_ids) * 1e6, 2)
+        return hot, resident
+
+    @property
+    def decoded_bytes(self) -> int:
+        """About what the decoded rows take."""
+        sample = next(iter(self._rows.values()), None) if self._rows else None
+        return 0 if sample is None else self.decoded_rows * _decoded_bytes(sample)
 
     def check(self) -> None:
         """Raises Corruption unless heap, index, counts and decoded rows agree. Between batches only."""
@@ -530,6 +571,7 @@ class Table:
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
         self.limit_decoded(self._decoded_bytes)  # by what rows are like now
+        self.note(self.number, self._rows)
         self._bury(len(self._dying))
         self._dying, self._old = self._old, self._rows.copy()
         self._rows.clear()  # it stays the same object: the accessors hold it

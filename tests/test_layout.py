@@ -26,10 +26,10 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
     "copier", "verify",
-    "__main__", "server", "sockets", "timeout", "executor", "recovery", "checkpoint", "builtin", "outcome_window",
-    "__main__", "server", "sockets", "timeout", "executor", "recovery", "checkpoint", "builtin", "outcome_window",
-    "store", "transaction", "table", "buffer_pool", "accessors", "heap", "index", "not_here", "eviction", "warming",
-    "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page", "row", "wal", "flusher", "hold",
+    "__main__", "server", "rates", "sockets", "timeout", "executor", "recovery", "checkpoint", "warm_up", "builtin",
+    "outcome_window", "store", "transaction", "table", "buffer_pool", "accessors", "heap", "index", "not_here",
+    "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page", "row",
+    "wal", "flusher", "hold",
 )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ from voltpy.supervision import (
     Tell,
     Terminate,
 )
+from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
 
 TICK_MS = 100
 RECONNECT_MS = 20
@@ -92,6 +93,9 @@ class Options(NamedTuple):
     fsync: str = "always"
     memory_bytes: int = 1 << 30
     procedure_timeout_s: float = 5.0
+    warm: tuple[str, ...] = WARM_SOURCES
+    warm_bytes_per_s: int = WARM_BYTES_PER_S
+    warm_schedule: Path | None = None
 
 
 class Process:
@@ -393,7 +397,10 @@ class Cluster:
             *("--memory", str(options.memory_bytes // self._directory.partitions)),
             *("--procedure-timeout", str(options.procedure_timeout_s)),
             *("--core", str(self._cores[start.child % len(self._cores)])),
+            *("--warm", ",".join(options.warm), "--warm-rate", str(options.warm_bytes_per_s)),
         ]
+        if options.warm_schedule is not None:
+            line += ["--warm-schedule", str(options.warm_schedule)]
         if start.runaway is not None:
             call = start.runaway
             line += ["--runaway", f"{call.client_id}:{call.call_number}:{call.procedure}"]

@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from voltpy.errors import ClusterError
 
+WARM_SOURCES = ("heat", "keys", "schedule", "prefetch")
+WARM_BYTES_PER_S = 128 << 20  # of each partition, where nobody says otherwise
 MAX_ENTRIES = 1000
 LOOK_BACK_DAYS = 8  # every entry comes due within a week
 

@@ -8,4 +8,7 @@ A peer is used as a context: entered, its server runs on fresh data in a directo
     state(line)                             what its tables say, for `line.verify`
     cpu_s()                                 processor time so far, by role, without this client process
     settings                                what the reader of a figure must know
+
+`cluster` (voltpy with a budget of memory) and `mariadb` serve the commands about memory instead: see `Server` in
+bench.larger_than_memory.
 """

@@ -60,12 +60,12 @@ class Server:
                 raise BenchError(f"{self._name} was not ready in {STARTS_WITHIN_S:.0f} s:\n{self.output()[-2000:]}")
             sleep(0.02)
 
-    def stop(self) -> None:
-        """Ends it, cleanly if it can."""
+    def stop(self, within_s: float = STOPS_WITHIN_S) -> None:
+        """Ends it, cleanly if it can in this time."""
         if self._process.poll() is None:
             self._process.send_signal(self._stop_signal)
             try:
-                self._process.wait(STOPS_WITHIN_S)
+                self._process.wait(within_s)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

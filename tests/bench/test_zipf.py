@@ -45,3 +45,10 @@ def test_uniform_reaches_every_key_about_as_often():
     counts = Counter(uniform(100, 100_000))
     assert len(counts) == 100
     assert all(800 < count < 1200 for count in counts.values())
+
+
+def test_another_seed_leaves_the_popular_keys_popular():
+    one, other = Zipf(1000), Zipf(1000)
+    other.reseed(9)
+    assert one.draw(500) != other.draw(500)
+    assert [one.key_of_rank(rank) for rank in range(1000)] == [other.key_of_rank(rank) for rank in range(1000)]

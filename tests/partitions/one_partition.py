@@ -231,11 +231,11 @@ class OnePartition:
             return
         self.pool.fetch(self.executor.missed_pages())
         while True:
-            self.executor.pages_arrived(self.pool.step(1.0))
+            self.executor.pages_arrived(self.pool.step(0.0, 1.0))
             if self.executor.has_ready:
                 self.run_ready()
                 self.pool.fetch(self.executor.missed_pages())
-            elif not self.pool.is_reading and not self.pool.has_arrived:
+            elif not self.pool.is_reading:
                 return
 
     def run_ready(self) -> None:

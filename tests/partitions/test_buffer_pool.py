@@ -10,6 +10,7 @@ import pytest
 
 from partitions.executor import TIMES_SET_ASIDE
 from partitions.page import PAGE_BYTES
+from partitions.store import resident_bytes
 from tests.partitions.one_partition import OnePartition
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.procedure import procedure
@@ -112,7 +113,7 @@ def checkpointed(partition: OnePartition) -> None:
 def evicted(partition: OnePartition, frames: int = 1) -> None:
     pool = partition.pool
     capacity, pool.capacity = pool.capacity, frames
-    pool.step()
+    pool.step(0.0)
     pool.capacity = capacity
 
 
@@ -327,4 +328,43 @@ def test_whatever_is_in_memory_the_answers_are_those_of_a_dict(seed: int, tmp_pa
     for key, value in items.items():
         assert partition.call("get", key) == value
     partition.store.check()
+    closed(partition)
+
+
+def test_memory_goes_back_when_most_rows_are_deleted(tmp_path: Path) -> None:
+    partition = opened(tmp_path, 4096)
+    for key in range(0, 12_000, 100):
+        partition.run_group("put", [(other, 1, 1000) for other in range(key, key + 100)])
+        partition.seal()
+    pool, arena = partition.pool, partition.store.arena
+    full = arena.resident_bytes
+    assert full > 12_000_000
+    for key in range(0, 11_900, 100):
+        partition.run_group("delete", [(other,) for other in range(key, key + 100)])
+        partition.seal()
+    pool.steer(resident_bytes())
+    assert arena.resident_bytes < full // 4
+    assert partition.call_everywhere("totals") == [100, 100, 0, 0]
+    partition.store.check()
+    closed(partition)
+
+
+def test_the_capacity_follows_the_size_of_the_process(tmp_path: Path) -> None:
+    partition = filled(tmp_path, 300)
+    pool, arena = partition.pool, partition.store.arena
+    budget = pool._budget_bytes
+    pool.steer(arena.resident_bytes)  # nothing but pages
+    assert pool.capacity == arena.frames == budget // PAGE_BYTES
+    pool.steer(arena.resident_bytes + budget // 2)
+    assert pool.capacity == arena.frames // 2
+    assert not pool.is_overdrawn
+    for key in range(300):
+        assert partition.call("get", key) == [key, 1000]
+        assert arena.frames_in_use <= pool.capacity
+    pool.steer(arena.resident_bytes + 2 * budget)
+    assert pool.is_overdrawn
+    number = partition.run("put", 1000, 1, 1000)
+    assert not partition.seal_or_refuse(lambda: partition.run("put", 1000, 1, 1000, number=number) and None)
+    assert isinstance(partition.answers[number], ReadOnly)
+    assert partition.call("get", 299) == [299, 1000]
     closed(partition)

@@ -750,9 +750,7 @@ def test_random_misses_change_no_result(partition: OnePartition) -> None:
         what = rng.random()
         if what < 0.25:
             key = rng.randrange(6)
-            if key not in away and not any(
-                key in (k for _, k in c.missing) for c in partition.executor._waiting.values()
-            ):
+            if key not in away and not partition.executor.is_awaited((items.number, key)):
                 items.send_away(key)
                 away.add(key)
         elif what < 0.5 and away:

@@ -427,7 +427,7 @@ class PartitionMachine(RuleBasedStateMachine):
         """Pages that the page file has leave memory, but for a few."""
         pool = self.partition.pool
         capacity, pool.capacity = pool.capacity, frames
-        pool.step()
+        pool.step(0.0)
         pool.capacity = capacity
 
     # Ends and starts.

@@ -21,6 +21,7 @@ from voltpy.parent_death import die_with_parent
 from voltpy.restore import restore as restore_snapshot
 from voltpy.schema import to_json
 from voltpy.sql.ddl import parse_schema
+from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
 FSYNC_MODES = ("always", "everysec", "never")
 LEAST_MEMORY_BYTES = 16 << 20  # for each partition
@@ -40,6 +41,14 @@ def _text_of(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"schema file {path}: {error}") from None
+
+
+def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    sources = () if text == "none" else tuple(text.split(","))
+    for source in sources:
+        if source not in WARM_SOURCES:
+            raise click.BadParameter(f"{source!r}: one of {', '.join(WARM_SOURCES)} was expected, or none")
+    return sources
 
 
 @click.command()
@@ -91,6 +100,20 @@ def _text_of(path: Path | None) -> str | None:
     metavar="SNAPSHOT",
     help="Begin a new data directory from a snapshot (`voltpy snapshot`), which stays as it is.",
 )
+@click.option(
+    "--warm",
+    default=",".join(WARM_SOURCES),
+    show_default=True,
+    callback=_warm_sources,
+    metavar="SOURCES",
+    help="What brings pages into memory before calls need them; or: none.",
+)
+@click.option("--warm-rate", callback=size, metavar="SIZE", help="A second, for each partition.  [default: 128MB]")
+@click.option(
+    "--warm-schedule",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Tables to bring into memory at times of the day; see docs/operations.md.",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="Die with the process that started this one.")
 def start(
     schema: Path | None,
@@ -103,6 +126,9 @@ def start(
     memory: int | None,
     procedure_timeout: float,
     restore: Path | None,
+    warm: tuple[str, ...],
+    warm_rate: int | None,
+    warm_schedule: Path | None,
     with_parent: bool,
 ) -> None:
     """Start a cluster: a router and one partition a core, watched and restarted.
@@ -131,7 +157,10 @@ def start(
             words = f"{count} partition{'s' if count > 1 else ''}, fsync {fsync}, data {directory.path}"
             click.echo(f"voltpy is ready at {url} ({words})")
 
+        if warm_schedule is not None:
+            _check_schedule(warm_schedule, directory)
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
+        options |= {"warm": warm, "warm_bytes_per_s": warm_rate or WARM_BYTES_PER_S, "warm_schedule": warm_schedule}
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
 
 
@@ -143,6 +172,14 @@ def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: st
         )
     event = structlog.get_logger().bind(snapshot=str(snapshot), made=manifest.created_at)
     event.info("restored", bytes=manifest.bytes, partitions=len(manifest.partitions))
+
+
+def _check_schedule(path: Path, directory: DataDirectory) -> None:
+    """Raises ClusterError for a schedule that the partitions would refuse."""
+    try:
+        parse(path.read_text(encoding="utf-8"), [table.name for table in directory.schema.tables])
+    except (ClusterError, OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"{path}: {error}") from None
 
 
 def _check_procedures(procedures: Path | None, schema_text: str | None, data: Path) -> None:

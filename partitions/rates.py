@@ -1,0 +1,23 @@
+"""Counts that grow, as rates: how fast each has grown over the last second."""
+
+from __future__ import annotations
+
+WINDOW_S = 1.0
+
+
+class Rates:
+    """`count` often; `per_second` is of the last whole window, by name."""
+
+    def __init__(self) -> None:
+        self.per_second: dict[str, float] = {}
+        self._since_s: float | None = None
+        self._before: dict[str, int] = {}
+
+    def count(self, now_s: float, **counts: int) -> None:
+        """What the counts are now. Clock: monotonic."""
+        if self._since_s is not None and now_s < self._since_s + WINDOW_S:
+            return
+        if self._since_s is not None:
+            took_s = now_s - self._since_s
+            self.per_second = {name: round((count - self._before[name]) / took_s, 1) for name, count in counts.items()}
+        self._since_s, self._before = now_s, counts
