@@ -52,6 +52,7 @@ from voltpy.warm_schedule import WARM_BYTES_PER_S, parse
 
 # What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
 PROCESS_BYTES = 56 << 20
+TOO_LARGE_BYTES = 64 << 20  # so much beyond --memory, or a fifth of it: then a call that has been running is ended
 
 EXIT_CRASHED = 1
 EXIT_DAMAGED = 3
@@ -159,7 +160,8 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     def load_beside(message: PrepareLoad) -> Registry:
         return load(message.source, message.path, schema, message.catalog_version)
 
-    timeout = Timeout(executor, running, arguments.procedure_timeout)
+    most_bytes = arguments.memory + max(arguments.memory // 5, TOO_LARGE_BYTES) + others_bytes
+    timeout = Timeout(executor, running, arguments.procedure_timeout, lambda: resident_bytes() > most_bytes)
     server = Server(
         doors,
         arguments.partition,

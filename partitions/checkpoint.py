@@ -4,6 +4,7 @@
       pages                       places with pages                                   partitions.page_file
       index-<table>-<n>-<g>.run   entries of a primary index that the n-th checkpoint wrote, g being its generation
       checkpoint                  the root: which places and which runs make up the last checkpoint
+      checkpoint.held             the root that a snapshot copies, while it does         partitions.hold
       wal-….log                   what came after it, and perhaps more                voltpy.record_log
 
 **The root.** Written as checkpoint.new, flushed, renamed over the last one, directory flushed. So there is always one
@@ -54,6 +55,7 @@ from google_crc32c import value as crc32c
 from msgspec import Meta, Struct
 
 from partitions.flusher import Flusher
+from partitions.hold import Hold
 from partitions.index import PrimaryIndex
 from partitions.outcome_window import OutcomeWindow
 from partitions.pace import Pace
@@ -78,6 +80,7 @@ _ROOT_MAGIC, _RUN_MAGIC = b"voltpyCP", b"voltpyIX"
 _ROOT_HEADER = struct.Struct("<8sIIQQQII")
 _RUN_HEADER = struct.Struct("<8sIIII")
 _CHUNK_HEADER = struct.Struct("<II")
+RUN_HEADER_BYTES, CHUNK_HEADER_BYTES = _RUN_HEADER.size, _CHUNK_HEADER.size
 
 
 class Run(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -133,12 +136,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def read_checkpoint(directory: Path, partition: int) -> Checkpoint:
     """The last checkpoint's root. Raises Corruption, naming file and offset."""
-    path = directory / "checkpoint"
     (directory / "checkpoint.new").unlink(missing_ok=True)
     try:
-        data = path.read_bytes()
+        return read_root(directory / "checkpoint", partition)
     except FileNotFoundError:
         return Checkpoint(0, 0, Root([], 0, []))
+
+
+def read_root(path: Path, partition: int) -> Checkpoint:
+    """The root in this file. Raises Corruption, naming file and offset; FileNotFoundError."""
+    data = path.read_bytes()
     header_bytes = _ROOT_HEADER.size
     if len(data) < header_bytes or crc32c(data[: header_bytes - 4]) != int.from_bytes(
         data[header_bytes - 4 : header_bytes], "little"
@@ -170,7 +177,7 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     roots = checkpoint.root.tables
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
-    page_tables = [_page_table(root, directory) for root in roots]
+    page_tables = [page_table(root, directory) for root in roots]
     used = [(entry >> 16) - 1 for entries in page_tables for entry in entries if entry]
     if len(set(used)) != len(used):
         raise Corruption(f"{directory / 'checkpoint'}: two pages in one place")
@@ -179,7 +186,7 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
         for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
             heap, index = store.tables[number].storage
             heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
-            runs = (chunk for run in root.runs for chunk in _read_run(directory, partition, number, run))
+            runs = (chunk for run in root.runs for chunk in read_run(directory, partition, number, run))
             index.load(runs, root.collisions)
             if len(index) != heap.rows:
                 raise Corruption(f"table {root.name}: the checkpoint has {len(index)} index entries, {heap.rows} rows")
@@ -189,7 +196,8 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     return file
 
 
-def _page_table(root: TableRoot, directory: Path) -> array[int]:
+def page_table(root: TableRoot, directory: Path) -> array[int]:
+    """Page number → entry. Raises Corruption."""
     entries = array("Q")
     if len(root.pages) % entries.itemsize:
         raise Corruption(f"{directory / 'checkpoint'}: a page table of {len(root.pages)} bytes")
@@ -199,7 +207,8 @@ def _page_table(root: TableRoot, directory: Path) -> array[int]:
     return entries
 
 
-def _read_run(directory: Path, partition: int, table: int, run: Run) -> Iterator[tuple[array[int], array[int]]]:
+def read_run(directory: Path, partition: int, table: int, run: Run) -> Iterator[tuple[array[int], array[int]]]:
+    """The (numbers, row ids) of each chunk. Raises Corruption, naming file and offset."""
     path = directory / run.name
     try:
         file = path.open("rb")
@@ -249,6 +258,8 @@ class Checkpointer:
         self.running = False
         self.failed: Callable[[DiskFull], None] = lambda _: None
         self.done: Callable[[Checkpoint], None] = lambda _: None
+        self.held: Callable[[Hold, str], None] = lambda _, __: None  # the second: why not, empty when it is
+        self.hold: Hold | None = None
         self._directory = directory
         self._partition = partition
         self._store = store
@@ -271,7 +282,8 @@ class Checkpointer:
         self._flusher.start(file.fd)
         self._flusher.wait()
         self._replayed_lsn: int | None = 0  # None once the recovery is over
-        self._remove_unnamed()  # what a crash left
+        Hold.clear(directory)  # what a crash left
+        self._remove_unnamed()
 
     def make(self, lsn: int) -> None:
         """Makes a checkpoint here and now, during recovery: the store is as the WAL says up to this LSN."""
@@ -291,12 +303,38 @@ class Checkpointer:
         """A checkpoint is due, whatever the WAL's length."""
         self._wanted = True
 
+    def keep(self, snapshot: int, until_s: float) -> None:
+        """The next checkpoint that begins stays as it is, until `let_go` or the time `until_s`; it is due now.
+
+        Checkpoints after it are made, and take other places: nothing that this one names is freed. `held` is called
+        when it is durable, or when it can't be had.
+        """
+        self._drop_hold()
+        self.hold = Hold(self._directory, snapshot, until_s)
+        self._not_before_s = 0.0
+        self.request()
+
+    def keep_longer(self, snapshot: int, until_s: float) -> None:
+        """The hold of this snapshot ends later. Does nothing when it has ended."""
+        if self.hold is not None and self.hold.snapshot == snapshot:
+            self.hold.until_s = until_s
+
+    def let_go(self, snapshot: int) -> bool:
+        """Ends the hold of this snapshot. Whether its checkpoint was held until now."""
+        if self.hold is None or self.hold.snapshot != snapshot:
+            return False
+        was_held = self.hold.is_kept
+        self._drop_hold()
+        return was_held
+
     def step(self, now_s: float, *, busy: bool = False) -> bool:
         """Does a slice of the checkpoint that is running or due. Whether there is more to do.
 
         `busy`: calls are waiting. Then the disk is left to the WAL for a while after each chunk: see partitions.pace.
         """
         self._now_s, self._busy = now_s, busy
+        if self.hold is not None and now_s >= self.hold.until_s:
+            self._drop_hold()
         if not self.running:
             due = (
                 self._wanted
@@ -314,6 +352,7 @@ class Checkpointer:
             self._remove_unnamed()
             self._not_before_s = now_s + RETRY_S
             self._wanted = True
+            self._refuse_hold(str(error))
             self.failed(error)
         return self.running
 
@@ -358,8 +397,10 @@ class Checkpointer:
             except DiskFull:
                 self._take_back(parts)
                 raise
+            self._keep_if_held()
             yield
-            self._file.settle()
+            if self.hold is None or not self.hold.is_kept:
+                self._file.settle()
             crash_point("checkpoint.places.settled")
             yield
             self._remove_unnamed()
@@ -385,6 +426,8 @@ class Checkpointer:
     def _begin(self, base_runs: dict[int, Run]) -> tuple[int, list[_Part], Root]:
         """The moment whose state the checkpoint is: from here on the store remembers how it is now."""
         self._begun_at_bytes = self._wal.appended_bytes
+        if self.hold is not None:
+            self.hold.is_begun = True
         last = self.last.root.tables
         parts = []
         for table in self._store.tables:
@@ -520,9 +563,40 @@ class Checkpointer:
             heap.abandon_checkpoint(part.gone)
             index.give_back_changes(part.numbers, part.row_ids)
 
+    def _keep_if_held(self) -> None:
+        """From here on nothing of the last checkpoint goes, if it began after somebody asked for that."""
+        hold = self.hold
+        if hold is None or not hold.is_begun or hold.is_kept:
+            return
+        try:
+            hold.keep(self.last.number, self.last.lsn, self._runs_of_last())
+        except OSError as error:  # the partition can do without
+            self._refuse_hold(f"{self._directory}: the checkpoint can't be held: {error.strerror}")
+        else:
+            self.held(hold, "")
+
+    def _refuse_hold(self, reason: str) -> None:
+        hold = self.hold
+        if hold is not None and not hold.is_kept:
+            self.hold = None
+            self.held(hold, reason)
+
+    def _drop_hold(self) -> None:
+        """What only the held checkpoint still needed goes with the next one, which is due."""
+        if self.hold is not None:
+            if self.hold.is_kept:
+                self.request()
+            self.hold.drop()
+            self.hold = None
+
+    def _runs_of_last(self) -> set[str]:
+        return {run.name for table in self.last.root.tables for run in table.runs}
+
     def _remove_unnamed(self) -> None:
-        """Runs that the last checkpoint does not name: of the one before, or of one that came to nothing."""
-        named = {run.name for table in self.last.root.tables for run in table.runs}
+        """Runs that no checkpoint needs: neither the last one nor the held one names them."""
+        named = self._runs_of_last()
+        if self.hold is not None:
+            named |= self.hold.runs
         for path in self._directory.glob("index-*.run"):
             if path.name not in named:
                 path.unlink()

@@ -76,6 +76,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
+OVERDUE = "ran past the procedure timeout"
+TOO_LARGE = "the transaction is too large for the partition's memory (see --memory)"
+
+
 class Interruption(BaseException):
     """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
 
@@ -130,7 +134,7 @@ class Executor:
         running: Words,
         clock: Callable[[], datetime],
     ) -> None:
-        self.interrupted = False
+        self.interrupted = ""  # why the running call is being ended
         self.failed: Callable[[BaseException], None] = _let_go  # told of every call that raised, once undone
         self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
         self.clock = clock
@@ -258,7 +262,7 @@ class Executor:
                 if len(undo) != mark or self.interrupted:  # the exception's own __str__ wrote, or ran too long
                     self._store.undo_to(mark)
                     self._store.misses.clear()
-                    self.interrupted = False
+                    self.interrupted = ""
                 continue
             returned(result)
         if unanswered:
@@ -287,7 +291,7 @@ class Executor:
         if misses:
             missed = tuple(set(misses)) if len(misses) > 1 else (misses[0],)
             misses.clear()
-        interrupted, self.interrupted = self.interrupted, False
+        interrupted, self.interrupted = self.interrupted, ""
         raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
             arguments = self._encoded_arguments(group, number)
@@ -306,12 +310,15 @@ class Executor:
             return
         if interrupted:
             self.counts["timed_out"] += 1
-            error = ProcedureTimeout(f"{procedure.name} ran past the procedure timeout and was ended")
+            if interrupted == TOO_LARGE:
+                error = ConstraintViolation(f"{procedure.name}: {TOO_LARGE}; it was ended, and nothing of it is left")
+            else:
+                error = ProcedureTimeout(f"{procedure.name} {interrupted} and was ended")
         elif missed:
             error = Overloaded(f"{CALLS_SET_ASIDE} calls wait for rows that are not in memory, or lent")
         elif not isinstance(error, _BELIEVED):
             error = _described(error, procedure)
-        self.counts["raised"] += not interrupted
+        self.counts["raised"] += interrupted == ""
         answer = _call_error(group.client_id, number, error)
         self._answers_to(origin).errors.append(answer)
         self._unlogged.append(answer)
@@ -557,9 +564,9 @@ class Executor:
         }
         self._views = dict.fromkeys(self._views, Transaction(full, self._context))
 
-    def interrupt(self) -> None:
-        """The running call is overdue. Its undo log is poisoned, so that it can't commit whatever it catches."""
-        self.interrupted = True
+    def interrupt(self, why: str) -> None:
+        """Ends the running call: OVERDUE or TOO_LARGE. The undo log is poisoned: it can't commit, whatever it catches."""
+        self.interrupted = why
         self._store.undo_log.append((None, None, None))
 
     def infos(self, registry: Registry) -> list[ProcedureInfo]:
@@ -624,14 +631,14 @@ class Executor:
         running = self._running
         running[CLIENT_ID], running[CALL_NUMBER] = client_id, number
         running[PROCEDURE] = self._places.get(procedure.name, 0)
-        self.interrupted = False  # decoding the whole group may have been; what that left in the undo log is harmless
+        self.interrupted = ""  # decoding the whole group may have been; what that left in the undo log is harmless
         try:
             return procedure.decode_one(raw)
         except BadArguments as error:
             return error
         except BaseException as error:  # noqa: BLE001 — the procedure boundary, as in _run_each
             if self.interrupted:
-                self.interrupted = False
+                self.interrupted = ""
                 return ProcedureTimeout(f"{procedure.name}: its arguments took longer than the procedure timeout")
             return BadArguments(f"{procedure.name}: an argument's type raised {type(error).__name__}")
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import heapq
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from partitions.page import PAGE_BYTES
@@ -61,7 +61,7 @@ class PageFile:
         places += range(self._places, self._places + len(pages) - len(places))
         crash_point("page_file.write.before")
         try:
-            for first, run in _runs(places):
+            for first, run in runs_of(places):
                 write_all(self.fd, b"".join(pages[first : first + run]), places[first] * PAGE_BYTES)
                 crash_point("page_file.write.part_written")
         except OSError as error:
@@ -77,7 +77,7 @@ class PageFile:
 
     def read(self, places: list[int]) -> Iterator[bytes]:
         """The pages in these places, unchecked. Places that follow one another are read together."""
-        for first, run in _runs(places):
+        for first, run in runs_of(places):
             for at in range(first, first + run, READ_PAGES):
                 count = min(READ_PAGES, first + run - at)
                 data = os.pread(self.fd, count * PAGE_BYTES, places[at] * PAGE_BYTES)
@@ -106,7 +106,7 @@ class PageFile:
         os.close(self.fd)
 
 
-def _runs(places: list[int]) -> Iterator[tuple[int, int]]:
+def runs_of(places: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(index of the first, how many) of every stretch of places that follow one another."""
     first = 0
     for at in range(1, len(places) + 1):

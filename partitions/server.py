@@ -38,12 +38,17 @@ from voltpy.messages import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Calls,
+    CheckpointHeld,
+    CheckpointReleased,
     DiscardLoad,
     Dropped,
     EverywhereCall,
+    HoldCheckpoint,
     LoadPrepared,
     Message,
     PrepareLoad,
+    ReleaseCheckpoint,
+    RenewHold,
     Replies,
     ReplyGroup,
     StatusReply,
@@ -356,6 +361,21 @@ class Server:
             self._send(identity, self._status(0))
         elif isinstance(message, DiscardLoad):
             self._prepared = None
+        elif isinstance(message, HoldCheckpoint | RenewHold | ReleaseCheckpoint):
+            self._hold(identity, message)
+
+    def _hold(self, identity: Hashable, message: HoldCheckpoint | RenewHold | ReleaseCheckpoint) -> None:
+        """For a snapshot: a checkpoint is made of the state between these two batches, or of a later one, and kept."""
+        checkpointer, snapshot = self._checkpointer, message.snapshot
+        if isinstance(message, ReleaseCheckpoint):
+            self._send(identity, CheckpointReleased(snapshot, checkpointer.let_go(snapshot)))
+        elif isinstance(message, RenewHold):
+            checkpointer.keep_longer(snapshot, time.monotonic() + message.lease_s)
+        else:
+            checkpointer.held = lambda hold, error: self._send(
+                identity, CheckpointHeld(hold.snapshot, error, hold.checkpoint, hold.lsn, self._wal.epoch)
+            )
+            checkpointer.keep(snapshot, time.monotonic() + message.lease_s)
 
     def _prepare(self, message: PrepareLoad) -> LoadPrepared:
         try:
@@ -382,6 +402,7 @@ class Server:
             **{f"calls_{name}": count for name, count in executor.counts.items()},
             "checkpoint_lsn": self._checkpointer.last.lsn,
             "checkpoints": self._checkpointer.last.number,
+            "checkpoint_held": self._checkpointer.hold is not None,
             "checkpoint_running": self._checkpointer.running,
             **self._store.metrics(),
             **self._pool.metrics(),

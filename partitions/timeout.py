@@ -1,19 +1,20 @@
-"""Ending a procedure that runs too long, from inside its own process.
+"""Ending a procedure that runs too long, or takes too much memory, from inside its own process.
 
-While a batch executes a timer ticks. A tick that finds the same call running as `limit_s` ago raises Interruption in
-it, if the procedure's own code, or a read of ours that holds nothing half done, is what it interrupts; otherwise the
-next tick tries again. A procedure that swallows the Interruption is poisoned all the same, and raised at again. One
-that can't be interrupted at all, since it sits in a C function that never returns, is the supervisor's: it kills the
-process (voltpy.heartbeat).
+While a batch executes a timer ticks. A tick that finds the same call running as `limit_s` ago, or as one tick ago while
+the process is larger than it may be, raises Interruption in it, if the procedure's own code, or a read of ours that
+holds nothing half done, is what it interrupts; otherwise the next tick tries again. A procedure that swallows the
+Interruption is poisoned all the same, and raised at again. One that can't be interrupted at all, since it sits in a C
+function that never returns, is the supervisor's: it kills the process (voltpy.heartbeat).
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from types import CodeType, FrameType
 
-from partitions.executor import Executor, Interruption, Words
+from partitions.executor import OVERDUE, TOO_LARGE, Executor, Interruption, Words
 from partitions.heap import Heap
 from partitions.table import Table
 from voltpy.heartbeat import BUSY
@@ -30,10 +31,13 @@ _READERS: frozenset[CodeType] = frozenset(
 class Timeout:
     """`arm` before a batch, `disarm` after it, `end` after all of them. The main thread only."""
 
-    def __init__(self, executor: Executor, running: Words, limit_s: float) -> None:
+    def __init__(
+        self, executor: Executor, running: Words, limit_s: float, is_too_large: Callable[[], bool] = lambda: False
+    ) -> None:
         self._executor = executor
         self._running = running
         self._limit_s = limit_s
+        self._is_too_large = is_too_large  # the process
         self._tick_s = min(max(limit_s / 10, MIN_TICK_S), MAX_TICK_S)
         self._ticking = False
         self._seen: tuple[int, ...] = ()
@@ -62,10 +66,13 @@ class Timeout:
             signal.setitimer(signal.ITIMER_REAL, 0)
         elif running != self._seen:
             self._seen, self._since_s = running, now_s
-        elif now_s - self._since_s >= self._limit_s and frame is not None:
+        elif frame is not None:
+            why = OVERDUE if now_s - self._since_s >= self._limit_s else TOO_LARGE if self._is_too_large() else ""
+            if not why:
+                return
             code = frame.f_code
             if code in _READERS or self._executor.registry.is_user_code(code):
                 signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
-                self._executor.interrupt()
+                self._executor.interrupt(why)
                 raise Interruption
             signal.setitimer(signal.ITIMER_REAL, OVERDUE_TICK_S, OVERDUE_TICK_S)

@@ -245,6 +245,24 @@ class Client:
         """
         return self._admin("load_procedures", {"source": source, "path": path})
 
+    def begin_snapshot(self, directory: str, pid: int, lease_s: float) -> dict[str, Any]:
+        """Makes every partition hold a checkpoint (see `voltpy.snapshot_taking`), until `lease_s` pass in silence.
+
+        `directory` and `pid` say in messages who copies. Raises ClusterError while another snapshot is under way.
+        """
+        return self._admin("begin_snapshot", {"directory": directory, "pid": pid, "lease_s": lease_s})
+
+    def renew_snapshot(self, snapshot: int) -> dict[str, Any]:
+        """Tells that somebody still copies, and how the snapshot is: its states are in `voltpy.supervision`."""
+        return self._admin("renew_snapshot", {"snapshot": snapshot})
+
+    def end_snapshot(self, snapshot: int, reason: str = "") -> dict[str, Any]:
+        """Lets the checkpoints go. Whether they were held to the end is for `renew_snapshot` to tell.
+
+        `reason`: why it came to nothing, if it did.
+        """
+        return self._admin("end_snapshot", {"snapshot": snapshot, "reason": reason})
+
     def close(self) -> None:
         """Ends the connection. Calls under way fail; any later one raises Unavailable. May be called again."""
         if self._links.orphaned:

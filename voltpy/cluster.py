@@ -273,6 +273,12 @@ class Cluster:
                 self._core.load_procedures(message.number, source, path, now_s)
             else:
                 self._answer(message, {"message": "load_procedures takes a source and a path"}, "BadArguments")
+        elif message.command == "begin_snapshot":
+            self._core.begin_snapshot(message.number, body, now_s)
+        elif message.command == "renew_snapshot":
+            self._core.renew_snapshot(message.number, body, now_s)
+        elif message.command == "end_snapshot":
+            self._core.end_snapshot(message.number, body)
         else:
             self._answer(message, {"message": f"there is no admin command {message.command!r}"}, "BadArguments")
 

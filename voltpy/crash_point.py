@@ -70,6 +70,23 @@ CRASH_POINTS: tuple[str, ...] = (
     "checkpoint.places.settled",
     "checkpoint.files.removed",
     "checkpoint.wal.shortened",
+    # A checkpoint is kept for a snapshot, and let go
+    "hold.kept",
+    "hold.dropped",
+    # A snapshot: who takes it, and who copies for it
+    "snapshot.claimed",
+    "snapshot.held",
+    "copier.pages.copied",
+    "copier.partition.copied",
+    "snapshot.copied",
+    "snapshot.released",
+    "snapshot.complete",
+    # A snapshot is restored
+    "restore.begun",
+    "restore.file.copied",
+    "restore.partition.copied",
+    "restore.filled",
+    "restore.complete",
     # A partition starts and stops
     "partition.start.registry_read",
     "partition.start.wal_opened",

@@ -7,6 +7,7 @@
     schema.sql       the schema's text as it was given; for people, schema.json is what counts
     procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
     partition-<i>/   what partition i keeps, i from 0 to N - 1
+    RESTORING        the snapshot whence all of this is being copied; such a directory is not to be used
 
 cluster.json is written last: a directory with one is complete, a directory without one is empty or what a crash left of
 its creation, and creation starts over. A file is never changed: a new one is written beside it (`<name>.new`), flushed,
@@ -20,6 +21,8 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +31,7 @@ from typing import Self, TypeVar
 import msgspec
 from msgspec import Struct
 
+from voltpy.crash_point import crash_point
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json
 
@@ -41,6 +45,7 @@ CLUSTER = "cluster.json"
 SCHEMA = "schema.json"
 SCHEMA_SQL = "schema.sql"
 PROCEDURES = "procedures.json"
+RESTORING = "RESTORING"
 _NEW = ".new"
 _PARTITION_NAME = re.compile(r"partition-(0|[1-9][0-9]*)")
 _NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME"} | {
@@ -109,6 +114,7 @@ class DataDirectory:
                 if not (path / CLUSTER).exists() and schema is not None and schema_text is not None:
                     directory._create(partitions or len(os.sched_getaffinity(0)), schema, schema_text, procedures)
                 else:
+                    (path / RESTORING).unlink(missing_ok=True)  # the restore was over but for this
                     directory._load(partitions)
                     directory._adopt(schema, schema_text, procedures)
             except BaseException:
@@ -222,6 +228,46 @@ class DataDirectory:
             self.write_procedures(self.procedures.catalog_version + 1, *procedures)
 
 
+def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Path], None]) -> None:
+    """Makes a data directory with a new cluster id of what `fill` puts into it: partitions, schema and procedures.
+
+    Until it is complete a file says that it is being restored, so no crash leaves one that passes for whole; after an
+    error nothing is left. Raises ClusterError when there is anything at `path`, and what `fill` raises.
+    """
+    path = Path(os.path.abspath(path))
+    try:
+        names = set(os.listdir(path)) if path.exists() else set()
+        if RESTORING in names:
+            _refuse_what_is_not_ours(path)
+        if names - {LOCK}:
+            raise ClusterError(f"{path} is not empty: a snapshot is restored into a new data directory")
+        was_there = path.exists()
+        _make_directory(path)
+        lock = _locked(path)
+    except OSError as error:
+        raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from error
+    try:
+        _replace(path / RESTORING, f"{source}\n".encode())
+        crash_point("restore.begun")
+        fill(path)
+        created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        cluster = _ClusterFile(VERSION, secrets.token_hex(16), partitions, created_at)
+        crash_point("restore.filled")
+        _replace(path / CLUSTER, msgspec.json.format(msgspec.json.encode(cluster)))
+        crash_point("restore.complete")
+        (path / RESTORING).unlink()
+        _flush_directory(path)
+    except BaseException as error:
+        _remove_contents(path)
+        if not was_there:
+            path.rmdir()
+        if isinstance(error, OSError):
+            raise ClusterError(f"data directory {path}: {_os_error_text(error)}; nothing of it is left") from error
+        raise
+    finally:
+        os.close(lock)
+
+
 def partition_directory(path: Path, partition: int) -> Path:
     """What the partition keeps is below this, in the data directory at `path`."""
     return path / f"partition-{partition}"
@@ -281,11 +327,25 @@ def _refuse_what_is_not_ours(path: Path) -> None:
         return
     except OSError as error:
         raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from None
+    if RESTORING in names:
+        raise ClusterError(
+            f"{path} holds a restore that did not finish: remove the directory, and start with --restore again"
+        )
+    if "manifest.json" in names:  # voltpy.snapshot
+        raise ClusterError(f"{path} is a snapshot; start with --restore {path} and a --data directory of its own")
     if names and LOCK not in names:  # the first file that we make
         raise ClusterError(f"{path} is not a data directory, and not empty: it holds {names[0]!r}")
     for name in names:
         if name not in _NAMES_BEFORE_CREATION_ENDS and not _PARTITION_NAME.fullmatch(name):
             raise ClusterError(f"{path} is not a data directory: it holds {name!r}")
+
+
+def _remove_contents(path: Path) -> None:
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _make_directory(path: Path) -> None:

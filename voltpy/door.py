@@ -41,9 +41,12 @@ from voltpy.messages import (
     DiscardLoad,
     EverywhereCall,
     Hello,
+    HoldCheckpoint,
     Message,
     PrepareLoad,
     Refusal,
+    ReleaseCheckpoint,
+    RenewHold,
     Replies,
     StatusRequest,
     SwitchLoad,
@@ -71,7 +74,9 @@ AT_ROUTER: dict[str, frozenset[type]] = {
 AT_PARTITION: dict[str, frozenset[type]] = {
     CLIENT: frozenset({Calls}),
     ROUTER: frozenset({Calls, EverywhereCall}),
-    SUPERVISOR: frozenset({StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad}),
+    SUPERVISOR: frozenset(
+        {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, HoldCheckpoint, RenewHold, ReleaseCheckpoint}
+    ),
 }
 
 

@@ -17,6 +17,11 @@
     LoadPrepared     partition → supervisor             it worked, or why not
     SwitchLoad       supervisor → partition             use them from the next call on
     DiscardLoad      supervisor → partition             forget them
+    HoldCheckpoint   supervisor → partition             make a checkpoint, and leave it as it is: a snapshot copies it
+    CheckpointHeld   partition → supervisor             it is on disk, or why not
+    RenewHold        supervisor → partition             hold it longer
+    ReleaseCheckpoint   supervisor → partition          do with it what you like
+    CheckpointReleased  partition → supervisor          it was held up to now, or not
 
 A *door* is where client frames come in: the router, and each partition (client affinity). Both speak the same messages
 with the same limits. A client id is a random 63-bit number that a client chooses; with the call's own number it is the
@@ -39,6 +44,7 @@ FRAMES_IN_FLIGHT = 8  # unanswered frames that a client allows itself for each d
 CALLS_IN_FLIGHT_A_CLIENT = 8192  # past it a door answers Overloaded
 CALLS_IN_FLIGHT_A_PARTITION = 65536
 CALLS_A_GROUP = GROUPS_A_FRAME = 4096
+MAX_LEASE_S = 600.0  # of a checkpoint that is held
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
 # Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
@@ -206,7 +212,10 @@ class Refusal(Struct, array_like=True, tag=7):
 
 
 class Admin(Struct, array_like=True, tag=8):
-    """`command`: "status", "stop", "load_procedures"; `body` is its MessagePack map of arguments."""
+    """`command`: "status", "stop", "load_procedures", "begin_snapshot", "renew_snapshot", "end_snapshot".
+
+    `body` is its MessagePack map of arguments.
+    """
 
     number: int
     command: str
@@ -259,7 +268,46 @@ class DiscardLoad(Struct, array_like=True, tag=15):
     catalog_version: int
 
 
+class HoldCheckpoint(Struct, array_like=True, tag=17):
+    """To be obeyed between two batches: the checkpoint that begins then, or next, is held for the snapshot.
+
+    The hold ends by itself after `lease_s` seconds without a RenewHold: whoever copies may have died.
+    """
+
+    snapshot: int
+    lease_s: Annotated[float, Meta(gt=0, le=MAX_LEASE_S)]
+
+
+class CheckpointHeld(Struct, array_like=True, tag=18):
+    """`error` is empty when the checkpoint with this number, as of this LSN, is on disk and held."""
+
+    snapshot: int
+    error: str
+    checkpoint: int
+    lsn: int
+    epoch: int
+
+
+class RenewHold(Struct, array_like=True, tag=19):
+    """Prolongs a hold that there is; one that has ended stays ended."""
+
+    snapshot: int
+    lease_s: Annotated[float, Meta(gt=0, le=MAX_LEASE_S)]
+
+
+class ReleaseCheckpoint(Struct, array_like=True, tag=20):
+    snapshot: int
+
+
+class CheckpointReleased(Struct, array_like=True, tag=21):
+    """`was_held`: without a gap, so that whatever was copied until then is the checkpoint."""
+
+    snapshot: int
+    was_held: bool
+
+
 Message = (
     Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
+    | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
 )  # fmt: skip

@@ -178,6 +178,23 @@ class RecordLog:
             raise Corruption(f"{path} offset 20: the segment begins at LSN {first_lsn}, not where its name says")
         return _Segment(path, epoch, first_lsn, tag, value(salt.to_bytes(4, "little")))
 
+    @classmethod
+    def make_after(cls, directory: Path, prefix: str, owner: int, lsn: int, epoch: int) -> None:
+        """Makes a log without records, durably, whose next one comes after this LSN and whose next epoch after this.
+
+        For a restored directory: what came before is in its checkpoint. So a log that is missing stays an error.
+        Raises ClusterError when there is a log already, DiskFull.
+        """
+        log = cls.open(directory, prefix, owner)
+        try:
+            if log._segments:
+                raise ClusterError(f"{directory} has a log already: {log._segments[-1].path.name}")
+            log.written_lsn = log.flushed_lsn = lsn
+            log.epoch = epoch
+            log._start_segment(log._allocate(0), 0)
+        finally:
+            log.abandon()
+
     # ------------------------------------------------------------------------------------------------ reading
 
     def replay(self, after_lsn: int = 0) -> Iterator[tuple[int, bytes]]:

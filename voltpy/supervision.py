@@ -17,6 +17,18 @@ the cluster was ever ready, and the partition alone afterwards.
 Loading procedures is a commit in two phases: every partition compiles the new ones beside the old ones (PrepareLoad);
 when all of them did, and say the same about them, the new ones are made durable (Persist), and that is the decision:
 a partition that dies from here on starts with them. Then all switch, and clients learn the new catalog version.
+
+A snapshot is copied by somebody else, who says every now and then that he is still there. Until he says that he is
+done, every partition holds a checkpoint for him:
+
+    state      means                                      left when
+    asked      the partitions make their checkpoints      all hold one → held
+    held       he copies                                  he is done → releasing
+    releasing  the partitions are asked whether they      all held theirs all the time → released
+               held them to the end
+    released   what he has is a snapshot                  the next one begins
+    failed     it is not: a partition died, or let go,    the next one begins
+               or he was not heard of for `lease_s`
 """
 
 from __future__ import annotations
@@ -28,14 +40,20 @@ import msgspec
 
 from voltpy.heartbeat import Beat, Watch
 from voltpy.messages import (
+    MAX_LEASE_S,
     AdminReply,
+    CheckpointHeld,
+    CheckpointReleased,
     DiscardLoad,
+    HoldCheckpoint,
     LoadPrepared,
     Message,
     PartitionAddress,
     PrepareLoad,
     ProcedureInfo,
     Refusal,
+    ReleaseCheckpoint,
+    RenewHold,
     Runaway,
     StatusReply,
     StatusRequest,
@@ -198,6 +216,39 @@ class Load(NamedTuple):
     prepared: dict[int, list[ProcedureInfo]]
 
 
+class Snapshot:
+    """The snapshot under way, or the last one. `directory` and `pid`: where to, and who copies; for people."""
+
+    __slots__ = ("directory", "held", "lease_s", "number", "pid", "reason", "released", "state", "until_s")
+
+    def __init__(self, number: int, directory: str, pid: int, lease_s: float, now_s: float) -> None:
+        self.number = number
+        self.directory = directory
+        self.pid = pid
+        self.lease_s = lease_s
+        self.until_s = now_s + lease_s
+        self.state = "asked"
+        self.reason = ""  # why it failed
+        self.held: dict[int, CheckpointHeld] = {}
+        self.released: set[int] = set()
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.state in ("asked", "held", "releasing")
+
+    def described(self) -> dict[str, Any]:
+        """As plain values, for whoever copies."""
+        return {
+            "snapshot": self.number,
+            "state": self.state,
+            "reason": self.reason,
+            "partitions": [
+                {"partition": number, "checkpoint": held.checkpoint, "lsn": held.lsn, "epoch": held.epoch}
+                for number, held in sorted(self.held.items())
+            ],
+        }
+
+
 class Supervision:
     """The supervisor's state machine.
 
@@ -230,6 +281,8 @@ class Supervision:
         self._catalog_versions_used = catalog_version
         self._ready_asked = 0
         self._load: Load | None = None
+        self._snapshot: Snapshot | None = None
+        self._snapshots_begun = first_version  # no number of an earlier supervisor's is given again
         self._stop_asked = 0  # the router's answer to this question comes behind the answer to a stop command
         self._stop_at_s = 0.0
         self._partitions_told = False
@@ -280,6 +333,8 @@ class Supervision:
             return self._stop_on(now_s)
         if self._load is not None and number != ROUTER:
             self._end_load("Unavailable", f"{child.name} died while the procedures were being prepared")
+        if number != ROUTER:
+            self._fail_snapshot(f"{child.name} died")
         self._after_exit(child, now_s)
         if number != ROUTER:
             self._publish()
@@ -291,6 +346,10 @@ class Supervision:
             self._answered(child, message, now_s)
         elif isinstance(message, LoadPrepared):
             self._prepared(child, message)
+        elif isinstance(message, CheckpointHeld):
+            self._checkpoint_held(child, message)
+        elif isinstance(message, CheckpointReleased):
+            self._checkpoint_released(child, message)
         elif isinstance(message, Refusal):
             self._warn("refused", child=child.name, code=message.code, reason=message.message)
         elif not isinstance(message, Welcome):
@@ -329,6 +388,8 @@ class Supervision:
                 self._report("still_starting", child=child.name, seconds=round(now_s - child.since_s))
         if self._stop_asked and now_s - self._stop_at_s >= STOP_ANSWER_S:
             return self.stop(now_s)
+        if self._snapshot is not None and now_s >= self._snapshot.until_s:
+            self._fail_snapshot(f"nothing was heard of who copies it for {self._snapshot.lease_s:g} s")
         if self._load is not None and now_s >= self._load.deadline_s:
             late = [child for child in self.partitions if child.number not in self._load.prepared]
             names = ", ".join(child.name for child in late)
@@ -373,6 +434,63 @@ class Supervision:
         self._report("procedures_switched", catalog_version=load.catalog_version, path=load.path)
         body = {"catalog_version": load.catalog_version, "procedures": names}
         self._actions.append(Tell(ROUTER, AdminReply(load.admin_number, "", body)))
+
+    def begin_snapshot(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
+        """Let every partition hold a checkpoint of now. The answer comes at once; `renew_snapshot` tells how it goes.
+
+        All are told by the same message at the same moment, and each obeys between two batches: a cut through what
+        crosses partitions can be made here, once there is something that crosses them.
+        """
+        directory, pid, lease_s = body.get("directory"), body.get("pid"), body.get("lease_s")
+        if not (isinstance(directory, str) and isinstance(pid, int) and isinstance(lease_s, int | float)):
+            return self._refuse(admin_number, "BadArguments", "begin_snapshot takes a directory, a pid and a lease_s")
+        if not 0 < lease_s <= MAX_LEASE_S:
+            return self._refuse(admin_number, "BadArguments", f"a lease is of at most {MAX_LEASE_S:g} s")
+        other = self._snapshot
+        if other is not None and other.is_under_way:
+            return self._refuse(
+                admin_number,
+                "ClusterError",
+                f"a snapshot into {other.directory} is under way (process {other.pid}); where that has died, the "
+                f"cluster forgets it after {other.lease_s:g} s",
+            )
+        down = [child.name for child in self.partitions if child.state != "serving"]
+        if self.stopping or down:
+            why = "the cluster is stopping" if self.stopping else f"{', '.join(down)} can't take part: not serving"
+            return self._refuse(admin_number, "Unavailable", why)
+        self._snapshots_begun += 1
+        snapshot = self._snapshot = Snapshot(self._snapshots_begun, directory, pid, float(lease_s), now_s)
+        for child in self.partitions:
+            self._actions.append(Tell(child.number, HoldCheckpoint(snapshot.number, snapshot.lease_s)))
+        self._report("snapshot_begun", directory=directory, pid=pid)
+        self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
+
+    def renew_snapshot(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
+        """Whoever copies is still there, and asks how it goes."""
+        snapshot = self._named_snapshot(admin_number, body)
+        if snapshot is None:
+            return
+        if snapshot.is_under_way:
+            snapshot.until_s = now_s + snapshot.lease_s
+            for child in self.partitions:
+                self._actions.append(Tell(child.number, RenewHold(snapshot.number, snapshot.lease_s)))
+        self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
+
+    def end_snapshot(self, admin_number: int, body: dict[str, Any]) -> None:
+        """Everything is copied, or it has come to nothing: then `body` has a reason."""
+        snapshot = self._named_snapshot(admin_number, body)
+        if snapshot is None:
+            return
+        reason = body.get("reason")
+        if isinstance(reason, str) and reason:
+            self._fail_snapshot(reason)
+        elif snapshot.state == "held":
+            snapshot.state = "releasing"
+            for child in self.partitions:
+                self._actions.append(Tell(child.number, ReleaseCheckpoint(snapshot.number)))
+        elif snapshot.state == "asked":
+            self._fail_snapshot("it was ended before there was anything to copy")
+        self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
 
     def stop_command(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
         """Answer with `body`, and stop when the router has had the time to pass it on."""
@@ -542,6 +660,44 @@ class Supervision:
             if child.state == "serving":
                 self._actions.append(Tell(child.number, DiscardLoad(load.catalog_version)))
         self._refuse(load.admin_number, code, message)
+
+    def _named_snapshot(self, admin_number: int, body: dict[str, Any]) -> Snapshot | None:
+        snapshot = self._snapshot
+        if snapshot is None or snapshot.number != body.get("snapshot"):
+            self._refuse(admin_number, "ClusterError", "the cluster knows nothing of this snapshot (any more)")
+            return None
+        return snapshot
+
+    def _checkpoint_held(self, child: Child, message: CheckpointHeld) -> None:
+        snapshot = self._snapshot
+        if snapshot is None or message.snapshot != snapshot.number or snapshot.state != "asked":
+            return
+        if message.error:
+            return self._fail_snapshot(f"{child.name}: {message.error}")
+        snapshot.held[child.number] = message
+        if len(snapshot.held) == len(self.partitions):
+            snapshot.state = "held"
+
+    def _checkpoint_released(self, child: Child, message: CheckpointReleased) -> None:
+        snapshot = self._snapshot
+        if snapshot is None or message.snapshot != snapshot.number or snapshot.state != "releasing":
+            return
+        if not message.was_held:
+            return self._fail_snapshot(f"{child.name} did not hold its checkpoint to the end")
+        snapshot.released.add(child.number)
+        if len(snapshot.released) == len(self.partitions):
+            snapshot.state = "released"
+            self._report("snapshot_made", directory=snapshot.directory)
+
+    def _fail_snapshot(self, reason: str) -> None:
+        snapshot = self._snapshot
+        if snapshot is None or not snapshot.is_under_way:
+            return
+        snapshot.state, snapshot.reason = "failed", reason
+        for child in self.partitions:
+            if child.state == "serving":
+                self._actions.append(Tell(child.number, ReleaseCheckpoint(snapshot.number)))
+        self._warn("snapshot_failed", directory=snapshot.directory, reason=reason)
 
     def _refuse(self, admin_number: int, code: str, message: str) -> None:
         self._actions.append(Tell(ROUTER, AdminReply(admin_number, code, {"message": message})))

@@ -67,6 +67,7 @@ from voltpy.messages import (
     DiscardLoad,
     EverywhereCall,
     Hello,
+    HoldCheckpoint,
     LoadPrepared,
     Message,
     Parameter,
@@ -213,7 +214,13 @@ FROM_SUPERVISOR = [
     wire.encode(AdminReply(1, "Unavailable", {"message": "no"})),
     *(
         wire.encode(message)
-        for message in (StatusRequest(4), PrepareLoad(2, "x = 1", "p.py"), SwitchLoad(2), DiscardLoad(2))
+        for message in (
+            StatusRequest(4),
+            PrepareLoad(2, "x = 1", "p.py"),
+            SwitchLoad(2),
+            DiscardLoad(2),
+            HoldCheckpoint(2, 1.0),
+        )
     ),
 ]
 FROM_PARTITION = [

@@ -33,19 +33,22 @@ from typing import TypeVar
 from tests.campaigns.cluster import ROUTER, SUPERVISOR, Cluster, DidNotHappen, crashed_at, happened
 from tests.campaigns.workload import PROCEDURES, SCHEMA, Clients, Totals, Workload
 from voltpy.crash_point import CRASH_POINTS
-from voltpy.errors import Error, Indeterminate, Unavailable
+from voltpy.errors import ClusterError, Error, Indeterminate, Unavailable
 
 T = TypeVar("T")
 
 PARTITIONS = 2
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
-POINTS = CRASH_POINTS + EXTERNAL
+ELSEWHERE = ("snapshot.", "copier.", "restore.")  # passed by no process of a cluster: tests/end_to_end/test_snapshot.py
+POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 
-# What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP.
-NOTHING, DEATH, LOAD, STOP = "nothing", "death", "load", "stop"
+# What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP, HOLD
+# of the checkpoints.
+NOTHING, DEATH, LOAD, STOP, HOLD = "nothing", "death", "load", "stop", "hold"
 NEEDS = {
     "server.load.": LOAD,
+    "hold.": HOLD,
     "supervisor.persist.": LOAD,
     "record_log.close.": STOP,
     "partition.stop.": STOP,
@@ -63,6 +66,7 @@ PASSAGES = {
     "record_log.rotate.": 2,
     "record_log.segment.": 3,
     "partition.": 1,
+    "hold.": 1,
     "router.start.": 1,
     "router.topology.": 2,
     "server.load.": 1,
@@ -250,6 +254,8 @@ class Session:
             self.cluster.kill(SUPERVISOR, signal.SIGTERM)
         elif needs == LOAD:
             self._load()
+        elif needs == HOLD:
+            self._hold()
 
     def _load(self) -> None:
         """Loads procedures; a router that is not there yet, or somebody who dies on the way, may be in its way."""
@@ -264,6 +270,24 @@ class Session:
             except Indeterminate:
                 pass
             return
+
+    def _hold(self) -> None:
+        """Holds the checkpoints as a snapshot does, until somebody dies of it or all of them were let go."""
+        deadline_s = time.monotonic() + FIRES_WITHIN_S
+        while time.monotonic() < deadline_s:
+            try:
+                number = self._clients.retrying.begin_snapshot("campaign", 0, 2.0)["snapshot"]
+                while True:
+                    state = self._clients.retrying.renew_snapshot(number)["state"]
+                    if state in ("released", "failed"):
+                        return
+                    if state == "held":
+                        self._clients.retrying.end_snapshot(number)
+                    time.sleep(0.01)
+            except (Unavailable, ClusterError):
+                time.sleep(0.01)
+            except Indeterminate:
+                pass
 
 
 def _of(table: dict[str, T], point: str, otherwise: T) -> T:

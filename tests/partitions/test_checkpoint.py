@@ -16,7 +16,7 @@ from partitions import checkpoint as checkpoint_module
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import load, read_checkpoint
 from partitions.page import PAGE_BYTES
-from partitions.page_file import PageFile, _runs
+from partitions.page_file import PageFile, runs_of
 from partitions.page_reader import PageReader
 from partitions.store import Store
 from partitions.wal import Wal
@@ -378,8 +378,8 @@ def test_scattered_pages_are_read(tmp_path: Path) -> None:
     file = PageFile(tmp_path / "pages", [])
     file.write([bytes([n % 256]) * PAGE_BYTES for n in range(4000)])
     assert [page[0] for page in file.read(list(range(0, 4000, 2)))] == [n % 256 for n in range(0, 4000, 2)]
-    assert list(_runs([0, 1, 2, 5, 7, 8])) == [(0, 3), (3, 1), (4, 2)]
-    assert list(_runs([])) == []
+    assert list(runs_of([0, 1, 2, 5, 7, 8])) == [(0, 3), (3, 1), (4, 2)]
+    assert list(runs_of([])) == []
     file.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from partitions.timeout import Timeout
 from tests.partitions.one_partition import OnePartition
-from voltpy.errors import Error, ProcedureError, ProcedureTimeout
+from voltpy.errors import ConstraintViolation, Error, ProcedureError, ProcedureTimeout
 from voltpy.heartbeat import BUSY
 from voltpy.procedure import procedure
 from voltpy.sql.ddl import parse_schema
@@ -209,3 +209,21 @@ def test_text_of_an_exception_that_never_ends_is_ended_too(timed: Timed) -> None
 def test_time_starts_afresh_with_each_call(timed: Timed) -> None:
     answers = timed.batch(*["just_in_time"] * 5)
     assert not any(isinstance(answer, Error) for answer in answers)
+
+
+def test_a_transaction_that_takes_too_much_memory_is_ended_and_undone() -> None:
+    partition = OnePartition(SCHEMA, [run])
+    timeout = Timeout(partition.executor, partition.running, 60.0, lambda: len(partition.store.undo_log) > 10_000)
+    began_s = time.monotonic()
+    try:
+        timeout.arm()
+        number = partition.run("run", 1, "loop_of_writes")
+        timeout.disarm()
+    finally:
+        timeout.end()
+    partition.seal()
+    assert time.monotonic() - began_s < 30
+    answer = partition.answers[number]
+    assert isinstance(answer, ConstraintViolation)
+    assert "too large for the partition's memory" in str(answer)
+    assert partition.rows("t") == {}

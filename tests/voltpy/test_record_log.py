@@ -883,3 +883,21 @@ def test_flushed_records_survive_crashes_and_nothing_is_invented(
     log.close()
     assert records_in(directory) == numbered(model)
     shutil.rmtree(directory)
+
+
+def test_a_log_that_is_made_after_an_lsn_goes_on_there_and_in_the_next_epoch(tmp_path: Path) -> None:
+    RecordLog.make_after(tmp_path, "wal", 3, 41, 7)
+    with pytest.raises(ClusterError, match="has a log already"):
+        RecordLog.make_after(tmp_path, "wal", 3, 41, 7)
+    log = RecordLog.open(tmp_path, "wal", 3)
+    assert list(log.replay(41)) == []
+    assert log.begin() == 8
+    assert log.append(b"the first") == 42
+    log.close()
+    log = RecordLog.open(tmp_path, "wal", 3)
+    assert list(log.replay(41)) == [(42, b"the first")]
+    log.abandon()
+    log = RecordLog.open(tmp_path, "wal", 3)
+    with pytest.raises(Corruption, match="the first segment begins at LSN 42; earlier ones are missing"):
+        list(log.replay(40))
+    log.abandon()

@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 from voltpy.heartbeat import Beat
 from voltpy.messages import (
     AdminReply,
+    CheckpointHeld,
+    CheckpointReleased,
     DiscardLoad,
+    HoldCheckpoint,
     LoadPrepared,
     Message,
     Parameter,
     PrepareLoad,
     ProcedureInfo,
+    ReleaseCheckpoint,
+    RenewHold,
     Runaway,
     StatusReply,
     StatusRequest,
@@ -33,6 +38,7 @@ from voltpy.supervision import (
     Persist,
     ProcessFigures,
     Ready,
+    Report,
     Start,
     Supervision,
     Tell,
@@ -474,3 +480,138 @@ def test_a_stop_while_a_partition_waits_for_its_restart_does_not_start_it() -> N
     actions = world.exit(1, 0)
     assert of(actions, Done) == [Done("")]
     assert of(world.tick(60.0), Start) == []
+
+
+def begun(world: World, **body: Any) -> int:
+    """A snapshot is begun; its number."""
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0, **body}, world.now_s)
+    (reply,) = world.told(world.take(), ROUTER, AdminReply)
+    assert (reply.error, reply.body["state"]) == ("", "asked")
+    number: int = reply.body["snapshot"]
+    return number
+
+
+def holds(world: World, partition: int, number: int, error: str = "") -> list[Action]:
+    world.core.said(partition, CheckpointHeld(number, error, 3, 40 + partition, 1), world.now_s)
+    return world.take()
+
+
+def lets_go(world: World, partition: int, number: int, *, was_held: bool = True) -> list[Action]:
+    world.core.said(partition, CheckpointReleased(number, was_held), world.now_s)
+    return world.take()
+
+
+def asked(world: World, number: int) -> tuple[str, str]:
+    """(state, reason) that whoever copies is told, who says with it that he is there."""
+    world.core.renew_snapshot(2, {"snapshot": number}, world.now_s)
+    (reply,) = world.told(world.take(), ROUTER, AdminReply)
+    return reply.body["state"], reply.body["reason"]
+
+
+def held_by_all() -> tuple[World, int]:
+    world = World()
+    world.serve()
+    number = begun(world)
+    for partition in (0, 1):
+        holds(world, partition, number)
+    return world, number
+
+
+def test_a_snapshot_is_held_by_all_renewed_released_by_all_and_then_made() -> None:
+    world = World()
+    world.serve()
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0}, world.now_s)
+    actions = world.take()
+    (hold,) = world.told(actions, 0, HoldCheckpoint)
+    assert world.told(actions, 1, HoldCheckpoint) == [hold]
+    assert hold.lease_s == 10.0
+    number = hold.snapshot
+    holds(world, 0, number)
+    assert asked(world, number) == ("asked", "")
+    holds(world, 1, number)
+    for _ in range(5):
+        assert not of(world.tick(9.0), Report)
+        world.core.renew_snapshot(2, {"snapshot": number}, world.now_s)
+        actions = world.take()
+        assert [world.told(actions, n, RenewHold) for n in (0, 1)] == [[RenewHold(number, 10.0)]] * 2
+    (reply,) = world.told(actions, ROUTER, AdminReply)
+    assert reply.body["state"] == "held"
+    assert [entry["lsn"] for entry in reply.body["partitions"]] == [40, 41]
+    world.core.end_snapshot(3, {"snapshot": number, "reason": ""})
+    actions = world.take()
+    assert [world.told(actions, n, ReleaseCheckpoint) for n in (0, 1)] == [[ReleaseCheckpoint(number)]] * 2
+    lets_go(world, 0, number)
+    assert asked(world, number) == ("releasing", "")
+    lets_go(world, 1, number)
+    assert asked(world, number) == ("released", "")
+    assert begun(world) > number
+
+
+def test_a_second_snapshot_is_refused_until_the_first_is_over() -> None:
+    world, number = held_by_all()
+    world.core.begin_snapshot(9, {"directory": "/t", "pid": 1, "lease_s": 10.0}, world.now_s)
+    code, text = refused(world, world.take())
+    assert code == "ClusterError"
+    assert "a snapshot into /s is under way (process 4711)" in text
+    world.core.end_snapshot(3, {"snapshot": number, "reason": "given up"})
+    world.take()
+    assert asked(world, number) == ("failed", "given up")
+    begun(world)
+
+
+def test_a_snapshot_whose_copier_is_silent_ends_with_its_lease() -> None:
+    world, number = held_by_all()
+    assert not of(world.tick(9.9), Report)
+    actions = world.tick(0.2)
+    assert [world.told(actions, n, ReleaseCheckpoint) for n in (0, 1)] == [[ReleaseCheckpoint(number)]] * 2
+    assert of(actions, Report)[0].event == "snapshot_failed"
+    assert asked(world, number) == ("failed", "nothing was heard of who copies it for 10 s")
+    world.core.renew_snapshot(2, {"snapshot": number}, world.now_s)
+    assert world.told(world.take(), 0, RenewHold) == [], "a hold that has ended is not renewed"
+
+
+def test_a_partition_that_dies_refuses_or_let_go_too_early_fails_the_snapshot() -> None:
+    world, number = held_by_all()
+    world.exit(1, -9)
+    assert asked(world, number) == ("failed", "partition 1 died")
+
+    world = World()
+    world.serve()
+    number = begun(world)
+    holds(world, 0, number)
+    actions = holds(world, 1, number, "no room")
+    assert world.told(actions, 0, ReleaseCheckpoint) == [ReleaseCheckpoint(number)]
+    assert asked(world, number) == ("failed", "partition 1: no room")
+
+    world, number = held_by_all()
+    world.core.end_snapshot(3, {"snapshot": number})
+    world.take()
+    lets_go(world, 0, number)
+    lets_go(world, 1, number, was_held=False)
+    assert asked(world, number) == ("failed", "partition 1 did not hold its checkpoint to the end")
+
+
+def test_a_snapshot_that_is_ended_before_it_is_held_or_is_another_one_is_none() -> None:
+    world = World()
+    world.serve()
+    number = begun(world)
+    holds(world, 0, number - 1)
+    holds(world, 1, number - 1)
+    assert asked(world, number) == ("asked", "")
+    world.core.end_snapshot(3, {"snapshot": number})
+    world.take()
+    assert asked(world, number)[0] == "failed"
+    for step in (world.core.end_snapshot, lambda n, body: world.core.renew_snapshot(n, body, world.now_s)):
+        step(4, {"snapshot": number + 1})
+        assert refused(world, world.take())[0] == "ClusterError"
+
+
+def test_a_snapshot_is_refused_while_a_partition_is_down_and_for_wrong_arguments() -> None:
+    world = World()
+    world.serve()
+    for body in ({}, {"directory": "/s", "pid": 1, "lease_s": 0}, {"directory": "/s", "pid": 1, "lease_s": 1e9}):
+        world.core.begin_snapshot(1, body, world.now_s)
+        assert refused(world, world.take())[0] == "BadArguments"
+    world.exit(1, -9)
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 1, "lease_s": 1}, world.now_s)
+    assert refused(world, world.take()) == ("Unavailable", "partition 1 can't take part: not serving")

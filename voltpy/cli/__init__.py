@@ -1,7 +1,7 @@
 """The command line: `voltpy start`, `voltpy call`, … One file a command group; this one puts them together.
 
 Exit status: 0 when it worked; 1 with one line on stderr for a `voltpy.Error`; 2 for a command that can't be understood;
-3 when `voltpy load` had to reject rows; 130 after Ctrl-C.
+3 when `voltpy load` had to reject rows or `voltpy snapshot --verify` found damage; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from voltpy.cli.call import call
 from voltpy.cli.demo import demo
 from voltpy.cli.load import load
 from voltpy.cli.procedures import procedures
+from voltpy.cli.snapshot import snapshot
 from voltpy.cli.start import start
 from voltpy.cli.status import status, stop
 from voltpy.errors import Error
@@ -42,7 +43,7 @@ def commands() -> None:
     """
 
 
-for command in (start, status, stop, call, procedures, load, demo, bench):
+for command in (start, status, stop, call, procedures, load, snapshot, demo, bench):
     commands.add_command(command)
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
+from voltpy.cli.snapshot import progress_on_stderr
 from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
+from voltpy.restore import restore as restore_snapshot
 from voltpy.schema import to_json
 from voltpy.sql.ddl import parse_schema
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
@@ -92,6 +95,12 @@ def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: st
     help="A procedure that runs longer is ended and undone.",
 )
 @click.option(
+    "--restore",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="SNAPSHOT",
+    help="Begin a new data directory from a snapshot (`voltpy snapshot`), which stays as it is.",
+)
+@click.option(
     "--warm",
     default=",".join(WARM_SOURCES),
     show_default=True,
@@ -116,6 +125,7 @@ def start(
     fsync: str,
     memory: int | None,
     procedure_timeout: float,
+    restore: Path | None,
     warm: tuple[str, ...],
     warm_rate: int | None,
     warm_schedule: Path | None,
@@ -132,7 +142,9 @@ def start(
         die_with_parent()
     events.configure()
     schema_text = _text_of(schema)
-    _check_procedures(procedures, schema_text, data)
+    _check_procedures(procedures, schema_text, data if restore is None else restore)
+    if restore is not None:
+        _restore(restore, data, partitions, schema_text)
     with DataDirectory.open(data, partitions, schema_text, procedures) as directory:
         count = directory.partitions
         memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
@@ -150,6 +162,16 @@ def start(
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         options |= {"warm": warm, "warm_bytes_per_s": warm_rate or WARM_BYTES_PER_S, "warm_schedule": warm_schedule}
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+
+
+def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: str | None) -> None:
+    schema = None if schema_text is None else parse_schema(schema_text)
+    with progress_on_stderr(hidden=not sys.stderr.isatty()) as progress:  # elsewhere events go there
+        manifest = restore_snapshot(
+            snapshot, data, partitions, schema, lambda copied, total: progress("restored", copied, total)
+        )
+    event = structlog.get_logger().bind(snapshot=str(snapshot), made=manifest.created_at)
+    event.info("restored", bytes=manifest.bytes, partitions=len(manifest.partitions))
 
 
 def _check_schedule(path: Path, directory: DataDirectory) -> None:
