@@ -36,6 +36,7 @@ from partitions.prefetch import Prefetch
 from voltpy.errors import ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
+SIZES = 8  # of the process, that are remembered
 FREE_FRAMES = 256
 READS = 64  # at a time
 TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
@@ -67,6 +68,7 @@ class BufferPool:
         self.capacity = arena.frames + arena.frames // 2  # frames that may be in use; until the first `steer`, more
         self.is_overdrawn = False  # what is not pages takes nearly all of the budget
         self._budget_bytes = budget_bytes
+        self._others_bytes: deque[int] = deque(maxlen=SIZES)  # resident and not pages, of late
         self.is_wanted: Callable[[int], bool] = lambda _: False
         self.clean_some: Callable[[], bool] = lambda: False  # lets a checkpoint write some dirty pages, here and now
         self.missed: Callable[[int], None] = lambda _: None  # told of every page that is asked for and has to be read
@@ -253,10 +255,13 @@ class BufferPool:
         return self.pinned_pages * DIRTY_SHARE > 2 * self.capacity
 
     def steer(self, resident_bytes: int) -> None:
-        """Fits the capacity to the resident size of the process, and gives back what is too much."""
+        """Fits the capacity to the resident size of the process, and gives back what is too much.
+
+        A batch takes memory and leaves it again, so the least of the last few sizes counts.
+        """
         arena = self._arena
-        others_bytes = resident_bytes - arena.resident_bytes
-        capacity = (self._budget_bytes - others_bytes) // PAGE_BYTES
+        self._others_bytes.append(resident_bytes - arena.resident_bytes)
+        capacity = (self._budget_bytes - min(self._others_bytes)) // PAGE_BYTES
         self.is_overdrawn = capacity * OVERDRAWN < arena.frames
         self.capacity = min(max(capacity, arena.frames // OVERDRAWN, 1), arena.frames)
         # What is free is taken again soon, but for what is left behind when many rows have gone.
