@@ -565,7 +565,10 @@ class Executor:
         self._views = dict.fromkeys(self._views, Transaction(full, self._context))
 
     def interrupt(self, why: str) -> None:
-        """Ends the running call (OVERDUE, TOO_LARGE). Its undo log is poisoned: it cannot commit, whatever it catches."""
+        """Ends the running call: OVERDUE or TOO_LARGE.
+
+        Its undo log is poisoned, so that it can't commit whatever it catches.
+        """
         self.interrupted = why
         self._store.undo_log.append((None, None, None))
 

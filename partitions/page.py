@@ -69,14 +69,15 @@ class Arena:
     There are `spare_bytes` more for whoever sees to it that they are not used for long.
     """
 
-    __slots__ = ("_free", "_given_back", "_mapped", "_used", "frames", "memory", "words")
+    __slots__ = ("_free", "_given_back", "_is_huge", "_mapped", "_used", "frames", "memory", "words")
 
     def __init__(self, limit_bytes: int, spare_bytes: int = 0) -> None:
         self.frames = max(limit_bytes // PAGE_BYTES, 1)
         self._mapped = self.frames + spare_bytes // PAGE_BYTES
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.memory = mmap.mmap(-1, self._mapped * PAGE_BYTES, flags=flags)
-        if sys.platform == "linux":
+        self._is_huge = sys.platform == "linux"
+        if self._is_huge:
             # Rows are read at random: with pages of 2 MiB a read that misses the caches costs a fifth less.
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.words = memoryview(self.memory).cast("H")
@@ -121,6 +122,12 @@ class Arena:
     def give_back(self, keep: int) -> int:
         """Gives the memory of free frames back to the system, but for `keep` of them. How many frames'."""
         going = sorted(self._free[keep:])
+        if not going:
+            return 0
+        if self._is_huge:
+            # The kernel would fill the holes again by itself, to make a page of 2 MiB of them.
+            self._is_huge = False
+            self.memory.madvise(mmap.MADV_NOHUGEPAGE)
         del self._free[keep:]
         first = 0
         for at in range(1, len(going) + 1):

@@ -115,7 +115,8 @@ class Store:
                 pages_needed += table.pages_needed(images)
         if self.pool is not None:
             if self.pool.is_overdrawn and pages_needed:
-                raise ReadOnly("indexes and caches take nearly all of the partition's memory (see --memory)")
+                mebibytes = self.pool.capacity * PAGE_BYTES / (1 << 20)
+                raise ReadOnly(f"indexes and caches leave {mebibytes:,.1f} MiB of memory for pages (see --memory)")
             self.pool.make_room(pages_needed)
         elif pages_needed > self.arena.frames_left:
             mebibytes = self.arena.frames * 8 >> 10
