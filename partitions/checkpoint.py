@@ -488,7 +488,10 @@ class Checkpointer:
             yield from self._flushed(fd)
         flush_directory(self._directory)  # the runs' names, before the root that names them
         crash_point("checkpoint.root.flushed")
-        path.rename(self._directory / "checkpoint")
+        try:
+            path.rename(self._directory / "checkpoint")
+        except OSError as error:
+            raise _full_or(error, path) from None
         crash_point("checkpoint.root.renamed")
         flush_directory(self._directory)
         self.last = _slimmed(checkpoint)
@@ -496,9 +499,9 @@ class Checkpointer:
     def _flushed(self, fd: int) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
         began_s = self._now_s
-        self._flusher.start(fd)
-        yield
         try:
+            self._flusher.start(fd)  # which flushes at once where there is no aio
+            yield
             while not (self._flusher.wait() if self._hurried else self._flusher.done()):
                 yield
         except OSError as error:
