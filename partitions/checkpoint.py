@@ -331,6 +331,7 @@ class Checkpointer:
             if not is_running:
                 break
         self._hurried = False
+        crash_point("checkpoint.clean_some.cleaned")
         return self._not_before_s <= self._now_s
 
     def close(self) -> None:

@@ -38,13 +38,17 @@ from voltpy.errors import Error, Indeterminate, Unavailable
 T = TypeVar("T")
 
 PARTITIONS = 2
+MEMORY_BYTES = PARTITIONS << 20  # far less than what is loaded: pages leave and come back all the time
+ROOMY_BYTES = 16 * MEMORY_BYTES
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
 POINTS = CRASH_POINTS + EXTERNAL
 FIRES_WITHIN_S = 15.0
 
-# What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP.
-NOTHING, DEATH, LOAD, STOP = "nothing", "death", "load", "stop"
+# What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP; or
+# that it starts with LESS memory than what has changed since its last checkpoint takes.
+NOTHING, DEATH, LOAD, STOP, LESS = "nothing", "death", "load", "stop", "less"
 NEEDS = {
+    "recovery.checkpoint": LESS,
     "server.load.": LOAD,
     "supervisor.persist.": LOAD,
     "record_log.close.": STOP,
@@ -75,6 +79,10 @@ PASSAGES = {
     "supervisor.stop.all_ended": 1,
     "supervisor.stop.": 3,
     "wal.": 10,
+    "recovery.": 1,
+    "buffer_pool.": 20,
+    "buffer_pool.evict": 3,
+    "checkpoint.clean_some.": 3,
     "checkpoint.": 5,
     "page_file.": 10,
 }
@@ -102,10 +110,17 @@ class Run:
 
 
 class Session:
-    """One cluster with the runs on it, one after another."""
+    """One cluster with the runs on it, one after another. `roomy`: its memory is large, and checkpoints are rare."""
 
-    def __init__(self, directory: Path) -> None:
-        self.cluster = Cluster(directory, SCHEMA, PROCEDURES, partitions=PARTITIONS)
+    def __init__(self, directory: Path, *, roomy: bool = False) -> None:
+        self.cluster = Cluster(
+            directory,
+            SCHEMA,
+            PROCEDURES,
+            partitions=PARTITIONS,
+            memory_bytes=ROOMY_BYTES if roomy else MEMORY_BYTES,
+            checkpoint_bytes=ROOMY_BYTES if roomy else 65536,
+        )
         self.cluster.start()
         self._clients = Clients(self.cluster.url)
         self._workloads: list[Workload] = []
@@ -124,6 +139,8 @@ class Session:
         name = f"{point}:{seed}"
         workload = Workload(self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name)
         self._workloads.append(workload)
+        if _of(NEEDS, point, NOTHING) == LESS:
+            self._restart(ROOMY_BYTES)
         workload.start()
         try:
             if point in EXTERNAL:
@@ -172,6 +189,17 @@ class Session:
             workload.violations.append(f"can't be checked: {type(error).__name__}: {error}")
             return [0, 0, 0, 0]
 
+    def _restart(self, memory_bytes: int) -> None:
+        """Kills everything, and starts it with so much memory, unless it has that."""
+        cluster = self.cluster
+        if cluster.memory_bytes == memory_bytes:
+            return
+        for name in (*(f"partition-{number}" for number in range(PARTITIONS)), ROUTER, SUPERVISOR):
+            cluster.kill(name)
+        cluster.wait_end()
+        cluster.memory_bytes = memory_bytes
+        cluster.start()
+
     def _kill(self, run: Run, rng: Random, workload: Workload) -> None:
         """A kill from outside, at a random moment."""
         cluster = self.cluster
@@ -205,7 +233,10 @@ class Session:
         mark = cluster.mark()
         incarnation = self._incarnation(target)
         cluster.arm(target, point, run.passage)
-        cluster.kill(target)
+        if needs == LESS:
+            self._restart(MEMORY_BYTES)
+        else:
+            cluster.kill(target)
         if target == SUPERVISOR:
             cluster.wait_end()
             if not cluster.start():  # which saw that it died of SIGKILL
@@ -216,7 +247,7 @@ class Session:
         else:
             serves = happened("serving", target)
             cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
-        if needs != NOTHING and not cluster.since(mark, crashed_at(point)):
+        if needs not in (NOTHING, LESS) and not cluster.since(mark, crashed_at(point)):
             workload.wait_for(rng.randrange(1, 50))
             self._provide(needs, rng)
         try:
@@ -278,7 +309,7 @@ def run_point(point: str, seeds: Sequence[int], directory: Path) -> list[Run]:
     for seed in seeds:
         if session is None:
             place = Path(tempfile.mkdtemp(prefix=f"{point}-", dir=directory))
-            session = Session(place)
+            session = Session(place, roomy=_of(NEEDS, point, NOTHING) == LESS)
         run = session.run(point, seed)
         if seed == seeds[-1] or not run.passed:
             if not run.problem:
