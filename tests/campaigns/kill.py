@@ -38,8 +38,10 @@ from voltpy.errors import Error, Indeterminate, Unavailable
 T = TypeVar("T")
 
 PARTITIONS = 2
-MEMORY_BYTES = PARTITIONS << 20  # far less than what is loaded: pages leave and come back all the time
-ROOMY_BYTES = 16 * MEMORY_BYTES
+AMPLE_BYTES = 512 << 20
+LITTLE_BYTES = PARTITIONS << 20  # less than what is loaded: pages leave and come back all the time
+ROOMY_BYTES = 16 * LITTLE_BYTES
+LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that want more data than memory
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
 POINTS = CRASH_POINTS + EXTERNAL
 FIRES_WITHIN_S = 15.0
@@ -110,15 +112,19 @@ class Run:
 
 
 class Session:
-    """One cluster with the runs on it, one after another. `roomy`: its memory is large, and checkpoints are rare."""
+    """One cluster with the runs on it, one after another.
 
-    def __init__(self, directory: Path, *, roomy: bool = False) -> None:
+    `loaded`: its data are more than its memory. `roomy`: that has room at first, and checkpoints are rare.
+    """
+
+    def __init__(self, directory: Path, *, loaded: bool = False, roomy: bool = False) -> None:
+        self._loaded = loaded
         self.cluster = Cluster(
             directory,
             SCHEMA,
             PROCEDURES,
             partitions=PARTITIONS,
-            memory_bytes=ROOMY_BYTES if roomy else MEMORY_BYTES,
+            memory_bytes=ROOMY_BYTES if roomy else LITTLE_BYTES if loaded else AMPLE_BYTES,
             checkpoint_bytes=ROOMY_BYTES if roomy else 65536,
         )
         self.cluster.start()
@@ -137,7 +143,9 @@ class Session:
         run = Run(point, seed)
         rng = Random(f"{point}:{seed}")
         name = f"{point}:{seed}"
-        workload = Workload(self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name)
+        workload = Workload(
+            self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name, loaded=self._loaded
+        )
         self._workloads.append(workload)
         if _of(NEEDS, point, NOTHING) == LESS:
             self._restart(ROOMY_BYTES)
@@ -234,7 +242,7 @@ class Session:
         incarnation = self._incarnation(target)
         cluster.arm(target, point, run.passage)
         if needs == LESS:
-            self._restart(MEMORY_BYTES)
+            self._restart(LITTLE_BYTES)
         else:
             cluster.kill(target)
         if target == SUPERVISOR:
@@ -309,7 +317,7 @@ def run_point(point: str, seeds: Sequence[int], directory: Path) -> list[Run]:
     for seed in seeds:
         if session is None:
             place = Path(tempfile.mkdtemp(prefix=f"{point}-", dir=directory))
-            session = Session(place, roomy=_of(NEEDS, point, NOTHING) == LESS)
+            session = Session(place, loaded=point.startswith(LOADED), roomy=_of(NEEDS, point, NOTHING) == LESS)
         run = session.run(point, seed)
         if seed == seeds[-1] or not run.passed:
             if not run.problem:

@@ -170,10 +170,8 @@ STATE_ENTRIES = 100
 LINES = 8  # an order has fewer
 OPENING_BALANCE = 1000
 LOADS, BALLAST = 32, 2500  # of each worker: together more than the memory of a campaign's partition
-KINDS = (
-    *("append", "append", "count", "count", "bump", "transfer", "transfer", "weigh", "weigh", "give_up") * 2,
-    "weigh_all",
-)
+KINDS = ("append", "append", "count", "count", "bump", "transfer", "transfer", "give_up")
+KINDS_LOADED = (*KINDS * 2, "weigh", "weigh", "weigh", "weigh_all")
 FOUND_BY = ("append", "count", "transfer")  # the kinds that `find` knows
 TIMEOUT_S = 20.0
 RETRY_S = 15.0
@@ -225,16 +223,19 @@ class Totals(NamedTuple):
 class Workload:
     """Runs from `start` to `finish`, in threads of its own; `check` compares the database with the ledger.
 
-    `worker` is the first of WORKERS numbers that no other workload on this cluster uses.
+    `worker` is the first of WORKERS numbers that no other workload on this cluster uses. `loaded`: its workers have
+    loads, which are more than a small partition has memory for; without them nothing weighs or looks at any.
     """
 
     WORKERS = 24
 
-    def __init__(self, clients: Clients, url: str, worker: int, seed: str) -> None:
+    def __init__(self, clients: Clients, url: str, worker: int, seed: str, *, loaded: bool = False) -> None:
         self.violations: list[str] = []
         self._clients = clients
         self._url = url
         self._seed = seed
+        self._kinds = KINDS_LOADED if loaded else KINDS
+        self._loads = LOADS if loaded else 0
         self._workers = range(worker, worker + self.WORKERS)
         self._entries: dict[int, list[Entry]] = {number: [] for number in self._workers}
         self._stopping = threading.Event()
@@ -248,8 +249,9 @@ class Workload:
     def start(self) -> None:
         clients = self._clients
         clients.retrying.call_many("open_worker", [(worker,) for worker in self._workers])
-        for worker in self._workers:  # one after another: together they would be too much for a batch
-            clients.retrying.call("load", worker, LOADS, BALLAST)
+        if self._loads:
+            for worker in self._workers:  # one after another: together they would be too much for a batch
+                clients.retrying.call("load", worker, self._loads, BALLAST)
         owned = iter([self._workers[first : first + 3] for first in range(0, self.WORKERS, 3)])
         for target, arguments in (
             (self._submit, (clients.retrying, True)),
@@ -294,8 +296,8 @@ class Workload:
         """
         highest = [(worker, len(entries)) for worker, entries in self._entries.items()]
         counts = [0, 0, 0, 0]
-        for worker in self._workers:
-            loads = self._clients.retrying.call("loads", worker, LOADS)
+        for worker in self._workers if self._loads else ():
+            loads = self._clients.retrying.call("loads", worker, self._loads)
             if self._final_loads.setdefault(worker, loads) != loads:
                 self.violations.append(f"worker {worker}'s loads changed after everything was over")
             self._check_loads(worker, *loads)
@@ -453,7 +455,7 @@ class Workload:
 
     def _entry(self, worker: int, rng: Random) -> Entry:
         entries = self._entries[worker]
-        kind = rng.choice(KINDS)
+        kind = rng.choice(self._kinds)
         arguments: tuple[int, ...] = ()
         if kind in ("append", "give_up"):
             arguments = (rng.randrange(LINES),)
@@ -472,7 +474,7 @@ class Workload:
         """Reads something that was answered before, perhaps by another client than the one that wrote it."""
         if not self._done:
             return
-        if rng.random() < 0.2:
+        if self._loads and rng.random() < 0.2:
             self._look_at_loads(rng)
             return
         entry = self._done[rng.randrange(len(self._done))]
@@ -482,7 +484,7 @@ class Workload:
             self.violations.append(f"lost: {entry}: find says {found!r}")
 
     def _look_at_loads(self, rng: Random) -> None:
-        found = _outcome(self._clients.unsure, "loads", rng.choice(self._workers), LOADS)
+        found = _outcome(self._clients.unsure, "loads", rng.choice(self._workers), self._loads)
         if isinstance(found, Unavailable | Indeterminate | Overloaded | ReadOnly):
             return
         if isinstance(found, Error) or -1 in found[1] or sum(found[1]) != found[0]:
