@@ -33,6 +33,7 @@ from partitions.eviction import Policy, WTinyLfu
 from partitions.heap import Heap
 from partitions.page import PAGE_BYTES, Arena, check_sealed, page_id
 from partitions.prefetch import Prefetch
+from voltpy.crash_point import crash_point
 from voltpy.errors import ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
@@ -195,6 +196,7 @@ class BufferPool:
             self._queue.remove(page)
             self._arrived.append(self._on_behalf_of.pop(page, page))
         self._admit(page, frame)
+        crash_point("buffer_pool.bring")
 
     def bring_all(self, pages: Iterable[int]) -> None:
         """The same for many pages at a time, in the order of their places; they stay until `end_batch`."""
@@ -290,6 +292,7 @@ class BufferPool:
     def _take_in(self, pages: list[int]) -> None:
         for page in pages:
             self._admit(page, self._coming.pop(page))
+            crash_point("buffer_pool.read.taken_in")
             awaited = self._on_behalf_of.pop(page, page)
             following = self._heaps[page >> 48].next_of_row(page & _PAGE_MASK)
             if following >= 0 and (continued := page & ~_PAGE_MASK | following) not in self._coming:
@@ -320,6 +323,7 @@ class BufferPool:
             reads.append((page, (self._heaps[page >> 48].entries[page & _PAGE_MASK] >> 16) - 1, frame))
         if reads:
             self._reader.start(reads)
+            crash_point("buffer_pool.read.started")
 
     def end_batch(self) -> None:
         """What the batch read counts as used, on a sample, and may leave; pages that were freed are forgotten."""
@@ -376,6 +380,7 @@ class BufferPool:
         for page in evicted:
             self._heaps[page >> 48].evict(page & _PAGE_MASK)
         self.evictions += len(evicted)
+        crash_point("buffer_pool.evict")
         return len(evicted)
 
     def _image_of(self, table: int, heap: Heap) -> Callable[[int], bytes]:

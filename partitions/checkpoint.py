@@ -372,6 +372,7 @@ class Checkpointer:
             if not is_running:
                 break
         self._hurried = False
+        crash_point("checkpoint.clean_some.cleaned")
         return self._not_before_s <= self._now_s
 
     def close(self) -> None:
@@ -533,7 +534,10 @@ class Checkpointer:
             yield from self._flushed(fd)
         flush_directory(self._directory)  # the runs' names, before the root that names them
         crash_point("checkpoint.root.flushed")
-        path.rename(self._directory / "checkpoint")
+        try:
+            path.rename(self._directory / "checkpoint")
+        except OSError as error:
+            raise _full_or(error, path) from None
         crash_point("checkpoint.root.renamed")
         flush_directory(self._directory)
         self.last = _slimmed(checkpoint)
@@ -541,9 +545,9 @@ class Checkpointer:
     def _flushed(self, fd: int) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
         began_s = self._now_s
-        self._flusher.start(fd)
-        yield
         try:
+            self._flusher.start(fd)  # which flushes at once where there is no aio
+            yield
             while not (self._flusher.wait() if self._hurried else self._flusher.done()):
                 yield
         except OSError as error:

@@ -12,6 +12,7 @@ from partitions.outcome_window import OutcomeWindow
 from partitions.page import PAGE_BYTES
 from partitions.store import Store
 from partitions.wal import Wal, decode_batch
+from voltpy.crash_point import crash_point
 
 TURN_IMAGES = 100_000
 _NO_OUTCOMES = b"\x90"
@@ -37,9 +38,11 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
         gathered_bytes += len(payload)
         if in_this_turn >= turn_images or gathered_bytes > store.turn_bytes:
             store.apply_turn()
+            crash_point("recovery.turn.applied")
             replayed, in_this_turn, gathered_bytes = replayed + in_this_turn, 0, 0
             if pool is not None and pool.must_clean:
                 checkpointer.make(lsn)
+                crash_point("recovery.checkpoint")
     store.apply_turn()
     store.misses.bring = None
     return replayed + in_this_turn

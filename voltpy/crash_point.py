@@ -87,6 +87,15 @@ CRASH_POINTS: tuple[str, ...] = (
     "restore.partition.copied",
     "restore.filled",
     "restore.complete",
+    "checkpoint.clean_some.cleaned",
+    # Pages leave memory, and come back
+    "buffer_pool.evict",
+    "buffer_pool.read.started",
+    "buffer_pool.read.taken_in",
+    "buffer_pool.bring",
+    # A recovery in turns, with checkpoints on the way
+    "recovery.turn.applied",
+    "recovery.checkpoint",
     # A partition starts and stops
     "partition.start.registry_read",
     "partition.start.wal_opened",

@@ -120,6 +120,7 @@ class RecordLog:
         self._failed = False
         self._segments: list[_Segment] = []
         self._replayed = False
+        self._replayed_is_flushed = False
         self._tail_offset = 0  # where the last segment's valid frames end
         self._doubtful_offset = 0  # from where on they may not be on disk
 
@@ -232,12 +233,23 @@ class RecordLog:
         self._replayed = True
 
     def flush_replayed(self) -> None:
-        """Before `begin`: the last segment, whose end may have been written without being flushed, is flushed."""
+        """Before `begin`: the last segment, whose end may have been written without being flushed, is flushed.
+
+        It is written again first, as by `begin`: see above.
+        """
+        if self._replayed_is_flushed:
+            return
         fd = os.open(self._path_of_last(), os.O_RDWR)
         try:
+            offset = 0
+            while data := os.pread(fd, _CHUNK_BYTES, offset):
+                if data != _ZEROS[: len(data)]:
+                    _write_all(fd, data, offset)
+                offset += len(data)
             os.fdatasync(fd)
         finally:
             os.close(fd)
+        self._replayed_is_flushed = True
 
     def _segments_after(self, lsn: int) -> list[_Segment]:
         """The segments that hold what came after an LSN. Raises Corruption when the first of it is missing."""
@@ -255,7 +267,7 @@ class RecordLog:
 
     def _replay_segment(self, fd: int, segment: _Segment, is_last: bool) -> Generator[tuple[int, bytes], None, int]:
         """Returns the LSN that is due after the segment."""
-        unpack, crc_of, crc_from, frame_bytes, pread = _FRAME.unpack_from, value, extend, _FRAME_BYTES, os.pread
+        unpack, crc_of, crc_from, frame_bytes = _FRAME.unpack_from, value, extend, _FRAME_BYTES
         tag_due, seed, epoch_due, owner_due = segment.tag, segment.seed, segment.epoch, self._owner
         file_bytes = os.fstat(fd).st_size
         lsn_due = segment.first_lsn
@@ -267,7 +279,7 @@ class RecordLog:
             start = at + frame_bytes
             if start > data_bytes:
                 base += at
-                data = pread(fd, _CHUNK_BYTES, base)
+                data = _read_all(fd, _CHUNK_BYTES, base)
                 data_bytes, at, start = len(data), 0, frame_bytes
                 if start > data_bytes:
                     break
@@ -287,7 +299,7 @@ class RecordLog:
                 if base + end > file_bytes:
                     break
                 base += at
-                data = pread(fd, max(_CHUNK_BYTES, frame_bytes + length), base)
+                data = _read_all(fd, max(_CHUNK_BYTES, frame_bytes + length), base)
                 data_bytes, at, start, end = len(data), 0, frame_bytes, frame_bytes + length
                 if end > data_bytes:
                     break
@@ -320,7 +332,7 @@ class RecordLog:
         """
         tag = segment.tag.to_bytes(4, "little")
         base = self._tail_offset
-        data = os.pread(fd, _CHUNK_BYTES, base)
+        data = _read_all(fd, _CHUNK_BYTES, base)
         while data:
             if data != _ZEROS[: len(data)]:
                 self.torn_tail = (segment.path, self._tail_offset)
@@ -337,7 +349,7 @@ class RecordLog:
                 break
             # The next chunk begins with what was too short for a frame header at the end of this one.
             base += _CHUNK_BYTES - _FRAME_BYTES + 1
-            data = os.pread(fd, _CHUNK_BYTES, base)
+            data = _read_all(fd, _CHUNK_BYTES, base)
 
     # ------------------------------------------------------------------------------------------------ starting
 
@@ -610,6 +622,18 @@ def _skip(records: Generator[tuple[int, bytes], None, int], after_lsn: int) -> G
             return due
         if lsn > after_lsn:
             yield lsn, payload
+
+
+def _read_all(fd: int, count: int, offset: int) -> bytes:
+    """So many bytes; fewer at the file's end only.
+
+    A read that comes to a sector that can't be read returns what is in front of it, and no error: taken for the end of
+    the file, that would pass for a torn tail, and be cut off. The next read begins at that sector, and raises OSError.
+    """
+    data = os.pread(fd, count, offset)
+    while len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

@@ -32,6 +32,7 @@ class DidNotHappen(Exception):
 class Cluster:
     """Data, schema and procedures under `directory`; `start` and `end` as often as wanted. Also a context manager.
 
+    `memory_bytes`, for all partitions together, may be changed between two starts.
     `events` is what all supervisors printed on stderr, decoded where it is JSON; other lines are {"line": …}.
     Processes go by the names that crash points know them by: `supervisor`, `router`, `partition-<i>`.
     """
@@ -46,11 +47,13 @@ class Cluster:
         segment_bytes: int = 32768,
         checkpoint_bytes: int = 65536,
         procedure_timeout_s: float = 5.0,
+        memory_bytes: int = 512 << 20,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.partitions = partitions
         self.port = _free_port()
+        self.memory_bytes = memory_bytes
         self.url = f"voltpy://127.0.0.1:{self.port}"
         self.events: list[Event] = []
         self._arrived = threading.Condition()
@@ -81,7 +84,7 @@ class Cluster:
 
         In the main thread only: the supervisor dies with the thread that starts it. Raises DidNotHappen.
         """
-        command = self._command
+        command = [*self._command, "--memory", str(self.memory_bytes)]
         if not (self.directory / "data" / "cluster.json").exists():
             command = [*command, "--procedures", str(self.directory / "procedures.py")]
         process = self._process = subprocess.Popen(

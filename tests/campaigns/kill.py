@@ -38,15 +38,20 @@ from voltpy.errors import ClusterError, Error, Indeterminate, Unavailable
 T = TypeVar("T")
 
 PARTITIONS = 2
+AMPLE_BYTES = 512 << 20
+LITTLE_BYTES = PARTITIONS << 20  # less than what is loaded: pages leave and come back all the time
+ROOMY_BYTES = 16 * LITTLE_BYTES
+LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that want more data than memory
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
 ELSEWHERE = ("snapshot.", "copier.", "restore.")  # passed by no process of a cluster: tests/end_to_end/test_snapshot.py
 POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 
 # What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP, HOLD
-# of the checkpoints.
-NOTHING, DEATH, LOAD, STOP, HOLD = "nothing", "death", "load", "stop", "hold"
+# of the checkpoints; or that it starts with LESS memory than what has changed since its last checkpoint takes.
+NOTHING, DEATH, LOAD, STOP, HOLD, LESS = "nothing", "death", "load", "stop", "hold", "less"
 NEEDS = {
+    "recovery.checkpoint": LESS,
     "server.load.": LOAD,
     "hold.": HOLD,
     "supervisor.persist.": LOAD,
@@ -79,6 +84,10 @@ PASSAGES = {
     "supervisor.stop.all_ended": 1,
     "supervisor.stop.": 3,
     "wal.": 10,
+    "recovery.": 1,
+    "buffer_pool.": 20,
+    "buffer_pool.evict": 3,
+    "checkpoint.clean_some.": 3,
     "checkpoint.": 5,
     "page_file.": 10,
 }
@@ -106,10 +115,21 @@ class Run:
 
 
 class Session:
-    """One cluster with the runs on it, one after another."""
+    """One cluster with the runs on it, one after another.
 
-    def __init__(self, directory: Path) -> None:
-        self.cluster = Cluster(directory, SCHEMA, PROCEDURES, partitions=PARTITIONS)
+    `loaded`: its data are more than its memory. `roomy`: that has room at first, and checkpoints are rare.
+    """
+
+    def __init__(self, directory: Path, *, loaded: bool = False, roomy: bool = False) -> None:
+        self._loaded = loaded
+        self.cluster = Cluster(
+            directory,
+            SCHEMA,
+            PROCEDURES,
+            partitions=PARTITIONS,
+            memory_bytes=ROOMY_BYTES if roomy else LITTLE_BYTES if loaded else AMPLE_BYTES,
+            checkpoint_bytes=ROOMY_BYTES if roomy else 65536,
+        )
         self.cluster.start()
         self._clients = Clients(self.cluster.url)
         self._workloads: list[Workload] = []
@@ -126,8 +146,12 @@ class Session:
         run = Run(point, seed)
         rng = Random(f"{point}:{seed}")
         name = f"{point}:{seed}"
-        workload = Workload(self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name)
+        workload = Workload(
+            self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name, loaded=self._loaded
+        )
         self._workloads.append(workload)
+        if _of(NEEDS, point, NOTHING) == LESS:
+            self._restart(ROOMY_BYTES)
         workload.start()
         try:
             if point in EXTERNAL:
@@ -176,6 +200,17 @@ class Session:
             workload.violations.append(f"can't be checked: {type(error).__name__}: {error}")
             return [0, 0, 0, 0]
 
+    def _restart(self, memory_bytes: int) -> None:
+        """Kills everything, and starts it with so much memory, unless it has that."""
+        cluster = self.cluster
+        if cluster.memory_bytes == memory_bytes:
+            return
+        for name in (*(f"partition-{number}" for number in range(PARTITIONS)), ROUTER, SUPERVISOR):
+            cluster.kill(name)
+        cluster.wait_end()
+        cluster.memory_bytes = memory_bytes
+        cluster.start()
+
     def _kill(self, run: Run, rng: Random, workload: Workload) -> None:
         """A kill from outside, at a random moment."""
         cluster = self.cluster
@@ -209,7 +244,10 @@ class Session:
         mark = cluster.mark()
         incarnation = self._incarnation(target)
         cluster.arm(target, point, run.passage)
-        cluster.kill(target)
+        if needs == LESS:
+            self._restart(LITTLE_BYTES)
+        else:
+            cluster.kill(target)
         if target == SUPERVISOR:
             cluster.wait_end()
             if not cluster.start():  # which saw that it died of SIGKILL
@@ -220,7 +258,7 @@ class Session:
         else:
             serves = happened("serving", target)
             cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
-        if needs != NOTHING and not cluster.since(mark, crashed_at(point)):
+        if needs not in (NOTHING, LESS) and not cluster.since(mark, crashed_at(point)):
             workload.wait_for(rng.randrange(1, 50))
             self._provide(needs, rng)
         try:
@@ -302,7 +340,7 @@ def run_point(point: str, seeds: Sequence[int], directory: Path) -> list[Run]:
     for seed in seeds:
         if session is None:
             place = Path(tempfile.mkdtemp(prefix=f"{point}-", dir=directory))
-            session = Session(place)
+            session = Session(place, loaded=point.startswith(LOADED), roomy=_of(NEEDS, point, NOTHING) == LESS)
         run = session.run(point, seed)
         if seed == seeds[-1] or not run.passed:
             if not run.problem:

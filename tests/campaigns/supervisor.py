@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--segment-bytes", type=int, required=True)
     parser.add_argument("--checkpoint-bytes", type=int, required=True)
+    parser.add_argument("--memory", type=int, required=True, help="bytes, of all partitions; `voltpy start` wants more")
     parser.add_argument("--procedure-timeout", type=float, default=5.0)
     arguments = parser.parse_args()
     die_with_parent()
@@ -36,7 +37,9 @@ def main() -> int:
         *("--segment-bytes", str(arguments.segment_bytes)),
         *("--checkpoint-bytes", str(arguments.checkpoint_bytes)),
     )
-    options = Options(port=arguments.port, memory_bytes=512 << 20, procedure_timeout_s=arguments.procedure_timeout)
+    options = Options(
+        port=arguments.port, memory_bytes=arguments.memory, procedure_timeout_s=arguments.procedure_timeout
+    )
     try:
         with DataDirectory.open(
             arguments.data, arguments.partitions, arguments.schema.read_text(), arguments.procedures

@@ -7,12 +7,15 @@ Every call is one *entry* of a (worker, sequence), used once and never again:
     bump       a counter and nothing else; returns its value            applied twice: a value past the calls made
     transfer   between two accounts of the worker, and its journal      half applied: balances ≠ journal
     give_up    writes like append, then aborts                          not undone: it is there
+    weigh      adds to one of the worker's loads, and to their sum   half applied: the loads ≠ their sum
+    weigh_all  adds to all of them, which lie in many pages          the same
+    loads      reads all of them, at any time                        the same
     find       reads an entry that was answered before                  lost: it is not there
 
 An entry ends as one of these, by what its caller was told:
 
     DONE       it returned: its effect must be there, once
-    ABSENT     Aborted by itself, Unavailable, Overloaded: no effect may be there
+    ABSENT     Aborted by itself, Unavailable, Overloaded, ReadOnly for want of memory: no effect may be there
     EITHER     Indeterminate: there once and whole, or not at all
 
 Anything else that a caller is told is a violation in itself, like everything in the lists above.
@@ -32,14 +35,15 @@ from typing import Any, NamedTuple
 import voltpy
 from voltpy.aio import AsyncClient
 from voltpy.client import Client
-from voltpy.errors import Aborted, Error, Indeterminate, Overloaded, Unavailable
+from voltpy.errors import Aborted, Error, Indeterminate, Overloaded, ReadOnly, Unavailable
 
 SCHEMA = """
 CREATE TABLE orders (worker INT, sequence INT, lines INT NOT NULL, PRIMARY KEY (worker, sequence));
 PARTITION TABLE orders ON COLUMN worker;
 CREATE TABLE order_lines (worker INT, sequence INT, line INT, text STRING, PRIMARY KEY (worker, sequence, line));
 PARTITION TABLE order_lines ON COLUMN worker;
-CREATE TABLE counters (worker INT PRIMARY KEY, counted INT NOT NULL DEFAULT 0, bumped INT NOT NULL DEFAULT 0);
+CREATE TABLE counters (worker INT PRIMARY KEY, counted INT NOT NULL DEFAULT 0, bumped INT NOT NULL DEFAULT 0,
+    weighed INT NOT NULL DEFAULT 0);
 PARTITION TABLE counters ON COLUMN worker;
 CREATE TABLE tokens (worker INT, sequence INT, PRIMARY KEY (worker, sequence));
 PARTITION TABLE tokens ON COLUMN worker;
@@ -47,6 +51,8 @@ CREATE TABLE accounts (worker INT, account INT, balance INT NOT NULL, PRIMARY KE
 PARTITION TABLE accounts ON COLUMN worker;
 CREATE TABLE journal (worker INT, sequence INT, source INT, target INT, amount INT, PRIMARY KEY (worker, sequence));
 PARTITION TABLE journal ON COLUMN worker;
+CREATE TABLE loads (worker INT, load INT, weight INT NOT NULL, ballast STRING, PRIMARY KEY (worker, load));
+PARTITION TABLE loads ON COLUMN worker;
 """
 
 PROCEDURES = '''
@@ -58,6 +64,38 @@ def open_worker(tx, worker: int) -> None:
     tx.counters.upsert(worker=worker)
     for account in range(4):
         tx.accounts.upsert(worker=worker, account=account, balance=1000)
+
+
+@procedure(partition_by="worker")
+def load(tx, worker: int, loads: int, ballast: int) -> None:
+    for number in range(loads):
+        tx.loads.upsert(worker, number, 0, chr(97 + number % 26) * ballast)
+
+
+@procedure(partition_by="worker")
+def weigh(tx, worker: int, sequence: int, number: int, weight: int) -> list:
+    tx.loads.update((worker, number), weight=tx.loads.get((worker, number)).weight + weight)
+    tx.counters.update(worker, weighed=tx.counters.get(worker).weighed + weight)
+    return [worker, sequence]
+
+
+@procedure(partition_by="worker")
+def weigh_all(tx, worker: int, sequence: int, highest: int, weight: int) -> list:
+    for number in range(highest):
+        tx.loads.update((worker, number), weight=tx.loads.get((worker, number)).weight + weight)
+    tx.counters.update(worker, weighed=tx.counters.get(worker).weighed + weight * highest)
+    return [worker, sequence]
+
+
+@procedure(partition_by="worker", read_only=True)
+def loads(tx, worker: int, highest: int) -> list:
+    """What was weighed, and the weights of all loads; -1 for one that is not as it was loaded."""
+    found = [tx.loads.get((worker, number)) for number in range(highest)]
+    weights = [
+        -1 if row is None or set(row.ballast) != {chr(97 + number % 26)} else row.weight
+        for number, row in enumerate(found)
+    ]
+    return [tx.counters.get(worker).weighed, weights]
 
 
 @procedure(partition_by="worker")
@@ -105,11 +143,11 @@ def find(tx, worker: int, kind: str, sequence: int) -> bool:
 
 
 @procedure(partition_by="worker", read_only=True)
-def state(tx, worker: int, highest: int) -> list:
+def state(tx, worker: int, highest: int, lowest: int = 1) -> list:
     """The worker's counters and balances, and per sequence: lines ordered (-1: no order), lines, token, journal."""
     counter = tx.counters.get(worker)
     entries = []
-    for sequence in range(1, highest + 1):
+    for sequence in range(lowest, highest + 1):
         order = tx.orders.get((worker, sequence))
         lines = sum(tx.order_lines.get((worker, sequence, line)) is not None for line in range(8))
         moved = tx.journal.get((worker, sequence))
@@ -128,9 +166,12 @@ def row_counts(tx) -> list:
     return [table.count() for table in (tx.orders, tx.order_lines, tx.tokens, tx.journal)]
 '''
 
+STATE_ENTRIES = 100
 LINES = 8  # an order has fewer
 OPENING_BALANCE = 1000
+LOADS, BALLAST = 32, 2500  # of each worker: together more than the memory of a campaign's partition
 KINDS = ("append", "append", "count", "count", "bump", "transfer", "transfer", "give_up")
+KINDS_LOADED = (*KINDS * 2, "weigh", "weigh", "weigh", "weigh_all")
 FOUND_BY = ("append", "count", "transfer")  # the kinds that `find` knows
 TIMEOUT_S = 20.0
 RETRY_S = 15.0
@@ -182,16 +223,19 @@ class Totals(NamedTuple):
 class Workload:
     """Runs from `start` to `finish`, in threads of its own; `check` compares the database with the ledger.
 
-    `worker` is the first of WORKERS numbers that no other workload on this cluster uses.
+    `worker` is the first of WORKERS numbers that no other workload on this cluster uses. `loaded`: its workers have
+    loads, which are more than a small partition has memory for; without them nothing weighs or looks at any.
     """
 
     WORKERS = 24
 
-    def __init__(self, clients: Clients, url: str, worker: int, seed: str) -> None:
+    def __init__(self, clients: Clients, url: str, worker: int, seed: str, *, loaded: bool = False) -> None:
         self.violations: list[str] = []
         self._clients = clients
         self._url = url
         self._seed = seed
+        self._kinds = KINDS_LOADED if loaded else KINDS
+        self._loads = LOADS if loaded else 0
         self._workers = range(worker, worker + self.WORKERS)
         self._entries: dict[int, list[Entry]] = {number: [] for number in self._workers}
         self._stopping = threading.Event()
@@ -200,10 +244,14 @@ class Workload:
         self._undecided_by_retries = 0
         self._threads: list[threading.Thread] = []
         self._final: dict[int, Any] = {}  # the state of each worker, as `check` found it first
+        self._final_loads: dict[int, Any] = {}
 
     def start(self) -> None:
         clients = self._clients
         clients.retrying.call_many("open_worker", [(worker,) for worker in self._workers])
+        if self._loads:
+            for worker in self._workers:  # one after another: together they would be too much for a batch
+                clients.retrying.call("load", worker, self._loads, BALLAST)
         owned = iter([self._workers[first : first + 3] for first in range(0, self.WORKERS, 3)])
         for target, arguments in (
             (self._submit, (clients.retrying, True)),
@@ -248,7 +296,13 @@ class Workload:
         """
         highest = [(worker, len(entries)) for worker, entries in self._entries.items()]
         counts = [0, 0, 0, 0]
-        for (worker, _), found in zip(highest, self._clients.retrying.call_many("state", highest), strict=True):
+        for worker in self._workers if self._loads else ():
+            loads = self._clients.retrying.call("loads", worker, self._loads)
+            if self._final_loads.setdefault(worker, loads) != loads:
+                self.violations.append(f"worker {worker}'s loads changed after everything was over")
+            self._check_loads(worker, *loads)
+        for worker, last in highest:
+            found = self._state(worker, last)
             if self._final.setdefault(worker, found) != found:
                 self.violations.append(f"worker {worker} changed after everything was over")
             self._check_worker(worker, *found)
@@ -258,6 +312,32 @@ class Workload:
                 counts[2] += token
                 counts[3] += moved is not None
         return counts
+
+    def _state(self, worker: int, highest: int) -> Any:
+        """By pieces, one after another: what a batch reads must be in memory together."""
+        found: Any = None
+        for lowest in range(1, max(highest, 1) + 1, STATE_ENTRIES):
+            until = min(lowest + STATE_ENTRIES - 1, highest)
+            piece = self._clients.retrying.call("state", worker, until, lowest)
+            found = piece if found is None else [*piece[:3], found[3] + piece[3]]
+        return found
+
+    def _check_loads(self, worker: int, weighed: int, weights: list[int]) -> None:
+        wrong = self.violations.append
+        if -1 in weights:
+            wrong(f"lost: load {weights.index(-1)} of worker {worker}")
+        elif sum(weights) != weighed:
+            wrong(f"half applied: worker {worker} weighed {weighed}, its loads make {sum(weights)}")
+        for number, weight in enumerate(weights):
+            of_load = [
+                entry
+                for entry in self._entries[worker]
+                if entry.kind == "weigh_all" or (entry.kind == "weigh" and entry.arguments[0] == number)
+            ]
+            least = sum(entry.arguments[1] for entry in of_load if entry.outcome == DONE)
+            most = least + sum(entry.arguments[1] for entry in of_load if entry.outcome == EITHER)
+            if not least <= weight <= most:
+                wrong(f"lost or doubled: load {number} of worker {worker} is {weight}, not {least} to {most}")
 
     def _check_worker(self, worker: int, counted: int, bumped: int, balances: list[int], found: list[Any]) -> None:
         wrong = self.violations.append
@@ -275,14 +355,16 @@ class Workload:
                 wrong(f"half applied: {entry}: {lines} lines of {ordered}")
             if entry.outcome == PENDING:
                 wrong(f"never answered: {entry}")
-            if entry.kind == "bump":
+            if entry.kind in ("weigh", "weigh_all"):
+                expected: tuple[Any, ...] = (-1, 0, False, None)
+            elif entry.kind == "bump":
                 least_bumped += entry.outcome == DONE
                 most_bumped += entry.outcome in (DONE, EITHER)
                 if entry.outcome == DONE:
                     if entry.value[2] in bump_values:
                         wrong(f"lost update: two calls counted up to the same value: {entry}, {entry.value}")
                     bump_values.add(entry.value[2])
-                expected: tuple[Any, ...] = (-1, 0, False, None)
+                expected = (-1, 0, False, None)
             else:
                 there = entry.outcome == DONE or (entry.outcome == EITHER and found_any)
                 expected = (
@@ -373,13 +455,17 @@ class Workload:
 
     def _entry(self, worker: int, rng: Random) -> Entry:
         entries = self._entries[worker]
-        kind = rng.choice(KINDS)
+        kind = rng.choice(self._kinds)
         arguments: tuple[int, ...] = ()
         if kind in ("append", "give_up"):
             arguments = (rng.randrange(LINES),)
         elif kind == "transfer":
             source, target = rng.sample(range(4), 2)
             arguments = (source, target, rng.randrange(1, 100))
+        elif kind == "weigh":
+            arguments = (rng.randrange(LOADS), rng.randrange(1, 100))
+        elif kind == "weigh_all":
+            arguments = (LOADS, rng.randrange(1, 100))
         entry = Entry(worker, len(entries) + 1, kind, arguments)
         entries.append(entry)
         return entry
@@ -388,17 +474,29 @@ class Workload:
         """Reads something that was answered before, perhaps by another client than the one that wrote it."""
         if not self._done:
             return
+        if self._loads and rng.random() < 0.2:
+            self._look_at_loads(rng)
+            return
         entry = self._done[rng.randrange(len(self._done))]
         client = rng.choice((self._clients.unsure, self._clients.unsure_by_router))
         found = _outcome(client, "find", entry.worker, entry.kind, entry.sequence)
         if found is not True and not isinstance(found, Unavailable | Indeterminate | Overloaded):
             self.violations.append(f"lost: {entry}: find says {found!r}")
 
+    def _look_at_loads(self, rng: Random) -> None:
+        found = _outcome(self._clients.unsure, "loads", rng.choice(self._workers), self._loads)
+        if isinstance(found, Unavailable | Indeterminate | Overloaded | ReadOnly):
+            return
+        if isinstance(found, Error) or -1 in found[1] or sum(found[1]) != found[0]:
+            self.violations.append(f"half applied, or lost: loads says {found!r}")
+
     def _settle(self, entry: Entry, retrying: bool, outcome: Any) -> None:
         if isinstance(outcome, Indeterminate):
             entry.outcome = EITHER
             self._undecided_by_retries += retrying
-        elif isinstance(outcome, Unavailable | Overloaded) or (entry.kind == "give_up" and _gave_up(outcome)):
+        elif isinstance(outcome, Unavailable | Overloaded | ReadOnly) or (
+            entry.kind == "give_up" and _gave_up(outcome)
+        ):
             entry.outcome = ABSENT
         elif isinstance(outcome, Exception):
             entry.outcome = EITHER
