@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
     store.use(pool)
-    window = OutcomeWindow(checkpoint.root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 8))
+    window = OutcomeWindow(checkpoint.root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 16))
     checkpointer = Checkpointer(
         wal_directory,
         arguments.partition,

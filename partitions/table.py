@@ -47,7 +47,7 @@ from voltpy.hash_slot import hash_slot
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
-ASKED_KEYS = 1 << 16  # remembered as asked for once
+ASKED_KEYS = 1 << 16  # remembered as asked for once, at most: 100 bytes each
 TURN_ROWS = 1024  # written at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
@@ -83,6 +83,7 @@ class Table:
 
     __slots__ = (
         "_asked",
+        "_asked_limit",
         "_away",
         "_decode",
         "_decoded_bytes",
@@ -144,6 +145,7 @@ class Table:
         self._dying: dict[Any, Any] = {}
         self._decoded_bytes = 8 << 20  # what a generation of decoded rows may take
         self._rows_limit = 1 << 14
+        self._asked_limit = ASKED_KEYS
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
@@ -311,7 +313,7 @@ class Table:
         if self._dying:
             # Gone by the time that the young generation is half full.
             self._bury(len(self._dying) - self._rows_limit + 2 * len(self._rows))
-        if len(self._asked) > ASKED_KEYS:
+        if len(self._asked) > self._asked_limit:
             self._asked.clear()
 
     def replay(self, images: list[bytes], deleted: list[bytes]) -> None:
@@ -372,6 +374,7 @@ class Table:
         self._decoded_bytes = decoded_bytes
         sample = next(iter(self._rows.values()), None) if self._rows else None
         self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
+        self._asked_limit = min(4 * self._rows_limit, ASKED_KEYS)
 
     def note_decoded(self) -> None:
         """Says which keys are in the young generation, though it is not full."""
