@@ -377,8 +377,13 @@ class Checkpointer:
 
     def close(self) -> None:
         """Lets go of the page file. A checkpoint that is under way leaves nothing that counts."""
-        self._flusher.wait()
-        self._file.close()
+        try:
+            self._flusher.wait()
+        except OSError as error:
+            if not isinstance(_full_or(error, self._directory), DiskFull):
+                raise
+        finally:
+            self._file.close()
 
     def _checkpoint(self) -> Iterator[None]:
         """One checkpoint, from the first page to the last old file: each `yield` is a place to serve calls."""

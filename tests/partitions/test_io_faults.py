@@ -136,7 +136,7 @@ class Scenario:
         self.put_off: list[DiskFull] = []
         self.is_starting = False
         self.ended: BaseException | None = None
-        self.started_without_room = self.marks_the_end = False
+        self.started_without_room = self.is_at_an_end = False
         self.times_put_off = 0
         self.made = self.made_by_recovery = self.evictions = self.faults = 0
         self.now_s = 0.0
@@ -224,7 +224,7 @@ class Scenario:
         assert (self.ended is not None) == must_end, f"{fired} ended with {self.ended!r}"
         if fault == CUT:
             assert isinstance(self.ended, PowerCut)
-        elif fault == ENOSPC and not must_end and not at_a_start and not self.marks_the_end:
+        elif fault == ENOSPC and not must_end and not at_a_start and not self.is_at_an_end:
             assert self.witness.refused + self.times_put_off + len(self.put_off) > 0
 
     def end_process(self) -> None:
@@ -238,13 +238,13 @@ class Scenario:
         self.disk.crashed()
 
     def close(self) -> None:
+        fired = self.disk.fired
         self.count()
         self.partition.reader.close()
         self.partition.checkpointer.close()
         assert self.partition.wal is not None
-        fired = self.disk.fired
         self.partition.wal.close()
-        self.marks_the_end |= self.disk.fired != fired  # a full disk does without the mark
+        self.is_at_an_end |= self.disk.fired != fired  # what has no room then is not needed
 
     def kill(self) -> None:
         self.count()
@@ -491,6 +491,7 @@ def test_every_flipped_bit_of_every_page_is_named(tmp_path: Path) -> None:
     rng = random.Random(5)
     print("seed", 5)
     looked_at = read = 0
+    arena = partition.store.arena
     for table, heap in enumerate(partition.store.heaps):
         for number, entry in enumerate(heap.entries):
             assert heap.is_on_disk_only(number)
@@ -514,11 +515,11 @@ def test_every_flipped_bit_of_every_page_is_named(tmp_path: Path) -> None:
                     file.seek(offset)
                     file.write(image)
                 image[bit >> 3] ^= 1 << (bit & 7)
-                free = partition.store.arena._free.copy()
+                free, used = arena._free.copy(), arena._used
                 with pytest.raises(Corruption, match=re.escape(where)):
                     brought(partition, page, aside=bool(read % 2))
                 partition.pool._coming.clear()
-                partition.store.arena._free[:] = free
+                arena._free[:], arena._used = free, used
                 read += 1
             path.write_bytes(whole)
             partition.pool.bring(page)
