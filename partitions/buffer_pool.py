@@ -13,8 +13,8 @@ writing, and is asked for when too many pages have changed). So a page is one of
     coming     a frame has been given to it, and the reader has it
 
 A transaction that needs a cold page is set aside by the executor, and `fetch` is told the page; `step`, between
-batches, hands out the pages that have come. Until the calls that wait for it have run, a page stays (`is_wanted`). So
-do those that the batch has read: what it changes is written to its pages at its end.
+batches, hands out the pages that have come. Until the calls that wait for it have run, a page stays if it can
+(`is_wanted`); one with rows that the batch has changed must stay until these are written to it (`pages_to_write`).
 
 The capacity is in frames, and follows the resident size of the process: `steer`. Only a recovery goes beyond it, since
 all pages that have changed since the last checkpoint must be in memory at its end: three quarters of the capacity at
@@ -71,6 +71,8 @@ class BufferPool:
         self._budget_bytes = budget_bytes
         self._others_bytes: deque[int] = deque(maxlen=SIZES)  # resident and not pages, of late
         self.is_wanted: Callable[[int], bool] = lambda _: False
+        self.pages_to_write: Callable[[], list[set[int]]] = list  # by table, page numbers that the batch will change
+        self.changed_rows: Callable[[], int] = lambda: 0  # by the batch; they grow when `pages_to_write` does
         self.clean_some: Callable[[], bool] = lambda: False  # lets a checkpoint write some dirty pages, here and now
         self.missed: Callable[[int], None] = lambda _: None  # told of every page that is asked for and has to be read
         self.prefetch: Prefetch | None = None
@@ -88,6 +90,7 @@ class BufferPool:
         # The rest of a row that is larger than a page: page id → the page for whose sake it is read.
         self._on_behalf_of: dict[int, int] = {}
         self._pinned = _Pinned(heaps, self)
+        self._changed = 0, 0  # for how many changed rows and needed pages that knows what must stay
         for number, heap in enumerate(heaps):
             heap.image_of = self._image_of(number, heap)
 
@@ -202,7 +205,7 @@ class BufferPool:
         """The same for many pages at a time, in the order of their places; they stay until `end_batch`."""
         heaps = self._heaps
         for page in pages:
-            heaps[page >> 48].touched.append(page & _PAGE_MASK)
+            heaps[page >> 48].needed.add(page & _PAGE_MASK)
         cold = [page for page in pages if heaps[page >> 48].is_on_disk_only(page & _PAGE_MASK)]
         cold.sort(key=lambda page: heaps[page >> 48].entries[page & _PAGE_MASK])
         self.fetch(cold)
@@ -214,7 +217,11 @@ class BufferPool:
 
     def make_room(self, frames: int) -> None:
         """Sees to it that so many frames are free, in the middle of a batch. Raises ReadOnly when nothing can leave."""
-        self._pinned.in_batch = [set(heap.touched) for heap in self._heaps]
+        if self._arena.frames_in_use + frames <= self.capacity:
+            return
+        changed = self.changed_rows(), sum(len(heap.needed) for heap in self._heaps)
+        if changed != self._changed:  # else the same as for the page before
+            self._changed, self._pinned.in_batch = changed, self.pages_to_write()
         while self._arena.frames_in_use + frames > self.capacity:
             if not self._evict(frames) and not self.clean_some():
                 mebibytes = self.capacity * PAGE_BYTES / (1 << 20)
@@ -327,10 +334,11 @@ class BufferPool:
 
     def end_batch(self) -> None:
         """What the batch read counts as used, on a sample, and may leave; pages that were freed are forgotten."""
-        self._pinned.in_batch = []
+        self._changed, self._pinned.in_batch = (0, 0), []
         is_full = self._arena.frames_in_use * 8 > self.capacity * 7
         policy = self._policy
         for number, heap in enumerate(self._heaps):
+            heap.needed.clear()
             touched = heap.touched
             if touched:
                 self.touches += len(touched)
@@ -398,7 +406,7 @@ class _Pinned:
     """The pages that the policy may not name, for now."""
 
     def __init__(self, heaps: list[Heap], pool: BufferPool) -> None:
-        self.in_batch: list[set[int]] = []  # page numbers that the batch under way has read, by table
+        self.in_batch: list[set[int]] = []  # page numbers that the batch under way will change, by table
         self.wanted_too = True
         self._heaps = heaps
         self._pool = pool

@@ -91,6 +91,7 @@ class Heap:
         "gone",
         "image_bytes",
         "image_of",
+        "needed",
         "rows",
         "touched",
     )
@@ -123,6 +124,7 @@ class Heap:
         # repetitions, and of pages that were freed.
         self.touched: list[int] = []
         self.gone: list[int] = []
+        self.needed: set[int] = set()  # pages that must stay until the batch is over
         self._touch_read = self.touched.append
         self.rows = 0
         self.image_bytes = 0
@@ -157,16 +159,41 @@ class Heap:
         return self._memory[start : start + length]
 
     def need(self, row_id: int) -> None:
-        """Makes sure that a row can be changed or deleted at the end of the batch: every page of it is in a frame."""
+        """Makes sure that a row can be changed at the end of the batch: every page of it is in a frame, and stays."""
         page = row_id >> self._slot_bits
+        self.needed.add(page)
         if self._frames[page] < 0:
             self.absent(page)
         self._touch_read(page)
-        frame = self._frames[page]
+        stub = self._stub(row_id)
+        if stub:
+            following = int.from_bytes(self._memory[stub : stub + 8], "little")
+            while following != ALL_ONES:
+                self.needed.add(following)
+                if self._frames[following] < 0:
+                    self.absent(following)
+                following = self._next_piece(following)
+
+    def pages_of(self, row_id: int) -> Iterator[int]:
+        """Every page of a row, as far as they are in frames."""
+        page = row_id >> self._slot_bits
+        yield page
+        stub = self._stub(row_id) if self._frames[page] >= 0 else 0
+        if stub:
+            following = int.from_bytes(self._memory[stub : stub + 8], "little")
+            while following != ALL_ONES and self._frames[following] >= 0:
+                yield following
+                following = self._next_piece(following)
+
+    def _stub(self, row_id: int) -> int:
+        """Where the stub of a row that is larger than a page is in the arena; 0 for any other row."""
+        frame = self._frames[row_id >> self._slot_bits]
         at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & self._slot_mask)
-        if self._words[at + 1] & OVERFLOWS:
-            for _ in self._overflow_pages(frame * PAGE_BYTES + self._words[at]):
-                pass
+        return frame * PAGE_BYTES + self._words[at] if self._words[at + 1] & OVERFLOWS else 0
+
+    def _next_piece(self, page: int) -> int:
+        start = self._frames[page] * PAGE_BYTES + HEADER_BYTES
+        return int.from_bytes(self._memory[start : start + 8], "little")
 
     def read_past(self, row_id: int, images: dict[int, bytes]) -> bytes:
         """The image of a row; what is cold stays cold. `images` keeps the last pages that were read so."""
@@ -417,14 +444,14 @@ class Heap:
         """Where there is no buffer pool to tell."""
         self.touched.clear()
         self.gone.clear()
+        self.needed.clear()
 
     def next_of_row(self, page: int) -> int:
         """The page that continues what is in this overflow page, if it is cold: whoever reads one needs all. Or -1."""
         frame = self._frames[page]
         if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
             return ABSENT
-        start = frame * PAGE_BYTES + HEADER_BYTES
-        following = int.from_bytes(self._memory[start : start + 8], "little")
+        following = self._next_piece(page)
         return following if following != ALL_ONES and self._frames[following] == COLD else ABSENT
 
     def is_resident(self, page: int) -> bool:
@@ -632,8 +659,7 @@ class Heap:
             if self._frames[page] < 0:
                 self.absent(page)
             self._touch_read(page)
-            start = self._frames[page] * PAGE_BYTES + HEADER_BYTES
-            following = int.from_bytes(self._memory[start : start + 8], "little")
+            following = self._next_piece(page)
             yield page
             page = following
 

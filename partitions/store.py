@@ -88,6 +88,8 @@ class Store:
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""
         self.pool = pool
+        pool.pages_to_write = lambda: [table.pages_to_write() for table in self.tables]
+        pool.changed_rows = lambda: sum(table.changed_rows for table in self.tables)
 
     def undo_to(self, mark: int) -> None:
         """Undoes everything after the first `mark` entries of the undo log, newest first."""

@@ -19,8 +19,8 @@ between batches, and the old one is dropped. Bounded memory then costs nothing o
 
 A key that is lent is in `_away`, and never in `_rows` or `_old`, so that a hit need not ask. Touching one raises
 NotHere; so does a read that is not by key while any key of the table is away. A row whose page is on disk raises it too
-when it is read there, or changed; decoded, it may be read without its page. Pages that a batch has needed stay in
-memory until it is over, so `apply` finds those of all rows that it writes.
+when it is read there, or changed; decoded, it may be read without its page. Pages of rows that a batch has changed stay
+in memory until it is over, so `apply` finds them.
 """
 
 from __future__ import annotations
@@ -248,6 +248,20 @@ class Table:
         """Makes sure that the row with this key, which exists, can be changed: its page is in memory until `apply`."""
         if key not in self._inserted and key not in self._updated:
             self._heap.need(self._locate(key))
+
+    def pages_to_write(self) -> set[int]:
+        """The page numbers that `apply` will change, those of new rows aside: they must stay in memory."""
+        heap, candidates = self._heap, self._index.candidates
+        pages = set(heap.needed)
+        for key in self._updated:
+            for row_id in candidates(key):
+                pages.update(heap.pages_of(row_id))
+        return pages
+
+    @property
+    def changed_rows(self) -> int:
+        """Rows that existed before the batch and that it has changed."""
+        return len(self._updated)
 
     # Undo, and keys that are not here.
 

@@ -204,6 +204,32 @@ def test_a_call_that_needs_one_page_after_another_waits_for_them_in_the_end(tmp_
     closed(partition)
 
 
+def test_a_call_may_read_more_pages_than_there_is_room_for(tmp_path: Path) -> None:
+    partition = filled(tmp_path, 400)
+    assert cold_pages(partition) > FRAMES
+    assert partition.call("sum_of", 0, 400) == sum(range(400))
+    closed(partition)
+
+
+def test_pages_of_decoded_rows_that_a_batch_changes_stay_until_it_is_over(tmp_path: Path) -> None:
+    """Nothing is cold when the rows are changed, so nothing is asked about their pages; then room is made."""
+    partition = filled(tmp_path, 60)
+    partition.pool.capacity = 2 * FRAMES
+    for _ in range(2):
+        for key in range(60):
+            partition.call("get", key)
+    assert cold_pages(partition) == 0
+    partition.run_group("add", [(key, 1000) for key in range(16)])
+    partition.run_group("put", [(key, key, 1000) for key in range(100, 140)])
+    needed = partition.table("items").pages_needed([b"x" * 1000] * 56)
+    partition.pool.capacity = partition.store.arena.frames_in_use + needed - 5
+    partition.seal()
+    assert cold_pages(partition) >= 5
+    assert [partition.call("get", key) for key in range(16)] == [[1000 + key, 1000] for key in range(16)]
+    partition.store.check()
+    closed(partition)
+
+
 def test_a_swallowed_miss_does_not_count(tmp_path: Path) -> None:
     partition = filled(tmp_path, 60)
     assert partition.call("swallow", 59) == "there"
