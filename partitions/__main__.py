@@ -1,7 +1,7 @@
 """The process of one partition: open, recover, serve. Started by the supervisor, never by hand.
 
-Exit status: 0 after SIGTERM or SIGINT, 3 for damaged data, 4 when schema, procedures or settings don't allow a start,
-anything else is a crash, after which the supervisor starts it again.
+Exit status: 0 after SIGTERM or SIGINT, 3 for damaged data, 4 when schema, procedures, settings or memory don't allow a
+start, anything else is a crash, after which the supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 from voltpy.stream import stream_path
-from voltpy.warm_schedule import WARM_BYTES_PER_S, parse
+from voltpy.warm_schedule import WARM_BYTES_PER_S, Entry, parse
 
 # What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
 PROCESS_BYTES = 56 << 20
-TOO_LARGE_BYTES = 64 << 20  # so much beyond --memory, or a fifth of it: then a call that has been running is ended
+TOO_LARGE_BYTES = 64 << 20  # so much beyond --memory, or a fifth of it where that is more: a long call is ended
 
 EXIT_CRASHED = 1
 EXIT_DAMAGED = 3
@@ -71,7 +71,10 @@ def main() -> int:
     except Corruption as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_DAMAGED
-    except (SchemaError, ClusterError, ReadOnly) as error:  # ReadOnly: the data does not fit into --memory
+    except ReadOnly as error:
+        print(f"partition {arguments.partition}: recovery found no room: {error}", file=sys.stderr, flush=True)
+        return EXIT_REFUSED
+    except (SchemaError, ClusterError) as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
     except DiskFull as error:  # not even a new segment's header fits: the supervisor tries again and again
@@ -112,7 +115,12 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     checkpointer.begin()
     checkpointer.failed = lambda error: events.warning("checkpoint_put_off", reason=str(error))
     checkpointer.done = lambda made: events.info("checkpoint", number=made.number, lsn=made.lsn)
-    schedule = [] if arguments.warm_schedule is None else parse(arguments.warm_schedule.read_text(), store.by_name)
+    schedule: list[Entry] = []
+    if arguments.warm_schedule is not None:
+        try:
+            schedule = parse(arguments.warm_schedule.read_text(encoding="utf-8"), store.by_name)
+        except (ClusterError, OSError, UnicodeDecodeError) as error:  # it was sound when the cluster was started
+            events.warning("warming_failed", reason=f"{arguments.warm_schedule}: {error}")
     warm_up = WarmUp(
         wal_directory,
         arguments.partition,

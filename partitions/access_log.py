@@ -12,7 +12,6 @@ page, so the pages of the very hottest rows look cold.
 third of the hit. What can be had for nothing lies in dictionaries that are there anyway, between two batches:
 
     the young generation, when it becomes the old one     keys used twice or more in that generation
-    the keys that a batch changed, of one batch in N      keys written, as often as they are
 
 A key that stays hot is in one generation after the other, and so counts again and again; the weight of a key is how
 many samples it was in. A generation is large, so `note_some` takes a few keys of it. Where everything fits into the

@@ -226,8 +226,8 @@ class BufferPool:
             if not self._evict(frames) and not self.clean_some():
                 mebibytes = self.capacity * PAGE_BYTES / (1 << 20)
                 raise ReadOnly(
-                    f"the transactions that run together need more pages than the partition's memory has room for "
-                    f"({mebibytes:,.1f} MiB; see --memory)"
+                    f"more pages must be in memory at once than there is room for ({mebibytes:,.1f} MiB): "
+                    "send fewer or smaller calls together, or start with a larger --memory"
                 )
 
     def cleaned(self, table: int, pages: Iterable[int]) -> None:
@@ -358,7 +358,9 @@ class BufferPool:
         """Times one read at a time, from one step to another."""
         if self._timed >= 0:
             took_us = (now_s - self._timed_since_s) * 1e6
-            self.disk_read_us = took_us if self.disk_read_us is None else 0.9 * self.disk_read_us + 0.1 * took_us
+            self.disk_read_us = round(
+                took_us if self.disk_read_us is None else 0.9 * self.disk_read_us + 0.1 * took_us, 1
+            )
         self._timed = next(reversed(self._coming), -1)
         self._timed_since_s = now_s
 

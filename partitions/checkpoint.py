@@ -465,7 +465,7 @@ class Checkpointer:
                 entries[page] = (place + 1) << 16 | generation
             written += len(changed)
             crash_point("checkpoint.pages.written")
-            yield from self._flushed(self._file.fd)
+            yield from self._flushed(self._file.fd, self._file.path)
             self._cleaned(part.table)
             crash_point("checkpoint.pages.flushed")
         if written != part.changed:
@@ -500,7 +500,7 @@ class Checkpointer:
     def _write_run(
         self, name: str, table: int, chunks: Iterable[tuple[array[int], array[int]]]
     ) -> Generator[None, None, Run]:
-        entries = offset = 0
+        entries = 0
         header = _RUN_HEADER.pack(_RUN_MAGIC, _VERSION, self._partition, table, 0)[:-4]
         header += crc32c(header).to_bytes(4, "little")
         with _new_file(self._directory / name) as fd:
@@ -512,9 +512,8 @@ class Checkpointer:
                 write_all(fd, data, offset)
                 offset += len(data)
                 entries += len(numbers)
-                yield from self._flushed(fd)
+                yield from self._flushed(fd, self._directory / name)
             crash_point("checkpoint.run.written")
-            yield from self._flushed(fd)
         return Run(name, entries)
 
     def _wal_reaches(self, lsn: int) -> Iterator[None]:
@@ -536,7 +535,7 @@ class Checkpointer:
         with _new_file(path) as fd:
             write_all(fd, header + crc32c(header).to_bytes(4, "little") + payload, 0)
             crash_point("checkpoint.root.written")
-            yield from self._flushed(fd)
+            yield from self._flushed(fd, path)
         flush_directory(self._directory)  # the runs' names, before the root that names them
         crash_point("checkpoint.root.flushed")
         try:
@@ -547,7 +546,7 @@ class Checkpointer:
         flush_directory(self._directory)
         self.last = _slimmed(checkpoint)
 
-    def _flushed(self, fd: int) -> Iterator[None]:
+    def _flushed(self, fd: int, path: Path) -> Iterator[None]:
         """The file is flushed beside what the partition does. Once an fsync has failed nothing may be believed."""
         began_s = self._now_s
         try:
@@ -557,7 +556,7 @@ class Checkpointer:
                 yield
         except OSError as error:
             # Some file systems look for room only now. What was written is free again, to be written anew.
-            raise _full_or(error, f"fd {fd}") from None
+            raise _full_or(error, path) from None
         resume_s = self._now_s + self.pace.pause_s(self._now_s - began_s)
         while self._busy and self._now_s < resume_s and not self._store.is_pressed:
             yield

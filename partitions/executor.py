@@ -13,7 +13,8 @@ A call ends in one of these ways (each undoes what it must):
     returned                    its result is a reply; if it wrote, the result is an outcome for the WAL too
     raised                      its changes are undone; the error is a reply
     needs a key that isn't here its changes are undone, it is set aside, and run again when all that it missed is here
-    ran too long                its changes are undone; ProcedureTimeout is a reply
+    ran too long, or took too   its changes are undone; ProcedureTimeout or ConstraintViolation is a reply
+    much memory
 
 The words of `running` say which call is running, for whoever watches from outside: see voltpy.heartbeat.
 """
@@ -76,10 +77,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
-OVERDUE = "ran past the procedure timeout"
-TOO_LARGE = "the transaction is too large for the partition's memory (see --memory)"
-
-
 class Interruption(BaseException):
     """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
 
@@ -134,7 +131,7 @@ class Executor:
         running: Words,
         clock: Callable[[], datetime],
     ) -> None:
-        self.interrupted = ""  # why the running call is being ended
+        self.interrupted: Error | None = None  # with which the running call is being ended
         self.failed: Callable[[BaseException], None] = _let_go  # told of every call that raised, once undone
         self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
         self.clock = clock
@@ -262,7 +259,7 @@ class Executor:
                 if len(undo) != mark or self.interrupted:  # the exception's own __str__ wrote, or ran too long
                     self._store.undo_to(mark)
                     self._store.misses.clear()
-                    self.interrupted = ""
+                    self.interrupted = None
                 continue
             returned(result)
         if unanswered:
@@ -291,7 +288,7 @@ class Executor:
         if misses:
             missed = tuple(set(misses)) if len(misses) > 1 else (misses[0],)
             misses.clear()
-        interrupted, self.interrupted = self.interrupted, ""
+        interrupted, self.interrupted = self.interrupted, None
         raised = error
         if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
             arguments = self._encoded_arguments(group, number)
@@ -310,15 +307,12 @@ class Executor:
             return
         if interrupted:
             self.counts["timed_out"] += 1
-            if interrupted == TOO_LARGE:
-                error = ConstraintViolation(f"{procedure.name}: {TOO_LARGE}; it was ended, and nothing of it is left")
-            else:
-                error = ProcedureTimeout(f"{procedure.name} {interrupted} and was ended")
+            error = type(interrupted)(f"{procedure.name} {interrupted}")
         elif missed:
-            error = Overloaded(f"{CALLS_SET_ASIDE} calls wait for rows that are not in memory, or lent")
+            error = Overloaded(f"{CALLS_SET_ASIDE:,} calls wait for rows from disk already; retry later")
         elif not isinstance(error, _BELIEVED):
             error = _described(error, procedure)
-        self.counts["raised"] += interrupted == ""
+        self.counts["raised"] += not interrupted
         answer = _call_error(group.client_id, number, error)
         self._answers_to(origin).errors.append(answer)
         self._unlogged.append(answer)
@@ -564,12 +558,9 @@ class Executor:
         }
         self._views = dict.fromkeys(self._views, Transaction(full, self._context))
 
-    def interrupt(self, why: str) -> None:
-        """Ends the running call: OVERDUE or TOO_LARGE.
-
-        Its undo log is poisoned, so that it can't commit whatever it catches.
-        """
-        self.interrupted = why
+    def interrupt(self, error: Error) -> None:
+        """Ends the running call with this error. Its undo log is poisoned: it can't commit, whatever it catches."""
+        self.interrupted = error
         self._store.undo_log.append((None, None, None))
 
     def infos(self, registry: Registry) -> list[ProcedureInfo]:
@@ -634,14 +625,14 @@ class Executor:
         running = self._running
         running[CLIENT_ID], running[CALL_NUMBER] = client_id, number
         running[PROCEDURE] = self._places.get(procedure.name, 0)
-        self.interrupted = ""  # decoding the whole group may have been; what that left in the undo log is harmless
+        self.interrupted = None  # decoding the whole group may have been; what that left in the undo log is harmless
         try:
             return procedure.decode_one(raw)
         except BadArguments as error:
             return error
         except BaseException as error:  # noqa: BLE001 — the procedure boundary, as in _run_each
             if self.interrupted:
-                self.interrupted = ""
+                self.interrupted = None
                 return ProcedureTimeout(f"{procedure.name}: its arguments took longer than the procedure timeout")
             return BadArguments(f"{procedure.name}: an argument's type raised {type(error).__name__}")
 

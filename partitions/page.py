@@ -8,7 +8,7 @@
     16      2     slots, u16: length of the slot directory
     18      2     floor, u16: offset of the lowest row
     20      2     dead, u16: bytes between floor and the end that belong to no row
-    22      2     generation, u16: low bits of the number of the checkpoint that wrote it; set with the checksum
+    22      2     generation, u16: differs between attempts at a checkpoint; set with the checksum
     24      4 × slots   slot directory: offset u16, length u16 of each row; offset 0 = free slot
     …                   free space
     floor …             rows, newest lowest

@@ -6,10 +6,10 @@ WINDOW_S = 1.0
 
 
 class Rates:
-    """`count` often; `per_second` is of the last whole window, by name."""
+    """`count` often."""
 
     def __init__(self) -> None:
-        self.per_second: dict[str, float] = {}
+        self._per_second: dict[str, float] = {}
         self._since_s: float | None = None
         self._before: dict[str, int] = {}
 
@@ -19,5 +19,9 @@ class Rates:
             return
         if self._since_s is not None:
             took_s = now_s - self._since_s
-            self.per_second = {name: round((count - self._before[name]) / took_s, 1) for name, count in counts.items()}
+            self._per_second = {name: round((count - self._before[name]) / took_s, 1) for name, count in counts.items()}
         self._since_s, self._before = now_s, counts
+
+    def per_second(self, name: str) -> float:
+        """Over the last whole window; 0 before there was one."""
+        return self._per_second.get(name, 0.0)

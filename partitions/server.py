@@ -67,6 +67,7 @@ WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
+ERRORS_A_FRAME = 256  # see MAX_TRACEBACK_CHARACTERS
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
 Request = tuple[Account[Hashable], Calls | EverywhereCall]
@@ -149,10 +150,10 @@ class Server:
             self._warm_up.step(now_s)
             if now_s >= self._steer_s:
                 self._steer_s = now_s + STEER_S
-                self._pool.steer(resident_bytes())
-                self._rates.count(
-                    now_s, page_faults_per_second=self._pool.faults, eviction_rate_per_sec=self._pool.evictions
-                )
+                pool = self._pool
+                self._store.trim()
+                pool.steer(resident_bytes())
+                self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
         self._flush()
         self._reply()
         self._warm_up.dump(flush=True)
@@ -208,7 +209,8 @@ class Server:
     def _execute(self, requests: list[Request]) -> None:
         """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own."""
         executor = self._executor
-        self._read_only = False
+        if requests:
+            self._read_only = False
         self._timeout.arm()
         if executor.has_ready:
             executor.run_ready()
@@ -335,9 +337,9 @@ class Server:
             groups.append(group)
             frame_bytes += group_bytes
         errors = answers.errors
-        while len(errors) > 256:
-            self._send(identity, Replies(self._partition, self._wal.epoch, lsn, [], errors[:256]))
-            errors = errors[256:]
+        while len(errors) > ERRORS_A_FRAME:
+            self._send(identity, Replies(self._partition, self._wal.epoch, lsn, [], errors[:ERRORS_A_FRAME]))
+            errors = errors[ERRORS_A_FRAME:]
         self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, errors))
 
     def _send(self, identity: Hashable, message: Message) -> None:
@@ -386,8 +388,8 @@ class Server:
         return LoadPrepared(message.catalog_version, "", self._executor.infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:
-        executor, wal, rates = self._executor, self._wal, self._rates.per_second
-        faults, touches = rates.get("page_faults_per_second", 0.0), rates.get("page_touches_per_second", 0.0)
+        executor, wal = self._executor, self._wal
+        touches, faults, evictions = (self._rates.per_second(name) for name in ("touches", "faults", "evictions"))
         metrics: dict[str, object] = {
             "pid": os.getpid(),
             "calls": self._calls,
@@ -406,7 +408,8 @@ class Server:
             "checkpoint_running": self._checkpointer.running,
             **self._store.metrics(),
             **self._pool.metrics(),
-            **rates,
+            "page_faults_per_second": faults,
+            "eviction_rate_per_sec": evictions,
             "buffer_pool_hit_ratio": round(1 - min(faults / touches, 1.0), 4) if touches else None,
             "read_latency_us": {**self._store.read_latency_us(), "disk": self._pool.disk_read_us},
             "memory_fragmentation_ratio": round(resident_bytes() / self._store.accounted_bytes, 3),

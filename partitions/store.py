@@ -118,7 +118,10 @@ class Store:
         if self.pool is not None:
             if self.pool.is_overdrawn and pages_needed:
                 mebibytes = self.pool.capacity * PAGE_BYTES / (1 << 20)
-                raise ReadOnly(f"indexes and caches leave {mebibytes:,.1f} MiB of memory for pages (see --memory)")
+                raise ReadOnly(
+                    f"indexes and caches leave only {mebibytes:,.1f} MiB for pages: delete rows, "
+                    "or start with a larger --memory"
+                )
             self.pool.make_room(pages_needed)
         elif pages_needed > self.arena.frames_left:
             mebibytes = self.arena.frames * 8 >> 10
@@ -161,8 +164,8 @@ class Store:
     def turn_bytes(self) -> int:
         """What a recovery may gather before it writes it to the pages.
 
-        While there is little room, batches are written one by one, as they were: in a longer turn rows that came would
-        stand beside rows that went.
+        With no room left it is 0, and every batch is written at once: in a longer turn rows that came would stand
+        beside rows that went.
         """
         return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
 
@@ -203,10 +206,10 @@ class Store:
         return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + rows * INDEX_BYTES + decoded
 
     def _limit_decoded(self) -> None:
-        """Divides the decoded rows' share over the tables; again when the data has grown by an eighth."""
+        """Divides the decoded rows' share evenly over the tables; again when the data has grown by an eighth."""
         self._unlimited_until = self.arena.frames_in_use * 9 // 8 + 64
         floor = DECODED_FLOOR_BYTES // max(len(self.tables), 1)
-        budget = self._memory_bytes // DECODED_SHARE
+        budget = self._memory_bytes // DECODED_SHARE // max(len(self.tables), 1)
         for table in self.tables:
             table.limit_decoded(min(max(table.image_bytes // DECODED_FRACTION, floor), budget))
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from types import CodeType, FrameType
 
-from partitions.executor import OVERDUE, TOO_LARGE, Executor, Interruption, Words
+from partitions.executor import Executor, Interruption, Words
 from partitions.heap import Heap
 from partitions.table import Table
+from voltpy.errors import ConstraintViolation, Error, ProcedureTimeout
 from voltpy.heartbeat import BUSY
 
 MIN_TICK_S, MAX_TICK_S = 0.01, 0.1
@@ -67,12 +68,16 @@ class Timeout:
         elif running != self._seen:
             self._seen, self._since_s = running, now_s
         elif frame is not None:
-            why = OVERDUE if now_s - self._since_s >= self._limit_s else TOO_LARGE if self._is_too_large() else ""
-            if not why:
+            error: Error
+            if now_s - self._since_s >= self._limit_s:
+                error = ProcedureTimeout("ran past the procedure timeout and was ended")
+            elif self._is_too_large():
+                error = ConstraintViolation("is a transaction too large for the partition's memory, and was ended")
+            else:
                 return
             code = frame.f_code
             if code in _READERS or self._executor.registry.is_user_code(code):
                 signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
-                self._executor.interrupt(why)
+                self._executor.interrupt(error)
                 raise Interruption
             signal.setitimer(signal.ITIMER_REAL, OVERDUE_TICK_S, OVERDUE_TICK_S)

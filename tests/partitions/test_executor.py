@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, OVERDUE, Answers, Interruption
+from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers, Interruption
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
 from voltpy.errors import (
@@ -1178,7 +1178,7 @@ class Unruly(msgspec.Struct):
         if self.how == "exit":
             raise SystemExit(1)
         if self.how == "late":
-            unruly_partition.executor.interrupt(OVERDUE)  # what a tick of the timeout does
+            unruly_partition.executor.interrupt(ProcedureTimeout())  # what a tick of the timeout does
             raise Interruption
 
 

@@ -916,3 +916,23 @@ def test_a_second_process_on_the_same_data_is_refused(partition: Partition) -> N
     assert status == 4, said
     assert "in use by another process" in said
     partition.process = first
+
+
+def test_the_status_tells_of_the_buffer_pool(partition: Partition) -> None:
+    partition.start()
+    client, supervisor = partition.peer(), partition.peer(SUPERVISOR)
+    assert client.call_many("fill", [(key, 5000) for key in range(50)]) == [None] * 50
+    deadline_s = time.monotonic() + 20
+    metrics: dict[str, Any] = {}
+    while not metrics.get("buffer_pool_hit_ratio"):
+        assert time.monotonic() < deadline_s, metrics
+        client.call_many("get", [(key,) for key in range(50, 60)] + [(key,) for key in range(50)])
+        metrics = dict(supervisor.status().metrics)
+    assert metrics["buffer_pool_hit_ratio"] == 1.0
+    assert metrics["buffer_pool_hits"] > 0
+    assert metrics["buffer_pool_misses"] == 0
+    assert 0.0 < metrics["buffer_pool_dirty_pages_ratio"] <= 1.0
+    assert metrics["page_faults_per_second"] == metrics["eviction_rate_per_sec"] == 0.0
+    assert metrics["memory_fragmentation_ratio"] > 0.5
+    assert 0.0 < metrics["read_latency_us"]["resident"] < 10_000
+    assert [source["source"] for source in metrics["warming"]] == ["heat", "keys", "schedule", "prefetch"]
