@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from partitions.heap import Heap
 from partitions.page import PAGE_BYTES, Arena, check_sealed, page_id
 from partitions.prefetch import Prefetch
 from voltpy.crash_point import crash_point
-from voltpy.errors import ReadOnly
+from voltpy.errors import Corruption, ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
 SIZES = 8  # of the process, that are remembered
@@ -67,6 +67,8 @@ class BufferPool:
 
     def __init__(self, heaps: list[Heap], arena: Arena, reader: Reader, path: Path, budget_bytes: int) -> None:
         self.capacity = arena.frames + arena.frames // 2  # frames that may be in use; until the first `steer`, more
+        # The disk failed, or a page is damaged, in the middle of a transaction: the process must end.
+        self.failed: OSError | Corruption | None = None
         self.is_overdrawn = False  # what is not pages takes nearly all of the budget
         self._budget_bytes = budget_bytes
         self._others_bytes: deque[int] = deque(maxlen=SIZES)  # resident and not pages, of late
@@ -163,12 +165,17 @@ class BufferPool:
     def drop(self, page: int) -> None:
         """A page that was prefetched is not wanted any more."""
         heap, number = self._heaps[page >> 48], page & _PAGE_MASK
-        if not heap.is_resident(number) or page in self._policy:
-            return
-        if heap.is_pinned(number) or self.is_wanted(page):
-            self._policy.admit(page)
-        else:
+        if heap.is_pinned(number) or self.is_wanted(page) or number in heap.touched or number in heap.needed:
+            self.adopt((page,))
+        elif heap.is_resident(number) and page not in self._policy:
             heap.evict(number)
+
+    def adopt(self, pages: Iterable[int]) -> None:
+        """These were brought in ahead, and are now like any other: the policy may name them."""
+        for page in pages:
+            heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+            if heap.is_resident(number) and page not in self._policy:
+                self._policy.admit(page)
 
     def hottest(self) -> Iterator[int]:
         """The pages in memory, roughly the hottest first: those that have changed lately, then as the policy has it."""
@@ -184,7 +191,19 @@ class BufferPool:
     # In the middle of a batch.
 
     def bring(self, page: int) -> None:
-        """Brings one page into memory here and now, in the middle of a transaction."""
+        """Brings one page into memory here and now, in the middle of a transaction.
+
+        A procedure may swallow what it raises, so `failed` remembers it: the batch must not be answered.
+        """
+        try:
+            self._bring(page)
+        except (OSError, Corruption) as error:
+            self.failed = error
+            raise
+
+    def _bring(self, page: int) -> None:
+        if self.failed is not None:
+            raise self.failed
         while self._coming.get(page, -1) >= 0:
             self._take_in(self._reader.wait(1.0))
         heap, number = self._heaps[page >> 48], page & _PAGE_MASK
@@ -346,7 +365,7 @@ class BufferPool:
                     self._used(number, touched)
                 if is_full:
                     base = page_id(number, 0)
-                    policy.touch([base | page for page in touched[:: 1 + len(touched) // TOUCHES]])
+                    policy.touch([base | page for page in islice(touched, 0, None, 1 + len(touched) // TOUCHES)])
                 touched.clear()
             if heap.gone:
                 base = page_id(number, 0)
@@ -364,12 +383,12 @@ class BufferPool:
         self._timed = next(reversed(self._coming), -1)
         self._timed_since_s = now_s
 
-    def _used(self, table: int, touched: list[int]) -> None:
+    def _used(self, table: int, touched: Iterable[int]) -> None:
         prefetch, base = self.prefetch, page_id(table, 0)
         assert prefetch is not None
         for page in dict.fromkeys(touched):
             if base | page in prefetch:
-                self._policy.admit(base | page)
+                self.adopt((base | page,))
                 self.missed(base | page)
 
     def _evict(self, frames: int) -> int:
@@ -388,7 +407,9 @@ class BufferPool:
             evicted = policy.evict(self._pinned)
             self._pinned.wanted_too = True
         for page in evicted:
-            self._heaps[page >> 48].evict(page & _PAGE_MASK)
+            heap = self._heaps[page >> 48]
+            if heap.is_resident(page & _PAGE_MASK):  # else it was freed in this batch
+                heap.evict(page & _PAGE_MASK)
         self.evictions += len(evicted)
         crash_point("buffer_pool.evict")
         return len(evicted)
@@ -396,9 +417,13 @@ class BufferPool:
     def _image_of(self, table: int, heap: Heap) -> Callable[[int], bytes]:
         def image_of(page: int) -> bytes:
             entry = heap.entries[page]
-            image = self._reader.image((entry >> 16) - 1)
             where = f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}"
-            check_sealed(image, page_id(table, page), entry & 0xFFFF, where)
+            try:
+                image = self._reader.image((entry >> 16) - 1)
+                check_sealed(image, page_id(table, page), entry & 0xFFFF, where)
+            except (OSError, Corruption) as error:
+                self.failed = error
+                raise
             return image
 
         return image_of

@@ -422,7 +422,10 @@ class Executor:
         numbers = list(rerunning)
         args = joined([call.arguments for call in calls])
         group = CallGroup(first.client_id, first.procedure.name, 0, 0, numbers, [0] * len(calls), args)
-        arguments = first.procedure.decode_many(args, len(calls))
+        try:
+            arguments = first.procedure.decode_many(args, len(calls))
+        except BaseException:  # noqa: BLE001 — see _decoded
+            numbers, arguments = self._decode_one_by_one(first.origin, group, first.procedure)
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
         if first.times >= TIMES_SET_ASIDE and pool is not None:
@@ -430,7 +433,8 @@ class Executor:
         if first.directed_now is None:
             self._run_each(first.origin, group, first.procedure, numbers, arguments, None)
         else:
-            self._run_directed(first.origin, group, first.procedure, arguments[0], first.directed_now)
+            for values in arguments:
+                self._run_directed(first.origin, group, first.procedure, values, first.directed_now)
         misses.bring = bring
         rerunning.clear()
 
@@ -484,7 +488,11 @@ class Executor:
     # Batches.
 
     def seal(self) -> tuple[list[TableChanges], list[ReplyGroup]]:
-        """The batch's changes and outcomes. Raises ReadOnly when memory has no room for them."""
+        """The batch's changes and outcomes. Raises ReadOnly when memory has no room for them.
+
+        Raises what failed while a page was read for a transaction, whatever that made of it: nobody may be answered.
+        """
+        self._store.raise_if_failed()
         return self._store.changes(), self._outcomes
 
     def committed(self, lsn: int, outcomes: bytes) -> None:
@@ -493,7 +501,8 @@ class Executor:
         self.finished()
 
     def finished(self) -> None:
-        """The batch is over: what it changed goes into pages and index."""
+        """The batch is over: what it changed goes into pages and index. Raises as `seal` does."""
+        self._store.raise_if_failed()
         self._store.apply()
         if self._unlogged:
             self._window.remember(self._unlogged)

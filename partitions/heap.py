@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from operator import sub
@@ -51,6 +52,7 @@ from voltpy.schema import Table
 
 ABSENT = -1  # in `_frames`: this page number is not in use
 COLD = -2  # in `_frames`: the page is in the page file only
+TOUCHES = 1 << 16  # remembered between two batches
 PAST_PAGES = 64  # kept by `read_past`
 ROOMY_BYTES = PAGE_BYTES // 4  # a page with so much free space is worth filling again
 ROOMY_TRIES = 4  # so many roomy pages are looked at for a large row before it gets a new page
@@ -122,7 +124,7 @@ class Heap:
         self.image_of: Callable[[int], bytes] = _never_absent  # a cold page, read past the frames
         # Page numbers, for the buffer pool, which clears them between batches: of rows that were read, with
         # repetitions, and of pages that were freed.
-        self.touched: list[int] = []
+        self.touched: deque[int] = deque(maxlen=TOUCHES)
         self.gone: list[int] = []
         self.needed: set[int] = set()  # pages that must stay until the batch is over
         self._touch_read = self.touched.append
@@ -214,7 +216,9 @@ class Heap:
         frames, words, found = self._frames, self._words, list[int]()
         for page in range(0, len(frames), max(len(frames) // most, 1)):
             base = frames[page] * PAGE_WORDS
-            if base >= 0 and not words[base + FLAGS] & OVERFLOW_PAGE and words[base + HEADER_WORDS]:
+            if base < 0 or words[base + FLAGS] & OVERFLOW_PAGE or not words[base + SLOTS]:
+                continue
+            if words[base + HEADER_WORDS] and not words[base + HEADER_WORDS + 1] & OVERFLOWS:
                 found.append(page << self._slot_bits)
         return found[:most]
 
@@ -426,6 +430,8 @@ class Heap:
 
     def evict(self, page: int) -> None:
         """The page is only in the page file from now on. It must not be pinned."""
+        if self._frames[page] < 0:
+            raise Corruption(f"table {self._name}: page {page} was to leave memory, and is not there")
         self._arena.free(self._frames[page])
         self._frames[page] = COLD
         self._roomy.discard(page)
@@ -530,6 +536,8 @@ class Heap:
 
     def _touch(self, page: int) -> None:
         """To be called before a page changes: a checkpoint that has still to write it needs it as it is."""
+        if self._frames[page] < 0:
+            raise Corruption(f"table {self._name}: page {page} was to be changed, and is not in memory")
         if page in self._unwritten:
             self._unwritten.remove(page)
             start = self._frames[page] * PAGE_BYTES

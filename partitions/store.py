@@ -91,6 +91,11 @@ class Store:
         pool.pages_to_write = lambda: [table.pages_to_write() for table in self.tables]
         pool.changed_rows = lambda: sum(table.changed_rows for table in self.tables)
 
+    def raise_if_failed(self) -> None:
+        """Raises OSError or Corruption when a page could not be read for a transaction."""
+        if self.pool is not None and self.pool.failed is not None:
+            raise self.pool.failed
+
     def undo_to(self, mark: int) -> None:
         """Undoes everything after the first `mark` entries of the undo log, newest first."""
         log = self.undo_log

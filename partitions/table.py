@@ -376,7 +376,10 @@ class Table:
             pool.make_room(self.pages_needed(images))
             self.apply()
             pool.end_batch()
-        pool.make_room(self.pages_needed(self.changes()[0]))
+        if self._inserted:
+            pool.make_room(self.pages_needed(self.changes()[0]))
+            self.apply()
+            pool.end_batch()
 
     def forget_changes(self) -> None:
         """The whole batch was undone: pages and index are as they were before it."""
@@ -544,9 +547,12 @@ class Table:
 
         def get(key: int) -> Any:
             row = get_decoded(key)
-            if row is None and key not in self._updated and heap.is_cold(find(key, NOWHERE)):
-                return self._old.get(key) or self._decode(heap.read_past(find(key, NOWHERE), images))
-            return self.get(key) if row is None else row
+            if row is not None:
+                return row
+            row_id = find(key, NOWHERE)
+            if key in self._inserted or key in self._updated or key in self._old or not heap.is_cold(row_id):
+                return self.get(key)
+            return self._decode(heap.read_past(row_id, images))
 
         return get
 

@@ -165,7 +165,9 @@ class WarmUp:
     def _ahead(self, pages: list[int]) -> None:
         if pages:
             self._read_ahead += len(pages)
-            self._prefetch.forget(self._warming.offer(pages))
+            overtaken = self._warming.offer(pages)
+            self._prefetch.forget(overtaken)
+            self._pool.adopt(overtaken)  # those that have been read for another reason meanwhile
 
     def _note(self, table: int, keys: Collection[Any]) -> None:
         self._keys.note_some(table, keys, KEYS_NOTED)

@@ -67,6 +67,12 @@ def ranges_of(tx: Any, key: int, count: int) -> int:
 
 
 @procedure(partition_by="key")
+def put_and_range(tx: Any, key: int, low: int, high: int) -> int:
+    tx.items.upsert(key, 1, "x")
+    return len(list(tx.items.range(low, high)))
+
+
+@procedure(partition_by="key")
 def swallow(tx: Any, key: int) -> str:
     try:
         tx.items.get(key)
@@ -93,7 +99,7 @@ def totals(tx: Any) -> list[int]:
     return [len(items), sum(row.n for row in items), len(names), sum(row.n for row in names)]
 
 
-PROCEDURES = [put, get, add, delete, sum_of, ranges_of, between, swallow, name, unname, totals]
+PROCEDURES = [put, get, add, delete, sum_of, ranges_of, put_and_range, between, swallow, name, unname, totals]
 
 
 def opened(directory: Path, frames: int = FRAMES) -> OnePartition:
@@ -406,4 +412,99 @@ def test_the_capacity_follows_the_size_of_the_process(tmp_path: Path) -> None:
     assert not partition.seal_or_refuse(lambda: partition.run("put", 1000, 1, 1000, number=number) and None)
     assert isinstance(partition.answers[number], ReadOnly)
     assert partition.call("get", 299) == [299, 1000]
+    closed(partition)
+
+
+def test_a_long_range_sees_what_its_transaction_has_added(tmp_path: Path) -> None:
+    closed(filled(tmp_path, 900))
+    partition = opened(tmp_path)
+    assert cold_pages(partition) > 64
+    assert partition.call("put_and_range", 5000, 0, 6000) == 901
+    assert partition.call("put_and_range", 5, 0, 6000) == 901
+    closed(partition)
+
+
+def test_the_status_may_be_asked_while_large_rows_are_on_disk(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for key in range(4):
+        partition.call("put", key, key, LARGE)
+    checkpointed(partition)
+    evicted(partition)
+    (page,) = partition.table("items").pages_of(0)
+    partition.pool.bring(page)
+    partition.store.misses.bring = None
+    assert partition.store.read_latency_us() == {"hot": None, "resident": None}
+    assert partition.store.undo_log == []
+    closed(partition)
+
+
+@pytest.mark.parametrize("what", ["write", "flush"])
+def test_a_disk_that_fails_in_the_middle_of_a_transaction_is_not_taken_for_its_error(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call waits for pages, which must wait for a checkpoint; the procedure catches whatever it raises."""
+    partition = filled(tmp_path, 300)
+    for key in range(0, 96, 8):
+        partition.call("put", key, key, 1000)
+    evicted(partition)
+    partition.pool.capacity = partition.store.arena.frames_in_use  # nothing but what has changed
+    fired: list[str] = []
+
+    def fail(*_: Any) -> Any:
+        fired.append(what)
+        raise OSError(5, "bad disk")
+
+    if what == "write":
+        monkeypatch.setattr(partition.checkpointer._file, "write", fail)
+    else:
+        monkeypatch.setattr(partition.checkpointer._flusher, "wait", fail)
+        monkeypatch.setattr(partition.checkpointer._flusher, "done", fail)
+    partition.bring = partition.pool.bring
+    partition.run("sum_of", 100, 150)
+    assert fired
+    with pytest.raises(OSError, match="bad disk"):
+        partition.seal()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="bad disk"):
+        partition.seal()
+    closed(partition)
+    partition = opened(tmp_path)
+    assert partition.call("sum_of", 0, 300) == sum(range(300))
+    partition.store.check()
+    closed(partition)
+
+
+def test_damage_in_the_middle_of_a_transaction_is_not_taken_for_its_error(tmp_path: Path) -> None:
+    partition = filled(tmp_path, 300)
+    data = bytearray((tmp_path / "pages").read_bytes())
+    for place in range(len(data) // PAGE_BYTES):
+        data[place * PAGE_BYTES + 4000] ^= 1
+    (tmp_path / "pages").write_bytes(data)
+    partition.run_everywhere("totals")
+    with pytest.raises(Corruption, match=r"pages offset \d+"):
+        partition.seal()
+    closed(partition)
+
+
+@pytest.mark.parametrize("tables", [1, 12])
+def test_a_recovery_with_less_memory_finds_room_for_every_table(tables: int, tmp_path: Path) -> None:
+    schema = parse_schema(
+        "".join(
+            f"CREATE TABLE t{i} (id INT PRIMARY KEY, pad STRING); PARTITION TABLE t{i} ON COLUMN id;"
+            for i in range(tables)
+        )
+    )
+
+    @procedure(partition_by="key")
+    def fill(tx: Any, key: int, size: int) -> None:
+        for i in range(tables):
+            getattr(tx, f"t{i}").upsert(key, "x" * size)
+
+    partition = OnePartition(schema, [fill], tmp_path, memory_bytes=8192 * PAGE_BYTES)
+    for key in range(1200 // tables):
+        partition.call("fill", key, 7000)
+    closed(partition)
+    partition = OnePartition(schema, [fill], tmp_path, memory_bytes=128 * PAGE_BYTES, frames=128)
+    assert sum(table.row_count for table in partition.store.tables) == 1200 // tables * tables
+    partition.store.check()
     closed(partition)
