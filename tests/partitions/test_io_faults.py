@@ -473,7 +473,7 @@ def brought(partition: OnePartition, page: int, *, aside: bool) -> None:
         partition.pool.bring(page)
         return
     partition.pool.fetch([page])
-    while not partition.pool.step(1.0):
+    while not partition.pool.step(0.0, 1.0):
         pass
 
 
@@ -519,6 +519,7 @@ def test_every_flipped_bit_of_every_page_is_named(tmp_path: Path) -> None:
                 with pytest.raises(Corruption, match=re.escape(where)):
                     brought(partition, page, aside=bool(read % 2))
                 partition.pool._coming.clear()
+                partition.pool.failed = None  # as a new process has it
                 arena._free[:], arena._used = free, used
                 read += 1
             path.write_bytes(whole)
