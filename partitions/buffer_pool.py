@@ -31,21 +31,21 @@ from typing import Protocol
 
 from partitions.eviction import Policy, WTinyLfu
 from partitions.heap import Heap
-from partitions.page import PAGE_BYTES, Arena, check_sealed, page_id
+from partitions.page import PAGE_BYTES, PAGE_NUMBERS, TABLE_SHIFT, Arena, check_sealed, page_id
+from partitions.page_file import generation_of, place_of
 from partitions.prefetch import Prefetch
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption, ReadOnly
 
 OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
-SIZES = 8  # of the process, that are remembered
-FREE_FRAMES = 256
+SIZES_REMEMBERED = 8  # of the process
+FREE_FRAMES = 256  # that keep their memory, besides an eighth of those in use
 READS = 64  # at a time
 TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
 LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
 CAPACITY_STEPS = 64  # the policy's capacity changes by so small a part, and no smaller
-DIRTY_SHARE = 4  # a checkpoint is due when a quarter of the frames have changed
-
-_PAGE_MASK = (1 << 48) - 1
+# Eighths of the frames that have changed: a checkpoint is due; it hurries; calls wait for it.
+CHECKPOINT_AT, HURRY_AT, STOP_AT = 2, 3, 4
 
 
 class Reader(Protocol):
@@ -71,7 +71,7 @@ class BufferPool:
         self.failed: OSError | Corruption | None = None
         self.is_overdrawn = False  # what is not pages takes nearly all of the budget
         self._budget_bytes = budget_bytes
-        self._others_bytes: deque[int] = deque(maxlen=SIZES)  # resident and not pages, of late
+        self._others_bytes: deque[int] = deque(maxlen=SIZES_REMEMBERED)  # resident and not pages, of late
         self.is_wanted: Callable[[int], bool] = lambda _: False
         self.pages_to_write: Callable[[], list[set[int]]] = list  # by table, page numbers that the batch will change
         self.changed_rows: Callable[[], int] = lambda: 0  # by the batch; they grow when `pages_to_write` does
@@ -103,8 +103,8 @@ class BufferPool:
         for page in pages:
             if page in self._coming:
                 continue
-            heap = self._heaps[page >> 48]
-            if heap.is_on_disk_only(page & _PAGE_MASK):
+            heap = self._heaps[page >> TABLE_SHIFT]
+            if heap.is_on_disk_only(page & PAGE_NUMBERS):
                 self.faults += 1
                 self._coming[page] = -1
                 self._queue.append(page)
@@ -164,7 +164,7 @@ class BufferPool:
 
     def drop(self, page: int) -> None:
         """A page that was prefetched is not wanted any more."""
-        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS
         if heap.is_pinned(number) or self.is_wanted(page) or number in heap.touched or number in heap.needed:
             self.adopt((page,))
         elif heap.is_resident(number) and page not in self._policy:
@@ -173,7 +173,7 @@ class BufferPool:
     def adopt(self, pages: Iterable[int]) -> None:
         """These were brought in ahead, and are now like any other: the policy may name them."""
         for page in pages:
-            heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+            heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS
             if heap.is_resident(number) and page not in self._policy:
                 self._policy.admit(page)
 
@@ -206,12 +206,12 @@ class BufferPool:
             raise self.failed
         while self._coming.get(page, -1) >= 0:
             self._take_in(self._reader.wait(1.0))
-        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS
         if heap.is_resident(number):
             return
         self.make_room(1)
         frame = self._arena.take()
-        place = (heap.entries[number] >> 16) - 1
+        place = place_of(heap.entries[number])
         self._reader.read(place, frame)
         self.faults += page not in self._coming
         if self._coming.pop(page, None) is not None:
@@ -224,9 +224,9 @@ class BufferPool:
         """The same for many pages at a time, in the order of their places; they stay until `end_batch`."""
         heaps = self._heaps
         for page in pages:
-            heaps[page >> 48].needed.add(page & _PAGE_MASK)
-        cold = [page for page in pages if heaps[page >> 48].is_on_disk_only(page & _PAGE_MASK)]
-        cold.sort(key=lambda page: heaps[page >> 48].entries[page & _PAGE_MASK])
+            heaps[page >> TABLE_SHIFT].needed.add(page & PAGE_NUMBERS)
+        cold = [page for page in pages if heaps[page >> TABLE_SHIFT].is_on_disk_only(page & PAGE_NUMBERS)]
+        cold.sort(key=lambda page: heaps[page >> TABLE_SHIFT].entries[page & PAGE_NUMBERS])
         self.fetch(cold)
         while self._coming:
             self.make_room(min(len(self._queue), self._reader.room))
@@ -265,12 +265,12 @@ class BufferPool:
     @property
     def needs_cleaning(self) -> bool:
         """So many pages have changed that a checkpoint is due."""
-        return self.pinned_pages * DIRTY_SHARE > self.capacity or self.is_starved
+        return 8 * self.pinned_pages > CHECKPOINT_AT * self.capacity or self.is_starved
 
     @property
     def is_pressed(self) -> bool:
         """It will soon come to `must_clean`, or has."""
-        return self.pinned_pages * 8 > 3 * self.capacity or self.is_starved
+        return 8 * self.pinned_pages > HURRY_AT * self.capacity or self.is_starved
 
     @property
     def is_starved(self) -> bool:
@@ -280,7 +280,7 @@ class BufferPool:
     @property
     def must_clean(self) -> bool:
         """So many pages have changed that no more may, until some are written."""
-        return self.pinned_pages * DIRTY_SHARE > 2 * self.capacity
+        return 8 * self.pinned_pages > STOP_AT * self.capacity
 
     def steer(self, resident_bytes: int) -> None:
         """Fits the capacity to the resident size of the process, and gives back what is too much.
@@ -320,8 +320,8 @@ class BufferPool:
             self._admit(page, self._coming.pop(page))
             crash_point("buffer_pool.read.taken_in")
             awaited = self._on_behalf_of.pop(page, page)
-            following = self._heaps[page >> 48].next_of_row(page & _PAGE_MASK)
-            if following >= 0 and (continued := page & ~_PAGE_MASK | following) not in self._coming:
+            following = self._heaps[page >> TABLE_SHIFT].next_of_row(page & PAGE_NUMBERS)
+            if following >= 0 and (continued := page & ~PAGE_NUMBERS | following) not in self._coming:
                 self._coming[continued] = -1
                 self._on_behalf_of[continued] = awaited
                 self._queue.appendleft(continued)
@@ -329,15 +329,18 @@ class BufferPool:
                 self._arrived.append(awaited)
 
     def _admit(self, page: int, frame: int) -> None:
-        heap, number = self._heaps[page >> 48], page & _PAGE_MASK
+        heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS
         entry = heap.entries[number]
         start = frame * PAGE_BYTES
         image = self._arena.memory[start : start + PAGE_BYTES]
-        check_sealed(image, page, entry & 0xFFFF, f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}")
+        check_sealed(image, page, generation_of(entry), self._where(entry))
         heap.admit(number, frame)
         # A page that was prefetched does not count as used before it is.
         if self.prefetch is None or page not in self.prefetch:
             self._policy.admit(page)
+
+    def _where(self, entry: int) -> str:
+        return f"{self._path} offset {place_of(entry) * PAGE_BYTES}"
 
     def _start_reads(self) -> None:
         room = min(self._reader.room, self.capacity - self._arena.frames_in_use)
@@ -346,7 +349,7 @@ class BufferPool:
             page = self._queue.popleft()
             frame = self._arena.take()
             self._coming[page] = frame
-            reads.append((page, (self._heaps[page >> 48].entries[page & _PAGE_MASK] >> 16) - 1, frame))
+            reads.append((page, place_of(self._heaps[page >> TABLE_SHIFT].entries[page & PAGE_NUMBERS]), frame))
         if reads:
             self._reader.start(reads)
             crash_point("buffer_pool.read.started")
@@ -407,9 +410,9 @@ class BufferPool:
             evicted = policy.evict(self._pinned)
             self._pinned.wanted_too = True
         for page in evicted:
-            heap = self._heaps[page >> 48]
-            if heap.is_resident(page & _PAGE_MASK):  # else it was freed in this batch
-                heap.evict(page & _PAGE_MASK)
+            heap = self._heaps[page >> TABLE_SHIFT]
+            if heap.is_resident(page & PAGE_NUMBERS):  # else it was freed in this batch
+                heap.evict(page & PAGE_NUMBERS)
         self.evictions += len(evicted)
         crash_point("buffer_pool.evict")
         return len(evicted)
@@ -417,10 +420,9 @@ class BufferPool:
     def _image_of(self, table: int, heap: Heap) -> Callable[[int], bytes]:
         def image_of(page: int) -> bytes:
             entry = heap.entries[page]
-            where = f"{self._path} offset {((entry >> 16) - 1) * PAGE_BYTES}"
             try:
-                image = self._reader.image((entry >> 16) - 1)
-                check_sealed(image, page_id(table, page), entry & 0xFFFF, where)
+                image = self._reader.image(place_of(entry))
+                check_sealed(image, page_id(table, page), generation_of(entry), self._where(entry))
             except (OSError, Corruption) as error:
                 self.failed = error
                 raise
@@ -439,7 +441,7 @@ class _Pinned:
         self._pool = pool
 
     def __contains__(self, page: int) -> bool:
-        table, number = page >> 48, page & _PAGE_MASK
+        table, number = page >> TABLE_SHIFT, page & PAGE_NUMBERS
         if self._heaps[table].is_pinned(number) or (self.in_batch and number in self.in_batch[table]):
             return True
         return self.wanted_too and self._pool.is_wanted(page)

@@ -60,7 +60,7 @@ from partitions.index import PrimaryIndex
 from partitions.outcome_window import OutcomeWindow
 from partitions.pace import Pace
 from partitions.page import sealed
-from partitions.page_file import PageFile, write_all
+from partitions.page_file import PageFile, entry_of, place_of, write_all
 from partitions.store import Store
 from partitions.table import Table
 from partitions.wal import Wal
@@ -178,7 +178,7 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
     page_tables = [page_table(root, directory) for root in roots]
-    used = [(entry >> 16) - 1 for entries in page_tables for entry in entries if entry]
+    used = [place_of(entry) for entries in page_tables for entry in entries if entry]
     if len(set(used)) != len(used):
         raise Corruption(f"{directory / 'checkpoint'}: two pages in one place")
     file = PageFile(directory / "pages", used)
@@ -330,7 +330,8 @@ class Checkpointer:
     def step(self, now_s: float, *, busy: bool = False) -> bool:
         """Does a slice of the checkpoint that is running or due. Whether there is more to do.
 
-        `busy`: calls are waiting. Then the disk is left to the WAL for a while after each chunk: see partitions.pace.
+        `busy`: calls have come since the last time. Then the disk is left to the WAL for a while after each chunk: see
+        partitions.pace.
         """
         self._now_s, self._busy = now_s, busy
         if self.hold is not None and now_s >= self.hold.until_s:
@@ -357,7 +358,9 @@ class Checkpointer:
         return self.running
 
     def clean_some(self) -> bool:
-        """Waits until a chunk of dirty pages is on disk; begins a checkpoint for it. Whether there was one.
+        """Waits until a chunk of dirty pages is on disk; begins a checkpoint for it.
+
+        False when nothing is dirty or the disk is full: to wait would not help.
 
         Between execution and end of a batch too: what is committed is in the pages, and nothing else.
         """
@@ -462,7 +465,7 @@ class Checkpointer:
             places = self._file.write([sealed(image, generation) for _, image in changed])
             for (page, _), place in zip(changed, places, strict=True):
                 self._forget_place(entries[page])
-                entries[page] = (place + 1) << 16 | generation
+                entries[page] = entry_of(place, generation)
             written += len(changed)
             crash_point("checkpoint.pages.written")
             yield from self._flushed(self._file.fd, self._file.path)
@@ -485,7 +488,7 @@ class Checkpointer:
 
     def _forget_place(self, entry: int) -> None:
         if entry:
-            self._file.release((entry >> 16) - 1)
+            self._file.release(place_of(entry))
 
     def _write_changes(self, number: int, generation: int, part: _Part) -> Iterator[None]:
         if part.numbers:

@@ -29,7 +29,7 @@ from google_crc32c import extend
 from partitions.checkpoint import page_table, read_root
 from partitions.hold import HELD_ROOT
 from partitions.page import PAGE_BYTES
-from partitions.page_file import runs_of, write_all
+from partitions.page_file import place_of, runs_of, write_all
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory
 from voltpy.errors import Corruption
@@ -132,7 +132,7 @@ def plan(data: Path, to: Path, partition: int) -> _Plan:
     source = partition_directory(data, partition)
     checkpoint = read_root(source / HELD_ROOT, partition)
     tables = checkpoint.root.tables
-    places = array("Q", sorted((entry >> 16) - 1 for table in tables for entry in page_table(table, source) if entry))
+    places = array("Q", sorted(place_of(entry) for table in tables for entry in page_table(table, source) if entry))
     runs = [run.name for table in tables for run in table.runs]
     total_bytes = len(places) * PAGE_BYTES + sum((source / name).stat().st_size for name in [HELD_ROOT, *runs])
     target = partition_directory(to, partition)

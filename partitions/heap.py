@@ -7,7 +7,7 @@ with much free space are filled again, their free slots first, before new ones a
 gives its frame back.
 
 A page is in a frame of the arena, or COLD: then its place in the page file is known, and whoever needs it calls
-`absent`, which brings it into a frame or raises. Only pages that are as their place has them can become cold: `evict`.
+`bring`, which brings it into a frame or raises. Only pages that are as their place has them can become cold: `evict`.
 Which ones do is not decided here (partitions.buffer_pool).
 
 Nothing here knows about transactions: the heap holds only what is committed.
@@ -50,7 +50,7 @@ from partitions.page import (
 from voltpy.errors import Corruption
 from voltpy.schema import Table
 
-ABSENT = -1  # in `_frames`: this page number is not in use
+NO_PAGE = -1  # in `_frames`: this page number is not in use
 COLD = -2  # in `_frames`: the page is in the page file only
 TOUCHES = 1 << 16  # remembered between two batches
 PAST_PAGES = 64  # kept by `read_past`
@@ -79,15 +79,15 @@ class Heap:
         "_holes",
         "_memory",
         "_name",
+        "_note_use",
         "_roomy",
         "_slot_bits",
         "_slot_mask",
         "_table",
-        "_touch_read",
         "_unused",
         "_unwritten",
         "_words",
-        "absent",
+        "bring",
         "cold",
         "entries",
         "gone",
@@ -106,10 +106,10 @@ class Heap:
         self._words = arena.words
         self._slot_bits = slot_bits(table)
         self._slot_mask = (1 << self._slot_bits) - 1
-        self._frames = array("q")  # page number → frame, ABSENT where the number is free
+        self._frames = array("q")  # page number → frame, NO_PAGE where the number is free
         self._unused: list[int] = []  # page numbers that are free
         self._roomy: set[int] = set()  # pages with at least ROOMY_BYTES free, the fill page aside
-        self._fill = ABSENT
+        self._fill = NO_PAGE
         self._holes: list[int] = []  # free slots in the directory of the fill page
         # Page numbers. What has changed since the last checkpoint began; what that one still has to write; and the
         # images, as they were when it began, of those that have changed since.
@@ -120,14 +120,14 @@ class Heap:
         self._flushing: set[int] = set()  # written by the checkpoint, and perhaps not on disk yet
         self.entries = array("Q")  # page number → where the page file has it: see partitions.checkpoint
         self.cold = 0  # pages
-        self.absent: Callable[[int], None] = _never_absent
-        self.image_of: Callable[[int], bytes] = _never_absent  # a cold page, read past the frames
+        self.bring: Callable[[int], None] = _no_file
+        self.image_of: Callable[[int], bytes] = _no_file  # a cold page, read past the frames
         # Page numbers, for the buffer pool, which clears them between batches: of rows that were read, with
         # repetitions, and of pages that were freed.
         self.touched: deque[int] = deque(maxlen=TOUCHES)
         self.gone: list[int] = []
         self.needed: set[int] = set()  # pages that must stay until the batch is over
-        self._touch_read = self.touched.append
+        self._note_use = self.touched.append
         self.rows = 0
         self.image_bytes = 0
 
@@ -149,9 +149,9 @@ class Heap:
         page = row_id >> self._slot_bits
         frame = self._frames[page]
         if frame < 0:
-            self.absent(page)
+            self.bring(page)
             frame = self._frames[page]
-        self._touch_read(page)
+        self._note_use(page)
         at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & self._slot_mask)
         words = self._words
         start = frame * PAGE_BYTES + words[at]
@@ -165,15 +165,15 @@ class Heap:
         page = row_id >> self._slot_bits
         self.needed.add(page)
         if self._frames[page] < 0:
-            self.absent(page)
-        self._touch_read(page)
+            self.bring(page)
+        self._note_use(page)
         stub = self._stub(row_id)
         if stub:
             following = int.from_bytes(self._memory[stub : stub + 8], "little")
             while following != ALL_ONES:
                 self.needed.add(following)
                 if self._frames[following] < 0:
-                    self.absent(following)
+                    self.bring(following)
                 following = self._next_piece(following)
 
     def pages_of(self, row_id: int) -> Iterator[int]:
@@ -255,7 +255,7 @@ class Heap:
             fitting = bisect_right(range(done, len(ends)), slots_end, key=lambda k: ends[k] + SLOT_BYTES * k)
             until = min(done + fitting - 1, done + slot_limit - slots)
             if page not in self._dirty:
-                self._touch(page)
+                self._before_change(page)
             count = until - done
             written = images[done:until]
             written.reverse()
@@ -285,7 +285,7 @@ class Heap:
             page = row_id >> slot_bits
             frame = frames[page]
             if page not in dirty:
-                self._touch(page)
+                self._before_change(page)
             base = frame * PAGE_WORDS
             at = base + HEADER_WORDS + 2 * (row_id & slot_mask)
             old_length = words[at + 1]
@@ -323,7 +323,7 @@ class Heap:
         slot = row_id & self._slot_mask
         frame = self._frames[page]
         if page not in self._dirty:
-            self._touch(page)
+            self._before_change(page)
         words = self._words
         base = frame * PAGE_WORDS
         at = base + HEADER_WORDS + 2 * slot
@@ -377,7 +377,7 @@ class Heap:
     def _images(self) -> Iterator[tuple[int, bytes]]:
         """(page number, page) of all pages, overflow pages among them, in the order of their numbers."""
         for page, frame in enumerate(self._frames):
-            if frame != ABSENT:
+            if frame != NO_PAGE:
                 yield page, self._image(page)
 
     def _image(self, page: int) -> bytes:
@@ -409,12 +409,12 @@ class Heap:
                 f"table {self._name}: pages hold {rows} rows of {image_bytes} bytes, "
                 f"the heap counts {self.rows} of {self.image_bytes}"
             )
-        if self._fill != ABSENT:
+        if self._fill != NO_PAGE:
             words, base = self._words, self._frames[self._fill] * PAGE_WORDS
             free = [slot for slot in range(words[base + SLOTS]) if not words[base + HEADER_WORDS + 2 * slot]]
             if sorted(self._holes) != free or self._fill in self._roomy:
                 raise Corruption(f"table {self._name}: the free slots of page {self._fill} are not those remembered")
-        if sorted(self._unused) != [page for page, frame in enumerate(self._frames) if frame == ABSENT]:
+        if sorted(self._unused) != [page for page, frame in enumerate(self._frames) if frame == NO_PAGE]:
             raise Corruption(f"table {self._name}: the list of free page numbers is wrong")
         if self.cold != self._frames.count(COLD):
             raise Corruption(f"table {self._name}: {self._frames.count(COLD)} pages are cold, {self.cold} are counted")
@@ -446,7 +446,7 @@ class Heap:
         if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
             self._mark_if_roomy(page, frame)
 
-    def forget_touches(self) -> None:
+    def forget_uses(self) -> None:
         """Where there is no buffer pool to tell."""
         self.touched.clear()
         self.gone.clear()
@@ -456,9 +456,9 @@ class Heap:
         """The page that continues what is in this overflow page, if it is cold: whoever reads one needs all. Or -1."""
         frame = self._frames[page]
         if not self._words[frame * PAGE_WORDS + FLAGS] & OVERFLOW_PAGE:
-            return ABSENT
+            return NO_PAGE
         following = self._next_piece(page)
-        return following if following != ALL_ONES and self._frames[following] == COLD else ABSENT
+        return following if following != ALL_ONES and self._frames[following] == COLD else NO_PAGE
 
     def is_resident(self, page: int) -> bool:
         return page < len(self._frames) and self._frames[page] >= 0
@@ -519,7 +519,7 @@ class Heap:
 
         What it has written stays where it is: the page may be cold by now.
         """
-        self._freed.update(page for page in gone if self._frames[page] == ABSENT)
+        self._freed.update(page for page in gone if self._frames[page] == NO_PAGE)
         self._dirty |= {*self._flushing, *self._unwritten, *self._before} - self._freed
         self._flushing.clear()
         self._unwritten.clear()
@@ -529,12 +529,12 @@ class Heap:
         """Takes the pages of a checkpoint into an empty heap; they are cold."""
         self._slot_bits, self._slot_mask = slot_bits, (1 << slot_bits) - 1
         self.entries = entries
-        self._frames = array("q", [COLD if entry else ABSENT for entry in entries])
+        self._frames = array("q", [COLD if entry else NO_PAGE for entry in entries])
         self._unused = [page for page, entry in enumerate(entries) if not entry]
         self.cold = len(entries) - len(self._unused)
         self.rows, self.image_bytes = rows, image_bytes
 
-    def _touch(self, page: int) -> None:
+    def _before_change(self, page: int) -> None:
         """To be called before a page changes: a checkpoint that has still to write it needs it as it is."""
         if self._frames[page] < 0:
             raise Corruption(f"table {self._name}: page {page} was to be changed, and is not in memory")
@@ -548,7 +548,7 @@ class Heap:
         """(page, frame, slots, floor, contiguous room) of a page into which a row of `length` fits."""
         words = self._words
         while True:
-            if self._fill == ABSENT:
+            if self._fill == NO_PAGE:
                 self._fill = self._next_fill_page(length)
             frame = self._frames[self._fill]
             base = frame * PAGE_WORDS
@@ -556,19 +556,19 @@ class Heap:
             room = floor - HEADER_BYTES - slots * SLOT_BYTES
             if room >= length + SLOT_BYTES and (slots <= self._slot_mask or self._holes):
                 return self._fill, frame, slots, floor, room
-            left, self._fill, self._holes = self._fill, ABSENT, []
+            left, self._fill, self._holes = self._fill, NO_PAGE, []
             self._mark_if_roomy(left, frame)  # rows may have left it since it was opened
 
     def _next_fill_page(self, length: int) -> int:
         """A roomy page, compacted, or a new one."""
         words = self._words
         too_small: list[int] = []
-        page = ABSENT
+        page = NO_PAGE
         while self._roomy and len(too_small) < ROOMY_TRIES:
             page = self._roomy.pop()
             frame = self._frames[page]
             if free_bytes(words, frame) >= length + SLOT_BYTES:
-                self._touch(page)
+                self._before_change(page)
                 compact(self._arena, frame)
                 base = frame * PAGE_WORDS
                 slots = range(words[base + SLOTS])
@@ -590,7 +590,7 @@ class Heap:
 
     def _put_into_hole(self, page: int, frame: int, floor: int, image: bytes, flagged: int) -> int:
         """Writes a row into a free slot of the fill page, which has room for it."""
-        self._touch(page)
+        self._before_change(page)
         slot = self._holes.pop()
         floor -= len(image)
         start = frame * PAGE_BYTES + floor
@@ -615,16 +615,16 @@ class Heap:
         return page
 
     def _release(self, page: int) -> None:
-        self._touch(page)
+        self._before_change(page)
         self._dirty.discard(page)
         self._freed.add(page)
         self._arena.free(self._frames[page])
-        self._frames[page] = ABSENT
+        self._frames[page] = NO_PAGE
         self.gone.append(page)
         self._unused.append(page)
         self._roomy.discard(page)
         if page == self._fill:
-            self._fill, self._holes = ABSENT, []
+            self._fill, self._holes = NO_PAGE, []
 
     def _grow_in_page(self, frame: int, at: int, old_length: int, image: bytes) -> bool:
         """Puts a longer image of the row whose slot entry is at word `at` into the same page, if it fits."""
@@ -665,8 +665,8 @@ class Heap:
         page = int.from_bytes(self._memory[stub : stub + 8], "little")
         while page != ALL_ONES:
             if self._frames[page] < 0:
-                self.absent(page)
-            self._touch_read(page)
+                self.bring(page)
+            self._note_use(page)
             following = self._next_piece(page)
             yield page
             page = following
@@ -696,5 +696,5 @@ class Heap:
         return length
 
 
-def _never_absent(page: int) -> NoReturn:
-    raise Corruption(f"page {page} is in the page file, and there is none")
+def _no_file(page: int) -> NoReturn:
+    raise Corruption(f"page {page} is not in memory, and this heap has no page file")

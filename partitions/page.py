@@ -50,6 +50,8 @@ OVERFLOW_BYTES = PAGE_BYTES - HEADER_BYTES - 8
 LENGTH_MASK = 0x7FFF
 OVERFLOWS = 0x8000
 OVERFLOW_PAGE = 1
+TABLE_SHIFT = 48  # in a page id
+PAGE_NUMBERS = (1 << TABLE_SHIFT) - 1  # the part of a page id that is the number within the table
 ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 _EMPTY = struct.Struct("<Q6xHxxH8172x")  # page id, flags, floor; old rows in the free space would go to disk with it
@@ -166,7 +168,7 @@ def compact(arena: Arena, frame: int) -> None:
 
 
 def page_id(table: int, page: int) -> int:
-    return table << 48 | page
+    return table << TABLE_SHIFT | page
 
 
 def sealed(image: bytes, generation: int) -> bytes:
@@ -227,4 +229,4 @@ def check_page(image: bytes, page_id: int, where: str) -> None:
 
 
 def _named(page_id: int) -> str:
-    return f"page {page_id & (1 << 48) - 1} of table {page_id >> 48}"
+    return f"page {page_id & PAGE_NUMBERS} of table {page_id >> TABLE_SHIFT}"

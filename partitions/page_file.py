@@ -28,7 +28,21 @@ from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption
 from voltpy.record_log import DiskFull
 
+GENERATION_BITS = 16
 READ_PAGES = 128  # in one system call, where many follow one another
+
+
+def entry_of(place: int, generation: int) -> int:
+    """What a page table says of a page; 0 is left for a page that is nowhere."""
+    return (place + 1) << GENERATION_BITS | generation
+
+
+def place_of(entry: int) -> int:
+    return (entry >> GENERATION_BITS) - 1
+
+
+def generation_of(entry: int) -> int:
+    return entry & (1 << GENERATION_BITS) - 1
 
 
 class PageFile:

@@ -29,6 +29,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
+from partitions.page import TABLE_SHIFT
+
 Source = Literal["sequential", "learned"]
 SOURCES: tuple[Source, ...] = ("sequential", "learned")
 
@@ -201,7 +203,7 @@ class _Streams:
         start = max(due, end)
         if length >= IN_A_ROW and start - due <= ahead // 2:
             ahead = min(max(2 * ahead, LEAST_AHEAD), MOST_AHEAD)
-            end = min(due + ahead, ((page >> 48) + 1) << 48)  # the table's number is above
+            end = min(due + ahead, ((page >> TABLE_SHIFT) + 1) << TABLE_SHIFT)  # the table's number is above
         else:
             end = start
         streams[due] = (length, ahead, end)

@@ -139,7 +139,7 @@ class Store:
         for table in self.tables:
             table.apply()
             if self.pool is None:
-                table.storage[0].forget_touches()
+                table.storage[0].forget_uses()
         if self.arena.frames_in_use > self._unlimited_until:
             self._limit_decoded()
 

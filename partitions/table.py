@@ -2,8 +2,9 @@
 
 The image on the page is the truth; decoded rows are a bounded cache in front of it, and the only thing that a running
 transaction touches. What a batch of transactions changed is kept as images by key, `_inserted` (keys that are not in
-the index) and `_updated` (keys that are; None = deleted), and goes into pages and index when the batch is sealed: a row
-that is updated a hundred times in a batch is written to its page once, and new rows are appended in bulk.
+the index) and `_updated` (keys that are; None = deleted), and goes into pages and index when the batch is in the WAL
+(`apply`): a row that is updated a hundred times in a batch is written to its page once, and new rows are appended in
+bulk.
 
 So there are three places, and a key is looked for in this order:
 
@@ -52,7 +53,7 @@ TURN_ROWS = 1024  # written at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
-# (table, key, row before; None = there was none). A miss appends (None, None, None): see UndoLog's reader.
+# (table, key, row before; None = there was none). A miss appends (None, None, None): see Store.undo_to.
 UndoLog = list[tuple[Any, Any, Any]]
 
 
@@ -137,7 +138,7 @@ class Table:
         single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
         self._key_type = {"INT": int, "STRING": str}.get(single)
         self._heap = Heap(schema, arena, number)
-        self._heap.absent = lambda page: misses.pages(page_id(number, page))
+        self._heap.bring = lambda page: misses.pages(page_id(number, page))
         self._index = PrimaryIndex(schema)
         self._find = self._index.find
         self._rows: dict[Any, Any] = {}

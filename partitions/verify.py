@@ -52,6 +52,7 @@ from partitions.page import (
     check_sealed,
     page_id,
 )
+from partitions.page_file import generation_of, place_of
 from voltpy.data_directory import partition_directory, read_schema
 from voltpy.errors import Corruption, Error
 from voltpy.parent_death import SUPERVISOR, die_with_parent
@@ -174,7 +175,7 @@ class Verification:
         for page, entry in enumerate(pages):
             if not entry:
                 continue
-            place = (entry >> 16) - 1
+            place = place_of(entry)
             offset = place * PAGE_BYTES
             where = f"{path} offset {offset}"
             self._advance(PAGE_BYTES)
@@ -182,7 +183,7 @@ class Verification:
                 if place < len(seen) and seen[place]:
                     raise Corruption(f"{where}: two pages in one place")
                 image = os.pread(fd, PAGE_BYTES, offset)
-                check_sealed(image, page_id(number, page), entry & 0xFFFF, where)
+                check_sealed(image, page_id(number, page), generation_of(entry), where)
                 check_page(image, page_id(number, page), where)
             except (Corruption, OSError) as error:
                 self._add_error("page", path, error, offset)

@@ -26,7 +26,7 @@ from typing import Any
 from partitions.access_log import AccessLog, read_access_log, write_access_log
 from partitions.buffer_pool import BufferPool
 from partitions.heat import read_heat, write_heat
-from partitions.page import page_id
+from partitions.page import PAGE_NUMBERS, TABLE_SHIFT, page_id
 from partitions.prefetch import Prefetch
 from partitions.store import Store
 from partitions.warming import SOURCES, Progress, Warming, pages_per_second
@@ -40,8 +40,6 @@ KEYS_NOTED = 256  # of a generation of decoded rows
 SCHEDULE_S = 1.0  # between two looks at the schedule
 # Learning what follows what costs 8 µs a read: after so many reads for which nothing was suggested it pauses.
 LEARNED_READS, SKIPPED_READS = 1024, 15 * 1024
-
-_PAGE_MASK = (1 << 48) - 1
 
 
 class WarmUp:
@@ -178,7 +176,7 @@ class WarmUp:
     def _is_cold(self, page: int) -> bool:
         heaps = self._store.heaps
         return (
-            page >> 48 < len(heaps)
-            and heaps[page >> 48].is_on_disk_only(page & _PAGE_MASK)
+            page >> TABLE_SHIFT < len(heaps)
+            and heaps[page >> TABLE_SHIFT].is_on_disk_only(page & PAGE_NUMBERS)
             and not self._pool.is_coming(page)
         )

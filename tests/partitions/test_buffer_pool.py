@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from partitions.buffer_pool import SIZES
+from partitions.buffer_pool import SIZES_REMEMBERED
 from partitions.executor import TIMES_SET_ASIDE
 from partitions.page import PAGE_BYTES
 from partitions.store import resident_bytes
@@ -398,14 +398,14 @@ def test_the_capacity_follows_the_size_of_the_process(tmp_path: Path) -> None:
     assert pool.capacity == arena.frames == budget // PAGE_BYTES
     pool.steer(arena.resident_bytes + budget // 2)
     assert pool.capacity == arena.frames  # it may be a batch that takes memory and leaves it again
-    for _ in range(SIZES):
+    for _ in range(SIZES_REMEMBERED):
         pool.steer(arena.resident_bytes + budget // 2)
     assert pool.capacity == arena.frames // 2
     assert not pool.is_overdrawn
     for key in range(300):
         assert partition.call("get", key) == [key, 1000]
         assert arena.frames_in_use <= pool.capacity
-    for _ in range(SIZES):
+    for _ in range(SIZES_REMEMBERED):
         pool.steer(arena.resident_bytes + 2 * budget)
     assert pool.is_overdrawn
     number = partition.run("put", 1000, 1, 1000)
