@@ -37,7 +37,7 @@ from partitions.prefetch import Prefetch
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption, ReadOnly
 
-OVERDRAWN = 16  # the pages have at least a sixteenth of the budget; what else comes into memory then is refused
+LEAST_PAGES = 16  # the pages have at least a sixteenth of the frames, whatever else takes memory
 SIZES_REMEMBERED = 8  # of the process
 FREE_FRAMES = 256  # that keep their memory, besides an eighth of those in use
 READS = 64  # at a time
@@ -69,7 +69,6 @@ class BufferPool:
         self.capacity = arena.frames + arena.frames // 2  # frames that may be in use; until the first `steer`, more
         # The disk failed, or a page is damaged, in the middle of a transaction: the process must end.
         self.failed: OSError | Corruption | None = None
-        self.is_overdrawn = False  # what is not pages takes nearly all of the budget
         self._budget_bytes = budget_bytes
         self._others_bytes: deque[int] = deque(maxlen=SIZES_REMEMBERED)  # resident and not pages, of late
         self.is_wanted: Callable[[int], bool] = lambda _: False
@@ -283,15 +282,14 @@ class BufferPool:
         return 8 * self.pinned_pages > STOP_AT * self.capacity
 
     def steer(self, resident_bytes: int) -> None:
-        """Fits the capacity to the resident size of the process, and gives back what is too much.
+        """Fits the capacity to the resident size of the process (without what clients have not read), and gives back.
 
         A batch takes memory and leaves it again, so the least of the last few sizes counts.
         """
         arena = self._arena
         self._others_bytes.append(resident_bytes - arena.resident_bytes)
         capacity = (self._budget_bytes - min(self._others_bytes)) // PAGE_BYTES
-        self.is_overdrawn = capacity * OVERDRAWN < arena.frames
-        self.capacity = min(max(capacity, arena.frames // OVERDRAWN, 1), arena.frames)
+        self.capacity = min(max(capacity, arena.frames // LEAST_PAGES, 1), arena.frames)
         # What is free is taken again soon, but for what is left behind when many rows have gone.
         arena.give_back(min(max(self.capacity - arena.frames_in_use, 0), arena.frames_in_use // 8 + FREE_FRAMES))
 

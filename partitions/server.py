@@ -151,8 +151,8 @@ class Server:
             if now_s >= self._steer_s:
                 self._steer_s = now_s + STEER_S
                 pool = self._pool
-                self._store.trim()
-                pool.steer(resident_bytes())
+                self._store.trim(now_s)
+                pool.steer(resident_bytes() - self._sockets.held_bytes)
                 self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
         self._flush()
         self._reply()

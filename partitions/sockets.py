@@ -77,6 +77,11 @@ class Sockets:
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(router.fileno(), select.EPOLLIN)
 
+    @property
+    def held_bytes(self) -> int:
+        """What has come in part, and what clients have not read; bounded by itself."""
+        return self._partial_bytes + self._unsent_bytes
+
     def wait(self, timeout_s: float) -> None:
         """Looks at all sockets. Returns when something may have arrived, at the latest after `timeout_s`."""
         # The ROUTER's descriptor tells of changes since the last look at it, and sending is a look too: ask it first.

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from partitions.buffer_pool import BufferPool
+from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
 from partitions.not_here import Misses
@@ -27,6 +27,7 @@ DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
+TRIM_S = 10.0  # at most so often while pages are squeezed
 
 
 class Store:
@@ -36,6 +37,7 @@ class Store:
         "_empty_bytes",
         "_memory_bytes",
         "_most_rows",
+        "_trimmed_s",
         "_unlimited_until",
         "arena",
         "by_name",
@@ -59,6 +61,7 @@ class Store:
         ]
         self.by_name = {table.name: table for table in self.tables}
         self._unlimited_until = 0
+        self._trimmed_s = 0.0
         self._most_rows = 0  # since the last `trim` that did something
 
     @property
@@ -84,6 +87,10 @@ class Store:
     def is_pressed(self) -> bool:
         """Calls will soon have to wait until pages are written."""
         return self.pool is not None and self.pool.is_pressed
+
+    @property
+    def index_bytes(self) -> int:
+        return INDEX_BYTES * sum(table.row_count for table in self.tables)
 
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""
@@ -121,10 +128,9 @@ class Store:
                     changed.append(TableChanges(table.number, images, deleted))
                 pages_needed += table.pages_needed(images)
         if self.pool is not None:
-            if self.pool.is_overdrawn and pages_needed:
-                mebibytes = self.pool.capacity * PAGE_BYTES / (1 << 20)
+            if pages_needed and self.index_bytes > self._memory_bytes - self._memory_bytes // LEAST_PAGES:
                 raise ReadOnly(
-                    f"indexes and caches leave only {mebibytes:,.1f} MiB for pages: delete rows, "
+                    f"the indexes take {self.index_bytes >> 20:,} MiB, nearly all of the memory: delete rows, "
                     "or start with a larger --memory"
                 )
             self.pool.make_room(pages_needed)
@@ -174,12 +180,15 @@ class Store:
         """
         return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
 
-    def trim(self) -> None:
-        """When many rows have gone since the last time, what their indexes took goes back to the system."""
+    def trim(self, now_s: float) -> None:
+        """Gives back to the system what malloc keeps: many rows have gone, or pages are squeezed by other things."""
         rows = sum(table.row_count for table in self.tables)
         self._most_rows = max(self._most_rows, rows)
-        if self._most_rows - rows > max(self._most_rows // TRIM_SHARE, TRIM_ROWS):
-            self._most_rows = rows
+        squeezed = self.pool is not None and 4 * self.pool.capacity < 3 * self.arena.frames
+        if self._most_rows - rows > max(self._most_rows // TRIM_SHARE, TRIM_ROWS) or (
+            squeezed and now_s > self._trimmed_s + TRIM_S
+        ):
+            self._most_rows, self._trimmed_s = rows, now_s
             if _malloc_trim is not None:
                 _malloc_trim(0)
 
@@ -206,9 +215,8 @@ class Store:
     @property
     def accounted_bytes(self) -> int:
         """What pages, indexes and decoded rows should take, and the process without them."""
-        rows = sum(table.row_count for table in self.tables)
         decoded = sum(table.decoded_bytes for table in self.tables)
-        return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + rows * INDEX_BYTES + decoded
+        return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + self.index_bytes + decoded
 
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share evenly over the tables; again when the data has grown by an eighth."""

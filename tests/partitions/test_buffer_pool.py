@@ -401,16 +401,23 @@ def test_the_capacity_follows_the_size_of_the_process(tmp_path: Path) -> None:
     for _ in range(SIZES_REMEMBERED):
         pool.steer(arena.resident_bytes + budget // 2)
     assert pool.capacity == arena.frames // 2
-    assert not pool.is_overdrawn
     for key in range(300):
         assert partition.call("get", key) == [key, 1000]
         assert arena.frames_in_use <= pool.capacity
     for _ in range(SIZES_REMEMBERED):
         pool.steer(arena.resident_bytes + 2 * budget)
-    assert pool.is_overdrawn
+    assert pool.capacity == max(arena.frames // 16, 1)
+    assert partition.call("get", 299) == [299, 1000]
+    closed(partition)
+
+
+def test_indexes_that_take_nearly_all_memory_refuse_new_rows(tmp_path: Path) -> None:
+    partition = filled(tmp_path, 300)
+    partition.store._memory_bytes = 300 * 34
     number = partition.run("put", 1000, 1, 1000)
     assert not partition.seal_or_refuse(lambda: partition.run("put", 1000, 1, 1000, number=number) and None)
     assert isinstance(partition.answers[number], ReadOnly)
+    assert "the indexes take" in str(partition.answers[number])
     assert partition.call("get", 299) == [299, 1000]
     closed(partition)
 
