@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Event, Thread
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from time import perf_counter
 from typing import Self
 
@@ -27,17 +28,20 @@ class Timeline:
         self._pool = pool
         self._window_s = window_s
         self._end = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+        self._thread = ThreadPoolExecutor(1)
+        self._watching: Future[None] | None = None
         self.windows: list[Window] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None  # that ended the watch; known when it is left
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._watching = self._thread.submit(self._watch)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join()
+        self._thread.shutdown()
+        if self._watching is not None:
+            self.error = self._watching.exception()
 
     def ratios(self, begin_s: float, end_s: float) -> list[tuple[float, float]]:
         """(when, hit ratio) of the windows that ended in this interval."""
@@ -51,11 +55,8 @@ class Timeline:
         return mean([ratio for _, ratio in self.ratios(begin_s, end_s)])
 
     def _watch(self) -> None:
-        try:
-            before = self._pool()
-            while not self._end.wait(self._window_s):
-                after = self._pool()
-                self.windows.append(Window(perf_counter(), hit_ratio(before, after)))
-                before = after
-        except Exception as error:  # noqa: BLE001  # told by whoever reads the windows
-            self.error = error
+        before = self._pool()
+        while not self._end.wait(self._window_s):
+            after = self._pool()
+            self.windows.append(Window(perf_counter(), hit_ratio(before, after)))
+            before = after

@@ -34,7 +34,6 @@ from partitions.timeout import Timeout
 from partitions.transaction import unique_ids, utc_now
 from partitions.wal import FSYNC_MODES, Wal
 from partitions.warm_up import WarmUp
-from partitions.warming import SOURCES
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory, read_procedures, read_schema
@@ -48,7 +47,7 @@ from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 from voltpy.stream import stream_path
-from voltpy.warm_schedule import WARM_BYTES_PER_S, Entry, parse
+from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, Entry, parse
 
 # What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
 PROCESS_BYTES = 56 << 20
@@ -227,7 +226,7 @@ def _arguments() -> argparse.Namespace:
         "--checkpoint-bytes", type=int, default=CHECKPOINT_BYTES, help="of new WAL make a checkpoint due"
     )
     parser.add_argument(
-        "--warm", default=",".join(SOURCES), help="what brings pages into memory before they are needed"
+        "--warm", default=",".join(WARM_SOURCES), help="what brings pages into memory before they are needed"
     )
     parser.add_argument("--warm-rate", type=int, default=WARM_BYTES_PER_S, help="bytes a second")
     parser.add_argument("--warm-schedule", type=Path, help="see voltpy.warm_schedule")

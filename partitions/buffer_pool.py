@@ -41,7 +41,7 @@ LEAST_PAGES = 16  # the pages have at least a sixteenth of the frames, whatever 
 SIZES_REMEMBERED = 8  # of the process
 FREE_FRAMES = 256  # that keep their memory, besides an eighth of those in use
 READS = 64  # at a time
-TOUCHES = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
+TOUCHES_TOLD = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
 LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
 CAPACITY_STEPS = 64  # the policy's capacity changes by so small a part, and no smaller
 # Eighths of the frames that have changed: a checkpoint is due; it hurries; calls wait for it.
@@ -366,7 +366,7 @@ class BufferPool:
                     self._used(number, touched)
                 if is_full:
                     base = page_id(number, 0)
-                    policy.touch([base | page for page in islice(touched, 0, None, 1 + len(touched) // TOUCHES)])
+                    policy.touch([base | page for page in islice(touched, 0, None, 1 + len(touched) // TOUCHES_TOLD)])
                 touched.clear()
             if heap.gone:
                 base = page_id(number, 0)

@@ -46,7 +46,7 @@ import os
 import struct
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -181,8 +181,9 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     used = [place_of(entry) for entries in page_tables for entry in entries if entry]
     if len(set(used)) != len(used):
         raise Corruption(f"{directory / 'checkpoint'}: two pages in one place")
-    file = PageFile(directory / "pages", used)
-    try:
+    with ExitStack() as unless_loaded:
+        file = PageFile(directory / "pages", used)
+        unless_loaded.callback(file.close)
         for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
             heap, index = store.tables[number].storage
             heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
@@ -190,9 +191,7 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
             index.load(runs, root.collisions)
             if len(index) != heap.rows:
                 raise Corruption(f"table {root.name}: the checkpoint has {len(index)} index entries, {heap.rows} rows")
-    except BaseException:
-        file.close()
-        raise
+        unless_loaded.pop_all()
     return file
 
 

@@ -181,11 +181,7 @@ class Executor:
         self._run_group(origin, group, procedure, self._window.overtaken(group.client_id, group.numbers))
 
     def _run_group(self, origin: Origin, group: CallGroup, procedure: Procedure, overtaken: set[int]) -> None:
-        numbers = group.numbers
-        try:
-            arguments = procedure.decode_many(group.args, len(numbers))
-        except BaseException:  # noqa: BLE001 — see _decoded
-            numbers, arguments = self._decode_one_by_one(origin, group, procedure)
+        numbers, arguments = self._decoded_group(origin, group, procedure)
         if overtaken:
             kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
             self._answers_to(origin).drop(group.client_id, len(numbers) - len(kept))
@@ -419,13 +415,9 @@ class Executor:
         self.counts["reruns"] += len(calls)
         self._running[CLIENT_ID], self._running[CALL_NUMBER] = first.client_id, first.number
         self._context.resume(first.generated)
-        numbers = list(rerunning)
         args = joined([call.arguments for call in calls])
-        group = CallGroup(first.client_id, first.procedure.name, 0, 0, numbers, [0] * len(calls), args)
-        try:
-            arguments = first.procedure.decode_many(args, len(calls))
-        except BaseException:  # noqa: BLE001 — see _decoded
-            numbers, arguments = self._decode_one_by_one(first.origin, group, first.procedure)
+        group = CallGroup(first.client_id, first.procedure.name, 0, 0, list(rerunning), [0] * len(calls), args)
+        numbers, arguments = self._decoded_group(first.origin, group, first.procedure)
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
         if first.times >= TIMES_SET_ASIDE and pool is not None:
@@ -613,6 +605,15 @@ class Executor:
     def _refuse(self, origin: Origin, group: CallGroup, error: Error) -> None:
         errors = self._answers_to(origin).errors
         errors.extend(_call_error(group.client_id, number, error) for number in group.numbers)
+
+    def _decoded_group(
+        self, origin: Origin, group: CallGroup, procedure: Procedure
+    ) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """(numbers, arguments) of the calls whose arguments fit; the others are answered."""
+        try:
+            return group.numbers, procedure.decode_many(group.args, len(group.numbers))
+        except BaseException:  # noqa: BLE001 — see _decoded
+            return self._decode_one_by_one(origin, group, procedure)
 
     def _decode_one_by_one(
         self, origin: Origin, group: CallGroup, procedure: Procedure

@@ -52,7 +52,7 @@ from voltpy.schema import Table
 
 NO_PAGE = -1  # in `_frames`: this page number is not in use
 COLD = -2  # in `_frames`: the page is in the page file only
-TOUCHES = 1 << 16  # remembered between two batches
+USES_REMEMBERED = 1 << 16  # remembered between two batches
 PAST_PAGES = 64  # kept by `read_past`
 ROOMY_BYTES = PAGE_BYTES // 4  # a page with so much free space is worth filling again
 ROOMY_TRIES = 4  # so many roomy pages are looked at for a large row before it gets a new page
@@ -124,7 +124,7 @@ class Heap:
         self.image_of: Callable[[int], bytes] = _no_file  # a cold page, read past the frames
         # Page numbers, for the buffer pool, which clears them between batches: of rows that were read, with
         # repetitions, and of pages that were freed.
-        self.touched: deque[int] = deque(maxlen=TOUCHES)
+        self.touched: deque[int] = deque(maxlen=USES_REMEMBERED)
         self.gone: list[int] = []
         self.needed: set[int] = set()  # pages that must stay until the batch is over
         self._note_use = self.touched.append

@@ -29,8 +29,8 @@ from partitions.heat import read_heat, write_heat
 from partitions.page import PAGE_NUMBERS, TABLE_SHIFT, page_id
 from partitions.prefetch import Prefetch
 from partitions.store import Store
-from partitions.warming import SOURCES, Progress, Warming, pages_per_second
-from voltpy.warm_schedule import Entry, due
+from partitions.warming import Progress, Warming, pages_per_second
+from voltpy.warm_schedule import WARM_SOURCES, Entry, due
 
 HEAT, KEYS = "heat", "heat-keys"
 DUMP_S = 60.0
@@ -52,7 +52,7 @@ class WarmUp:
         store: Store,
         pool: BufferPool,
         *,
-        sources: Collection[str] = SOURCES,
+        sources: Collection[str] = WARM_SOURCES,
         bytes_per_s: int,
         schedule: list[Entry],
     ) -> None:
@@ -69,7 +69,7 @@ class WarmUp:
         self._read_ahead = 0
         self._dumped_s = self._looked_s = 0.0
         self._looked_at = datetime.now()
-        for source in SOURCES:
+        for source in WARM_SOURCES:
             self._warming.switch(source, source in sources)
         if "prefetch" in sources:
             pool.prefetch = self._prefetch

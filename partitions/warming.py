@@ -24,12 +24,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from partitions.page import PAGE_BYTES
+from voltpy.warm_schedule import WARM_SOURCES, Source
 
-Source = Literal["heat", "keys", "schedule", "prefetch"]
 Listed = Literal["heat", "keys", "schedule"]
-SOURCES: tuple[Source, ...] = ("heat", "keys", "schedule", "prefetch")
 
-PAGES_PER_S = 4096.0  # 32 MB/s for each partition
 BURST_S = 0.25
 LOOKED_AT = 1024  # pages of a list in one call: most of them may be in memory already
 QUEUED = 256  # pages to prefetch
@@ -52,14 +50,14 @@ class Progress(NamedTuple):
 class Warming:
     """`begin` a list, `offer` pages to prefetch, and read what `next_pages` names."""
 
-    def __init__(self, pages_per_s: float = PAGES_PER_S) -> None:
+    def __init__(self, pages_per_s: float) -> None:
         self._lists: dict[Listed, _List] = {
             "heat": _List(pages_per_s, ends_when_full=True),
             "keys": _List(pages_per_s, ends_when_full=True),
             "schedule": _List(pages_per_s, ends_when_full=False),
         }
         self._prefetch = _Queue(pages_per_s)
-        self._on = dict.fromkeys(SOURCES, True)
+        self._on = dict.fromkeys(WARM_SOURCES, True)
 
     def begin(self, source: Listed, pages: Sequence[int], pages_per_s: float | None = None) -> None:
         """Reads these, in this order, instead of what was left of that source. With the rate that it was made with,
@@ -118,7 +116,7 @@ class Warming:
         return min(waits, default=None)
 
     def progress(self, now_s: float) -> list[Progress]:
-        """Of each source, in the order of SOURCES."""
+        """Of each source, in the order of WARM_SOURCES."""
         turn = self._turn()
         found = []
         for source, listed in self._lists.items():

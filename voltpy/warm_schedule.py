@@ -20,11 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from datetime import date, datetime, time, timedelta
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from voltpy.errors import ClusterError
 
-WARM_SOURCES = ("heat", "keys", "schedule", "prefetch")
+Source = Literal["heat", "keys", "schedule", "prefetch"]
+WARM_SOURCES: tuple[Source, ...] = get_args(Source)
 WARM_BYTES_PER_S = 128 << 20  # of each partition, where nobody says otherwise
 MAX_ENTRIES = 1000
 LOOK_BACK_DAYS = 8  # every entry comes due within a week

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from time import perf_counter, sleep
 from typing import Any, Self
 
@@ -161,37 +162,29 @@ class Pipelined:
     def run(self, chunks: Iterator[Chunk], seconds: float) -> Tally:
         if self._client is None:
             self._client = voltpy.connect(self._url, timeout=TIMEOUT_S)
-        lanes: list[Tally | Exception] = []
         taking = Lock()
         deadline = perf_counter() + seconds
 
-        def work() -> None:
+        def work() -> Tally:
             tally = Tally(0, 0.0, [])
-            try:
-                while perf_counter() < deadline:
-                    with taking:
-                        chunk = next(chunks)
-                    self._send(chunk)
-                    tally.operations += len(chunk.operations)
-                    tally.updated = kept(tally.updated + chunk.updates)
-            except Exception as error:  # noqa: BLE001  # raised again where the run was asked for
-                lanes.append(error)
-            else:
-                lanes.append(tally)
+            while perf_counter() < deadline:
+                with taking:
+                    chunk = next(chunks)
+                self._send(chunk)
+                tally.operations += len(chunk.operations)
+                tally.updated = kept(tally.updated + chunk.updates)
+            return tally
 
-        threads = [Thread(target=work) for _ in range(LANES)]
         began_s = perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        elapsed_s = perf_counter() - began_s
-        total = Tally(0, elapsed_s, [])
+        with ThreadPoolExecutor(LANES) as threads:
+            lanes = [threads.submit(work) for _ in range(LANES)]
+        total = Tally(0, perf_counter() - began_s, [])
         for lane in lanes:
-            if isinstance(lane, Exception):
-                raise BenchError(f"voltpy: {lane!r}") from lane
-            total.operations += lane.operations
-            total.updated += lane.updated
+            error = lane.exception()
+            if error is not None:
+                raise BenchError(f"voltpy: {error!r}") from error
+            total.operations += lane.result().operations
+            total.updated += lane.result().updated
         return total
 
     def _send(self, chunk: Chunk) -> None:

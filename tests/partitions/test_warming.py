@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitions.warming import BURST_S, LOOKED_AT, QUEUED, SOURCES, Listed, Progress, Source, Warming, pages_per_second
+from partitions.warming import BURST_S, LOOKED_AT, QUEUED, Listed, Progress, Warming, pages_per_second
+from voltpy.warm_schedule import WARM_SOURCES, Source
 
 
 class Pool:
@@ -30,14 +31,14 @@ class Pool:
         return pages
 
     def of(self, source: Source) -> Progress:
-        return self.warming.progress(self.now_s)[SOURCES.index(source)]
+        return self.warming.progress(self.now_s)[WARM_SOURCES.index(source)]
 
 
 def test_nothing_to_do_is_nothing_to_read() -> None:
-    pool = Pool(Warming())
+    pool = Pool(Warming(4096))
     assert pool.step() == []
     assert pool.warming.due_s(pool.now_s) is None
-    assert pool.warming.progress(0.0) == [Progress(source, 0, 0, 0.0, "idle") for source in SOURCES]
+    assert pool.warming.progress(0.0) == [Progress(source, 0, 0, 0.0, "idle") for source in WARM_SOURCES]
 
 
 def test_lists_are_read_one_after_another_in_their_order() -> None:
@@ -56,7 +57,7 @@ def test_lists_are_read_one_after_another_in_their_order() -> None:
 
 
 def test_the_order_of_a_list_is_kept_and_what_is_there_is_passed_over() -> None:
-    pool = Pool(Warming())
+    pool = Pool(Warming(4096))
     pool.resident = {2, 4}
     pool.warming.begin("heat", [5, 4, 3, 5, 2, 1])
     assert pool.step(wait_s=0) == [5]  # a bucket begins with one page
@@ -120,7 +121,7 @@ def test_a_schedule_has_its_own_rate() -> None:
 
 
 def test_a_list_that_is_nearly_all_there_is_looked_through_in_slices() -> None:
-    pool = Pool(Warming())
+    pool = Pool(Warming(4096))
     pool.resident = set(range(3 * LOOKED_AT))
     pool.warming.begin("heat", range(3 * LOOKED_AT + 1))
     assert [pool.step() for _ in range(4)] == [[], [], [], [3 * LOOKED_AT]]
