@@ -2,153 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from partitions.timeout import Timeout
+from tests.partitions.endless_procedures import BODIES, IN_TIME_S, put, run
 from tests.partitions.one_partition import OnePartition
-from voltpy.errors import ConstraintViolation, Error, ProcedureError, ProcedureTimeout
+from voltpy.errors import ConstraintViolation, ProcedureError, ProcedureTimeout
 from voltpy.heartbeat import BUSY
-from voltpy.procedure import procedure
 from voltpy.sql.ddl import parse_schema
 
 LIMIT_S = 0.1
+LATE_LIMIT_S = 1.2  # more than one call in time takes, with room for a machine that stalls, less than five
 SCHEMA = parse_schema("CREATE TABLE t (id INT PRIMARY KEY, n INT NOT NULL); PARTITION TABLE t ON COLUMN id;")
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 
 
-def loop(tx: Any) -> None:
-    while True:
-        pass
-
-
-def nested(tx: Any) -> None:
-    def inner() -> None:
-        loop(tx)
-
-    for each in [inner for _ in range(2)]:
-        each()
-
-
-def loop_of_reads(tx: Any) -> None:
-    while True:
-        tx.t.get(1)
-
-
-def loop_of_misses(tx: Any) -> None:
-    key = 10
-    while True:
-        key += 1
-        tx.t.get(key % 50_000)
-
-
-def loop_of_writes(tx: Any) -> None:
-    n = 0
-    while True:
-        n += 1
-        tx.t.upsert(n % 100, n)
-        tx.t.delete(n % 100)
-        tx.t.upsert(n % 100, n)
-
-
-def loop_of_wheres(tx: Any) -> None:
-    while True:
-        tx.t.where(n=5)
-
-
-def endless_scans(tx: Any) -> Any:
-    result = []
-    while True:
-        result = list(tx.t.scan())
-    return result
-
-
-def endless_ranges(tx: Any) -> None:
-    while True:
-        list(tx.t.range(0, 3000))
-
-
-def sleep(tx: Any) -> None:
-    time.sleep(60)
-
-
-def swallow_once(tx: Any) -> str:
-    with contextlib.suppress(BaseException):
-        loop(tx)
-    tx.t.upsert(77, 77)
-    return "as if nothing had happened"
-
-
-def swallow_thrice(tx: Any) -> None:
-    for _ in range(3):
-        try:
-            while True:
-                tx.t.upsert(77, 77)
-        except BaseException:  # noqa: BLE001 as users do
-            continue
-
-
-def swallow_and_raise(tx: Any) -> None:
-    try:
-        loop(tx)
-    except BaseException:  # noqa: BLE001 as users do
-        raise ValueError("mine") from None
-
-
-class SlowText(Exception):
-    def __str__(self) -> str:
-        while True:
-            pass
-
-
-def raise_slow_text(tx: Any) -> None:
-    raise SlowText
-
-
-def quick(tx: Any) -> Any:
-    return tx.t.upsert(5, 5).n
-
-
-def just_in_time(tx: Any) -> str:
-    end = time.monotonic() + LIMIT_S / 2
-    while time.monotonic() < end:
-        pass
-    return "in time"
-
-
-BODIES: dict[str, Callable[[Any], Any]] = {
-    body.__name__: body
-    for body in (
-        loop, nested, loop_of_reads, loop_of_misses, loop_of_writes, loop_of_wheres, endless_scans, endless_ranges,
-        sleep, swallow_once, swallow_thrice, swallow_and_raise, raise_slow_text, quick, just_in_time,
-    )
-}  # fmt: skip
-
-
-@procedure(partition_by="key")
-def run(tx: Any, key: int, body: str) -> Any:
-    tx.t.upsert(3, 333)
-    tx.t.delete(4)
-    return BODIES[body](tx)
-
-
-@procedure(partition_by="key")
-def put(tx: Any, key: int, n: int) -> Any:
-    return tx.t.upsert(key, n).n
-
-
 class Timed:
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float) -> None:
         self.partition = OnePartition(SCHEMA, [run, put])
         self.partition.run_group("put", [(key, key) for key in range(3000)])
         self.partition.seal()
-        self.timeout = Timeout(self.partition.executor, self.partition.running, LIMIT_S)
+        self.timeout = Timeout(self.partition.executor, self.partition.running, limit_s)
 
     def batch(self, *bodies: str) -> list[Any]:
         self.timeout.arm()
@@ -166,14 +46,19 @@ class Timed:
 @pytest.fixture(scope="module")
 def timed() -> Iterator[Timed]:
     before = signal.getsignal(signal.SIGALRM)
-    yield Timed()
+    yield Timed(LIMIT_S)
     signal.signal(signal.SIGALRM, before)
 
 
-def test_a_call_in_time_is_left_alone(timed: Timed) -> None:
-    assert timed.batch("quick", "just_in_time", "just_in_time", "just_in_time", "quick") == [5, *["in time"] * 3, 5]
-    timed.partition.call("put", 3, 3)
-    timed.partition.call("put", 4, 4)
+@pytest.fixture
+def timed_late() -> Iterator[Timed]:
+    before = signal.getsignal(signal.SIGALRM)
+    yield Timed(LATE_LIMIT_S)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_call_in_time_is_left_alone(timed_late: Timed) -> None:
+    assert timed_late.batch("quick", "just_in_time", "quick") == [5, "in time", 5]
 
 
 ENDLESS = sorted(BODIES.keys() - {"quick", "just_in_time", "raise_slow_text"})
@@ -184,7 +69,7 @@ def test_a_call_that_runs_too_long_is_ended_without_a_trace(body: str, timed: Ti
     before = timed.partition.rows("t")
     began_s = time.monotonic()
     answer, after = timed.batch(body, "quick")
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 20
     assert isinstance(answer, ProcedureTimeout)
     assert str(answer) == "run ran past the procedure timeout and was ended"
     assert after == 5
@@ -206,9 +91,9 @@ def test_text_of_an_exception_that_never_ends_is_ended_too(timed: Timed) -> None
     assert timed.partition.rows("t") == before
 
 
-def test_time_starts_afresh_with_each_call(timed: Timed) -> None:
-    answers = timed.batch(*["just_in_time"] * 5)
-    assert not any(isinstance(answer, Error) for answer in answers)
+def test_time_starts_afresh_with_each_call(timed_late: Timed) -> None:
+    assert 5 * IN_TIME_S > LATE_LIMIT_S
+    assert timed_late.batch(*["just_in_time"] * 5) == ["in time"] * 5
 
 
 def test_a_transaction_that_takes_too_much_memory_is_ended_and_undone() -> None:
