@@ -22,11 +22,11 @@ from bench import machine
 from bench.zipf import Zipf, uniform
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer, load, read_checkpoint
-from partitions.outcome_window import OutcomeWindow
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
+from voltpy.outcome_window import OutcomeWindow
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 

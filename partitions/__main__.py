@@ -24,29 +24,29 @@ from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
-from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.server import Server
-from partitions.sockets import Sockets, listen
 from partitions.store import Store, resident_bytes
-from partitions.timeout import Timeout
-from partitions.transaction import unique_ids, utc_now
 from partitions.wal import FSYNC_MODES, Wal
 from partitions.warm_up import WarmUp
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
 from voltpy.data_directory import partition_directory, read_procedures, read_schema
 from voltpy.door import Door
+from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
 from voltpy.events import configure
 from voltpy.messages import PrepareLoad
+from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import Registry, load
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
 from voltpy.stream import stream_path
+from voltpy.timeout import Timeout
+from voltpy.transaction import unique_ids, utc_now
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, Entry, parse
 
 # What a partition takes before it has any rows, and for a batch: --memory is for what comes on top of it.
@@ -168,7 +168,13 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         return load(message.source, message.path, schema, message.catalog_version)
 
     most_bytes = arguments.memory + max(arguments.memory // 5, TOO_LARGE_BYTES) + others_bytes
-    timeout = Timeout(executor, running, arguments.procedure_timeout, lambda: resident_bytes() > most_bytes)
+    timeout = Timeout(
+        executor.interrupt,
+        executor.may_be_interrupted,
+        running,
+        arguments.procedure_timeout,
+        lambda: resident_bytes() > most_bytes,
+    )
     server = Server(
         doors,
         arguments.partition,

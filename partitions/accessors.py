@@ -22,8 +22,8 @@ from msgspec.structs import replace
 
 from partitions.heap import Heap
 from partitions.index import NOWHERE, PrimaryIndex
-from partitions.row import LEFT_OUT, MAX_ROW_BYTES, RowFormat, encode
 from voltpy.errors import DuplicateKey
+from voltpy.row import LEFT_OUT, MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Table as TableSchema
 
 # Column names are the functions' parameters; everything else in them begins with an underscore, as no column may.

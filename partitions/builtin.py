@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from partitions.table import Table
-from partitions.transaction import ReadOnlyTable
 from voltpy.errors import ConstraintViolation, SchemaError, WrongPartition
 from voltpy.procedure import Procedure, procedure
+from voltpy.transaction import ReadOnlyTable
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
 

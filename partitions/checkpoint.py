@@ -57,7 +57,6 @@ from msgspec import Meta, Struct
 from partitions.flusher import Flusher
 from partitions.hold import Hold
 from partitions.index import PrimaryIndex
-from partitions.outcome_window import OutcomeWindow
 from partitions.pace import Pace
 from partitions.page import sealed
 from partitions.page_file import PageFile, entry_of, place_of, write_all
@@ -66,6 +65,7 @@ from partitions.table import Table
 from partitions.wal import Wal
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption
+from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import DiskFull, flush_directory
 
 CHECKPOINT_BYTES = 256 << 20  # so much new WAL makes a checkpoint due

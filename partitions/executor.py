@@ -21,54 +21,45 @@ The words of `running` say which call is running, for whoever watches from outsi
 
 from __future__ import annotations
 
-import traceback
-from array import array
 from collections import deque
 from collections.abc import Callable, Hashable
 from datetime import UTC, datetime, timedelta
+from types import CodeType
 from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
 
 from partitions.builtin import builtins
-from partitions.not_here import WHOLE_TABLE, Miss, NotHere
-from partitions.outcome_window import OutcomeWindow, Unlogged
-from partitions.row import encode
+from partitions.heap import Heap
 from partitions.store import Store
 from partitions.table import Table
-from partitions.transaction import CallContext, Generated, ReadOnlyTable, Transaction
-from partitions.wal import TableChanges
+from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import (
-    CODES,
-    Aborted,
     BadArguments,
     ConstraintViolation,
     Error,
     Indeterminate,
     Overloaded,
-    ProcedureError,
     ProcedureTimeout,
     ProtocolError,
     ReadOnly,
-    SchemaError,
     UnknownProcedure,
-    WrongPartition,
 )
-from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE
-from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ProcedureInfo, ReplyGroup
+from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
+from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ProcedureInfo, ReplyGroup, TableChanges
+from voltpy.not_here import WHOLE_TABLE, Miss, NotHere
+from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry, announced_length
+from voltpy.row import encode
+from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from voltpy.wire import joined
-
-Words: TypeAlias = "memoryview[int] | array[int]"  # of unsigned 64-bit numbers: see voltpy.heartbeat
 
 Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who that is
 
 MAX_RESULT_BYTES = 1 << 20
 LARGE_RESULT_BYTES = 1 << 16
 LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
-MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
-MAX_TRACEBACK_CHARACTERS = 8000
 CALLS_SET_ASIDE = 8192
 CALLS_A_RERUN = 128
 TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
@@ -77,16 +68,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
-class Interruption(BaseException):
-    """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
-
-
-class ResultsWait(Overloaded):
-    """A call whose result found no room beside the others that wait to be sent. It is undone, and may be retried."""
-
-
-# What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran.
-_BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly, ResultsWait)
+# What only reads: stopping it anywhere leaves nothing half done.
+_READERS: frozenset[CodeType] = frozenset(
+    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
+)
 
 
 class SetAside(Struct, eq=False):
@@ -132,7 +117,7 @@ class Executor:
         clock: Callable[[], datetime],
     ) -> None:
         self.interrupted: Error | None = None  # with which the running call is being ended
-        self.failed: Callable[[BaseException], None] = _let_go  # told of every call that raised, once undone
+        self.failed: Callable[[BaseException], None] = let_go  # told of every call that raised, once undone
         self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
         self.clock = clock
         self._store = store
@@ -306,10 +291,10 @@ class Executor:
             error = type(interrupted)(f"{procedure.name} {interrupted}")
         elif missed:
             error = Overloaded(f"{CALLS_SET_ASIDE:,} calls wait for rows from disk already; retry later")
-        elif not isinstance(error, _BELIEVED):
-            error = _described(error, procedure)
+        elif not isinstance(error, BELIEVED):
+            error = described_error(error, procedure.name, Executor._run_each.__code__)
         self.counts["raised"] += not interrupted
-        answer = _call_error(group.client_id, number, error)
+        answer = call_error(group.client_id, number, error)
         self._answers_to(origin).errors.append(answer)
         self._unlogged.append(answer)
         self.failed(raised)
@@ -559,6 +544,10 @@ class Executor:
         }
         self._views = dict.fromkeys(self._views, Transaction(full, self._context))
 
+    def may_be_interrupted(self, code: CodeType) -> bool:
+        """Whether an Interruption may be raised in a frame of this code: the user's, or a read of ours."""
+        return code in _READERS or self.registry.is_user_code(code)
+
     def interrupt(self, error: Error) -> None:
         """Ends the running call with this error. Its undo log is poisoned: it can't commit, whatever it catches."""
         self.interrupted = error
@@ -604,7 +593,7 @@ class Executor:
 
     def _refuse(self, origin: Origin, group: CallGroup, error: Error) -> None:
         errors = self._answers_to(origin).errors
-        errors.extend(_call_error(group.client_id, number, error) for number in group.numbers)
+        errors.extend(call_error(group.client_id, number, error) for number in group.numbers)
 
     def _decoded_group(
         self, origin: Origin, group: CallGroup, procedure: Procedure
@@ -624,7 +613,7 @@ class Executor:
         for number, raw in self._split(origin, group):
             decoded = self._decoded(procedure, group.client_id, number, raw)
             if isinstance(decoded, Error):
-                self._answers_to(origin).errors.append(_call_error(group.client_id, number, decoded))
+                self._answers_to(origin).errors.append(call_error(group.client_id, number, decoded))
             else:
                 numbers.append(number)
                 arguments.append(decoded)
@@ -695,51 +684,6 @@ def _belong_together(first: SetAside, call: SetAside) -> bool:
         and call.origin == first.origin
         and _may_be_grouped(call)
     )
-
-
-def _call_error(client_id: int, number: int, error: BaseException) -> CallError:
-    code = next(cls.__name__ for cls in type(error).__mro__ if CODES.get(cls.__name__) is cls)
-    if isinstance(error, ProcedureError):
-        return CallError(client_id, number, code, str(error), error.type_name, error.traceback_text)
-    return CallError(client_id, number, code, _message(error))
-
-
-def _described(error: BaseException, procedure: Procedure) -> ProcedureError:
-    """An exception of the user's code as it travels: type, message and the traceback below the procedure's frame."""
-    # The frames above the procedure's are ours. An exception that is raised again has those of last time in front.
-    frames = trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is Executor._run_each.__code__:
-            frames = trace.tb_next
-        trace = trace.tb_next
-    message = _message(error)
-    try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
-    except BaseException:  # noqa: BLE001 — as in _message
-        text = ""
-    name = type(error).__name__
-    text = text if len(text) <= MAX_TRACEBACK_CHARACTERS else "…" + text[-MAX_TRACEBACK_CHARACTERS:]
-    described = f"{procedure.name}: {name}: {message}" if message else f"{procedure.name}: {name}"
-    return ProcedureError(described, name, _encodable(text))
-
-
-def _let_go(error: BaseException) -> None:
-    """An exception that a procedure keeps and raises in every call would hold on to more and more frames."""
-    error.__traceback__ = None
-
-
-def _message(error: BaseException) -> str:
-    """What the exception says, in so many characters and of such a kind that it can travel."""
-    try:
-        message = str(error)
-    except BaseException as in_str:  # noqa: BLE001 — the procedure boundary: an exception's __str__ is user code too
-        return f"(its __str__ raised {type(in_str).__name__})"
-    return _encodable(message if len(message) <= MAX_MESSAGE_CHARACTERS else message[:MAX_MESSAGE_CHARACTERS] + "…")
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates can't travel."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _not_callable(name: str, procedure: Procedure | None, *, directed: bool = False) -> str:

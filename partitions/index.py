@@ -16,8 +16,8 @@ from typing import Any
 from BTrees.LLBTree import LLBTree
 from xxhash import xxh3_64_intdigest
 
-from partitions.row import encode
 from voltpy.errors import Corruption
+from voltpy.row import encode
 from voltpy.schema import Table
 
 NOWHERE = -1

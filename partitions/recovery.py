@@ -8,11 +8,11 @@ the replay ends (voltpy.record_log); damage that is no torn tail stops it.
 from __future__ import annotations
 
 from partitions.checkpoint import Checkpoint, Checkpointer
-from partitions.outcome_window import OutcomeWindow
 from partitions.page import PAGE_BYTES
 from partitions.store import Store
 from partitions.wal import Wal, decode_batch
 from voltpy.crash_point import crash_point
+from voltpy.outcome_window import OutcomeWindow
 
 TURN_IMAGES = 100_000
 _NO_OUTCOMES = b"\x90"

@@ -25,14 +25,12 @@ from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Answers, Executor
 from partitions.rates import Rates
-from partitions.row import encode
-from partitions.sockets import Sockets
 from partitions.store import Store, resident_bytes
-from partitions.timeout import Timeout
 from partitions.wal import Batch, Wal, encode_batch
 from partitions.warm_up import WarmUp
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
+from voltpy.door_sockets import Sockets
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
     MAX_FRAME_BYTES,
@@ -58,6 +56,8 @@ from voltpy.messages import (
 )
 from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
+from voltpy.row import encode
+from voltpy.timeout import Timeout
 from voltpy.wire import encode as encode_message
 from voltpy.wire import joined
 

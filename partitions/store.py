@@ -14,12 +14,13 @@ from collections.abc import Callable
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
-from partitions.not_here import Misses
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
-from partitions.wal import Batch, TableChanges
+from partitions.wal import Batch
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.hash_slot import slot_owners
+from voltpy.messages import TableChanges
+from voltpy.not_here import Misses
 from voltpy.schema import Schema
 
 # What a generation of decoded rows may take; there are two.

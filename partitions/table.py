@@ -40,11 +40,11 @@ from partitions.accessors import accessors
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
-from partitions.not_here import WHOLE_TABLE, Misses
 from partitions.page import Arena, page_id
-from partitions.row import RowFormat, encode
 from voltpy.errors import ConstraintViolation, Corruption, WrongPartition
 from voltpy.hash_slot import hash_slot
+from voltpy.not_here import WHOLE_TABLE, Misses
+from voltpy.row import RowFormat, encode
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)

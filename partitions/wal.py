@@ -32,22 +32,15 @@ from msgspec import Raw, Struct
 from partitions.flusher import Flusher
 from voltpy.crash_point import crash_point
 from voltpy.errors import ClusterError, Corruption
+from voltpy.messages import TableChanges
 from voltpy.record_log import SEGMENT_BYTES, RecordLog
 
 FSYNC_MODES = ("always", "everysec", "never")
 FLUSH_INTERVAL_S = 1.0  # of everysec
 
 
-class TableChanges(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """What a batch did to one table: encoded rows that are there now, encoded primary keys that are not."""
-
-    table: int
-    images: list[bytes]
-    deleted: list[bytes]
-
-
 class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """`outcomes` stay encoded: only a retried call ever looks inside (partitions.outcome_window)."""
+    """`outcomes` stay encoded: only a retried call ever looks inside (voltpy.outcome_window)."""
 
     outcomes: Raw
     changes: list[TableChanges]

@@ -26,10 +26,9 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
     "copier", "verify",
-    "__main__", "server", "rates", "sockets", "timeout", "executor", "recovery", "checkpoint", "pace", "warm_up",
-    "builtin", "outcome_window", "store", "transaction", "table", "buffer_pool", "accessors", "heap", "index",
-    "not_here",
-    "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page", "row",
+    "__main__", "server", "rates", "executor", "recovery", "checkpoint", "pace", "warm_up",
+    "builtin", "store", "table", "buffer_pool", "accessors", "heap", "index",
+    "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",
 )  # fmt: skip
 

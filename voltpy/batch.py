@@ -77,7 +77,7 @@ class Batch:
         position = len(self.results)
         self.results.extend([UNSETTLED] * len(rows))
         self.left += len(rows)
-        key_position = self.info.key_position
+        key_position = self.info.key_positions[0] if self.info.key_positions else -1
         try:
             kinds = set(map(type, rows))
             if not kinds <= _ROW_TYPES:

@@ -157,8 +157,10 @@ class Connection:
         info = self.procedures.get(procedure)
         if info is None or self._due or self._outbox or self._hello_wanted:
             return None
-        position = info.key_position
-        if not 0 <= position < len(args):
+        if len(info.key_positions) != 1:
+            return None
+        position = info.key_positions[0]
+        if position >= len(args):
             return None
         key = args[position]
         if type(key) is not int:

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+Words: TypeAlias = "memoryview[int] | array[int]"  # or an array, where nobody looks
 
 FILE_BYTES = 4096
 CLIENT_ID, CALL_NUMBER, BUSY, PROCEDURE = range(4)

@@ -22,11 +22,21 @@
     RenewHold        supervisor → partition             hold it longer
     ReleaseCheckpoint   supervisor → partition          do with it what you like
     CheckpointReleased  partition → supervisor          it was held up to now, or not
+    Attach           coordinator → partition            a session of cross-partition transactions begins
+    Attached         partition → coordinator            it has, and these batches are in doubt here
+    Orders           coordinator → partition            lend, prepare, decide, read: in this order
+    Reports          partition → coordinator            what became of them
+    Detach           supervisor → partition             that coordinator is dead: what it borrowed is here again
 
 A *door* is where client frames come in: the router, and each partition (client affinity). Both speak the same messages
 with the same limits. A client id is a random 63-bit number that a client chooses; with the call's own number it is the
 call id, which names a call for ever. An *incarnation* is the WAL epoch of a partition process: frames that name another
 incarnation than the one they reach are refused, so a call answered `Unavailable` can't run later.
+
+The coordinator is addressed as one more partition, with the number after the last, that owns no hash slots: Calls reach
+it, and Replies leave it, as they do any partition. Its incarnation is the epoch of its decision log, and what stands
+for an LSN in its Replies is the number of its last batch that is over. Batches are numbered for ever: the epoch above
+BATCH_BITS bits, then a count. How it deals with the partitions is told at Attach and below.
 
 Types are checked as the bytes are decoded; sizes are bounded by MAX_FRAME_BYTES at every socket.
 """
@@ -44,6 +54,7 @@ FRAMES_IN_FLIGHT = 8  # unanswered frames that a client allows itself for each d
 CALLS_IN_FLIGHT_A_CLIENT = 8192  # past it a door answers Overloaded
 CALLS_IN_FLIGHT_A_PARTITION = 65536
 CALLS_A_GROUP = GROUPS_A_FRAME = 4096
+BATCH_BITS = 40
 MAX_LEASE_S = 600.0  # of a checkpoint that is held
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
@@ -83,10 +94,14 @@ class Parameter(Struct, array_like=True):
 
 
 class ProcedureInfo(Struct, array_like=True):
-    """What a client needs to route a call, and a person to make one. `key_position` -1: directed (everywhere)."""
+    """What a client needs to route a call, and a person to make one.
+
+    `key_positions`: which arguments decide where it runs. Where their hash slots belong to one partition, it runs
+    there, otherwise in the coordinator; without any, in the coordinator too, unless it is `everywhere` (directed).
+    """
 
     name: str
-    key_position: int
+    key_positions: list[int]
     everywhere: bool
     read_only: bool
     parameters: list[Parameter]
@@ -104,6 +119,8 @@ class Runaway(Struct, array_like=True):
 class Topology(Struct, array_like=True, tag=2):
     """The cluster as clients see it. `version` grows with every change. `catalog_version` names the set of procedures.
 
+    `coordinator` has the number of partitions for its own; in a cluster of one partition there is none.
+
     `cluster_id` is written beside the ipc sockets too: a client that can read the same id there shares the machine.
     `runaways` are the calls that died with their partition: their callers get ProcedureTimeout.
     """
@@ -115,6 +132,7 @@ class Topology(Struct, array_like=True, tag=2):
     partitions: list[PartitionAddress]
     procedures: list[ProcedureInfo]
     runaways: list[Runaway]
+    coordinator: PartitionAddress | None = None
 
 
 class Welcome(Struct, array_like=True, tag=3):
@@ -181,6 +199,7 @@ class CallError(Struct, array_like=True, gc=False):
 
 
 STALE = "stale"
+ELSEWHERE = "elsewhere"  # CallError.code: undone here, since it needs the coordinator; send it there
 
 
 class Replies(Struct, array_like=True, tag=6, gc=False):
@@ -306,8 +325,211 @@ class CheckpointReleased(Struct, array_like=True, tag=21):
     was_held: bool
 
 
+# The coordinator and the partitions.
+
+
+class TableChanges(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a batch did to one table: encoded rows that are there now, encoded primary keys that are not."""
+
+    table: int
+    images: list[bytes]
+    deleted: list[bytes]
+
+
+class TableKeys(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Encoded primary keys of one table, by its number in the schema."""
+
+    table: int
+    keys: list[bytes]
+
+
+class Scan(Struct, array_like=True, forbid_unknown_fields=True):
+    """A read that is not by key, as a procedure asks for it of `tx.<table>`.
+
+    `kind`: "scan", "count", "where" (`arguments`: a map of columns to values), "range" (an array of low and high).
+    """
+
+    table: int
+    kind: str
+    arguments: Raw = Raw(b"\xc0")
+
+
+class ScanAnswer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Encoded rows; for "count" only their number. `error`: a class name of voltpy.errors, and its message."""
+
+    images: list[bytes]
+    count: int
+    error: str = ""
+    message: str = ""
+
+
+class Borrow(Struct, array_like=True, tag="borrow", forbid_unknown_fields=True):
+    """The batch takes these keys, present or absent, and the tables of these scans whole. Answered by Lent."""
+
+    batch: int
+    keys: list[TableKeys]
+    scans: list[Scan]
+
+
+class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
+    """An image, or None for an absent key, for each key that was asked for; an answer for each scan.
+
+    `refused`: the partition does not take the order (the batch has lost what it borrowed before; a key is none).
+    """
+
+    batch: int
+    images: list[list[bytes | None]]
+    scans: list[ScanAnswer]
+    refused: str = ""
+
+
+class Prepare(Struct, array_like=True, tag="prepare", forbid_unknown_fields=True):
+    """Can all that was borrowed still be relied on, and these changes be made? Answered by Vote.
+
+    Whatever is not changed is given back at once: the batch has all that it will ever borrow. Keys that are changed and
+    were not borrowed (rows of replicated tables) are lent from now on.
+    """
+
+    batch: int
+    changes: list[TableChanges]
+
+
+class Commit(Struct, array_like=True, tag="commit", forbid_unknown_fields=True):
+    """As Prepare, and it is the decision too: nobody else changes anything. `outcomes`: a MessagePack array of
+    ReplyGroups, for the partition to remember in its WAL. Answered by Vote."""
+
+    batch: int
+    changes: list[TableChanges]
+    outcomes: Raw
+
+
+class Vote(Struct, array_like=True, tag="vote", forbid_unknown_fields=True):
+    """`error` is empty for yes, which is on disk then; else a class name of voltpy.errors: "ReadOnly" for want of room,
+    "Unavailable" when the partition does not hold the batch (any more)."""
+
+    batch: int
+    error: str
+    message: str = ""
+
+
+class Decide(Struct, array_like=True, tag="decide", forbid_unknown_fields=True):
+    """The batch's changes count, or never happened; all its keys are here again. Answered by Decided.
+
+    May come for a batch that was never prepared, or is known no more: then there is nothing to do but to answer.
+    """
+
+    batch: int
+    commits: bool
+
+
+class Decided(Struct, array_like=True, tag="decided", forbid_unknown_fields=True):
+    """It is on disk: the decision will not be asked for again."""
+
+    batch: int
+
+
+class Read(Struct, array_like=True, tag="read", forbid_unknown_fields=True):
+    """Reads these without borrowing, at once. Until Release the partition holds back the replies of what runs after.
+
+    Answered by ReadAnswer.
+    """
+
+    round: int
+    keys: list[TableKeys]
+    scans: list[Scan]
+
+
+class ReadAnswer(Struct, array_like=True, tag="read_answer", forbid_unknown_fields=True):
+    """As Lent. `is_here` False: some of it is lent or in doubt, nothing was read, and nothing is held back."""
+
+    round: int
+    images: list[list[bytes | None]]
+    scans: list[ScanAnswer]
+    is_here: bool = True
+
+
+class Release(Struct, array_like=True, tag="release", forbid_unknown_fields=True):
+    """The replies may go. Answered by Released."""
+
+    round: int
+
+
+class Released(Struct, array_like=True, tag="released", forbid_unknown_fields=True):
+    """`was_held`: from the read up to now, without a gap, so that nobody heard of anything that the read missed."""
+
+    round: int
+    was_held: bool
+
+
+class Recall(Struct, array_like=True, tag="recall", forbid_unknown_fields=True):
+    """What is remembered of calls that an earlier coordinator may have committed here alone? Answered by Recalled."""
+
+    client_id: ClientId
+    numbers: CallNumbers
+
+
+class Recalled(Struct, array_like=True, tag="recalled", forbid_unknown_fields=True):
+    """Encoded results, by call number, of those that are remembered.
+
+    `reaches`: every batch above this one that was committed here alone is remembered.
+    """
+
+    client_id: int
+    results: dict[int, bytes]
+    reaches: int
+
+
+Order = Borrow | Prepare | Commit | Decide | Read | Release | Recall
+Report = Lent | Vote | Decided | ReadAnswer | Released | Recalled
+
+
+class Attach(Struct, array_like=True, tag=22, forbid_unknown_fields=True):
+    """Everything lent to an earlier session, and not prepared, is here again; its rounds are released.
+
+    `epoch` is that of the coordinator's decision log, `session` counts its attempts to reach this partition. Orders of
+    any other session than the one that was attached last are dropped; so are sessions of an earlier epoch.
+    """
+
+    epoch: int
+    session: int
+
+
+class Attached(Struct, array_like=True, tag=23, forbid_unknown_fields=True):
+    """`in_doubt`: batches that are prepared here and not decided. They stay so until Decide."""
+
+    epoch: int
+    session: int
+    incarnation: int
+    in_doubt: list[int]
+
+
+class Orders(Struct, array_like=True, tag=24, forbid_unknown_fields=True):
+    """`number` counts the session's frames from 1. After a gap the session is over: the partition answers nothing."""
+
+    epoch: int
+    session: int
+    number: int
+    orders: list[Order]
+
+
+class Reports(Struct, array_like=True, tag=25, forbid_unknown_fields=True):
+    """Leaves when everything that it rests on is flushed. `number` counts the session's frames from 1."""
+
+    epoch: int
+    session: int
+    number: int
+    reports: list[Report]
+
+
+class Detach(Struct, array_like=True, tag=26, forbid_unknown_fields=True):
+    """The coordinator of this epoch is dead."""
+
+    epoch: int
+
+
 Message = (
     Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
     | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
+    | Attach | Attached | Orders | Reports | Detach
 )  # fmt: skip

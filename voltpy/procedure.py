@@ -2,7 +2,7 @@
 
     @procedure(partition_by="account")                                  one partition: where this argument's slot lives
     @procedure(partition_by=None, read_only=True, everywhere=True)      directed: a transaction in each partition
-    @procedure, @procedure(partition_by=("source", "target"))           cross-partition: declared, not run yet
+    @procedure, @procedure(partition_by=("source", "target"))           across partitions: a distributed transaction
 
 The decorator returns the function itself with a `Declaration` attached, so a procedure stays a plain callable: a test
 can call it with any object in the place of `tx`. What can be wrong about a procedure is said when it is declared or
@@ -62,7 +62,7 @@ _user_modules: set[str] = set()  # modules that procedure files imported from be
 
 
 class Declaration(msgspec.Struct, frozen=True):
-    """What the decorator was told. `partition_by` holds parameter names, none for a directed procedure."""
+    """What the decorator was told. `partition_by` holds parameter names; without any, all partitions take part."""
 
     partition_by: tuple[str, ...] = ()
     read_only: bool = False
@@ -85,8 +85,10 @@ def procedure(
 ) -> Function | Callable[[Function], Function]:
     """Declares a function as a stored procedure and returns the function itself.
 
-    `partition_by` names the argument whose hash slot says where the procedure runs; `everywhere=True` runs it in every
-    partition, as an independent transaction in each; `read_only=True` lets it change nothing. Raises SchemaError.
+    `partition_by` names the arguments whose hash slots say where the procedure runs: in one partition where they agree,
+    as one transaction across those partitions where they don't, across all partitions when it names none.
+    `everywhere=True` runs it in every partition, as an independent transaction in each; `read_only=True` lets it change
+    nothing. Raises SchemaError.
     """
     names = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by or ())
     declaration = Declaration(names, read_only, everywhere)
@@ -142,7 +144,8 @@ def _refused(function: Callable[..., Any], why: str) -> SchemaError:
 class Procedure:
     """A procedure of a registry: its body, and the decoders that its signature asks for.
 
-    `key_position` is the key's place among the arguments (`tx` does not count), -1 for a directed procedure.
+    `key_positions` are the keys' places among the arguments (`tx` does not count): none for a directed procedure, and
+    for one in which every partition takes part.
     `arguments_are_immutable`: no argument can hold a list, dict or other value that the body could change, so a rerun
     may be given the same tuple again; otherwise decode the arguments again.
     """
@@ -157,7 +160,7 @@ class Procedure:
         "body",
         "everywhere",
         "info",
-        "key_position",
+        "key_positions",
         "name",
         "read_only",
     )
@@ -165,22 +168,16 @@ class Procedure:
     def __init__(self, body: Callable[..., Any], namespace: dict[str, Any]) -> None:
         """Raises SchemaError for a signature or a kind of procedure that can't be served."""
         declaration: Declaration = getattr(body, _MARK)
-        if not declaration.everywhere and len(declaration.partition_by) != 1:
-            raise _refused(
-                body,
-                "needs cross-partition transactions, which this version doesn't run yet: "
-                "declare one partition key or everywhere=True",
-            )
         parameters = list(inspect.signature(body).parameters.values())[1:]
         annotations = [_resolved(body, parameter, namespace) for parameter in parameters]
         names = [parameter.name for parameter in parameters]
         self.name = body.__name__
         self.body = body
-        self.key_position = names.index(declaration.partition_by[0]) if declaration.partition_by else -1
+        self.key_positions = [names.index(name) for name in declaration.partition_by]
         self.everywhere = declaration.everywhere
         self.read_only = declaration.read_only
-        if self.key_position >= 0:
-            _check_key(body, names[self.key_position], annotations[self.key_position])
+        for position in self.key_positions:
+            _check_key(body, names[position], annotations[position])
 
         types_of_arguments = tuple(_with_64_bit_ints(annotation) for annotation in annotations)
         self.arguments_are_immutable = True
@@ -197,7 +194,7 @@ class Procedure:
         ]
         self.info = ProcedureInfo(
             self.name,
-            self.key_position,
+            self.key_positions,
             self.everywhere,
             self.read_only,
             [

@@ -14,10 +14,10 @@ SLOT_MASK: Final = HASH_SLOTS - 1
 
 def slot_of(info: ProcedureInfo, args: Sequence[Any]) -> int:
     """The hash slot of a call's key. Raises BadArguments where there is none."""
-    position = info.key_position
-    if position < 0:
+    if not info.key_positions:
         hint = "use call_everywhere" if info.everywhere else "it can't be called yet"
         raise BadArguments(f"{info.name} has no partition key: {hint}")
+    position = info.key_positions[0]
     if position >= len(args):
         name = info.parameters[position].name if position < len(info.parameters) else "its key"
         raise BadArguments(f"{info.name} needs {name}, argument {position + 1}; {len(args)} were given")
@@ -28,7 +28,7 @@ def slot_of(info: ProcedureInfo, args: Sequence[Any]) -> int:
 
 
 def routes_alike(one: ProcedureInfo, other: ProcedureInfo | None) -> bool:
-    return other is not None and (one.key_position, one.everywhere) == (other.key_position, other.everywhere)
+    return other is not None and (one.key_positions, one.everywhere) == (other.key_positions, other.everywhere)
 
 
 def no_such(procedure: str) -> UnknownProcedure:

@@ -59,9 +59,9 @@ class Engine:
     ) -> None:
         # The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
         from partitions.executor import Executor
-        from partitions.outcome_window import OutcomeWindow
         from partitions.store import Store
-        from partitions.transaction import unique_ids, utc_now
+        from voltpy.outcome_window import OutcomeWindow
+        from voltpy.transaction import unique_ids, utc_now
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
         registry: Registry = (

@@ -45,9 +45,8 @@ import msgspec
 from msgspec import Raw
 
 from coordinator.router import Router
-from partitions.outcome_window import OutcomeWindow
 from partitions.store import Store
-from partitions.wal import Batch, TableChanges, decode_batch, encode_batch
+from partitions.wal import Batch, decode_batch, encode_batch
 from tests.campaigns.mutation import Mutation
 from tests.partitions.one_partition import OnePartition
 from voltpy import lane, wire
@@ -81,9 +80,11 @@ from voltpy.messages import (
     StatusReply,
     StatusRequest,
     SwitchLoad,
+    TableChanges,
     Topology,
     Welcome,
 )
+from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import procedure
 from voltpy.record_log import RecordLog
 from voltpy.sql.ddl import parse_schema
@@ -155,15 +156,15 @@ def everywhere(tx: Any, anything: Any, n: int = 0) -> Any:
 PROCEDURES = (put, get, pair, echo, explode, everywhere)
 
 
-def info(name: str, key_position: int = 0) -> ProcedureInfo:
-    return ProcedureInfo(name, key_position, key_position < 0, False, [Parameter("key", "int", True)], "A doc.")
+def info(name: str, *key_positions: int) -> ProcedureInfo:
+    return ProcedureInfo(name, list(key_positions), not key_positions, False, [Parameter("key", "int", True)], "A doc.")
 
 
 def topology(version: int = 7, incarnation: int = INCARNATION) -> Topology:
     addresses = [
         PartitionAddress(number, incarnation, f"/run/v/p{number}", 3000 + number, 17) for number in range(PARTITIONS)
     ]
-    infos = [info("put"), info("get"), info("echo"), info("everywhere", -1)]
+    infos = [info("put", 0), info("get", 0), info("echo", 0), info("everywhere")]
     return Topology(version, CATALOG, "c" * 32, "/run/v", addresses, infos, [Runaway(CLIENT_ID, 99, "put")])
 
 
@@ -248,8 +249,8 @@ FROM_PARTITION = [
         )
     ),
     wire.encode(Refusal("ProtocolError", "not a frame")),
-    wire.encode(StatusReply(4, INCARNATION, 20, CATALOG, 3000, [info("put")], {"pid": 1, "rows": {"items": 3}})),
-    wire.encode(LoadPrepared(2, "", [info("put")])),
+    wire.encode(StatusReply(4, INCARNATION, 20, CATALOG, 3000, [info("put", 0)], {"pid": 1, "rows": {"items": 3}})),
+    wire.encode(LoadPrepared(2, "", [info("put", 0)])),
 ]
 FROM_ROUTER = [
     wire.encode(Welcome(PROTOCOL_VERSION, 0, topology())),

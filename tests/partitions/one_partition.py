@@ -14,17 +14,17 @@ from msgspec import Raw
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
-from partitions.outcome_window import WINDOW_BYTES, OutcomeWindow
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store
-from partitions.transaction import unique_ids
 from partitions.wal import Batch, Wal, encode_batch
 from voltpy.errors import Error, ReadOnly, from_wire
 from voltpy.messages import NEVER_SENT, CallGroup, EverywhereCall
+from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.procedure import from_functions
 from voltpy.record_log import DiskFull
 from voltpy.schema import Schema
+from voltpy.transaction import unique_ids
 from voltpy.wire import joined
 
 CLIENT = 7

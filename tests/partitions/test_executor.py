@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers, Interruption
+from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
 from voltpy.errors import (
@@ -36,6 +36,7 @@ from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import CallGroup, EverywhereCall
 from voltpy.procedure import from_functions, procedure
 from voltpy.sql.ddl import parse_schema
+from voltpy.timeout import Interruption
 from voltpy.wire import encode as encode_message
 
 SCHEMA = parse_schema(

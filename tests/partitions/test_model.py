@@ -24,9 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from partitions.not_here import WHOLE_TABLE
 from tests.partitions.one_partition import OnePartition
 from voltpy.errors import Error
+from voltpy.not_here import WHOLE_TABLE
 from voltpy.procedure import procedure
 from voltpy.sql.ddl import parse_schema
 

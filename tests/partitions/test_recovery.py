@@ -12,10 +12,11 @@ from msgspec import Raw
 
 from partitions import recovery as recovery_module
 from partitions.page import PAGE_BYTES
-from partitions.wal import Batch, TableChanges, Wal, encode_batch
+from partitions.wal import Batch, Wal, encode_batch
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_executor import PROCEDURES, SCHEMA, contents
 from voltpy.errors import Corruption, Error, ReadOnly
+from voltpy.messages import TableChanges
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 

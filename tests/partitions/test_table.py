@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from partitions import index as index_module
-from partitions.not_here import WHOLE_TABLE, NotHere
 from partitions.page import PAGE_BYTES
 from partitions.store import Store
 from partitions.table import Table
-from partitions.wal import Batch, TableChanges
+from partitions.wal import Batch
 from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ReadOnly, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.messages import TableChanges
+from voltpy.not_here import WHOLE_TABLE, NotHere
 from voltpy.sql.ddl import parse_schema
 
 SCHEMA = parse_schema(

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from partitions import wal as wal_module
-from partitions.wal import Batch, TableChanges, Wal, decode_batch, encode_batch
+from partitions.wal import Batch, Wal, decode_batch, encode_batch
 from voltpy.crash_point import CRASH_POINTS, VARIABLE
 from voltpy.errors import ClusterError, Corruption
-from voltpy.messages import ReplyGroup
+from voltpy.messages import ReplyGroup, TableChanges
 
 
 def begun(directory: Path, fsync: str = "always", segment_bytes: int = 1 << 16) -> Wal:

@@ -81,8 +81,8 @@ PROCEDURES: dict[str, tuple[int, Callable[..., Any]]] = {
 }
 
 
-def info(name: str, key_position: int) -> ProcedureInfo:
-    return ProcedureInfo(name, key_position, key_position < 0, False, [], "")
+def info(name: str, *key_positions: int) -> ProcedureInfo:
+    return ProcedureInfo(name, list(key_positions), not key_positions, False, [], "")
 
 
 class Node:
@@ -364,7 +364,9 @@ class FakeCluster:
         self.version = 1
         self.catalog_version = 1
         self.partition_catalog_version = 1
-        self.procedures = {name: info(name, position) for name, (position, _body) in PROCEDURES.items()}
+        self.procedures = {
+            name: info(name, *([position] if position >= 0 else [])) for name, (position, _body) in PROCEDURES.items()
+        }
         self.runaways: list[Runaway] = []
         self.former: dict[int, FakePartition] = {}
         self.partitions: list[FakePartition | None] = []

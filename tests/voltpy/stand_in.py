@@ -136,7 +136,7 @@ def run_partition() -> None:
     catalog_version = 1
     if (data / "procedures.json").exists():
         catalog_version = json.loads((data / "procedures.json").read_text())[0]
-    infos = [ProcedureInfo("vote", 0, False, False, [], "")]
+    infos = [ProcedureInfo("vote", [0], False, False, [], "")]
     socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
     socket.linger = 0
     socket.bind(f"ipc://{runtime}/p{partition}")

@@ -125,7 +125,7 @@ def test_arguments_that_are_none_are_refused_by_name(text: str, type_text: str) 
 
 
 DEPOSIT = ProcedureInfo(
-    "deposit", 0, False, False, [Parameter("account", "int", True), Parameter("amount", "int", False)], "Pays in."
+    "deposit", [0], False, False, [Parameter("account", "int", True), Parameter("amount", "int", False)], "Pays in."
 )
 
 

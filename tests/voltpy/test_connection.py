@@ -60,10 +60,10 @@ from voltpy.messages import (
 decode_value = msgspec.msgpack.Decoder().decode
 
 PROCEDURES = [
-    ProcedureInfo("get", 0, False, True, [], ""),
-    ProcedureInfo("put", 0, False, False, [], ""),
-    ProcedureInfo("second", 1, False, False, [], ""),
-    ProcedureInfo("count", -1, True, True, [], ""),
+    ProcedureInfo("get", [0], False, True, [], ""),
+    ProcedureInfo("put", [0], False, False, [], ""),
+    ProcedureInfo("second", [1], False, False, [], ""),
+    ProcedureInfo("count", [], True, True, [], ""),
 ]
 
 
@@ -903,7 +903,7 @@ def test_unsent_calls_are_routed_by_the_new_signature(cluster: Cluster) -> None:
     cluster.frames()
     gone = cluster.submit("get", key_of(0))
     cluster.catalog_version = 2
-    cluster.procedures = [ProcedureInfo("put", 1, False, False, [], "")]
+    cluster.procedures = [ProcedureInfo("put", [1], False, False, [], "")]
     cluster.announce()
     assert type(error_of(gone)) is UnknownProcedure
     (frame,) = cluster.frames()
@@ -920,7 +920,7 @@ def test_a_batch_survives_a_new_signature(cluster: Cluster) -> None:
     connection.fill(batch, rows[:700], 0.0)
     frames = cluster.frames()
     cluster.catalog_version = 2
-    cluster.procedures = [ProcedureInfo("put", 1, False, False, [], "")]
+    cluster.procedures = [ProcedureInfo("put", [1], False, False, [], "")]
     cluster.announce()
     connection.fill(batch, rows[700:], 0.0)
     batch.finished = True
@@ -942,7 +942,7 @@ def test_an_unknown_procedure_is_asked_for_once(cluster: Cluster) -> None:
     (hello,) = cluster.frames()
     assert (hello.destination, type(wire.decode(hello.data))) == (ROUTER, Hello)
     assert cluster.frames() == []
-    cluster.procedures = [*PROCEDURES, ProcedureInfo("fresh", 0, False, False, [], "")]
+    cluster.procedures = [*PROCEDURES, ProcedureInfo("fresh", [0], False, False, [], "")]
     cluster.catalog_version = 2
     cluster.version += 1
     cluster.welcome()

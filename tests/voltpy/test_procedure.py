@@ -73,8 +73,8 @@ def test_a_procedure_says_how_it_is_routed_and_called() -> None:
     assert registry.catalog_version == 7
     assert [info.name for info in registry.infos()] == ["count", "deposit", "put"]
     by_name = registry.procedures
-    assert (by_name["deposit"].key_position, by_name["deposit"].everywhere) == (0, False)
-    assert (by_name["count"].key_position, by_name["count"].everywhere, by_name["count"].read_only) == (-1, True, True)
+    assert (by_name["deposit"].key_positions, by_name["deposit"].everywhere) == ([0], False)
+    assert (by_name["count"].key_positions, by_name["count"].everywhere, by_name["count"].read_only) == ([], True, True)
     info = by_name["put"].info
     assert info.parameters == [
         Parameter("key", "str", True),
@@ -88,7 +88,7 @@ def test_the_key_need_not_come_first() -> None:
     @procedure(partition_by=("account",))
     def move(tx: Any, amount: int, account: int) -> None: ...
 
-    assert registered(move).key_position == 1
+    assert registered(move).key_positions == [1]
 
 
 AccountNumber = NewType("AccountNumber", int)
@@ -99,7 +99,7 @@ def test_a_key_is_an_int_or_a_str(annotation: Any) -> None:
     def look(tx: Any, key: Any) -> None: ...
 
     look.__annotations__["key"] = annotation
-    assert registered(procedure(partition_by="key")(look)).key_position == 0
+    assert registered(procedure(partition_by="key")(look)).key_positions == [0]
 
 
 @pytest.mark.parametrize("annotation", [float, bool, datetime, Optional[int], list[int], Literal[1], bytes])  # noqa: UP045 both spellings of a union are read
@@ -182,13 +182,9 @@ REFUSED = {
         @procedure(everywhere=True)
         def f(tx, when: "datetime"): ...
     """,
-    "doesn't run yet: declare one partition key or everywhere=True": """
-        @procedure
-        def f(tx): ...
-    """,
-    "needs cross-partition transactions": """
+    "'target' decides where it runs and must be int or str, not float": """
         @procedure(partition_by=("source", "target"))
-        def f(tx, source: int, target: int): ...
+        def f(tx, source: int, target: float): ...
     """,
     "there is no table acounts; did you mean accounts[?]": """
         @procedure(partition_by="account")
@@ -225,12 +221,16 @@ def test_a_lambda_has_no_name_to_call_it_by() -> None:
         procedure(everywhere=True)(lambda tx: None)
 
 
-def test_cross_partition_procedures_are_declared_and_not_yet_run() -> None:
+def test_procedures_may_cross_partitions() -> None:
     @procedure
     def richest(tx: Any, n: int) -> None: ...
 
-    with pytest.raises(SchemaError, match="needs cross-partition transactions, which this version doesn't run yet"):
-        from_functions([richest])
+    @procedure(partition_by=("source", "target"))
+    def transfer(tx: Any, amount: int, source: int, target: int) -> None: ...
+
+    infos = {info.name: info for info in from_functions([richest, transfer]).infos()}
+    assert (infos["richest"].key_positions, infos["richest"].everywhere) == ([], False)
+    assert infos["transfer"].key_positions == [1, 2]
 
 
 def test_a_plain_function_is_no_procedure() -> None:

@@ -46,8 +46,8 @@ from voltpy.supervision import (
 )
 
 M = TypeVar("M")
-VOTE = ProcedureInfo("vote", 0, False, False, [Parameter("phone", "int", True)], "")
-COUNT = ProcedureInfo("count", -1, True, True, [], "")
+VOTE = ProcedureInfo("vote", [0], False, False, [Parameter("phone", "int", True)], "")
+COUNT = ProcedureInfo("count", [], True, True, [], "")
 OLD, NEW = [VOTE], [COUNT, VOTE]
 
 

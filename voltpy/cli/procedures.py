@@ -41,7 +41,8 @@ def procedures(context: click.Context, url: str, timeout: float, as_json: bool) 
 
 
 def where_it_runs(info: ProcedureInfo) -> str:
-    place = "everywhere" if info.everywhere else f"by {info.parameters[info.key_position].name}"
+    names = ", ".join(info.parameters[position].name for position in info.key_positions)
+    place = "everywhere" if info.everywhere else f"by {names}" if names else "across partitions"
     return f"{place}, read only" if info.read_only else place
 
 

@@ -6,15 +6,14 @@ rerun gets the same ones, and a directed call gets the same ones in every partit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 from xxhash import xxh3_64_intdigest
 
-from partitions.table import Table
 from voltpy.errors import Aborted, Error, SchemaError
 
 # unique_id, 63 bits: 0 | partition, 9 bits | epoch, 17 bits | counter, 36 bits. The epoch is raised at every start, so
@@ -113,12 +112,25 @@ class CallContext:
             generated.restart()
 
 
+class Readable(Protocol):
+    """What procedures may always do with a table."""
+
+    schema: Any
+    name: str
+    get: Callable[[Any], Any]
+
+    def where(self, /, **equalities: Any) -> list[Any]: ...
+    def range(self, low: Any, high: Any) -> Iterator[Any]: ...
+    def scan(self) -> Iterator[Any]: ...
+    def count(self) -> int: ...
+
+
 class ReadOnlyTable:
     """A table whose writes are refused, with the reason: read-only procedures, and copies outside directed ones."""
 
     __slots__ = ("_reason", "count", "get", "range", "scan", "schema", "where")
 
-    def __init__(self, table: Table, reason: str) -> None:
+    def __init__(self, table: Readable, reason: str) -> None:
         self._reason = f"table {table.name}: {reason}"
         self.schema = table.schema
         self.get: Callable[[Any], Any] = table.get
@@ -136,7 +148,7 @@ class ReadOnlyTable:
 class Transaction:
     """`tx`. Tables are attributes; a table's name never collides with a method (the schema sees to it)."""
 
-    def __init__(self, tables: dict[str, Table | ReadOnlyTable], context: CallContext) -> None:
+    def __init__(self, tables: Mapping[str, Any], context: CallContext) -> None:
         self.__dict__.update(tables, _context=context)
 
     def abort(self, reason: str = "aborted") -> NoReturn:

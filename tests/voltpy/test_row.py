@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from partitions.row import MAX_ROW_BYTES, RowFormat, encode
 from partitions.store import Store
 from voltpy.errors import ConstraintViolation, Corruption
+from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Column, Schema, Table
 from voltpy.sql.ddl import parse_schema
 

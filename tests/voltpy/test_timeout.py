@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from partitions.timeout import Timeout
-from tests.partitions.endless_procedures import BODIES, IN_TIME_S, put, run
 from tests.partitions.one_partition import OnePartition
+from tests.voltpy.endless_procedures import BODIES, IN_TIME_S, put, run
 from voltpy.errors import ConstraintViolation, ProcedureError, ProcedureTimeout
 from voltpy.heartbeat import BUSY
 from voltpy.sql.ddl import parse_schema
+from voltpy.timeout import Timeout
 
 LIMIT_S = 0.1
 LATE_LIMIT_S = 1.2  # more than one call in time takes, with room for a machine that stalls, less than five
@@ -28,7 +28,8 @@ class Timed:
         self.partition = OnePartition(SCHEMA, [run, put])
         self.partition.run_group("put", [(key, key) for key in range(3000)])
         self.partition.seal()
-        self.timeout = Timeout(self.partition.executor, self.partition.running, limit_s)
+        executor = self.partition.executor
+        self.timeout = Timeout(executor.interrupt, executor.may_be_interrupted, self.partition.running, limit_s)
 
     def batch(self, *bodies: str) -> list[Any]:
         self.timeout.arm()
@@ -98,7 +99,14 @@ def test_time_starts_afresh_with_each_call(timed_late: Timed) -> None:
 
 def test_a_transaction_that_takes_too_much_memory_is_ended_and_undone() -> None:
     partition = OnePartition(SCHEMA, [run])
-    timeout = Timeout(partition.executor, partition.running, 60.0, lambda: len(partition.store.undo_log) > 10_000)
+    executor = partition.executor
+    timeout = Timeout(
+        executor.interrupt,
+        executor.may_be_interrupted,
+        partition.running,
+        60.0,
+        lambda: len(partition.store.undo_log) > 10_000,
+    )
     began_s = time.monotonic()
     try:
         timeout.arm()

@@ -14,8 +14,8 @@ import pytest
 import zmq
 
 from partitions import sockets as sockets_module
-from partitions.sockets import ACCEPT_PAUSE_S, Sockets, listen
 from voltpy.door import HELLO_BYTES
+from voltpy.door_sockets import ACCEPT_PAUSE_S, Sockets, listen
 from voltpy.messages import MAX_FRAME_BYTES
 from voltpy.stream import packed
 

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from partitions.outcome_window import (
+from voltpy.errors import Corruption, Indeterminate
+from voltpy.messages import CallError, ReplyGroup
+from voltpy.outcome_window import (
     CLIENTS_INDEXED,
     RETRIES_REMEMBERED,
     UNLOGGED_CALLS,
     OutcomeWindow,
     decoded_outcomes,
 )
-from voltpy.errors import Corruption, Indeterminate
-from voltpy.messages import CallError, ReplyGroup
 
 encode = msgspec.msgpack.encode
 
@@ -161,7 +161,7 @@ def test_many_clients_that_retry_in_turn_cost_one_look_each(monkeypatch: pytest.
         looked_at.append(lsn)
         return decoded_outcomes(encoded, lsn)
 
-    monkeypatch.setattr("partitions.outcome_window.decoded_outcomes", counted)
+    monkeypatch.setattr("voltpy.outcome_window.decoded_outcomes", counted)
     window = OutcomeWindow(0)
     window.add(1, outcomes((1, {1: "a"})))
     for _ in range(3):

@@ -14,28 +14,34 @@ import time
 from collections.abc import Callable
 from types import CodeType, FrameType
 
-from partitions.executor import Executor, Interruption, Words
-from partitions.heap import Heap
-from partitions.table import Table
 from voltpy.errors import ConstraintViolation, Error, ProcedureTimeout
-from voltpy.heartbeat import BUSY
+from voltpy.heartbeat import BUSY, Words
 
 MIN_TICK_S, MAX_TICK_S = 0.01, 0.1
 OVERDUE_TICK_S = 0.002  # so that a procedure which spends its time in our code is soon met in its own
 
-# What only reads: stopping it anywhere leaves nothing half done.
-_READERS: frozenset[CodeType] = frozenset(
-    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
-)
+
+class Interruption(BaseException):
+    """Raised inside a procedure that runs too long. Not an Exception: `except Exception` must not eat it."""
 
 
 class Timeout:
-    """`arm` before a batch, `disarm` after it, `end` after all of them. The main thread only."""
+    """`arm` before a batch, `disarm` after it, `end` after all of them. The main thread only.
+
+    `interrupt` is told of the error with which the running call is to end, before Interruption is raised in it.
+    """
 
     def __init__(
-        self, executor: Executor, running: Words, limit_s: float, is_too_large: Callable[[], bool] = lambda: False
+        self,
+        interrupt: Callable[[Error], None],
+        may_raise_in: Callable[[CodeType], bool],
+        running: Words,
+        limit_s: float,
+        is_too_large: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._executor = executor
+        """`may_raise_in`: the user's code, and what of ours only reads: stopping it leaves nothing half done."""
+        self._interrupt = interrupt
+        self._may_raise_in = may_raise_in
         self._running = running
         self._limit_s = limit_s
         self._is_too_large = is_too_large  # the process
@@ -75,9 +81,8 @@ class Timeout:
                 error = ConstraintViolation("is a transaction too large for the partition's memory, and was ended")
             else:
                 return
-            code = frame.f_code
-            if code in _READERS or self._executor.registry.is_user_code(code):
+            if self._may_raise_in(frame.f_code):
                 signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
-                self._executor.interrupt(error)
+                self._interrupt(error)
                 raise Interruption
             signal.setitimer(signal.ITIMER_REAL, OVERDUE_TICK_S, OVERDUE_TICK_S)

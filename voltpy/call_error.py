@@ -1,0 +1,81 @@
+"""What becomes of an exception that a procedure raises: the CallError that its caller gets.
+
+This is where text of the user's code is let out, so here it is bounded and made fit to travel. See the table of
+errors in voltpy.errors for what each code means to the caller.
+"""
+
+from __future__ import annotations
+
+import traceback
+from types import CodeType
+
+from voltpy.errors import (
+    CODES,
+    Aborted,
+    ConstraintViolation,
+    Overloaded,
+    ProcedureError,
+    ReadOnly,
+    SchemaError,
+    WrongPartition,
+)
+from voltpy.messages import CallError
+
+MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
+MAX_TRACEBACK_CHARACTERS = 8000
+
+
+class ResultsWait(Overloaded):
+    """A call whose result found no room beside the others that wait to be sent. It is undone, and may be retried."""
+
+
+# What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran.
+BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly, ResultsWait)
+
+
+def call_error(client_id: int, number: int, error: BaseException) -> CallError:
+    code = next(cls.__name__ for cls in type(error).__mro__ if CODES.get(cls.__name__) is cls)
+    if isinstance(error, ProcedureError):
+        return CallError(client_id, number, code, str(error), error.type_name, error.traceback_text)
+    return CallError(client_id, number, code, _message(error))
+
+
+def described_error(error: BaseException, procedure: str, caller: CodeType) -> ProcedureError:
+    """An exception of the user's code as it travels: type, message and the traceback below the procedure's frame.
+
+    `caller` is the code of ours that called the procedure.
+    """
+    # The frames above the procedure's are ours. An exception that is raised again has those of last time in front.
+    frames = trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is caller:
+            frames = trace.tb_next
+        trace = trace.tb_next
+    message = _message(error)
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException:  # noqa: BLE001 — as in _message
+        text = ""
+    name = type(error).__name__
+    text = text if len(text) <= MAX_TRACEBACK_CHARACTERS else "…" + text[-MAX_TRACEBACK_CHARACTERS:]
+    described = f"{procedure}: {name}: {message}" if message else f"{procedure}: {name}"
+    return ProcedureError(described, name, _encodable(text))
+
+
+def let_go(error: BaseException) -> None:
+    """An exception that a procedure keeps and raises in every call would hold on to more and more frames."""
+    error.__traceback__ = None
+
+
+def _message(error: BaseException) -> str:
+    """What the exception says, in so many characters and of such a kind that it can travel."""
+    try:
+        message = str(error)
+    except BaseException as in_str:  # noqa: BLE001 — the procedure boundary: an exception's __str__ is user code too
+        return f"(its __str__ raised {type(in_str).__name__})"
+    return _encodable(message if len(message) <= MAX_MESSAGE_CHARACTERS else message[:MAX_MESSAGE_CHARACTERS] + "…")
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates can't travel."""
+    return text.encode("utf-8", "backslashreplace").decode()
