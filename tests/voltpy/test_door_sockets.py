@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 import zmq
 
-from partitions import sockets as sockets_module
+from voltpy import door_sockets as sockets_module
 from voltpy.door import HELLO_BYTES
 from voltpy.door_sockets import ACCEPT_PAUSE_S, Sockets, listen
 from voltpy.messages import MAX_FRAME_BYTES
