@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from coordinator.server import CannotListen, Server
+from coordinator.router_server import CannotListen, Server
 from voltpy.events import configure
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 

@@ -34,6 +34,7 @@ from partitions.builtin import builtins
 from partitions.heap import Heap
 from partitions.store import Store
 from partitions.table import Table
+from voltpy.answers import Answers
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import (
     BadArguments,
@@ -91,17 +92,6 @@ class SetAside(Struct, eq=False):
     missing: int
     arrival: int
     times: int
-
-
-class Answers(Struct):
-    """Replies for one origin. `dropped` calls, counted by client id, get none: a retry overtook them, or was first."""
-
-    groups: list[ReplyGroup]
-    errors: list[CallError]
-    dropped: dict[int, int] = {}
-
-    def drop(self, client_id: int, calls: int) -> None:
-        self.dropped[client_id] = self.dropped.get(client_id, 0) + calls
 
 
 class Executor:
@@ -485,19 +475,13 @@ class Executor:
             self._window.remember(self._unlogged)
         if self._settled:
             for origin, answers in self._answers.items():
-                self._settle(origin, answers)
+                settled = self._settled.setdefault(origin, answers)
+                if settled is not answers:
+                    settled.add(answers)
         else:
             self._settled = self._answers
         self._answers = {}
         self._begin_batch()
-
-    def _settle(self, origin: Origin, answers: Answers) -> None:
-        settled = self._settled.setdefault(origin, answers)
-        if settled is not answers:
-            settled.groups.extend(answers.groups)
-            settled.errors.extend(answers.errors)
-            for client_id, calls in answers.dropped.items():
-                settled.drop(client_id, calls)
 
     def undo_batch(self) -> None:
         """Undoes every call of the batch; they may be run again, or refused. Those that were rerun are ready again."""

@@ -18,22 +18,21 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
-from partitions.executor import Answers, Executor
+from partitions.executor import Executor
 from partitions.rates import Rates
 from partitions.store import Store, resident_bytes
 from partitions.wal import Batch, Wal, encode_batch
 from partitions.warm_up import WarmUp
+from voltpy.answers import Answers
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
-    MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
     Calls,
     CheckpointHeld,
@@ -47,8 +46,6 @@ from voltpy.messages import (
     PrepareLoad,
     ReleaseCheckpoint,
     RenewHold,
-    Replies,
-    ReplyGroup,
     StatusReply,
     StatusRequest,
     SwitchLoad,
@@ -59,7 +56,6 @@ from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
 from voltpy.row import encode
 from voltpy.timeout import Timeout
 from voltpy.wire import encode as encode_message
-from voltpy.wire import joined
 
 CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
@@ -67,12 +63,9 @@ WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
-ERRORS_A_FRAME = 256  # see MAX_TRACEBACK_CHARACTERS
-REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 
 Request = tuple[Account[Hashable], Calls | EverywhereCall]
 Control = tuple[Hashable, Message]
-_decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Server:
@@ -317,30 +310,15 @@ class Server:
 
     def _answer(self, account: Account[Hashable], lsn: int, answers: Answers) -> None:
         """One client's replies of one batch, in as many frames as their size asks for, to where it is connected now."""
-        groups: list[ReplyGroup] = []
-        frame_bytes = 0
-        answered = len(answers.errors) + sum(len(group.numbers) for group in answers.groups)
+        answered = answers.calls
         self._calls += answered
         self._door.answered(account, answered + sum(answers.dropped.values()))
         if account.closed:
             return
-        identity = account.identity
         if answers.dropped and account.role == ROUTER:
-            self._send(identity, Dropped(self._partition, self._wal.epoch, answers.dropped))
-        if not answered:
-            return
-        for group in pieces(answers.groups):
-            group_bytes = len(group.results)
-            if groups and frame_bytes + group_bytes > REPLY_BYTES:
-                self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, []))
-                groups, frame_bytes = [], 0
-            groups.append(group)
-            frame_bytes += group_bytes
-        errors = answers.errors
-        while len(errors) > ERRORS_A_FRAME:
-            self._send(identity, Replies(self._partition, self._wal.epoch, lsn, [], errors[:ERRORS_A_FRAME]))
-            errors = errors[ERRORS_A_FRAME:]
-        self._send(identity, Replies(self._partition, self._wal.epoch, lsn, groups, errors))
+            self._send(account.identity, Dropped(self._partition, self._wal.epoch, answers.dropped))
+        for replies in answers.frames(self._partition, self._wal.epoch, lsn):
+            self._send(account.identity, replies)
 
     def _send(self, identity: Hashable, message: Message) -> None:
         """A client that is gone, or does not read, loses its account; nobody waits for it."""
@@ -424,22 +402,3 @@ class Server:
             executor.infos(executor.registry),
             metrics,
         )
-
-
-def pieces(groups: list[ReplyGroup]) -> Iterator[ReplyGroup]:
-    """The same results, in groups of about REPLY_BYTES at most: no client takes a frame past MAX_FRAME_BYTES."""
-    for group in groups:
-        if len(group.results) <= REPLY_BYTES:
-            yield group
-            continue
-        numbers: list[int] = []
-        results: list[bytes] = []
-        size = 0
-        for number, result in zip(group.numbers, map(bytes, _decode_raws(group.results)), strict=True):
-            if numbers and size + len(result) > REPLY_BYTES:
-                yield ReplyGroup(group.client_id, numbers, joined(results))
-                numbers, results, size = [], [], 0
-            numbers.append(number)
-            results.append(result)
-            size += len(result)
-        yield ReplyGroup(group.client_id, numbers, joined(results))

@@ -22,6 +22,10 @@
     RenewHold        supervisor → partition             hold it longer
     ReleaseCheckpoint   supervisor → partition          do with it what you like
     CheckpointReleased  partition → supervisor          it was held up to now, or not
+    CheckpointBegun  partition → supervisor             its state is fixed; batches and replies may go on
+    HoldBatches      supervisor → coordinator           begin no batch until ResumeBatches: a snapshot is being cut
+    BatchesHeld      coordinator → supervisor           none is under way, and none is undecided anywhere
+    ResumeBatches    supervisor → coordinator           go on
     Attach           coordinator → partition            a session of cross-partition transactions begins
     Attached         partition → coordinator            it has, and these batches are in doubt here
     Orders           coordinator → partition            lend, prepare, decide, read: in this order
@@ -56,6 +60,8 @@ CALLS_IN_FLIGHT_A_PARTITION = 65536
 CALLS_A_GROUP = GROUPS_A_FRAME = 4096
 BATCH_BITS = 40
 MAX_LEASE_S = 600.0  # of a checkpoint that is held
+LEASE_S = 1.0  # after which a partition takes back what it lent and was not asked to prepare
+HOLD_S = 0.25  # after which it lets go of replies that it holds back for a read
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
 # Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
@@ -98,6 +104,8 @@ class ProcedureInfo(Struct, array_like=True):
 
     `key_positions`: which arguments decide where it runs. Where their hash slots belong to one partition, it runs
     there, otherwise in the coordinator; without any, in the coordinator too, unless it is `everywhere` (directed).
+    An argument that is a list or tuple of keys stands for all of them. `joint`: a directed procedure that may write
+    tables which every partition has a copy of, so that all its parts commit together, through the coordinator.
     """
 
     name: str
@@ -106,6 +114,7 @@ class ProcedureInfo(Struct, array_like=True):
     read_only: bool
     parameters: list[Parameter]
     doc: str
+    joint: bool = False
 
 
 class Runaway(Struct, array_like=True):
@@ -325,6 +334,27 @@ class CheckpointReleased(Struct, array_like=True, tag=21):
     was_held: bool
 
 
+class CheckpointBegun(Struct, array_like=True, tag=27):
+    """From now on what is written comes after the checkpoint that will be held for this snapshot."""
+
+    snapshot: int
+
+
+class HoldBatches(Struct, array_like=True, tag=28):
+    """Ends by itself after `lease_s` seconds, like the hold of a checkpoint."""
+
+    snapshot: int
+    lease_s: Annotated[float, Meta(gt=0, le=MAX_LEASE_S)]
+
+
+class BatchesHeld(Struct, array_like=True, tag=29):
+    snapshot: int
+
+
+class ResumeBatches(Struct, array_like=True, tag=30):
+    snapshot: int
+
+
 # The coordinator and the partitions.
 
 
@@ -364,7 +394,11 @@ class ScanAnswer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
 
 
 class Borrow(Struct, array_like=True, tag="borrow", forbid_unknown_fields=True):
-    """The batch takes these keys, present or absent, and the tables of these scans whole. Answered by Lent."""
+    """The batch takes these keys, present or absent, and the tables of these scans whole. Answered by Lent.
+
+    Keys and scans of replicated tables are read and not taken: nobody but the coordinator changes those. The partition
+    takes back by itself what it has lent for longer than LEASE_S and was not asked to prepare: then its vote is no.
+    """
 
     batch: int
     keys: list[TableKeys]
@@ -403,6 +437,30 @@ class Commit(Struct, array_like=True, tag="commit", forbid_unknown_fields=True):
     outcomes: Raw
 
 
+class RunDirected(Struct, array_like=True, tag="run_directed", forbid_unknown_fields=True):
+    """Runs this partition's part of a joint directed call, and prepares what it changes. Answered by Ran.
+
+    It may be set aside for pages from disk; the orders behind it wait.
+    """
+
+    batch: int
+    client_id: ClientId
+    number: CallNumber
+    procedure: str
+    args: Raw
+    now_us: int
+
+
+class Ran(Struct, array_like=True, tag="ran", forbid_unknown_fields=True):
+    """The part's encoded result, and what it changes in tables that every partition has a copy of, which must be the
+    same everywhere. It is prepared, on disk. With an `error` nothing is."""
+
+    batch: int
+    result: Raw
+    copies: list[TableChanges]
+    error: CallError | None = None
+
+
 class Vote(Struct, array_like=True, tag="vote", forbid_unknown_fields=True):
     """`error` is empty for yes, which is on disk then; else a class name of voltpy.errors: "ReadOnly" for want of room,
     "Unavailable" when the partition does not hold the batch (any more)."""
@@ -431,7 +489,7 @@ class Decided(Struct, array_like=True, tag="decided", forbid_unknown_fields=True
 class Read(Struct, array_like=True, tag="read", forbid_unknown_fields=True):
     """Reads these without borrowing, at once. Until Release the partition holds back the replies of what runs after.
 
-    Answered by ReadAnswer.
+    Answered by ReadAnswer. The partition lets the replies go by itself after HOLD_S, and tells so in Released.
     """
 
     round: int
@@ -479,8 +537,8 @@ class Recalled(Struct, array_like=True, tag="recalled", forbid_unknown_fields=Tr
     reaches: int
 
 
-Order = Borrow | Prepare | Commit | Decide | Read | Release | Recall
-Report = Lent | Vote | Decided | ReadAnswer | Released | Recalled
+Order = Borrow | RunDirected | Prepare | Commit | Decide | Read | Release | Recall
+Report = Lent | Ran | Vote | Decided | ReadAnswer | Released | Recalled
 
 
 class Attach(Struct, array_like=True, tag=22, forbid_unknown_fields=True):
@@ -531,5 +589,6 @@ Message = (
     Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
     | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
+    | CheckpointBegun | HoldBatches | BatchesHeld | ResumeBatches
     | Attach | Attached | Orders | Reports | Detach
 )  # fmt: skip

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES, Answers
+from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
+from voltpy.answers import Answers
 from voltpy.errors import (
     Aborted,
     BadArguments,

@@ -20,8 +20,8 @@ import pytest
 import zmq
 from msgspec import Raw
 
-from partitions.server import REPLY_BYTES, pieces
 from voltpy import heartbeat
+from voltpy.answers import REPLY_BYTES, pieces
 from voltpy.data_directory import DataDirectory
 from voltpy.door import CLIENT, HELLO_BYTES, NO_HELLO, ROUTER, SUPERVISOR
 from voltpy.errors import Aborted, Error, ReadOnly, from_wire

@@ -18,7 +18,7 @@ import pytest
 import zmq
 from msgspec import Raw, msgpack
 
-from coordinator.server import CannotListen, Server
+from coordinator.router_server import CannotListen, Server
 from voltpy.door import CLIENT, NO_HELLO, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
