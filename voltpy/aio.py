@@ -115,7 +115,10 @@ class AsyncClient:
         self._closed = False
 
     async def call(self, name: str, /, *args: Any, timeout: float | None = None) -> Any:
-        """Calls a procedure in the partition of its key and returns its result. Raises what voltpy.errors lists."""
+        """Calls a procedure where its keys are, be it in several partitions, and returns its result.
+
+        Raises what voltpy.errors lists.
+        """
         return await self._submit(name, args, self._timeout if timeout is None else _positive(timeout))
 
     def submit(self, name: str, /, *args: Any) -> asyncio.Future[Any]:
@@ -152,6 +155,7 @@ class AsyncClient:
         """Runs a directed procedure in every partition; the result of partition i is at index i.
 
         Each runs as an independent transaction. If some fail, the first one's error is raised; the others have run.
+        Where it writes tables of which every partition has a copy, all of them are one transaction.
         """
         call = _EverywhereCall()
         limit = self._timeout if timeout is None else _positive(timeout)

@@ -19,7 +19,7 @@ from voltpy.errors import BadArguments, Error, Unavailable
 from voltpy.hash_slot import hash_slot
 from voltpy.lane import ROUTER, Lane
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
-from voltpy.routing import SLOT_MASK, slot_of
+from voltpy.routing import SLOT_MASK, route
 
 OTHER_ROW_FAILED: Final = "not sent, since another row failed"
 
@@ -69,30 +69,32 @@ class Batch:
     def first_error(self) -> Error | None:
         return next((result for result in self.results if isinstance(result, Error)), None)
 
-    def deal(self, rows: list[Any], lanes: list[Lane], owners: list[Lane]) -> list[Group]:
+    def deal(self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
         """Deals rows out to the lanes of their keys, and returns the groups that are full.
 
         `owners` has the lane of each hash slot. A row that can't be routed fails.
         """
-        position = len(self.results)
-        self.results.extend([UNSETTLED] * len(rows))
-        self.left += len(rows)
-        key_position = self.info.key_positions[0] if self.info.key_positions else -1
+        if len(self.info.key_positions) == 1:
+            return self._deal_by_key(rows, lanes, owners, coordinator)
+        if len(self.info.key_positions) == 2:
+            return self._deal_by_two_keys(rows, lanes, owners, coordinator)
+        self._deal_singly(rows, self._awaited(rows), lanes, owners, coordinator)
+        return self._take_full()
+
+    def _deal_by_key(self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
+        position = self._awaited(rows)
+        key_position = self.info.key_positions[0]
         try:
-            kinds = set(map(type, rows))
-            if not kinds <= _ROW_TYPES:
-                raise TypeError
-            if list in kinds:
-                rows = list(map(tuple, rows))  # a generator may use one list for all its rows
+            rows = _tuples(rows)
             keys = [row[key_position] for row in rows]
             if set(map(type, keys)) == _INT_KEYS:
                 slots = [crc_hqx(b"%d" % key, 0) & SLOT_MASK for key in keys]
             else:
                 slots = list(map(hash_slot, keys))
         except (TypeError, IndexError, UnicodeEncodeError):
-            self._deal_singly(rows, position, lanes, owners)
+            self._deal_singly(rows, position, lanes, owners, coordinator)
             return self._take_full()
-        self.reopen(lanes, owners)
+        self.reopen(lanes, owners, coordinator)
         columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self.open.items()}
         for row, slot in zip(rows, slots, strict=True):
             group_slots, group_rows, group_positions = columns[owners[slot]]
@@ -102,15 +104,51 @@ class Batch:
             position += 1
         return self._take_full()
 
-    def reopen(self, lanes: list[Lane], owners: list[Lane]) -> None:
+    def _deal_by_two_keys(
+        self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane
+    ) -> list[Group]:
+        """The same for what moves something from one key to another, where both are integers."""
+        position = self._awaited(rows)
+        first, second = self.info.key_positions
+        try:
+            rows = _tuples(rows)
+            keys, others = [row[first] for row in rows], [row[second] for row in rows]
+            if not set(map(type, keys)) == set(map(type, others)) == _INT_KEYS:
+                raise TypeError
+        except (TypeError, IndexError):
+            self._deal_singly(rows, position, lanes, owners, coordinator)
+            return self._take_full()
+        self.reopen(lanes, owners, coordinator)
+        columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self.open.items()}
+        for row, key, other in zip(rows, keys, others, strict=True):
+            slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK
+            lane = owners[slot]
+            if owners[crc_hqx(b"%d" % other, 0) & SLOT_MASK] is not lane:
+                lane = coordinator
+            group_slots, group_rows, group_positions = columns[lane]
+            group_slots.append(slot)
+            group_rows.append(row)
+            group_positions.append(position)
+            position += 1
+        return self._take_full()
+
+    def _awaited(self, rows: list[Any]) -> int:
+        """Makes place for the rows' results; the first one's position."""
+        position = len(self.results)
+        self.results.extend([UNSETTLED] * len(rows))
+        self.left += len(rows)
+        return position
+
+    def reopen(self, lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> None:
         """Has one open group for each of these lanes; what is dealt out already moves to them."""
         if list(self.open) == lanes:
             return
         former = self.open
         self.open = {lane: Group(self, self.info, lane, [], [], []) for lane in lanes}
         for group in former.values():
-            for slot, row, position in zip(group.slots, group.rows, group.positions, strict=True):
-                self.open[owners[slot]].append(slot, row, position)
+            for row, position in zip(group.rows, group.positions, strict=True):
+                lane, slot = route(group.info, row, owners, coordinator)
+                self.open[lane].append(slot, row, position)
 
     def take(self, lane: Lane) -> Group:
         """The lane's open group, which is replaced by an empty one."""
@@ -118,9 +156,9 @@ class Batch:
         self.open[lane] = Group(self, self.info, lane, [], [], [])
         return group
 
-    def change(self, info: ProcedureInfo, lanes: list[Lane], owners: list[Lane]) -> list[Group]:
+    def change(self, info: ProcedureInfo, lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
         """The procedure was replaced: what is dealt out already leaves by the old signature, and is checked there."""
-        self.reopen(lanes, owners)
+        self.reopen(lanes, owners, coordinator)
         self.info = info
         return [group for group in map(self.take, list(self.open)) if group.rows]
 
@@ -131,18 +169,20 @@ class Batch:
             group.fail(OTHER_ROW_FAILED)
         self.open = {}
 
-    def _deal_singly(self, rows: list[Any], position: int, lanes: list[Lane], owners: list[Lane]) -> None:
-        self.reopen(lanes, owners)
+    def _deal_singly(
+        self, rows: list[Any], position: int, lanes: list[Lane], owners: list[Lane], coordinator: Lane
+    ) -> None:
+        self.reopen(lanes, owners, coordinator)
         for place, row in enumerate(rows, position):
             try:
                 if not isinstance(row, tuple | list):
                     raise BadArguments(f"{self.procedure}: a row is a tuple of arguments, not {type(row).__name__}")
                 args = tuple(row)
-                slot = slot_of(self.info, args)
+                lane, slot = route(self.info, args, owners, coordinator)
             except BadArguments as error:
                 self.place(place, error)
                 continue
-            self.open[owners[slot]].append(slot, args, place)
+            self.open[lane].append(slot, args, place)
 
     def _take_full(self) -> list[Group]:
         taken = []
@@ -157,6 +197,14 @@ class Batch:
                 taken.append(Group(self, group.info, lane, slots, rows, positions))
             del group.slots[:full], group.rows[:full], group.positions[:full]
         return taken
+
+
+def _tuples(rows: list[Any]) -> list[Any]:
+    """Raises TypeError where a row is neither tuple nor list."""
+    kinds = set(map(type, rows))
+    if not kinds <= _ROW_TYPES:
+        raise TypeError
+    return list(map(tuple, rows)) if list in kinds else rows  # a generator may use one list for all its rows
 
 
 class Group:

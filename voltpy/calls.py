@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from voltpy.errors import BadArguments, Error, Indeterminate, Unavailable
+from voltpy.errors import BadArguments, Error, Indeterminate, ProtocolError, Unavailable
 from voltpy.messages import MAX_FRAME_BYTES, NEVER_SENT
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class Pending:
     """One call on its way. When `done`, `value` or `error` is its outcome.
 
     A shell derives from it to wake whoever waits. `args` is the encoded argument array; `lsn` the partition's last LSN
-    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT.
+    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT;
+    `lost_incarnation` the incarnation that the last lost attempt was for.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Pending:
         "floor",
         "incarnation",
         "lane",
+        "lost_incarnation",
         "lsn",
         "number",
         "position",
@@ -71,11 +73,18 @@ class Pending:
         self.error: Error | None = None
         self.number = 0
         self.floor = NEVER_SENT
+        self.lost_incarnation = 0
         self.batch: Batch | None = None
 
     def begin(self) -> bool:
         """Called just before the first attempt leaves. False: its caller has cancelled it."""
         return True
+
+    def lose(self) -> None:
+        """An attempt was sent, and its answer will not come."""
+        if self.floor == NEVER_SENT:
+            self.floor = self.lsn
+        self.lost_incarnation = self.incarnation
 
     def never_ran(self, error: Error) -> Error:
         """The error for an attempt that did not run: of a retried call, an earlier one may have."""
@@ -100,27 +109,37 @@ class Lookup(Pending):
 
 
 class Everywhere(Pending):
-    """A directed call. `values[p]` or `errors[p]` is partition p's outcome; `missing` are those to come."""
+    """A directed call. `values[p]` or `errors[p]` is partition p's outcome; `missing` are those to come.
 
-    __slots__ = ("errors", "incarnations", "missing", "values")
+    The parts of a joint one commit together: the coordinator answers for all of them, with the list of their results.
+    """
+
+    __slots__ = ("errors", "incarnations", "missing", "parts", "values")
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: list[Any] = []
+        self.values: dict[int, Any] = {}
         self.errors: dict[int, Error] = {}
-        self.incarnations: list[int] = []
+        self.incarnations: dict[int, int] = {}
         self.missing: set[int] = set()
+        self.parts = 0
 
-    def expect(self, incarnations: list[int]) -> None:
-        """It is about to be sent, to partitions of these incarnations."""
+    def expect(self, incarnations: dict[int, int], parts: int) -> None:
+        """It is about to be sent, to processes of these incarnations; so many parts of it will run."""
         self.incarnations = incarnations
-        self.missing = set(range(len(incarnations)))
-        self.values = [None] * len(incarnations)
+        self.missing = set(incarnations)
+        self.parts = parts
+
+    @property
+    def is_joint(self) -> bool:
+        return len(self.incarnations) < self.parts
 
     def take(self, partition: int, value: Any, error: Error | None) -> bool:
         """Takes in one partition's outcome. True: none is missing any more, `value` or `error` is the whole's."""
         if partition not in self.missing:
             return False
+        if self.is_joint and error is None and (type(value) is not list or len(value) != self.parts):
+            raise ProtocolError(f"a joint call has {self.parts} results, and others were sent")
         self.missing.remove(partition)
         if error is None:
             self.values[partition] = value
@@ -130,8 +149,10 @@ class Everywhere(Pending):
             return False
         if self.errors:
             self.error = self.errors[min(self.errors)]
+        elif self.is_joint:
+            self.value = value
         else:
-            self.value = self.values
+            self.value = [self.values[number] for number in sorted(self.values)]
         return True
 
 

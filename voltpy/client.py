@@ -140,7 +140,10 @@ class Client:
     # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def call(self, name: str, /, *args: Any, timeout: float | None = None) -> Any:
-        """Calls a procedure in the partition of its key and returns its result. Raises what voltpy.errors lists."""
+        """Calls a procedure where its keys are, be it in several partitions, and returns its result.
+
+        Raises what voltpy.errors lists.
+        """
         call = _Call()
         limit = self._timeout if timeout is None else _positive(timeout)
         if self._links.orphaned:
@@ -216,6 +219,7 @@ class Client:
         """Runs a directed procedure in every partition; the result of partition i is at index i.
 
         Each runs as an independent transaction. If some fail, the first one's error is raised; the others have run.
+        Where it writes tables of which every partition has a copy, all of them are one transaction.
         """
         call = _EverywhereCall()
         limit = self._timeout if timeout is None else _positive(timeout)

@@ -8,9 +8,10 @@ in `settled`; a batch's results are in the batch.
       ▲                 │ partition or connection lost, or answered "stale"
       └──── requeued ───┴─────────────► settled: Indeterminate, ProcedureTimeout, …
 
-Each partition has a lane (`voltpy.lane`), where calls wait for room. They leave in frames of at most CALLS_A_FRAME
-calls and about FRAME_BYTES, and are then in flight (`voltpy.in_flight`) until they are answered or lost. A lane is
-served by a direct connection to its partition once that has welcomed us, else by the router.
+Each partition has a lane (`voltpy.lane`), where calls wait for room, and so has the coordinator; `voltpy.routing` says
+which one is a call's. They leave in frames of at most CALLS_A_FRAME calls and about FRAME_BYTES, and are then in flight
+(`voltpy.in_flight`) until they are answered or lost. A lane is served by a direct connection to its process once that
+has welcomed us, else by the router.
 
 Numbers are given to calls when they are sent. A call that is sent again keeps its number: with the client id it is the
 call id by which the partition knows whether it ran. Once one attempt of a call was lost it carries `floor`, and from
@@ -47,9 +48,10 @@ from voltpy.errors import (
 from voltpy.frame import Frame, frame_of_calls
 from voltpy.hash_slot import slot_owners
 from voltpy.in_flight import InFlight
-from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane
+from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane, lanes_of
 from voltpy.messages import (
     CALLS_A_FRAME,
+    ELSEWHERE,
     MAX_FRAME_BYTES,
     NEVER_SENT,
     PROTOCOL_VERSION,
@@ -68,7 +70,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
-from voltpy.routing import SLOT_MASK, no_such, routes_alike, slot_of
+from voltpy.routing import SLOT_MASK, no_such, route, routes_alike
 
 ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
 TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
@@ -101,7 +103,9 @@ class Connection:
         self.urgent = False  # a lane holds a full frame, and has room for it
         self.next_time = inf  # when `expire` has something to do
         self._catalog_version = 0
-        self._owners: list[Lane] = []
+        self._partitions = 0
+        self._owners: list[Lane] = []  # the lane of each hash slot
+        self._coordinator = Lane(0, 1)  # the lane of what belongs to no partition; with one partition it is that one's
         self._last_number = 0
         self._in_flight = InFlight()
         self._calls = self._in_flight.calls  # at hand, for lone calls
@@ -134,14 +138,13 @@ class Connection:
             self._ask_for(call, now)
             return
         try:
-            call.slot = slot = slot_of(info, args)
+            call.lane, call.slot = lane, _ = route(info, args, self._owners, self._coordinator)
         except BadArguments as bad:
             self._fail(call, bad)
             return
         if len(call.args) > MAX_CALL_BYTES:
             self._fail(call, too_large(procedure, len(call.args)))
             return
-        call.lane = lane = self._owners[slot]
         lane.queue.append(call)
         self._due[lane] = None
         if len(lane.queue) >= CALLS_A_FRAME and lane.has_room():
@@ -236,18 +239,18 @@ class Connection:
 
     def room(self, batch: Batch) -> int:
         """How many more rows of the batch it is worth reading now: half a window more than can be under way."""
-        return (3 * WINDOW_CALLS * len(self.lanes)) // 2 - batch.left
+        return (3 * WINDOW_CALLS * self._partitions) // 2 - batch.left
 
     def fill(self, batch: Batch, rows: list[Any], now: float) -> None:
         """Deals rows (tuples or lists of arguments) out to the lanes of their keys."""
         if batch.info is not self.procedures.get(batch.procedure):
             self._route_batch_again(batch, now)
-        for group in batch.deal(rows, self.lanes, self._owners):
+        for group in batch.deal(rows, self.lanes, self._owners, self._coordinator):
             self._line_up(group, now)
 
     def push(self, batch: Batch, now: float) -> None:
         """Lets groups go that are not full: of lanes about to run dry, and all of them when no more rows will come."""
-        batch.reopen(self.lanes, self._owners)
+        batch.reopen(self.lanes, self._owners, self._coordinator)
         for lane, group in batch.open.items():
             if group.rows and (batch.finished or (lane.unanswered < CALLS_A_FRAME and not lane.ready)):
                 self._line_up(batch.take(lane), now)
@@ -272,7 +275,7 @@ class Connection:
         info = self.procedures.get(batch.procedure)
         if info is None:
             return  # the rows fail as they leave
-        for group in batch.change(info, self.lanes, self._owners):
+        for group in batch.change(info, self.lanes, self._owners, self._coordinator):
             self._line_up(group, now)
 
     def _line_up(self, group: Group, now: float) -> None:
@@ -355,9 +358,12 @@ class Connection:
                     self._ask_for(call, now)
                     continue
                 if not info.everywhere:
-                    self._fail(call, BadArguments(f"{call.procedure} runs in one partition, its key's: use call"))
+                    self._fail(call, BadArguments(f"{call.procedure} does not run in every partition: use call"))
                     continue
-                call.expect([lane.incarnation for lane in self.lanes])
+                lanes = self.lanes[: self._partitions]
+                if info.joint and self._partitions > 1:
+                    lanes = [self._coordinator]
+                call.expect({lane.partition: lane.incarnation for lane in lanes}, self._partitions)
                 message = EverywhereCall(
                     self._catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
                 )
@@ -485,7 +491,7 @@ class Connection:
     def _turn_away(self, lane: Lane, now: float) -> None:
         """The lane leads nowhere: fails what may not wait for it to come back."""
         if lane.incarnation == 0:
-            why, patience = f"partition {lane.partition} is down", 0.0
+            why, patience = f"{lane.name} is down", 0.0
         else:
             why, patience = "the router is not connected", self._router_wait_until
         waiting: deque[Pending] = deque()
@@ -508,7 +514,7 @@ class Connection:
     # ── frames come in ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, source: int, frame: bytes, now: float) -> bool:
-        """Takes in one frame from the router or a partition. False: the connection can't be trusted; close it."""
+        """Takes in one frame from the router or a lane's process. False: the connection can't be trusted; close it."""
         try:
             message = wire.decode(frame)
             if isinstance(message, Replies):
@@ -526,7 +532,7 @@ class Connection:
             else:
                 raise ProtocolError(f"a client can't receive {type(message).__name__}")
         except ProtocolError as error:
-            self._fail_all_through(source, ProtocolError(f"{_place(source)} sent what is no answer: {error}"))
+            self._fail_all_through(source, ProtocolError(f"{self._place(source)} sent what is no answer: {error}"))
             return False
         return True
 
@@ -576,7 +582,7 @@ class Connection:
     def _replies(self, replies: Replies, now: float) -> None:
         partition = replies.partition
         if partition >= len(self.lanes):
-            raise ProtocolError(f"replies of partition {partition}, of {len(self.lanes)}")
+            raise ProtocolError(f"replies of partition {partition}, of {self._partitions}")
         if partition >= 0:
             lane = self.lanes[partition]
             if replies.incarnation == lane.incarnation and replies.lsn > lane.lsn:
@@ -606,12 +612,14 @@ class Connection:
         if reply.code == STALE:
             self._stale(call, now)
             return
+        if reply.code == ELSEWHERE and call.lane is not self._coordinator:
+            self._go_elsewhere(call)
+            return
         error = from_wire(reply.code, reply.message, reply.type_name, reply.traceback_text)
         may_retry = now < call.retry_until and call.number not in self._runaways
         if isinstance(error, Indeterminate) and may_retry and (partition < 0 or call.floor == NEVER_SENT):
             # The router's way to say that the partition was lost; of a retry, the partition's own word is the last.
-            if call.floor == NEVER_SENT:
-                call.floor = call.lsn
+            call.lose()
             self._hold(call, now)
         elif isinstance(error, Unavailable) and may_retry:
             self._hold(call, now)
@@ -627,6 +635,23 @@ class Connection:
             return
         self._hello_wanted = True
         self._hold(call, now)
+
+    def _go_elsewhere(self, call: Pending) -> None:
+        """Its partition has undone it, since it needs the coordinator: goes there, under the same number.
+
+        The coordinator knows nothing of attempts in the partition, so none of them may take effect once we ask it. A
+        retry is answered so only by a partition that remembers no earlier attempt and would (`retry_floor`): up to now
+        none has. A lost attempt can still come if it was for this same process; one that was for an earlier process
+        is refused for its incarnation. The floor was an LSN of the partition's: for the coordinator this is the first
+        attempt.
+        """
+        if call.floor != NEVER_SENT and call.incarnation == call.lost_incarnation:
+            self._fail(call, call.never_ran(Unavailable(f"{call.procedure} has to run in the coordinator")))
+            return
+        call.floor = NEVER_SENT
+        call.lane = self._coordinator
+        call.lsn = call.lane.lsn
+        self._requeue(call)
 
     def _hold(self, call: Pending, now: float) -> None:
         when = now + RESEND_WAIT_S
@@ -663,7 +688,7 @@ class Connection:
             error = ProtocolError(f"{refusal.code}: {refusal.message}")
         if source == ROUTER and not self.router_ready:
             self.rejected = error
-        self._fail_all_through(source, ProtocolError(f"{_place(source)} refused a frame: {error}"))
+        self._fail_all_through(source, ProtocolError(f"{self._place(source)} refused a frame: {error}"))
 
     # ── the cluster changes ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -714,7 +739,7 @@ class Connection:
     def _end_limbo(self, lane: Lane, now: float) -> None:
         lane.limbo_until = inf
         for call in self._in_flight.single_out(lambda call: call.lane is lane and call.via != ROUTER):
-            self._lose(call, f"the connection to partition {lane.partition} was lost", now)
+            self._lose(call, f"the connection to {lane.name} was lost", now)
 
     def close(self, why: str) -> None:
         """Settles everything: the client is going away."""
@@ -746,12 +771,18 @@ class Connection:
         addresses = sorted(topology.partitions, key=lambda address: address.partition)
         if not addresses or [address.partition for address in addresses] != list(range(len(addresses))):
             raise ProtocolError("a topology without partitions 0, 1, …")
+        partitions = len(addresses)
+        if partitions > 1:
+            addresses.append(topology.coordinator or PartitionAddress(partitions, 0, "", 0, 0))
+            if addresses[-1].partition != partitions:
+                raise ProtocolError("a topology whose coordinator has not the number after the last partition's")
         self.topology = topology
         self.topologies += 1
         self._runaways = {runaway.call_number for runaway in topology.runaways if runaway.client_id == self.client_id}
-        if len(self.lanes) != len(addresses) or (known is not None and known.cluster_id != topology.cluster_id):
-            self._replace_lanes(len(addresses), now)
+        if self._partitions != partitions or (known is not None and known.cluster_id != topology.cluster_id):
+            self._replace_lanes(partitions, now)
         for lane, address in zip(self.lanes, addresses, strict=True):
+            lane.address = address
             if lane.incarnation != address.incarnation:
                 self._change_lane(lane, address, now)
             elif address.lsn > lane.lsn:
@@ -770,7 +801,7 @@ class Connection:
             for call in found:
                 self._found(call)
 
-    def _replace_lanes(self, count: int, now: float) -> None:
+    def _replace_lanes(self, partitions: int, now: float) -> None:
         """Another cluster, as far as calls go: nothing of the old one can be asked again."""
         for call in self._in_flight.single_out(lambda call: True):
             call.retry_until = 0.0
@@ -779,8 +810,10 @@ class Connection:
         for lane in self.lanes:
             for group in lane.ready:
                 unsent.extend(group.singly())
-        self.lanes = [Lane(partition, count) for partition in range(count)]
-        self._owners = [self.lanes[partition] for partition in slot_owners(count)]
+        self.lanes = lanes_of(partitions)
+        self._partitions = partitions
+        self._owners = [self.lanes[partition] for partition in slot_owners(partitions)]
+        self._coordinator = self.lanes[-1]
         self._due.clear()
         for call in unsent:
             if call.floor != NEVER_SENT:
@@ -789,12 +822,12 @@ class Connection:
                 self._route_again(call)
 
     def _change_lane(self, lane: Lane, address: PartitionAddress, now: float) -> None:
-        """The partition died or came back: what its former process had not answered will not be answered."""
+        """A process died or came back: what the former one had not answered will not be answered."""
         lane.incarnation = address.incarnation
         lane.lsn = address.lsn
         lane.direct = False
         lane.limbo_until = inf
-        why = f"partition {lane.partition} was lost"
+        why = f"{lane.name} was lost"
         for call in self._in_flight.single_out(
             lambda call: call.lane is lane and call.incarnation != address.incarnation
         ):
@@ -827,15 +860,18 @@ class Connection:
         try:
             if info is None:
                 raise no_such(call.procedure)
-            slot = slot_of(info, _decode_value(call.args))
+            lane, slot = route(info, _decode_value(call.args), self._owners, self._coordinator)
         except (BadArguments, UnknownProcedure) as error:
             self._fail(call, call.never_ran(error))
             return
-        if call.floor != NEVER_SENT and self._owners[slot] is not call.lane:
-            # Only the partition of the first attempt knows whether that ran.
-            self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: its routing has changed")))
-            return
+        if call.floor != NEVER_SENT and lane is not call.lane:
+            # Only where the first attempt went is known whether it ran. The coordinator runs what is a partition's too.
+            if call.lane is not self._coordinator:
+                self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: its routing has changed")))
+                return
+            lane = call.lane
         call.slot = slot
+        call.lane = lane
         self._enqueue(call)
 
     def _settle_unknown(self) -> None:
@@ -877,15 +913,14 @@ class Connection:
 
     def _lost_error(self, call: Pending, why: str) -> Error:
         if call.number in self._runaways:
-            return ProcedureTimeout(f"{call.procedure}: it ran past the time limit, and its partition was restarted")
+            return ProcedureTimeout(f"{call.procedure}: it ran past the time limit, and its process was restarted")
         return Indeterminate(f"{call.procedure}: {why} after the call was sent; it may have run")
 
     def _lose(self, call: Pending, why: str, now: float) -> None:
         """The call was sent and its answer will not come: settles it, or sends it again under its number."""
         self._in_flight.remove(call)
         if now < call.retry_until and call.number not in self._runaways and not call.done:
-            if call.floor == NEVER_SENT:
-                call.floor = call.lsn
+            call.lose()
             self._requeue(call)
         else:
             self._fail(call, self._lost_error(call, why))
@@ -899,7 +934,7 @@ class Connection:
         self._enqueue(call)
 
     def _enqueue(self, call: Pending) -> None:
-        call.lane = lane = self._owners[call.slot]
+        lane = call.lane
         lane.queue.append(call)
         self._due[lane] = None
         self.next_time = min(self.next_time, call.deadline)
@@ -963,6 +998,5 @@ class Connection:
             times += lane.deadlines()
         self.next_time = min(times, default=inf)
 
-
-def _place(destination: int) -> str:
-    return "the router" if destination == ROUTER else f"partition {destination}"
+    def _place(self, destination: int) -> str:
+        return self.lanes[destination].name if 0 <= destination < len(self.lanes) else "the router"

@@ -1,4 +1,4 @@
-"""A lane to each partition: its calls wait there until its window has room, WINDOW_CALLS unanswered calls.
+"""A lane to each partition, and to the coordinator: calls wait there until its window has room, WINDOW_CALLS of them.
 
 Calls are counted, not frames: replies coalesce. Bytes are counted too, so that large calls don't pile up in sockets.
 """
@@ -10,29 +10,31 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from voltpy.calls import Pending
-from voltpy.messages import CALLS_A_FRAME, CALLS_IN_FLIGHT_A_CLIENT, FRAMES_IN_FLIGHT
+from voltpy.messages import CALLS_A_FRAME, CALLS_IN_FLIGHT_A_CLIENT, FRAMES_IN_FLIGHT, PartitionAddress
 
 if TYPE_CHECKING:
     from voltpy.batch import Group
 
-ROUTER: Final = -1  # a destination; the others are partition numbers
+ROUTER: Final = -1  # a destination; the others are partition numbers, and the next one for the coordinator
 FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
 WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
 WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
 
 
 class Lane:
-    """What waits for one partition, and how much of what was sent is unanswered.
+    """What waits for one partition, or for the coordinator, and how much of what was sent is unanswered.
 
-    `window` bounds the unanswered calls: at the router all lanes share one limit. `limbo_until`: when its direct
-    connection was lost, until then the router may still say what became of it.
+    `window` bounds the unanswered calls: at the router all lanes share one limit, `routed_window` is this one's part.
+    `limbo_until`: when its direct connection was lost, until then the router may still say what became of it.
     """
 
     __slots__ = (
+        "address",
         "direct",
         "incarnation",
         "limbo_until",
         "lsn",
+        "name",
         "partition",
         "queue",
         "ready",
@@ -41,9 +43,11 @@ class Lane:
         "unanswered_bytes",
     )
 
-    def __init__(self, partition: int, partitions: int) -> None:
+    def __init__(self, partition: int, routed_window: int, name: str = "") -> None:
         self.partition = partition
-        self.routed_window = max(min(WINDOW_CALLS, CALLS_IN_FLIGHT_A_CLIENT // partitions), 1)
+        self.name = name or f"partition {partition}"
+        self.address = PartitionAddress(partition, 0, "", 0, 0)
+        self.routed_window = routed_window
         self.incarnation = 0
         self.lsn = 0
         self.direct = False
@@ -73,3 +77,12 @@ class Lane:
     def deadlines(self) -> list[float]:
         """When something has to be done about what waits here."""
         return [self.limbo_until, *(call.deadline for call in self.queue), *(group.deadline for group in self.ready)]
+
+
+def lanes_of(partitions: int) -> list[Lane]:
+    """A lane to each partition and, where there are several, one to the coordinator."""
+    if partitions == 1:
+        return [Lane(0, WINDOW_CALLS)]
+    window = max(min(WINDOW_CALLS, (CALLS_IN_FLIGHT_A_CLIENT - WINDOW_CALLS) // partitions), 1)
+    lanes = [Lane(partition, window) for partition in range(partitions)]
+    return [*lanes, Lane(partitions, WINDOW_CALLS, "the coordinator")]

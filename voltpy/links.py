@@ -173,7 +173,7 @@ class Links:
         self._unread.discard(destination)
 
     def _tend(self, lane: Lane, topology: Topology, now: float) -> None:
-        """Keeps a link to the partition's present process, if there is one."""
+        """Keeps a link to the lane's present process, if there is one."""
         link = self.links.get(lane.partition)
         if link is not None and link.incarnation != lane.incarnation:
             self._drop(link, now)
@@ -182,7 +182,7 @@ class Links:
         if lane.incarnation == 0:
             self._retry_at.pop(lane.partition, None)
         elif link is None and now >= self._retry_at.get(lane.partition, 0.0):
-            address = next(entry for entry in topology.partitions if entry.partition == lane.partition)
+            address = lane.address
             path = address.ipc_path
             local = bool(path) and _same_machine(topology)
             if local and os.access(stream_path(path), os.W_OK):

@@ -55,7 +55,7 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 16 << 20
 CALLS_A_FRAME = 128
 FRAMES_IN_FLIGHT = 8  # unanswered frames that a client allows itself for each destination
-CALLS_IN_FLIGHT_A_CLIENT = 8192  # past it a door answers Overloaded
+CALLS_IN_FLIGHT_A_CLIENT = 9 * 1024  # past it a door answers Overloaded; a client leaves 1024 to the coordinator
 CALLS_IN_FLIGHT_A_PARTITION = 65536
 CALLS_A_GROUP = GROUPS_A_FRAME = 4096
 BATCH_BITS = 40

@@ -170,7 +170,7 @@ class Procedure:
     )
 
     def __init__(self, body: Callable[..., Any], namespace: dict[str, Any], *, joint: bool = False) -> None:
-        """`joint` is for directed procedures (ProcedureInfo). Raises SchemaError for a signature that can't be served."""
+        """`joint` is for directed procedures (ProcedureInfo). Raises SchemaError for a bad signature."""
         declaration: Declaration = getattr(body, _MARK)
         parameters = list(inspect.signature(body).parameters.values())[1:]
         annotations = [_resolved(body, parameter, namespace) for parameter in parameters]

@@ -1,9 +1,17 @@
-"""What a procedure's signature says about where its calls run: the hash slot of a call's key."""
+"""What a procedure's signature says about where its calls run: in the partition of all their keys, or across several.
+
+    keys of a call            it runs                     its hash slot
+    all of one partition      there                       the first key's
+    of several partitions     in the coordinator          the first key's
+    none is declared          in the coordinator          0
+
+In a cluster of one partition everything runs there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from voltpy.errors import BadArguments, UnknownProcedure
 from voltpy.hash_slot import HASH_SLOTS, hash_slot
@@ -11,20 +19,48 @@ from voltpy.messages import ProcedureInfo
 
 SLOT_MASK: Final = HASH_SLOTS - 1
 
+Place = TypeVar("Place")  # a partition as its caller knows it: a number, or a lane
 
-def slot_of(info: ProcedureInfo, args: Sequence[Any]) -> int:
-    """The hash slot of a call's key. Raises BadArguments where there is none."""
-    if not info.key_positions:
-        hint = "use call_everywhere" if info.everywhere else "it can't be called yet"
-        raise BadArguments(f"{info.name} has no partition key: {hint}")
-    position = info.key_positions[0]
-    if position >= len(args):
-        name = info.parameters[position].name if position < len(info.parameters) else "its key"
-        raise BadArguments(f"{info.name} needs {name}, argument {position + 1}; {len(args)} were given")
-    try:
-        return hash_slot(args[position])
-    except (TypeError, UnicodeEncodeError) as error:
-        raise BadArguments(f"{info.name}, argument {position + 1}: {error}") from None
+
+def route(info: ProcedureInfo, args: Sequence[Any], owners: Sequence[Place], coordinator: Place) -> tuple[Place, int]:
+    """Where a call runs, and its hash slot. `owners` has the place of each hash slot. Raises BadArguments."""
+    positions = info.key_positions
+    if len(positions) == 1 and positions[0] < len(args):
+        key = args[positions[0]]
+        if type(key) is int:
+            slot = hash_slot(key)
+            return owners[slot], slot
+    slots = slots_of(info, args)
+    if not slots:
+        return coordinator, 0
+    place = owners[slots[0]]
+    if all(owners[slot] == place for slot in slots):
+        return place, slots[0]
+    return coordinator, slots[0]
+
+
+def slots_of(info: ProcedureInfo, args: Sequence[Any]) -> list[int]:
+    """The hash slots of all of a call's keys; none where none is declared. Raises BadArguments for keys that are none,
+    and for a directed procedure, whose calls don't run in one place."""
+    if info.everywhere:
+        raise BadArguments(f"{info.name} runs in every partition: use call_everywhere")
+    slots: list[int] = []
+    for position in info.key_positions:
+        if position >= len(args):
+            name = info.parameters[position].name if position < len(info.parameters) else "its key"
+            raise BadArguments(f"{info.name} needs {name}, argument {position + 1}; {len(args)} were given")
+        value = args[position]
+        try:
+            if isinstance(value, list | tuple):
+                slots.extend(map(hash_slot, value))
+            else:
+                slots.append(hash_slot(value))
+        except (TypeError, UnicodeEncodeError) as error:
+            raise BadArguments(f"{info.name}, argument {position + 1}: {error}") from None
+    if info.key_positions and not slots:
+        places = " and ".join(str(position + 1) for position in info.key_positions)
+        raise BadArguments(f"{info.name}: there is no key in argument {places}, so nothing says where it runs")
+    return slots
 
 
 def routes_alike(one: ProcedureInfo, other: ProcedureInfo | None) -> bool:

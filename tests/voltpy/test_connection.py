@@ -38,6 +38,7 @@ from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.messages import (
     CALLS_A_FRAME,
     CALLS_IN_FLIGHT_A_CLIENT,
+    ELSEWHERE,
     FRAMES_IN_FLIGHT,
     NEVER_SENT,
     STALE,
@@ -64,16 +65,21 @@ PROCEDURES = [
     ProcedureInfo("put", [0], False, False, [], ""),
     ProcedureInfo("second", [1], False, False, [], ""),
     ProcedureInfo("count", [], True, True, [], ""),
+    ProcedureInfo("move", [0, 1], False, False, [], ""),
+    ProcedureInfo("sum", [0], False, True, [], ""),
+    ProcedureInfo("total", [], False, True, [], ""),
+    ProcedureInfo("set_all", [], True, False, [], "", joint=True),
 ]
 
 
 class Cluster:
-    """What a connection is told, and what the tests answer."""
+    """What a connection is told, and what the tests answer. Behind the partitions, of several, is the coordinator."""
 
     def __init__(self, partitions: int = 2, **options: Any) -> None:
         self.connection = Connection(77, **options)
-        self.incarnations = [1] * partitions
-        self.lsns = [100] * partitions
+        processes = partitions + (partitions > 1)
+        self.incarnations = [1] * processes
+        self.lsns = [100] * processes
         self.version = 1
         self.catalog_version = 1
         self.procedures = PROCEDURES
@@ -85,8 +91,16 @@ class Cluster:
             PartitionAddress(number, incarnation, f"/run/p{number}", 1000 + number, self.lsns[number])
             for number, incarnation in enumerate(self.incarnations)
         ]
+        coordinator = addresses.pop() if len(addresses) > 1 else None
         return Topology(
-            self.version, self.catalog_version, self.cluster_id, "/run", addresses, self.procedures, self.runaways
+            self.version,
+            self.catalog_version,
+            self.cluster_id,
+            "/run",
+            addresses,
+            self.procedures,
+            self.runaways,
+            coordinator,
         )
 
     def feed(self, source: int, message: Any, now: float = 0.0) -> bool:
@@ -338,7 +352,8 @@ def test_all_partitions_together_stay_within_the_routers_limit(partitions: int, 
         calls = [cluster.submit("get", key) for key in keys]
     frames = cluster.frames()
     in_flight = sum(len(group.numbers) for frame in frames for group in calls_of(frame).groups)
-    assert CALLS_IN_FLIGHT_A_CLIENT * 0.9 < in_flight <= CALLS_IN_FLIGHT_A_CLIENT
+    limit = CALLS_IN_FLIGHT_A_CLIENT - WINDOW_CALLS  # the rest is for the coordinator
+    assert limit * 0.9 < in_flight <= limit
     while frames:
         for frame in frames:
             cluster.answer(frame)
@@ -449,8 +464,8 @@ def test_a_batch_takes_replies_in_any_pieces_and_errors_between(cluster: Cluster
     assert batch.left == 0
     assert [key if type(result) is Aborted else result for key, result in enumerate(batch.results)] == list(range(300))
     assert sum(type(result) is Aborted for result in batch.results) == 30
-    assert [lane.unanswered for lane in cluster.connection.lanes] == [0, 0]
-    assert [lane.unanswered_bytes for lane in cluster.connection.lanes] == [0, 0]
+    assert [lane.unanswered for lane in cluster.connection.lanes] == [0, 0, 0]
+    assert [lane.unanswered_bytes for lane in cluster.connection.lanes] == [0, 0, 0]
     assert type(batch.first_error()) is Aborted
 
 
@@ -1082,7 +1097,7 @@ def test_another_cluster_at_the_same_address_takes_over() -> None:
     batch = cluster.batch([(key,) for key in range(4000)])
     frames = cluster.frames()
     cluster.connection.lost(ROUTER, 0.0)
-    cluster.cluster_id, cluster.incarnations, cluster.lsns = "c2", [1, 1, 1], [0, 0, 0]
+    cluster.cluster_id, cluster.incarnations, cluster.lsns = "c2", [1, 1, 1, 1], [0, 0, 0, 0]
     cluster.welcome()
     assert type(error_of(sent)) is Indeterminate
     for frame in frames:
@@ -1112,13 +1127,268 @@ def test_closing_settles_everything(cluster: Cluster) -> None:
     assert not cluster.connection.busy()
 
 
+# ── across partitions ──────────────────────────────────────────────────────────────────────────────────────────────
+
+COORDINATOR = 2
+
+
+def test_a_call_whose_keys_are_in_several_partitions_goes_to_the_coordinator(cluster: Cluster) -> None:
+    here, also_here = keys_of(0, 2)
+    there = key_of(1)
+    local = cluster.submit("move", here, also_here)
+    (frame,) = cluster.frames()
+    assert frame.destination == 0
+    assert calls_of(frame).groups[0].slots == [hash_slot(here)]
+    cluster.answer(frame, value="moved")
+    for procedure, args in (("move", (here, there)), ("sum", ([here, there],)), ("total", ())):
+        call = cluster.submit(procedure, *args)
+        (frame,) = cluster.frames()
+        (group,) = calls_of(frame).groups
+        assert (frame.destination, group.partition, group.incarnation) == (COORDINATOR, COORDINATOR, 1)
+        assert group.slots == [hash_slot(here) if args else 0]
+        cluster.answer(frame, value="so")
+        assert (call.value, call.error) == ("so", None)
+    assert local.value == "moved"
+    assert not cluster.connection.busy()
+
+
+def test_a_lone_call_with_two_keys_goes_the_long_way(cluster: Cluster) -> None:
+    assert cluster.connection.submit_alone(Pending(), "move", (1, 2), 0.0, 10.0) is None
+    assert cluster.connection.submit_alone(Pending(), "total", (), 0.0, 10.0) is None
+    assert cluster.connection.submit_alone(Pending(), "sum", ([1, 2],), 0.0, 10.0) is None
+
+
+def test_with_one_partition_there_is_no_coordinator() -> None:
+    cluster = Cluster(1)
+    cluster.welcome()
+    cluster.direct()
+    for procedure, args in (("move", (1, 2)), ("sum", ([1, 2, 3],)), ("total", ())):
+        cluster.submit(procedure, *args)
+    (frame,) = cluster.frames()
+    assert frame.destination == 0
+    assert {group.partition for group in calls_of(frame).groups} == {0}
+    batch = cluster.batch([(1, 2), (3, 4)], "move")
+    (frame,) = cluster.frames()
+    cluster.answer(frame)
+    assert batch.results == [[1, 2], [3, 4]]
+
+
+ROWS = {
+    "move": [(key, key * 7 + 1) for key in range(700)],
+    "sum": [([key, key + 1],) if key % 3 else (key,) for key in range(700)],
+    "total": [(key,) for key in range(700)],
+}
+ODD_ROWS = {
+    "move": [(key, str(key * 7)) if key % 2 else [key, key] for key in range(300)],
+    "sum": [((key,),) for key in range(300)],
+}
+
+
+@pytest.mark.parametrize(("procedure", "rows"), [*ROWS.items(), *ODD_ROWS.items()])
+def test_rows_are_dealt_to_where_each_alone_would_go(cluster: Cluster, procedure: str, rows: list[Any]) -> None:
+    expected = {}
+    for row in rows:
+        cluster.submit(procedure, *row)
+    for frame in cluster.frames():
+        for group in calls_of(frame).groups:
+            for slot, args in zip(group.slots, decode_value(group.args), strict=True):
+                expected[str(args)] = (frame.destination, slot)
+    made = Cluster()
+    made.welcome()
+    made.direct()
+    batch = made.batch(rows, procedure)
+    dealt = {}
+    while frames := made.frames():
+        for frame in frames:
+            for group in calls_of(frame).groups:
+                for slot, args in zip(group.slots, decode_value(group.args), strict=True):
+                    dealt[str(args)] = (frame.destination, slot)
+            made.answer(frame)
+    assert dealt == expected
+    assert batch.results == [list(map(_as_sent, row)) for row in rows]
+
+
+def _as_sent(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_rows_that_cannot_be_routed_fail_alone(cluster: Cluster) -> None:
+    batch = cluster.batch([(1, 2), (1,), (1, 2.5), "x", (3, 4)], "move")
+    for frame in cluster.frames():
+        cluster.answer(frame)
+    assert [type(result) for result in batch.results] == [list, BadArguments, BadArguments, BadArguments, list]
+
+
+def test_a_coordinator_that_is_down_fails_what_needs_it_and_nothing_else(cluster: Cluster) -> None:
+    sent = cluster.submit("total")
+    cluster.frames()
+    cluster.incarnations[COORDINATOR] = 0
+    cluster.announce()
+    assert type(error_of(sent)) is Indeterminate
+    assert "the coordinator was lost" in str(sent.error)
+    call, local = cluster.submit("total"), cluster.submit("put", key_of(0))
+    (frame,) = cluster.frames()
+    assert type(error_of(call)) is Unavailable
+    assert "the coordinator is down" in str(call.error)
+    cluster.answer(frame)
+    assert local.error is None
+
+
+def test_a_call_that_the_coordinator_lost_goes_again_with_the_floor_of_its_first_attempt(patient: Cluster) -> None:
+    first = patient.submit("total")
+    (frame,) = patient.frames()
+    patient.answer(frame)
+    floor = patient.lsns[COORDINATOR]
+    call = patient.submit("total")
+    patient.frames()
+    patient.incarnations[COORDINATOR] = 2
+    patient.announce()
+    (frame,) = patient.frames()
+    (group,) = calls_of(frame).groups
+    assert (group.partition, group.numbers, group.retry_floor) == (COORDINATOR, [call.number], floor)
+    patient.answer(frame)
+    assert (first.error, call.error) == (None, None)
+
+
+def test_a_topology_whose_coordinator_is_a_partition_is_refused(cluster: Cluster) -> None:
+    topology = cluster.topology()
+    topology.version += 1
+    topology.coordinator = PartitionAddress(1, 1, "/run/p1", 1, 0)
+    assert not cluster.feed(ROUTER, topology)
+
+
+def test_a_call_that_needs_the_coordinator_goes_there_under_its_number(cluster: Cluster) -> None:
+    call = cluster.submit("put", key_of(0))
+    batch = cluster.batch([(key,) for key in keys_of(0, 3)], "put")
+    cluster.frames()
+    for number in (call.number, call.number + 2):
+        cluster.fail(0, number, ELSEWHERE)
+    (frame,) = cluster.frames()
+    (group,) = calls_of(frame).groups
+    assert (frame.destination, group.partition, group.incarnation) == (COORDINATOR, COORDINATOR, 1)
+    assert (group.numbers, group.retry_floor) == ([call.number, call.number + 2], NEVER_SENT)
+    cluster.answer(frame, value="there")
+    cluster.reply(0, [call.number + 1, call.number + 3], ["here", "here"])
+    assert (call.value, batch.results) == ("there", ["here", "there", "here"])
+    assert [lane.unanswered for lane in cluster.connection.lanes] == [0, 0, 0]
+
+
+def test_a_call_that_is_elsewhere_in_the_coordinator_too_fails(cluster: Cluster) -> None:
+    call = cluster.submit("total")
+    cluster.frames()
+    cluster.fail(COORDINATOR, call.number, ELSEWHERE)
+    assert call.done
+    assert cluster.frames() == []
+
+
+def test_a_retry_that_needs_the_coordinator_goes_there_when_its_lost_attempts_are_dead(patient: Cluster) -> None:
+    patient.lsns[COORDINATOR] = 555
+    patient.announce()
+    call = patient.submit("put", key_of(0))
+    patient.frames()
+    patient.incarnations[0] = 2
+    patient.announce()
+    patient.frames()
+    patient.fail(0, call.number, ELSEWHERE)
+    (frame,) = patient.frames()
+    (group,) = calls_of(frame).groups
+    assert (group.partition, group.numbers, group.retry_floor) == (COORDINATOR, [call.number], NEVER_SENT)
+    # What is lost there is asked for there, by what the coordinator counts.
+    patient.incarnations[COORDINATOR] = 2
+    patient.announce()
+    (frame,) = patient.frames()
+    (group,) = calls_of(frame).groups
+    assert (group.partition, group.numbers, group.retry_floor) == (COORDINATOR, [call.number], 555)
+
+
+def test_a_retry_that_needs_the_coordinator_is_not_sent_there_while_a_lost_attempt_may_still_come(
+    patient: Cluster,
+) -> None:
+    call = patient.submit("put", key_of(0))
+    patient.frames()
+    patient.connection.lost(0, 0.0)
+    patient.connection.expire(TOPOLOGY_WAIT_S)
+    patient.frames(TOPOLOGY_WAIT_S)  # through the router, to the same process
+    patient.fail(0, call.number, ELSEWHERE)
+    assert type(error_of(call)) is Indeterminate
+    assert patient.frames(2.0) == []
+
+
+def test_a_retry_stays_with_the_coordinator_when_the_procedure_changes(patient: Cluster) -> None:
+    call, batch = patient.submit("move", key_of(0), key_of(1)), patient.batch([(key_of(0), key_of(1))], "move")
+    patient.frames()
+    patient.incarnations[COORDINATOR] = 0
+    patient.announce()
+    patient.catalog_version += 1
+    patient.procedures = [ProcedureInfo("move", [0], False, False, [], "")]
+    patient.incarnations[COORDINATOR] = 2
+    patient.announce()
+    (frame,) = patient.frames()
+    assert {group.partition for group in calls_of(frame).groups} == {COORDINATOR}
+    patient.answer(frame)
+    assert call.error is None
+    assert batch.results == [[key_of(0), key_of(1)]]
+
+
+def test_unsent_calls_follow_a_new_signature_to_the_coordinator_and_back(cluster: Cluster) -> None:
+    rows = [(key, key + 1) for key in keys_of(0, 4)]
+    calls = [cluster.submit("move", *row) for row in rows]
+    cluster.catalog_version += 1
+    cluster.procedures = [ProcedureInfo("move", [], False, False, [], "")]
+    cluster.announce()
+    (frame,) = cluster.frames()
+    assert frame.destination == COORDINATOR
+    cluster.answer(frame)
+    assert [call.value for call in calls] == [list(row) for row in rows]
+
+
+def test_a_joint_call_is_answered_by_the_coordinator_with_one_list(cluster: Cluster) -> None:
+    call = Everywhere()
+    cluster.connection.everywhere(call, "set_all", (1,), 0.0, 10.0)
+    (frame,) = cluster.frames()
+    assert frame.destination == ROUTER
+    cluster.reply(0, [call.number], ["no business of its"])
+    assert not call.done
+    cluster.reply(COORDINATOR, [call.number], [["a", "b"]])
+    assert (call.value, call.error) == (["a", "b"], None)
+    assert not cluster.connection.busy()
+
+
+def test_a_joint_call_fails_whole(cluster: Cluster) -> None:
+    refused, lost, wrong = Everywhere(), Everywhere(), Everywhere()
+    for call in (refused, lost, wrong):
+        cluster.connection.everywhere(call, "set_all", (1,), 0.0, 10.0)
+    cluster.frames()
+    cluster.fail(COORDINATOR, refused.number, "Aborted")
+    assert type(error_of(refused)) is Aborted
+    groups = [ReplyGroup(77, [wrong.number], Raw(wire.encode([["only one"]])))]
+    assert not cluster.feed(ROUTER, Replies(COORDINATOR, 1, 101, groups, []))
+    cluster.incarnations[COORDINATOR] = 0
+    cluster.announce()
+    assert {type(error_of(call)) for call in (lost, wrong)} <= {Indeterminate, ProtocolError}
+
+
+def test_with_one_partition_a_joint_call_is_as_any_directed_one() -> None:
+    cluster = Cluster(1)
+    cluster.welcome()
+    call = Everywhere()
+    cluster.connection.everywhere(call, "set_all", (1,), 0.0, 10.0)
+    cluster.frames()
+    cluster.reply(0, [call.number], ["a"])
+    assert call.value == ["a"]
+
+
 # ── all of it, at random ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-class AnyHistory(RuleBasedStateMachine):
-    """Calls, deaths, losses and answers in any order, against partitions that remember what they ran.
+REFUSALS = [None] * 6 + ["Unavailable", STALE, "Overloaded"] + [ELSEWHERE] * 3
 
-    Each call settles once. None runs twice, none that reports "never ran" has run. What is sent again carries its
+
+class AnyHistory(RuleBasedStateMachine):
+    """Calls, deaths, losses and answers in any order, against processes that remember what they ran.
+
+    A partition may find that a call needs the coordinator, unless it remembers to have run it. Each call settles once.
+    None runs twice, none that reports "never ran" has run. What is sent again carries its
     number and a floor; first attempts carry none.
     """
 
@@ -1132,6 +1402,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.wire: list[tuple[int, int, int, Calls]] = []  # router epoch, link epoch, destination, message
         self.answers: list[tuple[int, int, int, Replies]] = []
         self.ran: dict[int, int] = {}  # number → how often
+        self.ran_in: dict[int, int] = {}  # number → partition, or coordinator
+        self.moved: set[int] = set()  # numbers that were sent to the coordinator
         self.ran_as_retry: set[int] = set()
         self.results: dict[int, int] = {}
         self.seen: dict[int, int] = {}  # number → times sent
@@ -1140,7 +1412,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.batches: list[tuple[Batch, list[int]]] = []
         self.settled: list[Pending] = []
         self.router_epoch = 0
-        self.link_epoch = [0, 0]
+        self.link_epoch = [0, 0, 0]
+        self.former = [0, 0, 0]
         self.router_up = True
 
     def teardown(self) -> None:
@@ -1173,6 +1446,14 @@ class AnyHistory(RuleBasedStateMachine):
     def submit(self, count: int, seed: int) -> None:
         for index in range(count):
             self.calls.append(self.cluster.submit("put", seed + index, now=self.now, timeout=60.0))
+
+    @rule(count=st.integers(1, 200), seed=st.integers(0, 1000), as_batch=st.booleans())
+    def move(self, count: int, seed: int, as_batch: bool) -> None:
+        rows = [(seed + index, 2 * seed + index) for index in range(count)]
+        if as_batch:
+            self.batches.append((self.cluster.batch(rows, "move", self.now, 60.0), []))
+        else:
+            self.calls += [self.cluster.submit("move", *row, now=self.now, timeout=60.0) for row in rows]
 
     @rule(key=st.integers(0, 1000), sent=st.booleans())
     def submit_alone(self, key: int, sent: bool) -> None:
@@ -1207,9 +1488,14 @@ class AnyHistory(RuleBasedStateMachine):
                 if group.retry_floor != NEVER_SENT:
                     assert again
                     assert self.retry
-                    assert group.retry_floor == self.first_floor[number]
-                elif not again:
+                    assert group.retry_floor <= self.first_floor[number]
+                    if group.partition != COORDINATOR:
+                        assert group.retry_floor == self.first_floor[number]
+                elif not again or (group.partition == COORDINATOR and number not in self.moved):
                     self.first_floor[number] = self.cluster.connection.lanes[group.partition].lsn
+                if group.partition == COORDINATOR:
+                    assert number in self.moved or group.retry_floor == NEVER_SENT
+                    self.moved.add(number)
         destination = frame.destination
         epoch = self.link_epoch[destination] if destination >= 0 else 0
         self.wire.append((self.router_epoch, epoch, destination, message))
@@ -1220,7 +1506,7 @@ class AnyHistory(RuleBasedStateMachine):
         return link_epoch == self.link_epoch[destination]
 
     @precondition(lambda self: self.wire)
-    @rule(pick=st.integers(0, 10**6), refuse=st.sampled_from([None] * 6 + ["Unavailable", STALE, "Overloaded"]))
+    @rule(pick=st.integers(0, 10**6), refuse=st.sampled_from(REFUSALS))
     def run(self, pick: int, refuse: str | None) -> None:
         """A partition takes a frame and runs it, even when nobody is there to hear the answer."""
         router_epoch, link_epoch, destination, message = self.wire.pop(pick % len(self.wire))
@@ -1231,9 +1517,12 @@ class AnyHistory(RuleBasedStateMachine):
             for number in group.numbers:
                 if here != group.incarnation:
                     errors.append(CallError(77, number, "Unavailable", "gone"))
-                elif refuse:
+                elif refuse == ELSEWHERE and group.partition != COORDINATOR and number not in self.ran:
+                    errors.append(CallError(77, number, ELSEWHERE, ""))
+                elif refuse and refuse != ELSEWHERE:
                     errors.append(CallError(77, number, refuse, "not now"))
                 else:
+                    assert self.ran_in.setdefault(number, group.partition) == group.partition, "it ran in two places"
                     if number not in self.ran:
                         self.ran[number] = 1
                         self.results[number] = number * 10
@@ -1263,12 +1552,11 @@ class AnyHistory(RuleBasedStateMachine):
                 assert self.cluster.feed(destination, replies, self.now)
         self.collect()
 
-    @rule(partition=st.integers(0, 1), returns=st.booleans())
+    @rule(partition=st.integers(0, 2), returns=st.booleans())
     def die(self, partition: int, returns: bool) -> None:
         cluster = self.cluster
         if cluster.incarnations[partition] == 0:
             return
-        self.former = getattr(self, "former", [0, 0])
         self.former[partition] = cluster.incarnations[partition]
         cluster.incarnations[partition] = self.former[partition] + 1 if returns else 0
         self.link_epoch[partition] += 1
@@ -1277,7 +1565,7 @@ class AnyHistory(RuleBasedStateMachine):
             cluster.announce(self.now)
             cluster.direct(self.now)
 
-    @rule(partition=st.integers(0, 1))
+    @rule(partition=st.integers(0, 2))
     def come_back(self, partition: int) -> None:
         if self.cluster.incarnations[partition] == 0:
             self.cluster.incarnations[partition] = self.former[partition] + 1
@@ -1285,7 +1573,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.cluster.announce(self.now)
                 self.cluster.direct(self.now)
 
-    @rule(partition=st.integers(0, 1))
+    @rule(partition=st.integers(0, 2))
     def lose_link(self, partition: int) -> None:
         self.link_epoch[partition] += 1
         self.cluster.connection.lost(partition, self.now)
