@@ -76,7 +76,8 @@ class OnePartition:
             if frames:
                 self.pool.capacity = frames + frames // 2
             self.store.use(self.pool)
-            self.window = OutcomeWindow(checkpoint.root.outcomes_reach, window_bytes)
+            root = checkpoint.root
+            self.window = OutcomeWindow(root.outcomes_reach, window_bytes, root.batches_reach)
             self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
             try:
                 recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
