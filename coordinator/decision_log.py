@@ -97,11 +97,11 @@ class DecisionLog:
     def write(self, decision: Decision) -> None:
         """The decision is on disk when this returns. Raises DiskFull: then it is not, and never will be; OSError."""
         payload = encode_decision(decision)
-        crash_point("coordinator.decide.before_append")
+        crash_point("decision_log.write.before_append")
         lsn = self._log.append(payload)
-        crash_point("coordinator.decide.appended")
+        crash_point("decision_log.write.appended")
         self._log.flush()
-        crash_point("coordinator.decide.flushed")
+        crash_point("decision_log.write.flushed")
         self._keep(lsn, decision.batch, len(payload))
         self._forget()
 
