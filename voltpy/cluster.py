@@ -65,7 +65,7 @@ RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LAST_WORDS_BYTES = 4096
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
-ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator")
+ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator", "router")
 PARTITION_COMMAND = (sys.executable, "-I", "-m", "partitions")
 
 
