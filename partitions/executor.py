@@ -73,16 +73,9 @@ from voltpy.wire import joined
 
 Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who that is
 
-<<<<<<< HEAD
-MAX_RESULT_BYTES = 1 << 20
-LARGE_RESULT_BYTES = 1 << 16
-LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 CALLS_SET_ASIDE = 8192  # for pages from disk
 CALLS_WAIT_FOR_LENT = 4096  # fewer than a client may have in flight
 LENT_WAIT_S = 3.0  # in all its runs, after which a call that waits for what is lent is told so
-=======
-CALLS_SET_ASIDE = 8192
->>>>>>> coord
 CALLS_A_RERUN = 128
 TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
