@@ -83,6 +83,11 @@ class Door:
         self._peers: dict[bytes, Peer] = {}
         network.doors[name] = self
 
+    def watch(self, fd: int) -> None:
+        pass
+
+    unwatch = watch
+
     def wait(self, timeout_s: float) -> None:
         if self._arrived:
             # Even a process that never runs out of work takes its time over it.

@@ -13,7 +13,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from coordinator.bodies import Bodies
+from coordinator.decision_log import DecisionLog
 from coordinator.router import Router
+from coordinator.server import Server as Coordinator
+from coordinator.transactions import Transactions
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
@@ -31,7 +35,16 @@ from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Killed, Process, World
 from voltpy.door import CLIENT, Door
 from voltpy.errors import Corruption
-from voltpy.messages import PROTOCOL_VERSION, Hello, Message, StatusReply, StatusRequest, Topology
+from voltpy.messages import (
+    PROTOCOL_VERSION,
+    Detach,
+    Hello,
+    Message,
+    PartitionAddress,
+    StatusReply,
+    StatusRequest,
+    Topology,
+)
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
@@ -89,7 +102,8 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, MEMORY_BYTES + (64 << 20))
     store.use(pool)
-    window = OutcomeWindow(checkpoint.root.outcomes_reach, options.window_bytes)
+    root = checkpoint.root
+    window = OutcomeWindow(root.outcomes_reach, options.window_bytes, root.batches_reach)
     checkpointer = Checkpointer(
         directory, number, store, window, wal, pages, checkpoint, every_bytes=options.checkpoint_bytes
     )
@@ -121,6 +135,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         checkpointer,
         _NoTimeout(),  # type: ignore[arg-type]
         lambda message: options.registry,
+        world.monotonic,
     )
     world.tell(f"{process.name} serves, epoch {epoch}")
     try:
@@ -128,6 +143,42 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
     finally:
         with suppress(Killed, PowerCut, OSError, AttributeError):
             checkpointer._steps.close()  # type: ignore[attr-defined]  # later it would close a stranger's descriptor
+
+
+def run_coordinator(process: Process, network: Network, disk: Disk, options: Options) -> None:
+    """As coordinator.__main__."""
+    world, lane = process.world, options.partitions
+    disk.process = process
+    log = DecisionLog.open(disk.path, lane, segment_bytes=options.segment_bytes, window_bytes=options.window_bytes)
+    decisions = log.replay()
+    window = OutcomeWindow(log.reaches, options.window_bytes)
+    for decision in decisions:
+        window.add(decision.batch, bytes(decision.outcomes))
+    epoch = log.begin()
+    bodies = Bodies(
+        options.schema,
+        lane,
+        options.registry,
+        array("Q", bytes(64)),
+        unique_ids(lane, epoch),
+        lambda: datetime.fromtimestamp(world.time(), UTC),
+    )
+    core = Transactions(lane, epoch, bodies, decisions, window)
+    door = Door[Hashable](TOKEN, at_partition=lane, is_coordinator=True)
+    door.catalog_version = options.registry.catalog_version
+    server = Coordinator(
+        SimulatedDoor(network, process, f"p{lane}"),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        ROUTER_PORT + 1 + lane,
+        TOKEN,
+        door,
+        core,
+        log,
+        _NoTimeout(),  # type: ignore[arg-type]
+        lambda message: options.registry,
+    )
+    world.tell(f"{process.name} serves, epoch {epoch}")
+    server.serve()
 
 
 class _RouterShell:
@@ -241,10 +292,21 @@ class Supervisor:
         self._spawn = spawn
         self._dealers: dict[int, Dealer] = {}
         self._exits: deque[tuple[int, int, str]] = deque()
+        # Until the core knows of a coordinator.
+        self._lane = options.partitions if options.partitions > 1 else -2
+        self._coordinator = PartitionAddress(self._lane, 0, f"/nowhere/p{self._lane}", ROUTER_PORT + 1 + self._lane, 0)
+
+    @property
+    def all_serve(self) -> bool:
+        return all(child.state == "serving" for child in self.core.children()) and (
+            self._lane < 0 or self._coordinator.incarnation > 0
+        )
 
     def run(self, process: Process) -> None:
         self.process = process
         self.core.begin(self.world.now_s)
+        if self._lane > 0:
+            self._start(self._lane)
         while True:
             self._carry_out()
             if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
@@ -252,12 +314,21 @@ class Supervisor:
             now_s = self.world.now_s
             for number, dealer in list(self._dealers.items()):
                 while dealer.arrived:
-                    self.core.said(number, decode(dealer.arrived.popleft()), now_s)
+                    message = decode(dealer.arrived.popleft())
+                    if number == self._lane:
+                        self._coordinator_said(message)
+                    else:
+                        self.core.said(number, message, now_s)
             while self._exits:
                 number, status, words = self._exits.popleft()
                 self._dealers.pop(number).close()
+                if number == self._lane:
+                    self._coordinator_ended()
+                    continue
                 self.core.exited(number, status, words, now_s)
             self.core.tick(now_s)
+            if self._lane in self._dealers and not self._coordinator.incarnation:
+                self._tell(self._lane, StatusRequest(1))
 
     def _carry_out(self) -> None:
         while actions := self.core.take():
@@ -270,7 +341,23 @@ class Supervisor:
                     self.world.tell(f"supervisor: {action}")
                     self.children[action.child].kill()
 
+    def _coordinator_said(self, message: Message) -> None:
+        if isinstance(message, StatusReply) and message.incarnation != self._coordinator.incarnation:
+            self._coordinator.incarnation = message.incarnation
+            self.core._publish()
+
+    def _coordinator_ended(self) -> None:
+        for number in range(self._lane):
+            self._tell(number, Detach(self._coordinator.incarnation))
+        self._coordinator.incarnation = 0
+        self.core._publish()
+        self._start(self._lane)
+
     def _tell(self, number: int, message: Message) -> None:
+        if isinstance(message, Topology) and self._lane > 0:
+            message.coordinator = self._coordinator
+            if self._lane in self._dealers:
+                self._dealers[self._lane].send_up(encode(message))
         dealer = self._dealers.get(number)
         if dealer is not None:
             dealer.send_up(encode(message))

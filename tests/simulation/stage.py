@@ -20,6 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import zmq
+
+import coordinator.server
 import partitions.accessors
 import partitions.flusher
 import partitions.page_reader
@@ -30,7 +33,7 @@ import voltpy.hash_slot
 import voltpy.links
 from partitions.store import Store
 from partitions.table import Ownership
-from tests.simulation.network import Line, Network
+from tests.simulation.network import Dealer, Line, Network
 from tests.simulation.world import Process, World
 
 ROUTER_PORT = 21212  # partition p listens at the port p above it
@@ -116,6 +119,38 @@ class Link:
         self.line.close()
 
 
+class DealerSocket:
+    """The coordinator's connection to one partition."""
+
+    def __init__(self, stage: Stage, path: str) -> None:
+        world, network = stage.world, stage.network
+        assert world is not None
+        assert network is not None
+        assert world.running is not None
+        self._process = world.running
+        self.line = Dealer(network, self._process, self._process.name, path.rpartition("/")[2])
+
+    def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:
+        self._process.step("send")
+        self.line.send_up(frame)
+
+    def recv(self, flags: int = 0) -> bytes:
+        if not self.line.arrived:
+            raise zmq.Again
+        self._process.step("receive")
+        return self.line.arrived.popleft()
+
+    def fileno(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.line.close()
+
+
+def _polled(items: list[tuple[DealerSocket, int]], timeout_ms: int) -> list[DealerSocket]:
+    return [socket for socket, _ in items if socket.line.arrived]
+
+
 @contextmanager
 def setting() -> Iterator[Stage]:
     """The stage, until the end of the block. What is imported later stays outside."""
@@ -141,6 +176,8 @@ def setting() -> Iterator[Stage]:
         put(voltpy.links, "StreamLink", link)
         put(voltpy.links, "random", SimpleNamespace(uniform=lambda *limits: _world(stage).rng.uniform(*limits)))
         put(voltpy.links, "_same_machine", lambda topology: False)
+        put(coordinator.server, "partition_socket", lambda _, path: DealerSocket(stage, path))
+        put(coordinator.server, "zmq_poll", _polled)
         put(partitions.accessors, "compile", _compiled)
         put(partitions.store, "slot_owners", _owners)
         put(partitions.store, "Ownership", _Ownership)

@@ -53,7 +53,7 @@ class Ledger:
             operations = self._operations([number], writes=kind == "transact_one")
             return Call(self, self._numbers, kind, (number, operations), operations)
         if kind in ("transact", "transact_and_give_up", "look"):
-            numbers = rng.sample(range(self.lists), rng.choice((1, 2, 2, 3)))
+            numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((1, 2, 2, 3))))
             operations = self._operations(numbers, writes=kind != "look")
             return Call(self, self._numbers, kind, (numbers, operations), operations)
         if kind in ("transact_anywhere", "look_anywhere"):
@@ -72,9 +72,19 @@ class Ledger:
             return Call(self, self._numbers, kind, (list(range(self.accounts)),), [])
         return Call(self, self._numbers, kind, (), [])
 
-    def read_all(self) -> list[Call]:
+    def open_accounts(self) -> list[Call]:
+        calls = []
+        for account in range(self.accounts):
+            self._numbers += 1
+            calls.append(Call(self, self._numbers, "open_account", (account, OPENING_BALANCE), []))
+        return calls
+
+    def read_all(self, *, with_total: bool) -> list[Call]:
         """What is looked at when everything is over."""
         calls = []
+        if with_total:
+            self._numbers += 1
+            calls.append(Call(self, self._numbers, "total", (list(range(self.accounts)),), []))
         for number in range(self.lists):
             self._numbers += 1
             operations: list[Operation] = [("row", number, 0), ("elements", number, 0), ("copies", number % 2, 0)]
@@ -178,16 +188,16 @@ class Client:
         self.world = world
         self.ledger = ledger
         self.timeout_s = world.rng.choice((2.0, 5.0))
-        self.stopping = False
+        self.calling = False  # its callers call; else only what is queued is called
         self.under_way = 0
         self.queued: list[Call] = []  # to be made now, beside what the callers do
         self.answered: Callable[[Call], None] = lambda call: None
-        self._call_at_s = [world.now_s + world.rng.uniform(0.0, 0.2) for _ in range(callers)]
+        self._call_at_s = [world.rng.uniform(0.0, 0.05) for _ in range(callers)]
         self._callers: dict[int, int] = {}  # by transaction
 
     @property
     def is_done(self) -> bool:
-        return self.stopping and not self.under_way and not self.queued
+        return not self.calling and not self.under_way and not self.queued
 
     def run(self, process: Process) -> None:
         connection, links, world = self.connection, self.links, self.world
@@ -200,14 +210,14 @@ class Client:
             self._deliver(now_s)
             links.bury()
             due_s = min(connection.next_time, links.next_time, now_s + 1.0)
-            if not self.stopping:
+            if self.calling:
                 due_s = min(due_s, *self._call_at_s)
             process.wait(max(due_s - now_s, 1e-5))
 
     def _call(self, now_s: float) -> None:
         while self.queued:
             self._submit(self.queued.pop(0), -1, now_s)
-        if self.stopping:
+        if not self.calling:
             return
         for caller, when_s in enumerate(self._call_at_s):
             if when_s <= now_s:
