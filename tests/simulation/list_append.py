@@ -3,8 +3,8 @@
 An operation is (storage, list, value); value 0 reads. What is read is a list of values, an append gives None.
 
     "row"       a row of text: changed by update
-    "elements"  a row an element: appended by inserting a key that was absent; read by range where the list's number is
-                even, element by element up to the first absent one where it is odd
+    "elements"  a row an element: appended by inserting a key that was absent; read by range, but every fourth list
+                element by element up to the first absent one
     "copies"    a row of text in every partition: any partition reads it, and it changes in all or in none
 """
 
@@ -23,7 +23,7 @@ def _values(text: str) -> list[int]:
 
 def _read(tx, storage: str, number: int) -> list[int]:
     if storage == "elements":
-        if number % 2 == 0:
+        if number % 4 != 3:
             return [row.value for row in tx.elements.range((number, 0), (number + 1, 0))]
         values = []
         while (row := tx.elements.get((number, len(values)))) is not None:

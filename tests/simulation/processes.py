@@ -351,7 +351,11 @@ class Supervisor:
             self._tell(number, Detach(self._coordinator.incarnation))
         self._coordinator.incarnation = 0
         self.core._publish()
-        self._start(self._lane)
+        self.world.after(0.02, self._restart_coordinator)
+
+    def _restart_coordinator(self) -> None:
+        if self.process.is_alive:
+            self._start(self._lane)
 
     def _tell(self, number: int, message: Message) -> None:
         if isinstance(message, Topology) and self._lane > 0:

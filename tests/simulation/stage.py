@@ -22,19 +22,23 @@ from unittest import mock
 
 import zmq
 
+import coordinator.borrowed
 import coordinator.server
 import partitions.accessors
 import partitions.flusher
 import partitions.page_reader
 import partitions.server
 import partitions.store
+import voltpy.builtin
 import voltpy.crash_point
+import voltpy.door
 import voltpy.hash_slot
 import voltpy.links
 from partitions.store import Store
 from partitions.table import Ownership
 from tests.simulation.network import Dealer, Line, Network
 from tests.simulation.world import Process, World
+from voltpy.procedure import Procedure
 
 ROUTER_PORT = 21212  # partition p listens at the port p above it
 
@@ -68,6 +72,37 @@ _owners = functools.lru_cache(maxsize=None)(voltpy.hash_slot.slot_owners)
 @functools.cache
 def _owned(partition: int, partitions: int) -> bytes:
     return Ownership(partition, _owners(partitions)).owned
+
+
+_real_builtins = voltpy.builtin.builtins
+
+
+@functools.cache
+def _builtins() -> dict[str, Procedure]:
+    return _real_builtins()
+
+
+_real_init_door = voltpy.door.Door.__init__
+
+
+@functools.cache
+def _hash_slots(partition: int, partitions: int) -> frozenset[int] | None:
+    door: voltpy.door.Door[bytes] = voltpy.door.Door.__new__(voltpy.door.Door)
+    _real_init_door(door, "", at_partition=partition, partitions=partitions)
+    return door._hash_slots
+
+
+def _init_door(
+    door: voltpy.door.Door[bytes],
+    token: str,
+    *,
+    at_partition: int | None,
+    partitions: int = 0,
+    is_coordinator: bool = False,
+) -> None:
+    _real_init_door(door, token, at_partition=at_partition, is_coordinator=is_coordinator)
+    if at_partition is not None and partitions:
+        door._hash_slots = _hash_slots(at_partition, partitions)
 
 
 class _Ownership(Ownership):
@@ -169,6 +204,10 @@ def setting() -> Iterator[Stage]:
                 put(module, "time", stage)
             if getattr(module, "crash_point", None) is real_point:
                 put(module, "crash_point", stage.crash_point)
+            if hasattr(module, "slot_owners"):
+                put(module, "slot_owners", _owners)
+            if hasattr(module, "builtins"):
+                put(module, "builtins", _builtins)
             if hasattr(module, "resident_bytes"):
                 put(module, "resident_bytes", lambda: 64 << 20)
         put(os, "urandom", stage.urandom)
@@ -179,7 +218,8 @@ def setting() -> Iterator[Stage]:
         put(coordinator.server, "partition_socket", lambda _, path: DealerSocket(stage, path))
         put(coordinator.server, "zmq_poll", _polled)
         put(partitions.accessors, "compile", _compiled)
-        put(partitions.store, "slot_owners", _owners)
+        put(coordinator.borrowed, "compile", _compiled)
+        put(voltpy.door.Door, "__init__", _init_door)
         put(partitions.store, "Ownership", _Ownership)
         put(partitions.flusher, "_glibc", lambda: None)
         put(partitions.page_reader.PageReader, "_set_up", lambda *_: False)
