@@ -3,8 +3,8 @@
 An operation is (storage, list, value); value 0 reads. What is read is a list of values, an append gives None.
 
     "row"       a row of text: changed by update
-    "elements"  a row an element: appended by inserting a key that was absent; read by range, but every fourth list
-                element by element up to the first absent one
+    "elements"  a row an element: appended by inserting a key that was absent; read by range where the list's number is
+                even, element by element up to the first absent one where it is odd
     "copies"    a row of text in every partition: any partition reads it, and it changes in all or in none
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 
 from voltpy import procedure
+
+MOST_ELEMENTS = 48
 
 Operations = list[tuple[str, int, int]]
 
@@ -23,10 +25,10 @@ def _values(text: str) -> list[int]:
 
 def _read(tx, storage: str, number: int) -> list[int]:
     if storage == "elements":
-        if number % 4 != 3:
+        if number % 2 == 0:
             return [row.value for row in tx.elements.range((number, 0), (number + 1, 0))]
-        values = []
-        while (row := tx.elements.get((number, len(values)))) is not None:
+        values: list[int] = []
+        while len(values) < MOST_ELEMENTS and (row := tx.elements.get((number, len(values)))) is not None:
             values.append(row.value)
         return values
     row = (tx.lists if storage == "row" else tx.copies).get(number)
@@ -35,7 +37,10 @@ def _read(tx, storage: str, number: int) -> list[int]:
 
 def _append(tx, storage: str, number: int, value: int) -> None:
     if storage == "elements":
-        tx.elements.insert(number, len(_read(tx, storage, number)), value)
+        position = len(_read(tx, storage, number))
+        if position == MOST_ELEMENTS:
+            tx.abort("full")
+        tx.elements.insert(number, position, value)
         return
     table = tx.lists if storage == "row" else tx.copies
     row = table.get(number)

@@ -44,11 +44,11 @@ class Network:
     def reachable_at_s(self, one: str, other: str) -> float:
         return self._cut_until_s.get(frozenset((one, other)), 0.0)
 
-    def delay_s(self) -> float:
+    def delay_s(self, slowness: float = 1.0) -> float:
         rng = self.world.rng
         if rng.random() < 0.02:
             return self.slowness * rng.uniform(1e-4, 5e-3)
-        return self.slowness * rng.uniform(5e-6, 1e-4)
+        return self.slowness * slowness * rng.uniform(5e-6, 1e-4)
 
     def number(self) -> int:
         self._counted += 1
@@ -146,6 +146,7 @@ class Line:
         self.peer: Peer | None = None
         self.is_broken = False
         self.duplicates = 0.0  # how many of the frames arrive twice
+        self._slowness = network.world.rng.choice((1.0, 1.0, 3.0, 30.0))
         self._door: Door | None = None
         self._up: deque[bytes] = deque()
         self._generation = 0  # grows when it breaks: what was under way arrives nowhere
@@ -215,7 +216,7 @@ class Line:
         network, generation = self.network, self._generation
         world = network.world
         reachable_s = network.reachable_at_s(self.caller_name, self.door_name)
-        when_s = max(world.now_s + network.delay_s(), after_s + 1e-9, reachable_s)
+        when_s = max(world.now_s + network.delay_s(self._slowness), after_s + 1e-9, reachable_s)
         if when_s > world.now_s + BREAK_S and not self.reconnects:
             world.after(BREAK_S, lambda: self.break_() if generation == self._generation else None)
 

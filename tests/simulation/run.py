@@ -50,6 +50,7 @@ class Result(NamedTuple):
     violations: list[str]
     faults: dict[str, int]
     outcomes: dict[str, int]
+    done: dict[str, int]
     transactions: int
     simulated_s: float
     events: int
@@ -75,7 +76,7 @@ class Run:
         stage.world, stage.network = world, self.network
         rng = world.rng
         self.options = Options(
-            partitions=rng.choice((1, 2, 2, 3)),
+            partitions=rng.choice((1, 2, 2, 2, 2, 2, 3, 3, 3)),
             schema=schema(),
             registry=registry(),
             segment_bytes=rng.choice((1 << 12, 1 << 14, 1 << 16)),
@@ -86,12 +87,13 @@ class Run:
         if trace:
             world.trace = lambda text: print(text, flush=True)
         kinds = KINDS if self.options.partitions > 1 else ALONE
-        self.ledger = Ledger(rng, kinds=kinds, lists=rng.choice((2, 4, 8)), accounts=4)
+        self.ledger = Ledger(rng, kinds=kinds, lists=rng.choice((2, 3, 6)), accounts=4)
         self.processes: dict[str, Process] = {}
         self.disks: dict[str, Disk] = {}
         self.clients: list[Client] = []
         self.violations: list[str] = []
         self.is_troubled = False
+        self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
         self._supervisors = 0
         self.supervisor: Supervisor | None = None
 
@@ -120,6 +122,7 @@ class Run:
             self.violations,
             dict(world.faults),
             self.ledger.outcomes,
+            self.ledger.done,
             len(self.ledger.transactions),
             world.now_s,
             world._counted,
@@ -153,9 +156,10 @@ class Run:
             client.calling = True
         self.is_troubled = True
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
-        every_s = rng.choice((0.05, 0.2, 0.5))
+        every_s = rng.choice((0.02, 0.06, 0.2))
         self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
-        world.run(lambda: False, rng.uniform(0.5, 1.5))
+        enough = rng.choice((60, 120, 250))
+        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, rng.uniform(0.3, 2.0))
         self._make_peace()
         for client in self.clients:
             client.calling = False
@@ -231,6 +235,9 @@ class Run:
                 self.network.process_died(name)
                 if disk is not None:
                     disk.crashed()
+                    if self.is_troubled and self.loses_power and self.world.rng.random() < 0.5:
+                        self.world.fault("power cut", name)
+                        disk.lose_power()
 
         process.cleanup = cleanup
         return process

@@ -4,7 +4,7 @@
     crash_point                a step at which the process that runs may die
     Link, StreamLink           the client's sockets: lines of the simulated network
 
-And what only costs time: the code that is made for each table is compiled once, pages are read without the kernel's
+A process that dies again and again is started anew without long pauses. And what only costs time: the code that is made for each table is compiled once, pages are read without the kernel's
 asynchronous interface, and sizes of the process are those of no process.
 """
 
@@ -34,6 +34,7 @@ import voltpy.crash_point
 import voltpy.door
 import voltpy.hash_slot
 import voltpy.links
+import voltpy.supervision
 from partitions.store import Store
 from partitions.table import Ownership
 from tests.simulation.network import Dealer, Line, Network
@@ -210,6 +211,8 @@ def setting() -> Iterator[Stage]:
                 put(module, "builtins", _builtins)
             if hasattr(module, "resident_bytes"):
                 put(module, "resident_bytes", lambda: 64 << 20)
+        put(voltpy.supervision, "BACKOFF_FIRST_S", 0.01)
+        put(voltpy.supervision, "BACKOFF_MOST_S", 0.1)
         put(os, "urandom", stage.urandom)
         put(voltpy.links, "Link", link)
         put(voltpy.links, "StreamLink", link)

@@ -21,6 +21,7 @@ from voltpy.errors import Aborted, Indeterminate, Overloaded, ReadOnly, Unavaila
 from voltpy.links import Links
 
 OPENING_BALANCE = 100
+PAUSE_S = 0.05  # after an error
 NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
 
 Operation = tuple[str, int, int]
@@ -36,8 +37,8 @@ class Ledger:
         self.accounts = accounts
         self.transactions: list[Transaction] = []
         self.outcomes: dict[str, int] = {}
+        self.done: dict[str, int] = {}  # calls that returned, by procedure
         self.violations: list[str] = []
-        self.totals_seen = 0
         self._numbers = 0
         self._value = 0
 
@@ -54,11 +55,14 @@ class Ledger:
             return Call(self, self._numbers, kind, (number, operations), operations)
         if kind in ("transact", "transact_and_give_up", "look"):
             numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((1, 2, 2, 3))))
-            operations = self._operations(numbers, writes=kind != "look")
+            writes = kind != "look"
+            operations = self._operations(numbers, writes=writes, writes_copies=writes)
             return Call(self, self._numbers, kind, (numbers, operations), operations)
         if kind in ("transact_anywhere", "look_anywhere"):
             numbers = rng.sample(range(self.lists), 2)
-            operations = self._operations(numbers, writes=kind == "transact_anywhere")
+            operations = self._operations(
+                numbers, writes=kind == "transact_anywhere", writes_copies=kind == "transact_anywhere"
+            )
             return Call(self, self._numbers, kind, (operations,), operations)
         if kind == "append_copies":
             number = rng.randrange(2)
@@ -91,7 +95,7 @@ class Ledger:
             calls.append(Call(self, self._numbers, "look_at_one", (number, operations), operations))
         return calls
 
-    def _operations(self, numbers: list[int], *, writes: bool) -> list[Operation]:
+    def _operations(self, numbers: list[int], *, writes: bool, writes_copies: bool = False) -> list[Operation]:
         rng = self.rng
         operations: list[Operation] = []
         for number in numbers:
@@ -102,16 +106,21 @@ class Ledger:
                     operations.append((storage, number, self._value))
                 else:
                     operations.append((storage, number, 0))
-        if rng.random() < 0.2:
-            operations.append(("copies", rng.randrange(2), 0))
+        if rng.random() < 0.25:
+            value = 0
+            if writes_copies and rng.random() < 0.5:
+                self._value += 1
+                value = self._value
+            operations.append(("copies", rng.randrange(2), value))
         return operations
 
     def settled(self, call: Call, now_s: float) -> None:
         error = call.error
         name = "ok" if error is None else type(error).__name__
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
+        if error is None:
+            self.done[call.procedure_name] = self.done.get(call.procedure_name, 0) + 1
         if call.procedure_name in ("total", "total_of_all") and error is None:
-            self.totals_seen += 1
             if call.value != self.total:
                 self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
         results: list[Any] | None = None
@@ -121,6 +130,8 @@ class Ledger:
         elif isinstance(error, Indeterminate):
             outcome = Outcome.UNKNOWN
         elif isinstance(error, NEVER_RAN):
+            outcome = Outcome.ABORTED
+        elif isinstance(error, Aborted) and str(error) == "full":
             outcome = Outcome.ABORTED
         elif isinstance(error, Aborted) and call.procedure_name == "transact_and_give_up":
             outcome = Outcome.ABORTED
@@ -190,6 +201,7 @@ class Client:
         self.timeout_s = world.rng.choice((2.0, 5.0))
         self.calling = False  # its callers call; else only what is queued is called
         self.under_way = 0
+        self.think_s = world.rng.choice((0.001, 0.005, 0.03))
         self.queued: list[Call] = []  # to be made now, beside what the callers do
         self.answered: Callable[[Call], None] = lambda call: None
         self._call_at_s = [world.rng.uniform(0.0, 0.05) for _ in range(callers)]
@@ -252,5 +264,7 @@ class Client:
             self.ledger.settled(call, now_s)
             caller = self._callers.pop(call.transaction)
             if caller >= 0:
-                self._call_at_s[caller] = now_s + self.world.rng.expovariate(1 / 0.05)
+                self._call_at_s[caller] = now_s + self.world.rng.expovariate(
+                    1 / (self.think_s if call.error is None or isinstance(call.error, Aborted) else PAUSE_S)
+                )
             self.answered(call)
