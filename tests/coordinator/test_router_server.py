@@ -461,6 +461,7 @@ def start_process(runtime: Path, port: int) -> subprocess.Popen[str]:
             "-I",
             "-m",
             "coordinator",
+            "router",
             "--runtime",
             str(runtime),
             "--host",
@@ -501,7 +502,7 @@ def test_the_process_exits_with_5_when_the_port_is_taken(runtime: Path) -> None:
 
 
 def test_the_process_dies_with_its_parent(runtime: Path) -> None:
-    command = [sys.executable, "-I", "-m", "coordinator", "--runtime", str(runtime), "--port", "0"]
+    command = [sys.executable, "-I", "-m", "coordinator", "router", "--runtime", str(runtime), "--port", "0"]
     parent = subprocess.Popen(
         [
             sys.executable,
