@@ -7,6 +7,7 @@
     schema.sql       the schema's text as it was given; for people, schema.json is what counts
     procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
     partition-<i>/   what partition i keeps, i from 0 to N - 1
+    coordinator/     the decision log
     RESTORING        the snapshot whence all of this is being copied; such a directory is not to be used
 
 cluster.json is written last: a directory with one is complete, a directory without one is empty or what a crash left of
@@ -46,9 +47,11 @@ SCHEMA = "schema.json"
 SCHEMA_SQL = "schema.sql"
 PROCEDURES = "procedures.json"
 RESTORING = "RESTORING"
+DECISIONS = "decisions"  # how the decision log's files begin
 _NEW = ".new"
+_COORDINATOR = "coordinator"
 _PARTITION_NAME = re.compile(r"partition-(0|[1-9][0-9]*)")
-_NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME"} | {
+_NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME", _COORDINATOR} | {
     name + suffix for name in (CLUSTER, SCHEMA, SCHEMA_SQL, PROCEDURES) for suffix in ("", _NEW)
 }
 
@@ -171,6 +174,8 @@ class DataDirectory:
                 raise Corruption(f"{self.path / CLUSTER} is missing, and {left} holds data")
             if number >= partitions:
                 left.rmdir()
+        if coordinator_directory(self.path).exists():
+            raise Corruption(f"{self.path / CLUSTER} is missing, and {coordinator_directory(self.path)} is there")
         for number in range(partitions):
             self.partition_directory(number).mkdir(mode=0o700, exist_ok=True)
         self.schema, self.schema_sql = schema, schema_text
@@ -271,6 +276,11 @@ def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Pat
 def partition_directory(path: Path, partition: int) -> Path:
     """What the partition keeps is below this, in the data directory at `path`."""
     return path / f"partition-{partition}"
+
+
+def coordinator_directory(path: Path) -> Path:
+    """Where the coordinator of the data directory at `path` keeps its decision log."""
+    return path / _COORDINATOR
 
 
 def read_schema(path: Path) -> Schema:

@@ -41,9 +41,21 @@ def procedures(context: click.Context, url: str, timeout: float, as_json: bool) 
 
 
 def where_it_runs(info: ProcedureInfo) -> str:
-    names = ", ".join(info.parameters[position].name for position in info.key_positions)
-    place = "everywhere" if info.everywhere else f"by {names}" if names else "across partitions"
+    """by account; by source and target, across partitions; everywhere, in one transaction; …"""
+    names = " and ".join(info.parameters[position].name for position in info.key_positions)
+    if info.everywhere:
+        place = "everywhere, in one transaction" if info.joint else "everywhere"
+    elif not names:
+        place = "across partitions"
+    else:
+        place = f"by {names}, across partitions" if _may_cross(info) else f"by {names}"
     return f"{place}, read only" if info.read_only else place
+
+
+def _may_cross(info: ProcedureInfo) -> bool:
+    """Whether a call may have several keys."""
+    types = [info.parameters[position].type_text for position in info.key_positions]
+    return len(types) > 1 or any("list" in text or "tuple" in text for text in types)
 
 
 @procedures.command("load")
@@ -52,7 +64,7 @@ def where_it_runs(info: ProcedureInfo) -> str:
 @json_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
-    """Replace the stored procedures by those in FILE, between two calls, in all partitions or in none."""
+    """Replace the stored procedures by those in FILE, between two calls, in the whole cluster or nowhere."""
     path, source = read_source(file)
     with connect(url, timeout=timeout) as db:
         answer = db.load_procedures(source, path)
