@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from voltpy.cli.call import signature
 from voltpy.cli.options import console, json_option, print_value, timeout_option, url_option
@@ -36,7 +37,8 @@ def procedures(context: click.Context, url: str, timeout: float, as_json: bool) 
     for info in infos:
         if info.name.startswith(ENGINE_PREFIX):
             continue
-        table.add_row(signature(info), where_it_runs(info), info.doc.partition("\n")[0])
+        # As Text: what is in brackets would be taken for markup.
+        table.add_row(*map(Text, (signature(info), where_it_runs(info), info.doc.partition("\n")[0])))
     console().print(table)
 
 

@@ -150,7 +150,8 @@ def _cells(child: dict[str, Any]) -> list[Text | str]:
         f"{child['calls_per_s']:,.0f}" if "calls_per_s" in child else "–",
         f"{calls:,}" if isinstance(calls, int) else "–",
         f"{flush_us:,.0f} µs" if isinstance(flush_us, int | float) else "–",
-        f"{child['lsn']:,}" if child.get("incarnation") else "–",
+        # What the coordinator counts are batches, from a large number on in each epoch.
+        f"{child['lsn']:,}" if child.get("incarnation") and "partition" in child else "–",
     ]
 
 
