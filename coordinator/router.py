@@ -1,7 +1,8 @@
 """The router's core: client frames → partition frames by hash slot, and the way back. No sockets, no clocks.
 
     from a client        Calls           sorted by partition; all that one round brings for one leaves in one frame
-                         EverywhereCall  stamped with the time, to every partition or to none
+                         EverywhereCall  stamped with the time, to every partition or to none; a joint one goes to the
+                                         coordinator alone
                          Admin           to the supervisor, under a number of our own
     from a partition     Replies         sorted by client; each client's part of a frame leaves in one frame
                          Dropped         so many calls of a client are over without a reply
@@ -9,7 +10,9 @@
     from the supervisor  Topology        adopted, and sent on to every client (in a Welcome, the first time)
                          AdminReply      back to the client that asked
 
-Arguments and results pass as they are, except where the calls of a group belong to several partitions.
+The coordinator has the lane behind those of the partitions, where there are several: it owns no hash slots, and what is
+addressed to it goes there whatever its slots. Arguments and results pass as they are, except where the calls of a group
+belong to several partitions.
 
 Every call that the door lets through is answered once, by its partition or here (then it never ran), unless a retry was
 answered in its place, which the partition tells, or the partition is lost: clients learn that from the topology.
@@ -54,12 +57,13 @@ FRAME_BYTES = MAX_FRAME_BYTES // 2
 BYTES_IN_FLIGHT_A_PARTITION = 1 << 30
 COMMANDS = 1024  # admin commands under way, of all clients
 COMMANDS_A_CLIENT = 16
+NOBODY = -2  # no partition's number, and no client's way to say that it knows none
 
 _elements = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Lane:
-    """One partition as the router sees it.
+    """One partition, or the coordinator, as the router sees it.
 
     `connection` counts: a new number means that whatever is queued on the old connection must reach nobody.
     `owed`: calls that the partition has still to answer, by client id; `in_flight` is their sum.
@@ -67,11 +71,12 @@ class Lane:
 
     __slots__ = (
         "address", "bytes_in_flight", "connection", "everywhere", "groups",
-        "in_flight", "incarnation", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls",
+        "in_flight", "incarnation", "name", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls",
     )  # fmt: skip
 
-    def __init__(self, address: PartitionAddress) -> None:
+    def __init__(self, address: PartitionAddress, name: str = "") -> None:
         self.partition = address.partition
+        self.name = name or f"partition {address.partition}"
         self.address = address
         self.incarnation = 0
         self.connection = 0
@@ -98,7 +103,8 @@ class Command(NamedTuple):
 class Router:
     """`client_message`, `supervisor_message` and `partition_message` take what came in; `flush` says what goes out.
 
-    `welcome` is what a Hello is answered with. `lanes` are the partitions, known from the first topology on.
+    `welcome` is what a Hello is answered with. `lanes` are the partitions and the coordinator, known from the first
+    topology on.
     """
 
     def __init__(self, door: Door[bytes]) -> None:
@@ -111,6 +117,9 @@ class Router:
         self.calls_answered = 0
         self.frames_of_dead_partitions = 0
         self._owners: list[int] = []
+        self._partitions = 0
+        self._coordinator = NOBODY  # its number, in a cluster of several partitions
+        self._joint: frozenset[str] = frozenset()  # procedures
         self._outbox: list[tuple[Destination, Message]] = []
         self._commands: dict[int, Command] = {}
         self._last_command = 0
@@ -145,7 +154,7 @@ class Router:
                 for client_id, calls in message.calls.items():
                     self._settle(lane, client_id, calls)
         elif isinstance(message, Refusal) and lane.is_up:
-            self._give_up(lane, f"partition {partition} has lost the router's connection")
+            self._give_up(lane, f"{lane.name} has lost the router's connection")
             lane.connection += 1
             if message.code != NO_HELLO:
                 # It does not want this router at all: asking again at once would never end.
@@ -201,7 +210,7 @@ class Router:
             owner_of = self._owners.__getitem__
             for group in calls.groups:
                 owners = set(map(owner_of, group.slots))
-                if len(owners) == 1 and group.partition in owners:
+                if (len(owners) == 1 and group.partition in owners) or group.partition == self._coordinator:
                     self._forward(group, errors)
                 else:
                     for part in self._split(group, errors):
@@ -213,16 +222,16 @@ class Router:
             self._answer(account, errors)
 
     def _forward(self, group: CallGroup, errors: list[CallError]) -> None:
-        """Puts a group whose calls all belong to its partition on the way there."""
+        """Puts a group whose calls all belong where it is addressed to on the way there."""
         lane = self.lanes[group.partition]
         incarnation = lane.incarnation
         if incarnation == 0:
-            refuse(group, "Unavailable", f"partition {lane.partition} is down", errors)
+            refuse(group, "Unavailable", f"{lane.name} is down", errors)
             return
         if group.incarnation == 0:  # whichever serves now
             group.incarnation = incarnation
         elif group.incarnation != incarnation:
-            text = f"partition {lane.partition} has started again since (now {incarnation})"
+            text = f"{lane.name} has started again since (now {incarnation})"
             refuse(group, "Unavailable", text, errors)
             return
         size = size_bytes(group)
@@ -231,7 +240,7 @@ class Router:
             lane.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
             or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
         ):
-            text = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes) wait for partition {lane.partition}"
+            text = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes) wait for {lane.name}"
             refuse(group, "Overloaded", text, errors)
             return
         if size > MAX_FRAME_BYTES:
@@ -280,30 +289,33 @@ class Router:
 
     def _route_everywhere(self, account: Account[bytes], call: EverywhereCall, now_us: int) -> None:
         size = len(call.args) + 4 * len(call.procedure) + 64
-        down = [lane.partition for lane in self.lanes if not lane.is_up]
+        lanes = self.lanes[: self._partitions]
+        if call.procedure in self._joint and self._coordinator != NOBODY:
+            lanes = self.lanes[self._coordinator :]
+        down = [lane.name for lane in lanes if not lane.is_up]
         full = [
-            lane.partition
-            for lane in self.lanes
+            lane.name
+            for lane in lanes
             if lane.in_flight >= CALLS_IN_FLIGHT_A_PARTITION
             or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
         ]
         if not self.lanes:
             code, text = "Unavailable", "the router does not know the partitions yet"
         elif down:
-            code, text = "Unavailable", f"partition {down[0]} is down"
+            code, text = "Unavailable", f"{down[0]} is down"
         elif full:
-            code, text = "Overloaded", f"too many calls wait for partition {full[0]}"
+            code, text = "Overloaded", f"too many calls wait for {full[0]}"
         elif size > MAX_FRAME_BYTES:
             code, text = "BadArguments", f"too large: a call of about {size} bytes"
         else:
             call.now_us = now_us
-            self.door.charge(account, len(self.lanes) - 1)
-            for lane in self.lanes:
+            self.door.charge(account, len(lanes) - 1)
+            for lane in lanes:
                 lane.in_flight += 1
                 lane.bytes_in_flight += size
                 lane.owed[call.client_id] = lane.owed.get(call.client_id, 0) + 1
                 lane.sealed.append(call)
-            self.calls_forwarded += len(self.lanes)
+            self.calls_forwarded += len(lanes)
             return
         self._answer(account, [CallError(call.client_id, call.number, code, text)])
 
@@ -405,18 +417,28 @@ class Router:
         known = self.welcome.topology
         if known is not None and topology.version < known.version:
             return
-        if [address.partition for address in topology.partitions] != list(range(len(topology.partitions))):
-            self.door.garbage(account.identity, "the partitions of a topology are 0, 1, 2, …")
+        addresses = list(topology.partitions)
+        numbers = [address.partition for address in addresses]
+        if topology.coordinator is not None:
+            numbers.append(topology.coordinator.partition)
+        if numbers != list(range(len(numbers))):
+            self.door.garbage(account.identity, "the partitions of a topology are 0, 1, 2, …, then the coordinator")
             return
         if not self.lanes:
-            self.lanes = [Lane(address) for address in topology.partitions]
-            self._owners = slot_owners(len(self.lanes))
-        if len(topology.partitions) != len(self.lanes):
+            self._partitions = len(addresses)
+            self._owners = slot_owners(self._partitions)
+            self.lanes = [Lane(address) for address in addresses]
+            if self._partitions > 1:
+                self._coordinator = self._partitions
+                self.lanes.append(Lane(PartitionAddress(self._coordinator, 0, "", 0, 0), "the coordinator"))
+        if len(addresses) != self._partitions:
             self.door.garbage(account.identity, "the number of partitions can't change")
             return
-        for lane, address in zip(self.lanes, topology.partitions, strict=True):
+        if self._coordinator != NOBODY:
+            addresses.append(topology.coordinator or PartitionAddress(self._coordinator, 0, "", 0, 0))
+        for lane, address in zip(self.lanes, addresses, strict=True):
             if address.incarnation != lane.incarnation or address.ipc_path != lane.address.ipc_path:
-                self._give_up(lane, f"partition {lane.partition} was lost before this call left")
+                self._give_up(lane, f"{lane.name} was lost before this call left")
                 lane.incarnation = address.incarnation
                 lane.connection += 1
             else:
@@ -424,6 +446,7 @@ class Router:
                 if lane.groups and topology.catalog_version != self.door.catalog_version:
                     self._seal(lane)
             lane.address = address
+        self._joint = frozenset(info.name for info in topology.procedures if info.joint)
         self.door.catalog_version = topology.catalog_version
         self.welcome = Welcome(PROTOCOL_VERSION, 0, topology)
         news = topology if known is not None else self.welcome  # without a topology nobody has been welcomed

@@ -4,7 +4,8 @@ One pass: take what the partitions sent, take what clients and supervisor sent, 
 wants sent. A pass is bounded by calls and bytes, not by frames: a client with large frames can't keep others waiting.
 
     RUNTIME/r, tcp://HOST:PORT   a ROUTER: clients and the supervisor connect here
-    RUNTIME/p<i>                 one DEALER to each partition that is up; a new one for each new incarnation
+    RUNTIME/p<i>                 one DEALER to each partition that is up, and to the coordinator; a new one for each new
+                                 incarnation
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class CannotListen(Exception):
 
 
 class Connection(NamedTuple):
-    """The socket to one partition; `number` is that of the lane when it was made."""
+    """The socket to one partition, or to the coordinator; `number` is that of the lane when it was made."""
 
     number: int
     socket: zmq.Socket[bytes]
@@ -221,9 +222,9 @@ class Server:
                 dealer.send(encode(Hello(PROTOCOL_VERSION, 0, "router", self._token)))
                 self._poller.register(dealer, zmq.POLLIN)
                 self._connections[partition] = Connection(lane.connection, dealer)
-                _events.info("partition_up", partition=partition, incarnation=lane.incarnation)
+                _events.info("connected", to=lane.name, incarnation=lane.incarnation)
             elif connection is not None:
-                _events.warning("partition_down", partition=partition)
+                _events.warning("disconnected", of=lane.name)
 
     def _send(self) -> None:
         self._connect()

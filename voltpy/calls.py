@@ -24,8 +24,7 @@ class Pending:
     """One call on its way. When `done`, `value` or `error` is its outcome.
 
     A shell derives from it to wake whoever waits. `args` is the encoded argument array; `lsn` the partition's last LSN
-    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT;
-    `lost_incarnation` the incarnation that the last lost attempt was for.
+    that was known before the first attempt; `floor` that LSN once an attempt was lost, else NEVER_SENT.
     """
 
     __slots__ = (
@@ -38,7 +37,6 @@ class Pending:
         "floor",
         "incarnation",
         "lane",
-        "lost_incarnation",
         "lsn",
         "number",
         "position",
@@ -73,7 +71,6 @@ class Pending:
         self.error: Error | None = None
         self.number = 0
         self.floor = NEVER_SENT
-        self.lost_incarnation = 0
         self.batch: Batch | None = None
 
     def begin(self) -> bool:
@@ -84,7 +81,6 @@ class Pending:
         """An attempt was sent, and its answer will not come."""
         if self.floor == NEVER_SENT:
             self.floor = self.lsn
-        self.lost_incarnation = self.incarnation
 
     def never_ran(self, error: Error) -> Error:
         """The error for an attempt that did not run: of a retried call, an earlier one may have."""

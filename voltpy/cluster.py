@@ -1,4 +1,4 @@
-"""The supervisor: starts the router and the partitions of one cluster, watches them, restarts what dies.
+"""The supervisor: starts router, partitions and coordinator of one cluster, watches them, restarts what dies.
 
 One process, one thread, one poll: exits arrive through pidfds, messages through one DEALER a child, output through one
 pipe a child, signals through a wakeup socket; heartbeats are looked at on every tick. What to do about any of it is
@@ -7,8 +7,8 @@ either (voltpy.events).
 
 The runtime directory (mode 0700, under XDG_RUNTIME_DIR or /tmp) lives as long as the cluster:
 
-    r, p0, p1 …          the ipc sockets of the router and the partitions
-    p0.s, p1.s …         the partitions' Unix sockets for clients here (voltpy.stream)
+    r, p0, p1 …          the ipc sockets of the router and the partitions; the last one is the coordinator's
+    p0.s, p1.s …         the Unix sockets of the same for clients here (voltpy.stream)
     heartbeat-0 …        see voltpy.heartbeat
     cluster_id           who reads the same id here as in the topology shares the machine
 
@@ -66,6 +66,7 @@ IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LAST_WORDS_BYTES = 4096
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator", "router")
+COORDINATOR_COMMAND = (sys.executable, "-I", "-m", "coordinator", "transactions")
 PARTITION_COMMAND = (sys.executable, "-I", "-m", "partitions")
 
 
@@ -150,6 +151,7 @@ class Cluster:
         *,
         router_command: Sequence[str] = ROUTER_COMMAND,
         partition_command: Sequence[str] = PARTITION_COMMAND,
+        coordinator_command: Sequence[str] = COORDINATOR_COMMAND,
     ) -> None:
         self._directory = directory
         self._options = options._replace(host=loopback(options.host))
@@ -157,6 +159,7 @@ class Cluster:
         self._on_ready = on_ready
         self._router_command = router_command
         self._partition_command = partition_command
+        self._coordinator_command = coordinator_command
         self._stderr = stderr_outlet()
         self._events: Any = structlog.wrap_logger(structlog.WriteLogger(cast(TextIO, self._stderr)))
         self._cores = usable_cores()
@@ -371,7 +374,7 @@ class Cluster:
                     **os.environ,
                     "VOLTPY_TOKEN": self._token,
                     SUPERVISOR: str(os.getpid()),
-                    PROCESS: _process_name(start.child),
+                    PROCESS: self._process_name(start.child),
                 },
                 # The terminal's Ctrl-C is for the supervisor alone: it stops the others in order.
                 start_new_session=True,
@@ -389,22 +392,30 @@ class Cluster:
                 *self._router_command,
                 *("--runtime", str(self._runtime), "--host", options.host, "--port", str(self._router_port())),
             ]
-        line = [
-            *self._partition_command,
-            *("--data", str(self._directory.path), "--partition", str(start.child)),
-            *("--partitions", str(self._directory.partitions), "--runtime", str(self._runtime)),
-            *("--host", options.host, "--fsync", options.fsync),
+        if start.child == self._core.coordinator.number:
+            line = [*self._coordinator_command]
+        else:
+            line = [
+                *(*self._partition_command, "--partition", str(start.child), "--fsync", options.fsync),
+                *("--core", str(self._cores[start.child % len(self._cores)])),
+                *("--warm", ",".join(options.warm), "--warm-rate", str(options.warm_bytes_per_s)),
+            ]
+            if options.warm_schedule is not None:
+                line += ["--warm-schedule", str(options.warm_schedule)]
+        line += [
+            *("--data", str(self._directory.path), "--partitions", str(self._directory.partitions)),
+            *("--runtime", str(self._runtime), "--host", options.host),
             *("--memory", str(options.memory_bytes // self._directory.partitions)),
             *("--procedure-timeout", str(options.procedure_timeout_s)),
-            *("--core", str(self._cores[start.child % len(self._cores)])),
-            *("--warm", ",".join(options.warm), "--warm-rate", str(options.warm_bytes_per_s)),
         ]
-        if options.warm_schedule is not None:
-            line += ["--warm-schedule", str(options.warm_schedule)]
         if start.runaway is not None:
             call = start.runaway
             line += ["--runaway", f"{call.client_id}:{call.call_number}:{call.procedure}"]
         return line
+
+    def _process_name(self, child: int) -> str:
+        """As crash points call it."""
+        return f"partition-{child}" if 0 <= child < self._directory.partitions else self._core.child(child).name
 
     def _router_port(self) -> int:
         # A router that comes back must be found where the first one was, also when that had chosen its port.
@@ -461,10 +472,6 @@ class Cluster:
 
     def _report(self, event: str, level: str = "warning", **fields: Any) -> None:
         (self._events.warning if level == "warning" else self._events.info)(event, **fields)
-
-
-def _process_name(child: int) -> str:
-    return "router" if child == ROUTER else f"partition-{child}"
 
 
 def _socket_name(child: int) -> str:

@@ -639,15 +639,12 @@ class Connection:
     def _go_elsewhere(self, call: Pending) -> None:
         """Its partition has undone it, since it needs the coordinator: goes there, under the same number.
 
-        The coordinator knows nothing of attempts in the partition, so none of them may take effect once we ask it. A
-        retry is answered so only by a partition that remembers no earlier attempt and would (`retry_floor`): up to now
-        none has. A lost attempt can still come if it was for this same process; one that was for an earlier process
-        is refused for its incarnation. The floor was an LSN of the partition's: for the coordinator this is the first
-        attempt.
+        The coordinator knows nothing of attempts in the partition, so from now on none of them may take effect. None
+        has: a partition answers a retry only after it has looked for earlier attempts (`retry_floor`). And none will:
+        it remembers this answer as it remembers results, so an attempt that is still on its way there gets the same
+        one; and one that is on its way to an earlier process is refused for its incarnation. The floor was an LSN of
+        the partition's: for the coordinator this is the first attempt.
         """
-        if call.floor != NEVER_SENT and call.incarnation == call.lost_incarnation:
-            self._fail(call, call.never_ran(Unavailable(f"{call.procedure} has to run in the coordinator")))
-            return
         call.floor = NEVER_SENT
         call.lane = self._coordinator
         call.lsn = call.lane.lsn

@@ -1,6 +1,6 @@
 """What the supervisor decides. No processes, sockets or clocks here: inputs come with their time, actions go to `take`.
 
-A child (the router, or a partition) is always in one state:
+A child (the router, a partition, or the coordinator) is always in one state:
 
     state      means                                   left when
     starting   its process runs, it has not answered   it answers a StatusRequest → serving; it exits
@@ -11,29 +11,38 @@ A child (the router, or a partition) is always in one state:
     stopped    the cluster is being stopped            never
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
-of a partition that did not get to serve would only repeat themselves. They fail the whole start when they come before
-the cluster was ever ready, and the partition alone afterwards.
+of a partition or coordinator that did not get to serve would only repeat themselves. They fail the whole start when
+they come before the cluster was ever ready, and the child alone afterwards.
 
-Loading procedures is a commit in two phases: every partition compiles the new ones beside the old ones (PrepareLoad);
-when all of them did, and say the same about them, the new ones are made durable (Persist), and that is the decision:
-a partition that dies from here on starts with them. Then all switch, and clients learn the new catalog version.
+The coordinator is addressed as one more partition, with the number after the last. It learns from the topology where
+the partitions are. When its process is gone, the partitions are told so (Detach): what it borrowed is here again.
+
+Loading procedures is a commit in two phases: all who run them, the partitions and the coordinator, compile the new ones
+beside the old ones (PrepareLoad); when all of them did, and say the same about them, the new ones are made durable
+(Persist), and that is the decision: a process that dies from here on starts with them. Then all switch, and clients
+learn the new catalog version.
 
 A snapshot is copied by somebody else, who says every now and then that he is still there. Until he says that he is
-done, every partition holds a checkpoint for him:
+done, every partition holds a checkpoint for him. All of these are cut between two batches of the coordinator's: it
+begins none (HoldBatches) from before the first checkpoint begins until all have begun (CheckpointBegun), so that no
+transaction is in one and not in the other.
 
     state      means                                      left when
+    quieting   the coordinator ends its batches           none is under way, or undecided → asked
     asked      the partitions make their checkpoints      all hold one → held
     held       he copies                                  he is done → releasing
     releasing  the partitions are asked whether they      all held theirs all the time → released
                held them to the end
     released   what he has is a snapshot                  the next one begins
     failed     it is not: a partition died, or let go,    the next one begins
-               or he was not heard of for `lease_s`
+               or he was not heard of for `lease_s`, or
+               there was no cut within CUT_LIMIT_S
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,9 +51,13 @@ from voltpy.heartbeat import Beat, Watch
 from voltpy.messages import (
     MAX_LEASE_S,
     AdminReply,
+    BatchesHeld,
+    CheckpointBegun,
     CheckpointHeld,
     CheckpointReleased,
+    Detach,
     DiscardLoad,
+    HoldBatches,
     HoldCheckpoint,
     LoadPrepared,
     Message,
@@ -54,6 +67,7 @@ from voltpy.messages import (
     Refusal,
     ReleaseCheckpoint,
     RenewHold,
+    ResumeBatches,
     Runaway,
     StatusReply,
     StatusRequest,
@@ -62,7 +76,7 @@ from voltpy.messages import (
     Welcome,
 )
 
-ROUTER = -1  # the router's place among the children; partitions have their own numbers
+ROUTER = -1  # the router's place among the children; partitions have their own numbers, the coordinator the next one
 
 EXIT_CORRUPTION = 3
 EXIT_CONFIGURATION = 4
@@ -76,8 +90,11 @@ STATUS_INTERVAL_S = 0.5
 LOAD_LIMIT_S = 30.0
 RUNAWAY_GRACE_S = 1.0  # beyond the procedure timeout, at which the partition ends the call itself
 ROUTER_STOP_S = 3.0  # the router's share of STOP_S: replies that are still coming go through it
+COORDINATOR_STOP_S = 6.0  # until then the partitions decide with it what it has under way
 STOP_S = 10.0
 STOP_ANSWER_S = 1.0  # for the answer to a stop command to get through the router
+CUT_LIMIT_S = 30.0  # for all partitions to begin a snapshot's checkpoints, while the coordinator begins no batch
+CUT_LEASE_S = 2 * CUT_LIMIT_S  # of the coordinator: it must not go on by itself before we have given up
 RUNAWAYS_KEPT = 64
 STARTING_NOTICE_S = 5.0
 
@@ -149,12 +166,13 @@ class Child:
 
     __slots__ = (
         "answered", "asked", "asked_at_s", "backoff_until_s", "exit_status", "failures", "heard_at_s", "heard_before_s",
-        "incarnation", "last_words", "noticed_at_s", "number", "pid", "reply", "reply_before", "restarts", "runaway",
-        "since_s", "state", "switch_asked", "tcp_port", "watch",
+        "incarnation", "last_words", "name", "noticed_at_s", "number", "pid", "procedures", "reply", "reply_before",
+        "restarts", "runaway", "since_s", "state", "switch_asked", "tcp_port", "watch",
     )  # fmt: skip
 
-    def __init__(self, number: int, runaway_limit_s: float) -> None:
+    def __init__(self, number: int, name: str, runaway_limit_s: float) -> None:
         self.number = number
+        self.name = name
         self.state = "stopped"
         self.pid = 0
         self.since_s = 0.0  # when it took on its state
@@ -174,12 +192,9 @@ class Child:
         self.reply_before: StatusReply | None = None
         self.heard_at_s = 0.0
         self.heard_before_s = 0.0
+        self.procedures: list[str] = []  # names, in the order in which its heartbeat counts them
         self.runaway: Runaway | None = None
         self.watch = Watch(runaway_limit_s)
-
-    @property
-    def name(self) -> str:
-        return "router" if self.number == ROUTER else f"partition {self.number}"
 
     @property
     def runs(self) -> bool:
@@ -217,24 +232,36 @@ class Load(NamedTuple):
 
 
 class Snapshot:
-    """The snapshot under way, or the last one. `directory` and `pid`: where to, and who copies; for people."""
+    """The snapshot under way, or the last one. `directory` and `pid`: where to, and who copies; for people.
 
-    __slots__ = ("directory", "held", "lease_s", "number", "pid", "reason", "released", "state", "until_s")
+    `begun`: the partitions whose state is fixed. `cut_until_s`: until when the coordinator holds its batches for it;
+    inf once all have begun.
+    """
 
-    def __init__(self, number: int, directory: str, pid: int, lease_s: float, now_s: float) -> None:
+    __slots__ = (
+        "begun", "coordinator_epoch", "cut_until_s", "directory", "held", "lease_s", "number", "pid", "reason",
+        "released", "state", "until_s",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, directory: str, pid: int, lease_s: float, coordinator_epoch: int, now_s: float
+    ) -> None:
         self.number = number
+        self.coordinator_epoch = coordinator_epoch
         self.directory = directory
         self.pid = pid
         self.lease_s = lease_s
         self.until_s = now_s + lease_s
+        self.cut_until_s = inf
         self.state = "asked"
         self.reason = ""  # why it failed
+        self.begun: set[int] = set()
         self.held: dict[int, CheckpointHeld] = {}
         self.released: set[int] = set()
 
     @property
     def is_under_way(self) -> bool:
-        return self.state in ("asked", "held", "releasing")
+        return self.state in ("quieting", "asked", "held", "releasing")
 
     def described(self) -> dict[str, Any]:
         """As plain values, for whoever copies."""
@@ -242,6 +269,7 @@ class Snapshot:
             "snapshot": self.number,
             "state": self.state,
             "reason": self.reason,
+            "coordinator_epoch": self.coordinator_epoch,
             "partitions": [
                 {"partition": number, "checkpoint": held.checkpoint, "lsn": held.lsn, "epoch": held.epoch}
                 for number, held in sorted(self.held.items())
@@ -267,8 +295,9 @@ class Supervision:
         first_version: int = 1,
     ) -> None:
         limit_s = procedure_timeout_s + RUNAWAY_GRACE_S
-        self.router = Child(ROUTER, limit_s)
-        self.partitions = [Child(number, limit_s) for number in range(partitions)]
+        self.router = Child(ROUTER, "router", limit_s)
+        self.partitions = [Child(number, f"partition {number}", limit_s) for number in range(partitions)]
+        self.coordinator = Child(partitions, "coordinator", limit_s)
         self.catalog_version = catalog_version
         self.procedures: list[ProcedureInfo] = []
         self._procedures_known = False  # the first partition that serves tells them
@@ -279,13 +308,14 @@ class Supervision:
         self._runtime = runtime
         self._version = first_version
         self._catalog_versions_used = catalog_version
-        self._ready_asked = 0
+        self._ready_asked: dict[int, int] = {}  # by child: the question whose answer says that it knows the topology
+        self._dead_epoch = 0  # of the coordinator that died last
         self._load: Load | None = None
         self._snapshot: Snapshot | None = None
         self._snapshots_begun = first_version  # no number of an earlier supervisor's is given again
         self._stop_asked = 0  # the router's answer to this question comes behind the answer to a stop command
         self._stop_at_s = 0.0
-        self._partitions_told = False
+        self._told_to_stop: set[int] = set()
         self._killed = False
         self._done = False
         self._error = ""
@@ -297,11 +327,20 @@ class Supervision:
         return actions
 
     def child(self, number: int) -> Child:
+        if number == self.coordinator.number:
+            return self.coordinator
         return self.router if number == ROUTER else self.partitions[number]
 
     def children(self) -> Iterator[Child]:
+        """In the order in which they are started."""
         yield self.router
         yield from self.partitions
+        yield self.coordinator
+
+    def workers(self) -> Iterator[Child]:
+        """Those who run procedures."""
+        yield from self.partitions
+        yield self.coordinator
 
     # ── inputs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -325,7 +364,7 @@ class Supervision:
         child.exit_status = exit_status
         child.last_words = last_words
         child.pid = 0
-        child.incarnation = 0
+        epoch, child.incarnation = child.incarnation, 0
         child.reply = child.reply_before = None
         child.watch.forget()
         if self.stopping:
@@ -333,7 +372,9 @@ class Supervision:
             return self._stop_on(now_s)
         if self._load is not None and number != ROUTER:
             self._end_load("Unavailable", f"{child.name} died while the procedures were being prepared")
-        if number != ROUTER:
+        if child is self.coordinator:
+            self._coordinator_died(epoch)
+        elif number != ROUTER:
             self._fail_snapshot(f"{child.name} died")
         self._after_exit(child, now_s)
         if number != ROUTER:
@@ -346,6 +387,10 @@ class Supervision:
             self._answered(child, message, now_s)
         elif isinstance(message, LoadPrepared):
             self._prepared(child, message)
+        elif isinstance(message, BatchesHeld):
+            self._batches_held(message, now_s)
+        elif isinstance(message, CheckpointBegun):
+            self._checkpoint_begun(child, message, now_s)
         elif isinstance(message, CheckpointHeld):
             self._checkpoint_held(child, message)
         elif isinstance(message, CheckpointReleased):
@@ -356,14 +401,14 @@ class Supervision:
             self._warn("unexpected_message", child=child.name, message=type(message).__name__)
 
     def looked(self, number: int, beat: Beat, now_s: float) -> None:
-        """The heartbeat of a partition, read now. A call that nothing could end costs its partition's process."""
+        """The heartbeat of a worker, read now. A call that nothing could end costs the process."""
         child = self.child(number)
         if child.state != "serving":
             return
         stuck = child.watch.look(beat, now_s)
         if stuck is None:
             return
-        names = sorted(info.name for info in self.procedures)
+        names = child.procedures
         procedure = names[stuck.procedure] if stuck.procedure < len(names) else "?"
         if stuck.client_id:
             child.runaway = Runaway(stuck.client_id, stuck.call_number, procedure)
@@ -390,8 +435,10 @@ class Supervision:
             return self.stop(now_s)
         if self._snapshot is not None and now_s >= self._snapshot.until_s:
             self._fail_snapshot(f"nothing was heard of who copies it for {self._snapshot.lease_s:g} s")
+        elif self._snapshot is not None and now_s >= self._snapshot.cut_until_s:
+            self._fail_snapshot(f"not all partitions began their checkpoints within {CUT_LIMIT_S:g} s")
         if self._load is not None and now_s >= self._load.deadline_s:
-            late = [child for child in self.partitions if child.number not in self._load.prepared]
+            late = [child for child in self.workers() if child.number not in self._load.prepared]
             names = ", ".join(child.name for child in late)
             self._end_load("Unavailable", f"no answer from {names} within {LOAD_LIMIT_S:.0f} s")
             # The file may never end when it is executed: started again, they have the old one.
@@ -401,7 +448,7 @@ class Supervision:
 
     def load_procedures(self, admin_number: int, source: str, path: str, now_s: float) -> None:
         """Replace the procedures; the answer to `admin_number` follows when it has worked or failed."""
-        down = [child.name for child in self.partitions if child.state != "serving"]
+        down = [child.name for child in self.workers() if child.state != "serving"]
         if self.stopping:
             return self._refuse(admin_number, "Unavailable", "the cluster is stopping")
         if self._load is not None:
@@ -412,7 +459,7 @@ class Supervision:
         self._catalog_versions_used += 1
         version = self._catalog_versions_used
         self._load = Load(admin_number, version, path, source, now_s + LOAD_LIMIT_S, {})
-        for child in self.partitions:
+        for child in self.workers():
             self._actions.append(Tell(child.number, PrepareLoad(version, source, path)))
 
     def persisted(self, error: str) -> None:
@@ -425,21 +472,21 @@ class Supervision:
         self._load = None
         self.catalog_version = load.catalog_version
         self.procedures = load.prepared[0]
-        for child in self.partitions:
+        for child in self.workers():
             child.switch_asked = child.asked
+            child.procedures = _names(load.prepared[child.number])
             self._actions.append(Tell(child.number, SwitchLoad(load.catalog_version)))
         # Before the answer: its reader's next call shall already be routed by the new procedures.
         self._publish()
-        names = sorted(info.name for info in self.procedures)
+        names = _names(self.procedures)
         self._report("procedures_switched", catalog_version=load.catalog_version, path=load.path)
         body = {"catalog_version": load.catalog_version, "procedures": names}
         self._actions.append(Tell(ROUTER, AdminReply(load.admin_number, "", body)))
 
     def begin_snapshot(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
-        """Let every partition hold a checkpoint of now. The answer comes at once; `renew_snapshot` tells how it goes.
+        """Let every partition hold a checkpoint of now. The answer comes at once, `renew_snapshot` tells how it goes.
 
-        All are told by the same message at the same moment, and each obeys between two batches: a cut through what
-        crosses partitions can be made here, once there is something that crosses them.
+        With one partition nothing crosses partitions, and the coordinator has no batches to hold.
         """
         directory, pid, lease_s = body.get("directory"), body.get("pid"), body.get("lease_s")
         if not (isinstance(directory, str) and isinstance(pid, int) and isinstance(lease_s, int | float)):
@@ -454,14 +501,19 @@ class Supervision:
                 f"a snapshot into {other.directory} is under way (process {other.pid}); where that has died, the "
                 f"cluster forgets it after {other.lease_s:g} s",
             )
-        down = [child.name for child in self.partitions if child.state != "serving"]
+        down = [child.name for child in self.workers() if child.state != "serving"]
         if self.stopping or down:
             why = "the cluster is stopping" if self.stopping else f"{', '.join(down)} can't take part: not serving"
             return self._refuse(admin_number, "Unavailable", why)
         self._snapshots_begun += 1
-        snapshot = self._snapshot = Snapshot(self._snapshots_begun, directory, pid, float(lease_s), now_s)
-        for child in self.partitions:
-            self._actions.append(Tell(child.number, HoldCheckpoint(snapshot.number, snapshot.lease_s)))
+        snapshot = self._snapshot = Snapshot(
+            self._snapshots_begun, directory, pid, float(lease_s), self.coordinator.incarnation, now_s
+        )
+        if len(self.partitions) > 1:
+            snapshot.state, snapshot.cut_until_s = "quieting", now_s + CUT_LIMIT_S
+            self._actions.append(Tell(self.coordinator.number, HoldBatches(snapshot.number, CUT_LEASE_S)))
+        else:
+            self._ask_for_checkpoints(snapshot)
         self._report("snapshot_begun", directory=directory, pid=pid)
         self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
 
@@ -472,7 +524,7 @@ class Supervision:
             return
         if snapshot.is_under_way:
             snapshot.until_s = now_s + snapshot.lease_s
-            for child in self.partitions:
+            for child in self.partitions if snapshot.state != "quieting" else ():
                 self._actions.append(Tell(child.number, RenewHold(snapshot.number, snapshot.lease_s)))
         self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
 
@@ -488,7 +540,7 @@ class Supervision:
             snapshot.state = "releasing"
             for child in self.partitions:
                 self._actions.append(Tell(child.number, ReleaseCheckpoint(snapshot.number)))
-        elif snapshot.state == "asked":
+        elif snapshot.state in ("quieting", "asked"):
             self._fail_snapshot("it was ended before there was anything to copy")
         self._actions.append(Tell(ROUTER, AdminReply(admin_number, "", snapshot.described())))
 
@@ -500,7 +552,8 @@ class Supervision:
             self._stop_asked, self._stop_at_s = self.router.asked, now_s
 
     def stop(self, now_s: float, error: str = "") -> None:
-        """Stop everything in order: the router takes no more calls, then the partitions finish, then Done.
+        """Stop everything in order: the router takes no more calls, then the coordinator finishes, then the partitions,
+        then Done.
 
         A second call doesn't wait for anybody any more.
         """
@@ -513,14 +566,12 @@ class Supervision:
         for child in self.children():
             if not child.runs:
                 child.enter("stopped", now_s)
-        if self.router.runs:
-            self._actions.append(Terminate(ROUTER))
         self._stop_on(now_s)
 
     # ── what can be asked ───────────────────────────────────────────────────────────────────────────────────────────
 
     def topology(self) -> Topology:
-        partitions = [
+        *partitions, coordinator = [
             PartitionAddress(
                 child.number,
                 child.incarnation,
@@ -528,7 +579,7 @@ class Supervision:
                 child.tcp_port,
                 child.reply.lsn if child.reply is not None else 0,
             )
-            for child in self.partitions
+            for child in self.workers()
         ]
         return Topology(
             self._version,
@@ -538,17 +589,21 @@ class Supervision:
             partitions,
             self.procedures,
             self.runaways,
+            coordinator if len(partitions) > 1 else None,
         )
 
     def status(self, figures: dict[int, ProcessFigures], now_s: float) -> dict[str, Any]:
-        """The router and the partitions as plain values; `figures` by child number, where there is a process."""
+        """All children as plain values; `figures` by child number, where there is a process."""
         return {
             "cluster_id": self._cluster_id,
             "topology_version": self._version,
             "catalog_version": self.catalog_version,
             "ready": self.ready,
             "router": _child_status(self.router, figures, now_s),
-            "partitions": [_child_status(child, figures, now_s) for child in self.partitions],
+            "coordinator": _child_status(self.coordinator, figures, now_s),
+            "partitions": [
+                {"partition": child.number, **_child_status(child, figures, now_s)} for child in self.partitions
+            ],
             "runaways": [msgspec.structs.asdict(runaway) for runaway in self.runaways],
         }
 
@@ -579,6 +634,8 @@ class Supervision:
             self._report("serving", child=child.name, incarnation=reply.incarnation, restarts=child.restarts)
             if child.number == ROUTER:
                 self._publish()
+            elif child is not self.coordinator and self.coordinator.state != "serving" and self._dead_epoch:
+                self._actions.append(Tell(child.number, Detach(self._dead_epoch)))
         if child.number != ROUTER:
             self._check_catalog(child, reply)
             if moved:
@@ -586,12 +643,13 @@ class Supervision:
         if child.number == ROUTER and self._stop_asked and reply.number >= self._stop_asked and not self.stopping:
             self.stop(now_s)
         elif not self.ready:
-            self._ready_on(child, reply, now_s)
+            self._ready_on(now_s)
 
     def _check_catalog(self, child: Child, reply: StatusReply) -> None:
-        """Every partition must use the stored procedures; one that doesn't gets them by starting again."""
+        """Every worker must use the stored procedures; one that doesn't gets them by starting again."""
         if reply.catalog_version == self.catalog_version:
-            if not self._procedures_known:
+            child.procedures = _names(reply.procedures)
+            if not self._procedures_known and child is not self.coordinator:
                 self._procedures_known = True
                 self.procedures = reply.procedures
                 self._publish()
@@ -600,14 +658,15 @@ class Supervision:
             self._warn("wrong_procedures", child=child.name, catalog_version=reply.catalog_version)
             self._actions.append(Kill(child.number))
 
-    def _ready_on(self, child: Child, reply: StatusReply, now_s: float) -> None:
-        if any(c.state != "serving" for c in self.children()):
-            self._ready_asked = 0
+    def _ready_on(self, now_s: float) -> None:
+        if any(child.state != "serving" for child in self.children()):
+            self._ready_asked.clear()
         elif not self._ready_asked:
-            # The router's answer to this one says that it has read the topology before it.
-            self._ask(self.router, now_s)
-            self._ready_asked = self.router.asked
-        elif child.number == ROUTER and reply.number >= self._ready_asked:
+            # Their answers to this one say that they have read the topology before it.
+            for child in (self.router, self.coordinator):
+                self._ask(child, now_s)
+                self._ready_asked[child.number] = child.asked
+        elif all(self.child(number).answered >= asked for number, asked in self._ready_asked.items()):
             self.ready = True
             self._actions.append(Ready(self.router.tcp_port))
 
@@ -634,9 +693,21 @@ class Supervision:
 
     def _publish(self) -> None:
         self._version += 1
-        # Not before the procedures are known: a client would believe that there are none under this catalog version.
-        if self.router.state == "serving" and self._procedures_known:
-            self._actions.append(Tell(ROUTER, self.topology()))
+        if not self._procedures_known:
+            return  # a client would believe that there are none under this catalog version
+        for child in (self.router, self.coordinator):
+            if child.state == "serving":
+                self._actions.append(Tell(child.number, self.topology()))
+
+    def _coordinator_died(self, epoch: int) -> None:
+        """What a coordinator had borrowed, and not prepared, need not wait for its successor."""
+        if self._snapshot is not None and self._snapshot.cut_until_s < inf:
+            self._fail_snapshot("the coordinator died")
+        if epoch:  # otherwise it never knew the partitions
+            self._dead_epoch = epoch
+            for child in self.partitions:
+                if child.state == "serving":
+                    self._actions.append(Tell(child.number, Detach(epoch)))
 
     def _prepared(self, child: Child, message: LoadPrepared) -> None:
         load = self._load
@@ -645,9 +716,9 @@ class Supervision:
         if message.error:
             return self._end_load("SchemaError", message.error)
         load.prepared[child.number] = message.procedures
-        if len(load.prepared) < len(self.partitions):
+        if len(load.prepared) <= len(self.partitions):
             return
-        if any(infos != load.prepared[0] for infos in load.prepared.values()):
+        if any(_of_users(infos) != _of_users(load.prepared[0]) for infos in load.prepared.values()):
             return self._end_load("SchemaError", "the partitions read different procedures out of the same file")
         self._actions.append(Persist(load.catalog_version, load.path, load.source))
 
@@ -656,7 +727,7 @@ class Supervision:
         if load is None:
             return
         self._load = None
-        for child in self.partitions:
+        for child in self.workers():
             if child.state == "serving":
                 self._actions.append(Tell(child.number, DiscardLoad(load.catalog_version)))
         self._refuse(load.admin_number, code, message)
@@ -668,6 +739,39 @@ class Supervision:
             return None
         return snapshot
 
+    def _ask_for_checkpoints(self, snapshot: Snapshot) -> None:
+        for child in self.partitions:
+            self._actions.append(Tell(child.number, HoldCheckpoint(snapshot.number, snapshot.lease_s)))
+
+    def _batches_held(self, message: BatchesHeld, now_s: float) -> None:
+        snapshot = self._snapshot
+        if snapshot is None or message.snapshot != snapshot.number or snapshot.state != "quieting":
+            return
+        if now_s < snapshot.cut_until_s:
+            snapshot.state = "asked"
+            self._ask_for_checkpoints(snapshot)
+
+    def _checkpoint_begun(self, child: Child, message: CheckpointBegun, now_s: float) -> None:
+        snapshot = self._snapshot
+        if snapshot is None or message.snapshot != snapshot.number or snapshot.state not in ("asked", "held"):
+            return
+        # Heard too late, it says nothing: the coordinator may have gone on before.
+        if now_s < snapshot.cut_until_s < inf:
+            snapshot.begun.add(child.number)
+            if len(snapshot.begun) == len(self.partitions):
+                self._resume_batches(snapshot)
+                self._hold_if_complete(snapshot)
+
+    def _resume_batches(self, snapshot: Snapshot) -> None:
+        if snapshot.cut_until_s < inf:
+            snapshot.cut_until_s = inf
+            if self.coordinator.state == "serving":
+                self._actions.append(Tell(self.coordinator.number, ResumeBatches(snapshot.number)))
+
+    def _hold_if_complete(self, snapshot: Snapshot) -> None:
+        if len(snapshot.held) == len(self.partitions) and snapshot.cut_until_s == inf:
+            snapshot.state = "held"
+
     def _checkpoint_held(self, child: Child, message: CheckpointHeld) -> None:
         snapshot = self._snapshot
         if snapshot is None or message.snapshot != snapshot.number or snapshot.state != "asked":
@@ -675,8 +779,7 @@ class Supervision:
         if message.error:
             return self._fail_snapshot(f"{child.name}: {message.error}")
         snapshot.held[child.number] = message
-        if len(snapshot.held) == len(self.partitions):
-            snapshot.state = "held"
+        self._hold_if_complete(snapshot)
 
     def _checkpoint_released(self, child: Child, message: CheckpointReleased) -> None:
         snapshot = self._snapshot
@@ -693,9 +796,11 @@ class Supervision:
         snapshot = self._snapshot
         if snapshot is None or not snapshot.is_under_way:
             return
+        asked = snapshot.state != "quieting"
         snapshot.state, snapshot.reason = "failed", reason
+        self._resume_batches(snapshot)
         for child in self.partitions:
-            if child.state == "serving":
+            if child.state == "serving" and asked:
                 self._actions.append(Tell(child.number, ReleaseCheckpoint(snapshot.number)))
         self._warn("snapshot_failed", directory=snapshot.directory, reason=reason)
 
@@ -704,16 +809,23 @@ class Supervision:
 
     def _stop_on(self, now_s: float) -> None:
         waited_s = now_s - self._stop_at_s
-        if not self._partitions_told and (self.router.state == "stopped" or waited_s >= ROUTER_STOP_S):
-            self._partitions_told = True
-            for child in self.partitions:
-                if child.runs:
-                    self._actions.append(Terminate(child.number))
+        self._terminate(self.router)
+        if self.router.state == "stopped" or waited_s >= ROUTER_STOP_S:
+            self._terminate(self.coordinator)
+            if self.coordinator.state == "stopped" or waited_s >= COORDINATOR_STOP_S:
+                for child in self.partitions:
+                    self._terminate(child)
         if waited_s >= STOP_S:
             self._kill_all()
         if not self._done and all(child.state == "stopped" for child in self.children()):
             self._done = True
             self._actions.append(Done(self._error))
+
+    def _terminate(self, child: Child) -> None:
+        """Once."""
+        if child.runs and child.number not in self._told_to_stop:
+            self._told_to_stop.add(child.number)
+            self._actions.append(Terminate(child.number))
 
     def _kill_all(self) -> None:
         if self._killed:
@@ -731,6 +843,15 @@ class Supervision:
         self._actions.append(Report(event, fields, "warning"))
 
 
+def _names(infos: list[ProcedureInfo]) -> list[str]:
+    return sorted(info.name for info in infos)
+
+
+def _of_users(infos: list[ProcedureInfo]) -> list[ProcedureInfo]:
+    """Without the engine's own, which have a dot in their names: only partitions have those."""
+    return [info for info in infos if "." not in info.name]
+
+
 def _child_status(child: Child, figures: dict[int, ProcessFigures], now_s: float) -> dict[str, Any]:
     status: dict[str, Any] = {
         "state": child.state,
@@ -740,7 +861,7 @@ def _child_status(child: Child, figures: dict[int, ProcessFigures], now_s: float
         "tcp_port": child.tcp_port,
     }
     if child.number != ROUTER:
-        status = {"partition": child.number, **status, "incarnation": child.incarnation}
+        status["incarnation"] = child.incarnation
     if child.number in figures:
         status.update(figures[child.number]._asdict())
     if child.reply is not None:

@@ -53,13 +53,14 @@ class Voltpy:
             self._server.stop()
 
     def cpu_s(self) -> dict[str, float]:
-        seconds: dict[str, float] = {"partition": 0.0, "router": 0.0, "supervisor": 0.0}
+        seconds: dict[str, float] = {"partition": 0.0, "router": 0.0, "coordinator": 0.0, "supervisor": 0.0}
         supervisor, *children = measure.process_tree(self._server.pid)
         roles = {supervisor: "supervisor"}
         for pid in children:
             words = measure.command_line(pid)
             # What a partition starts for itself (to flush, say) counts as the partition.
-            roles[pid] = "router" if "coordinator" in words else "partition"
+            front = "router" if "router" in words else "coordinator"
+            roles[pid] = front if "coordinator" in words else "partition"
         for pid, role in roles.items():
             seconds[role] += measure.cpu_s([pid])
         return seconds

@@ -56,6 +56,7 @@ from voltpy.door import CLIENT, ROUTER, SUPERVISOR, Account, Door
 from voltpy.errors import Corruption, Indeterminate, ProtocolError
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
+    ELSEWHERE,
     NEVER_SENT,
     PROTOCOL_VERSION,
     Admin,
@@ -156,6 +157,9 @@ def everywhere(tx: Any, anything: Any, n: int = 0) -> Any:
 PROCEDURES = (put, get, pair, echo, explode, everywhere)
 
 
+COORDINATOR = PARTITIONS  # as a number of a lane
+
+
 def info(name: str, *key_positions: int) -> ProcedureInfo:
     return ProcedureInfo(name, list(key_positions), not key_positions, False, [Parameter("key", "int", True)], "A doc.")
 
@@ -165,7 +169,10 @@ def topology(version: int = 7, incarnation: int = INCARNATION) -> Topology:
         PartitionAddress(number, incarnation, f"/run/v/p{number}", 3000 + number, 17) for number in range(PARTITIONS)
     ]
     infos = [info("put", 0), info("get", 0), info("echo", 0), info("everywhere")]
-    return Topology(version, CATALOG, "c" * 32, "/run/v", addresses, infos, [Runaway(CLIENT_ID, 99, "put")])
+    infos.append(ProcedureInfo("joint", [], True, False, [], "", joint=True))
+    coordinator = PartitionAddress(COORDINATOR, incarnation, f"/run/v/p{COORDINATOR}", 3000 + COORDINATOR, 17)
+    runaways = [Runaway(CLIENT_ID, 99, "put")]
+    return Topology(version, CATALOG, "c" * 32, "/run/v", addresses, infos, runaways, coordinator)
 
 
 OWNERS = slot_owners(PARTITIONS)
@@ -177,7 +184,7 @@ def group(
 ) -> CallGroup:
     numbers = list(range(first, first + len(rows)))
     args = wire.joined([_encode(row) for row in rows])
-    slots = [hash_slot(KEYS[partition])] * len(rows)
+    slots = [hash_slot(KEYS[partition % PARTITIONS])] * len(rows)
     return CallGroup(CLIENT_ID, name, partition, INCARNATION, numbers, slots, args, floor)
 
 
@@ -207,6 +214,8 @@ FROM_CLIENT = [
     calls(group("explode", [(KEY, "text"), (KEY, ["\x00", 1])], first=80)),
     calls(group("put", [(KEY, 1)], floor=3, first=90), group("put", [(KEYS[1], 1)], partition=1, first=91)),
     everywhere_call({"x": 1}),
+    calls(group("put", [(KEY, 1), (KEYS[1], 2)], partition=COORDINATOR, floor=4, first=95)),
+    wire.encode(EverywhereCall(CATALOG, CLIENT_ID, "joint", 71, Raw(b"\x90"), 10**15)),
 ]
 FROM_SUPERVISOR = [
     HELLO[SUPERVISOR],
@@ -248,6 +257,8 @@ FROM_PARTITION = [
             0, INCARNATION, 22, [], [CallError(CLIENT_ID, 2, "stale", ""), CallError(CLIENT_ID, 3, "Indeterminate", "")]
         )
     ),
+    wire.encode(Replies(0, INCARNATION, 22, [], [CallError(CLIENT_ID, 2, ELSEWHERE, "")])),
+    wire.encode(Replies(COORDINATOR, INCARNATION, 5, [ReplyGroup(CLIENT_ID, [7], wire.joined([_encode([1, 2])]))], [])),
     wire.encode(Refusal("ProtocolError", "not a frame")),
     wire.encode(StatusReply(4, INCARNATION, 20, CATALOG, 3000, [info("put", 0)], {"pid": 1, "rows": {"items": 3}})),
     wire.encode(LoadPrepared(2, "", [info("put", 0)])),
@@ -391,8 +402,10 @@ class RouterClient(AtDoor):
         self.router.flush()
         self.welcome = self.router.welcome
         self.partitions: list[Door[bytes]] = []
-        for number in range(PARTITIONS):
-            door: Door[bytes] = Door(TOKEN, at_partition=number, partitions=PARTITIONS)
+        for number in range(PARTITIONS + 1):
+            # The coordinator takes calls of any hash slot.
+            slots = PARTITIONS if number != COORDINATOR else 0
+            door: Door[bytes] = Door(TOKEN, at_partition=number, partitions=slots)
             door.catalog_version = CATALOG
             door.receive(b"router", HELLO[ROUTER], Welcome(PROTOCOL_VERSION, INCARNATION, None))
             door.outbox.clear()
@@ -480,7 +493,7 @@ class RouterSupervisor(AtDoor):
         AtDoor.__init__(self, self.rng, Path())
         self.router = Router(self.door)
         self.router.supervisor_message(self.account(), topology())
-        must(len(self.router.lanes) == PARTITIONS, "a topology is not taken in")
+        must(len(self.router.lanes) == PARTITIONS + 1, "a topology is not taken in")
 
 
 class RouterPartition(RouterClient):
@@ -610,7 +623,7 @@ class Client(Target):
     """A connection with calls under way, which connects again when it was told to close."""
 
     corpus = (*FROM_PARTITION, *FROM_ROUTER)
-    SOURCES = (lane.ROUTER, 0, 1)
+    SOURCES = (lane.ROUTER, 0, 1, COORDINATOR)
     UNDER_WAY = 8
 
     def __init__(self, rng: Random, directory: Path) -> None:

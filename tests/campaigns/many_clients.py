@@ -389,7 +389,8 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
             process.kill()
         cluster.end(signal.SIGTERM)
     per_second = {name: list(by_second(calls[name], arrival_s)) for name in urls}
-    children = {"router": status["router"], **{f"partition {p['partition']}": p for p in status["partitions"]}}
+    children = {name: status[name] for name in ("router", "coordinator")}
+    children |= {f"partition {p['partition']}": p for p in status["partitions"]}
     for reason in failed[:5]:
         print(f"    failed: {reason}")
     return Figures(

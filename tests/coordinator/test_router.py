@@ -31,6 +31,7 @@ from voltpy.messages import (
     Hello,
     Message,
     PartitionAddress,
+    ProcedureInfo,
     Refusal,
     Replies,
     ReplyGroup,
@@ -46,20 +47,26 @@ SLOT_OF = [OWNERS.index(partition) for partition in range(PARTITIONS)]
 NOW_US = 1_700_000_000_000_000
 
 
-def topology(version: int, *incarnations: int, catalog: int = 1) -> Topology:
+COORDINATOR = PARTITIONS
+JOINT = ProcedureInfo("set_all", [], True, False, [], "", joint=True)
+
+
+def topology(version: int, *incarnations: int, catalog: int = 1, coordinator: int = 0) -> Topology:
     addresses = [PartitionAddress(i, incarnation, f"/p{i}", 0, 0) for i, incarnation in enumerate(incarnations)]
-    return Topology(version, catalog, "id", "/run", addresses, [], [])
+    number = len(addresses)
+    behind = PartitionAddress(number, coordinator, f"/p{number}", 0, 0) if coordinator else None
+    return Topology(version, catalog, "id", "/run", addresses, [JOINT], [], behind)
 
 
 class World:
     """A router with a door, and helpers to be its clients, its supervisor and its partitions."""
 
-    def __init__(self, *incarnations: int) -> None:
+    def __init__(self, *incarnations: int, coordinator: int = 0) -> None:
         self.door = Door(TOKEN, at_partition=None)
         self.router = Router(self.door)
         self.send(b"supervisor", Hello(PROTOCOL_VERSION, 0, "supervisor", TOKEN))
         if incarnations:
-            self.send(b"supervisor", topology(1, *incarnations))
+            self.send(b"supervisor", topology(1, *incarnations, coordinator=coordinator))
         self.flush()
 
     def send(self, identity: bytes, message: Message) -> None:
@@ -135,8 +142,8 @@ def test_groups_of_one_round_leave_in_one_frame_a_partition() -> None:
     third.incarnation = 5
     assert world.flush() == [(0, Calls(1, [first, third])), (1, Calls(1, [second]))]
     assert world.flush() == []
-    assert [lane.in_flight for lane in world.router.lanes] == [3, 1]
-    assert [lane.owed for lane in world.router.lanes] == [{1: 2, 2: 1}, {1: 1}]
+    assert [lane.in_flight for lane in world.router.lanes] == [3, 1, 0]
+    assert [lane.owed for lane in world.router.lanes] == [{1: 2, 2: 1}, {1: 1}, {}]
 
 
 def test_replies_leave_in_one_frame_a_client() -> None:
@@ -326,13 +333,13 @@ def test_an_older_topology_is_ignored_and_an_impossible_one_refused() -> None:
     world = World(5, 6)
     world.send(b"supervisor", topology(3, 5, 7))
     world.send(b"supervisor", topology(2, 5, 6))
-    assert [lane.incarnation for lane in world.router.lanes] == [5, 7]
+    assert [lane.incarnation for lane in world.router.lanes] == [5, 7, 0]
     assert world.flush() == []
     world.send(b"supervisor", topology(4, 5, 6, 7))
     [(identity, message)] = world.flush()
     assert identity == b"supervisor"
     assert isinstance(message, Refusal)
-    assert len(world.router.lanes) == 2
+    assert len(world.router.lanes) == 3
 
 
 def test_everywhere_calls_reach_every_partition_with_one_time() -> None:
@@ -543,6 +550,78 @@ def test_commands_are_bounded_for_each_client_and_go_with_it() -> None:
     assert world.router.metrics()["commands_in_flight"] == 1
 
 
+def test_what_is_addressed_to_the_coordinator_goes_there_whatever_its_slots() -> None:
+    world = World(5, 6, coordinator=9)
+    world.join(1)
+    slots = [SLOT_OF[0], SLOT_OF[1], SLOT_OF[0]]
+    group = CallGroup(1, "move", COORDINATOR, 9, [1, 2, 3], slots, Raw(b"\x93\x90\x90\x90"))
+    retry = group_of(1, [4])
+    retry.partition, retry.incarnation, retry.retry_floor = COORDINATOR, 9, 77
+    world.send(b"1", Calls(1, [group, retry]))
+    assert world.flush() == [(COORDINATOR, Calls(1, [group, retry]))]
+    world.router.partition_message(COORDINATOR, replies_of(COORDINATOR, 9, (1, [1, 2, 3, 4]), lsn=12))
+    assert [identity for identity, _ in world.flush()] == [b"1"]
+    world.check_idle()
+    world.send(b"2", Hello(PROTOCOL_VERSION, 2))
+    [(_, welcome)] = world.flush()
+    assert welcome.topology.coordinator.lsn == 12
+
+
+def test_a_coordinator_that_is_down_is_told_to_those_who_need_it() -> None:
+    for world in (World(5, 6), World(5, 6, coordinator=9)):
+        world.join(1)
+        world.send(b"supervisor", topology(2, 5, 6))
+        world.flush()
+        group = group_of(1, [1, 2])
+        group.partition, group.incarnation = COORDINATOR, 9
+        world.send(b"1", Calls(1, [group]))
+        world.send(b"1", EverywhereCall(1, 1, "set_all", 3, Raw(b"\x90")))
+        assert world.errors_to(b"1") == [(1, "Unavailable"), (2, "Unavailable"), (3, "Unavailable")]
+        world.send(b"1", Calls(1, [group_of(1, [4])]))
+        assert len(world.calls_to(0)) == 1
+
+
+def test_a_coordinator_that_dies_gives_up_what_never_left() -> None:
+    world = World(5, 6, coordinator=9)
+    world.join(1)
+    group = group_of(1, [1])
+    group.partition, group.incarnation = COORDINATOR, 9
+    world.send(b"1", Calls(1, [group]))
+    world.send(b"supervisor", topology(2, 5, 6, coordinator=10))
+    replies = [message for _, message in world.flush() if isinstance(message, Replies)]
+    assert [(reply.partition, [error.code for error in reply.errors]) for reply in replies] == [
+        (COORDINATOR, ["Unavailable"])
+    ]
+    group.incarnation = 10
+    world.send(b"1", Calls(1, [group]))
+    assert len(world.calls_to(COORDINATOR)) == 1
+
+
+def test_a_joint_call_goes_to_the_coordinator_alone_and_is_answered_once() -> None:
+    world = World(5, 6, coordinator=9)
+    world.join(1)
+    call = EverywhereCall(1, 1, "set_all", 1, Raw(b"\x90"))
+    world.send(b"1", call)
+    [(destination, sent)] = world.flush()
+    assert (destination, sent.number, sent.now_us) == (COORDINATOR, 1, NOW_US)
+    reply = Replies(COORDINATOR, 9, 3, [ReplyGroup(1, [1], Raw(encode([["a", "b"]])))], [])
+    world.router.partition_message(COORDINATOR, reply)
+    assert world.flush() == [(b"1", reply)]
+    world.check_idle()
+
+
+def test_with_one_partition_nothing_goes_to_a_coordinator() -> None:
+    world = World(5)
+    world.join(1)
+    world.send(b"supervisor", topology(2, 5, coordinator=9))
+    world.flush()
+    group = group_of(1, [1])
+    group.partition, group.incarnation = 1, 9
+    world.send(b"1", Calls(1, [group]))
+    world.send(b"1", EverywhereCall(1, 1, "set_all", 2, Raw(b"\x90")))
+    assert [(destination, type(message)) for destination, message in world.flush()] == [(0, EverywhereCall), (0, Calls)]
+
+
 def test_metrics_count_calls() -> None:
     world = World(5, 6)
     world.join(1)
@@ -559,15 +638,16 @@ class Accounting:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.world = World(1, 1)
-        self.incarnations = [1, 1]
+        self.world = World(1, 1, coordinator=1)
+        self.incarnations = [1, 1, 1]  # the last one is the coordinator's
         self.last_incarnation = 1
         self.version = 1
         self.next_number = 1
         self.sent: set[tuple[int, int]] = set()  # (client, number); an everywhere call counts once here
         self.everywhere: set[tuple[int, int]] = set()
         self.answered: Counter[tuple[int, int]] = Counter()
-        self.at_partition: list[list[tuple[int, int, int]]] = [[], []]  # client, number, incarnation
+        self.joint: set[tuple[int, int]] = set()
+        self.at_partition: list[list[tuple[int, int, int]]] = [[], [], []]  # client, number, incarnation
         self.forwarded: Counter[tuple[int, int, int]] = Counter()  # client, number, partition
         self.lost: Counter[tuple[int, int]] = Counter()  # died with a partition, or with the client's connection
         self.world.join(1, 2, 3)
@@ -592,8 +672,8 @@ class Accounting:
         client = self.client()
         numbers = self.numbers(self.rng.randint(1, 6))
         slots = [self.rng.randrange(16384) for _ in numbers]
-        partition = self.rng.choice([-1, 0, 1])
-        if partition >= 0 and self.rng.random() < 0.7:
+        partition = self.rng.choice([-1, 0, 1, COORDINATOR])
+        if partition in (0, 1) and self.rng.random() < 0.7:
             slots = [SLOT_OF[partition]] * len(numbers)
         incarnation = self.rng.choice([0, self.incarnations[partition], self.last_incarnation])
         args = joined([encode([number]) for number in numbers])
@@ -606,8 +686,9 @@ class Accounting:
         client = self.client()
         [number] = self.numbers(1)
         self.sent.add((client, number))
-        self.everywhere.add((client, number))
-        self.world.send(b"%d" % client, EverywhereCall(1, client, "p", number, Raw(b"\x90")))
+        procedure = self.rng.choice(["p", "set_all"])
+        (self.everywhere if procedure == "p" else self.joint).add((client, number))
+        self.world.send(b"%d" % client, EverywhereCall(1, client, procedure, number, Raw(b"\x90")))
 
     def deliver(self) -> None:
         for destination, message in self.world.flush():
@@ -628,12 +709,13 @@ class Accounting:
         assert self.incarnations[partition] != 0
         calls: list[tuple[int, int]] = []
         if isinstance(message, EverywhereCall):
+            assert (partition == COORDINATOR) == ((message.client_id, message.number) in self.joint)
             calls.append((message.client_id, message.number))
         else:
             assert isinstance(message, Calls)
             for group in message.groups:
                 assert (group.partition, group.incarnation) == (partition, self.incarnations[partition])
-                assert {OWNERS[slot] for slot in group.slots} == {partition}
+                assert partition == COORDINATOR or {OWNERS[slot] for slot in group.slots} == {partition}
                 assert msgspec.msgpack.decode(group.args) == [[number] for number in group.numbers]
                 calls += [(group.client_id, number) for number in group.numbers]
         for client, number in calls:
@@ -641,7 +723,7 @@ class Accounting:
             self.at_partition[partition].append((client, number, self.incarnations[partition]))
 
     def reply(self) -> None:
-        partition = self.rng.randrange(PARTITIONS)
+        partition = self.rng.randrange(PARTITIONS + 1)
         waiting = self.at_partition[partition]
         count = self.rng.randint(0, len(waiting))
         if count == 0:
@@ -659,11 +741,11 @@ class Accounting:
         self.world.router.partition_message(partition, replies)
 
     def kill(self) -> None:
-        self.announce(self.rng.randrange(PARTITIONS), 0)
+        self.announce(self.rng.randrange(PARTITIONS + 1), 0)
 
     def restart(self) -> None:
         self.last_incarnation += 1
-        self.announce(self.rng.randrange(PARTITIONS), self.last_incarnation)
+        self.announce(self.rng.randrange(PARTITIONS + 1), self.last_incarnation)
 
     def announce(self, partition: int, incarnation: int) -> None:
         if incarnation == self.incarnations[partition]:
@@ -673,7 +755,8 @@ class Accounting:
         self.at_partition[partition] = []
         self.incarnations[partition] = incarnation
         self.version += 1
-        self.world.send(b"supervisor", topology(self.version, *self.incarnations))
+        *partitions, coordinator = self.incarnations
+        self.world.send(b"supervisor", topology(self.version, *partitions, coordinator=coordinator))
 
     def lose_client(self) -> None:
         self.deliver()

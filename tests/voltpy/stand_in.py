@@ -1,9 +1,12 @@
-"""Stand-ins for the router and the partitions, as processes: they speak the messages and do nothing else.
+"""Stand-ins for router, partitions and coordinator, as processes: they speak the messages and do nothing else.
 
     stand_in.py cluster DATA [PARTITIONS] [TIMEOUT_S]     the real supervisor over stand-in children
-    stand_in.py router …, stand_in.py partition …         the children, with the real command lines
+    stand_in.py router …, stand_in.py partition …,        the children, with the real command lines
+    stand_in.py coordinator …
 
-What a partition does wrong is in DATA/behaviour-<partition>.json, read at each of its starts:
+What a partition does wrong is in DATA/behaviour-<partition>.json, read at each of its starts, and what the coordinator
+does in that with the number after the last. All of these write what they hear, but for questions, to
+DATA/heard-<number>.jsonl: the message's name and, where there is one, a number.
 `exit` (status) with `message`, `stuck` [client id, call number], `deaf` (ignores SIGTERM), `refuse` (why a load fails),
 `says` (lines on stdout before it serves), `once` (the next start behaves).
 """
@@ -23,11 +26,18 @@ from voltpy import heartbeat, wire
 from voltpy.messages import (
     Admin,
     AdminReply,
+    BatchesHeld,
+    CheckpointBegun,
+    CheckpointHeld,
+    CheckpointReleased,
     Hello,
+    HoldBatches,
+    HoldCheckpoint,
     LoadPrepared,
     Message,
     PrepareLoad,
     ProcedureInfo,
+    ReleaseCheckpoint,
     StatusReply,
     StatusRequest,
     SwitchLoad,
@@ -70,6 +80,7 @@ def run_cluster(data: Path, partitions: int, timeout_s: float) -> None:
         lambda url: print(f"ready {url}", flush=True),
         router_command=(*stand_in, "router"),
         partition_command=(*stand_in, "partition"),
+        coordinator_command=(*stand_in, "coordinator"),
     ).run()
 
 
@@ -119,8 +130,9 @@ def run_router() -> None:
             socket.send_multipart([target, wire.encode(answer)])
 
 
-def run_partition() -> None:
-    data, partition = Path(argument("--data")), int(argument("--partition"))
+def run_worker(partition: int) -> None:
+    """A partition, or the coordinator: what only one of them is asked the other never hears."""
+    data = Path(argument("--data"))
     runtime = Path(argument("--runtime"))
     path = data / f"behaviour-{partition}.json"
     behaviour: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -143,24 +155,35 @@ def run_partition() -> None:
     for number in range(behaviour.get("says", 0)):
         print(f"partition {partition} says line {number}", "." * 100)
     print("partition", partition, "serves")  # goes to the supervisor's stderr, never to its stdout
+    heard = (data / f"heard-{partition}.jsonl").open("a")
     while True:
         identity, frame = socket.recv_multipart()
         message = wire.decode(frame)
+        if not isinstance(message, StatusRequest):
+            number = getattr(message, "epoch", getattr(message, "snapshot", getattr(message, "version", 0)))
+            heard.write(json.dumps([type(message).__name__, number]) + "\n")
+            heard.flush()
+        replies: list[Message] = []
         match message:
             case StatusRequest():
-                reply: Message = StatusReply(message.number, incarnation, 5, catalog_version, 0, infos, {"calls": 0})
+                replies = [StatusReply(message.number, incarnation, 5, catalog_version, 0, infos, {"calls": 0})]
                 if "stuck" in behaviour:
                     words = heartbeat.open_words(heartbeat.path_in(runtime, partition))
                     words[0], words[1] = behaviour["stuck"]
                     words[2] = 1
             case PrepareLoad():
-                reply = LoadPrepared(message.catalog_version, behaviour.get("refuse", ""), infos)
+                replies = [LoadPrepared(message.catalog_version, behaviour.get("refuse", ""), infos)]
             case SwitchLoad():
                 catalog_version = message.catalog_version
-                continue
-            case _:
-                continue
-        socket.send_multipart([identity, wire.encode(reply)])
+            case HoldBatches():
+                replies = [BatchesHeld(message.snapshot)]
+            case HoldCheckpoint():
+                begun = CheckpointBegun(message.snapshot)
+                replies = [begun, CheckpointHeld(message.snapshot, "", 3, 40 + partition, incarnation)]
+            case ReleaseCheckpoint():
+                replies = [CheckpointReleased(message.snapshot, True)]
+        for reply in replies:
+            socket.send_multipart([identity, wire.encode(reply)])
 
 
 if __name__ == "__main__":
@@ -172,4 +195,7 @@ if __name__ == "__main__":
             run_router()
         case "partition":
             die_with_parent(int(os.environ[SUPERVISOR]))
-            run_partition()
+            run_worker(int(argument("--partition")))
+        case "coordinator":
+            die_with_parent(int(os.environ[SUPERVISOR]))
+            run_worker(int(argument("--partitions")))

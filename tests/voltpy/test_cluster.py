@@ -107,7 +107,8 @@ class Running:
 
     def pids(self) -> list[int]:
         status = self.status()
-        return [self.process.pid, status["router"]["pid"], *(p["pid"] for p in status["partitions"])]
+        children = [status["router"], *status["partitions"], status["coordinator"]]
+        return [self.process.pid, *(child["pid"] for child in children)]
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -133,6 +134,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 def behave(data: Path, partition: int, **behaviour: Any) -> None:
     (data / f"behaviour-{partition}.json").write_text(json.dumps(behaviour))
+
+
+def heard(data: Path, number: int) -> list[list[Any]]:
+    return [json.loads(line) for line in (data / f"heard-{number}.jsonl").read_text().splitlines()]
 
 
 def starts(data: Path, partition: int) -> list[list[str]]:
@@ -188,6 +193,66 @@ def test_a_killed_router_comes_back_at_the_same_port_and_knows_the_topology(star
     assert [p.incarnation for p in topology.partitions] == [1, 1]
     assert topology.version >= version
     assert running.status()["router"]["restarts"] == 1
+
+
+COORDINATOR = 2
+
+
+def test_a_coordinator_is_started_told_of_the_cluster_and_started_again(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = start().ready()
+    [arguments] = starts(tmp_path, COORDINATOR)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    runtime = running.topology().runtime_directory
+    assert options == {
+        "--data": str(tmp_path),
+        "--partitions": "2",
+        "--runtime": runtime,
+        "--host": "127.0.0.1",
+        "--memory": str(1 << 29),
+        "--procedure-timeout": "5.0",
+    }
+    assert (Path(runtime) / "heartbeat-2").exists()
+    assert ["Topology"] in [message[:1] for message in heard(tmp_path, COORDINATOR)]
+    before = running.status()["coordinator"]
+    assert (before["state"], before["incarnation"]) == ("serving", 1)
+    assert running.topology().coordinator.ipc_path == f"{runtime}/p2"
+    os.kill(before["pid"], signal.SIGKILL)
+    eventually(lambda: running.topology().coordinator.incarnation == 2)
+    eventually(lambda: all(["Detach", 1] in heard(tmp_path, number) for number in (0, 1)))
+    assert running.status()["coordinator"]["restarts"] == 1
+    assert running.stop() == 0
+
+
+def test_a_runaway_in_the_coordinator_is_named_to_the_next_one(start: Callable[..., Running], tmp_path: Path) -> None:
+    behave(tmp_path, COORDINATOR, stuck=[4242, 17], once=True)
+    running = start(timeout_s=0.2).ready()
+    eventually(lambda: len(starts(tmp_path, COORDINATOR)) == 2)
+    arguments = starts(tmp_path, COORDINATOR)[1]
+    assert arguments[arguments.index("--runaway") + 1] == "4242:17:vote"
+    eventually(lambda: running.topology().runaways)
+    assert running.partition(0)["restarts"] == 0
+
+
+def test_a_coordinator_that_refuses_the_first_start_ends_it(start: Callable[..., Running], tmp_path: Path) -> None:
+    behave(tmp_path, COORDINATOR, exit=3, message="decisions-1.log: damaged at offset 77")
+    running = start()
+    assert running.process.wait(DEADLINE_S) != 0
+    assert "coordinator can't start: decisions-1.log: damaged at offset 77" in running.stderr()
+
+
+def test_a_snapshot_is_cut_between_two_batches(start: Callable[..., Running], tmp_path: Path) -> None:
+    running = start().ready()
+    reply = running.admin("begin_snapshot", directory="/s", pid=1, lease_s=60.0)
+    number = reply.body["snapshot"]
+    eventually(lambda: running.admin("renew_snapshot", snapshot=number).body["state"] == "held")
+    eventually(lambda: ["ResumeBatches", number] in heard(tmp_path, COORDINATOR))
+    told = [message for message in heard(tmp_path, COORDINATOR) if message[1] == number]
+    assert told == [["HoldBatches", number], ["ResumeBatches", number]]
+    assert ["HoldCheckpoint", number] in heard(tmp_path, 1)
+    running.admin("end_snapshot", snapshot=number)
+    assert eventually(lambda: running.admin("renew_snapshot", snapshot=number).body["state"] == "released")
 
 
 def test_a_closed_terminal_is_a_clean_stop(start: Callable[..., Running]) -> None:

@@ -1281,37 +1281,32 @@ def test_a_call_that_is_elsewhere_in_the_coordinator_too_fails(cluster: Cluster)
     assert cluster.frames() == []
 
 
-def test_a_retry_that_needs_the_coordinator_goes_there_when_its_lost_attempts_are_dead(patient: Cluster) -> None:
+@pytest.mark.parametrize("why", ["the partition died", "the connection was lost"])
+def test_a_retry_that_needs_the_coordinator_is_a_first_attempt_there(patient: Cluster, why: str) -> None:
     patient.lsns[COORDINATOR] = 555
     patient.announce()
     call = patient.submit("put", key_of(0))
     patient.frames()
-    patient.incarnations[0] = 2
-    patient.announce()
-    patient.frames()
+    if why == "the partition died":
+        patient.incarnations[0] = 2
+        patient.announce()
+    else:
+        patient.connection.lost(0, 0.0)
+        patient.connection.expire(TOPOLOGY_WAIT_S)
+    (frame,) = patient.frames(TOPOLOGY_WAIT_S)
+    assert calls_of(frame).groups[0].retry_floor == 100
     patient.fail(0, call.number, ELSEWHERE)
-    (frame,) = patient.frames()
+    (frame,) = patient.frames(2.0)
     (group,) = calls_of(frame).groups
     assert (group.partition, group.numbers, group.retry_floor) == (COORDINATOR, [call.number], NEVER_SENT)
+    patient.fail(0, call.number, ELSEWHERE)  # the answer to the first attempt, late
+    assert patient.frames(2.0) == []
     # What is lost there is asked for there, by what the coordinator counts.
     patient.incarnations[COORDINATOR] = 2
     patient.announce()
-    (frame,) = patient.frames()
+    (frame,) = patient.frames(2.0)
     (group,) = calls_of(frame).groups
     assert (group.partition, group.numbers, group.retry_floor) == (COORDINATOR, [call.number], 555)
-
-
-def test_a_retry_that_needs_the_coordinator_is_not_sent_there_while_a_lost_attempt_may_still_come(
-    patient: Cluster,
-) -> None:
-    call = patient.submit("put", key_of(0))
-    patient.frames()
-    patient.connection.lost(0, 0.0)
-    patient.connection.expire(TOPOLOGY_WAIT_S)
-    patient.frames(TOPOLOGY_WAIT_S)  # through the router, to the same process
-    patient.fail(0, call.number, ELSEWHERE)
-    assert type(error_of(call)) is Indeterminate
-    assert patient.frames(2.0) == []
 
 
 def test_a_retry_stays_with_the_coordinator_when_the_procedure_changes(patient: Cluster) -> None:
@@ -1387,9 +1382,9 @@ REFUSALS = [None] * 6 + ["Unavailable", STALE, "Overloaded"] + [ELSEWHERE] * 3
 class AnyHistory(RuleBasedStateMachine):
     """Calls, deaths, losses and answers in any order, against processes that remember what they ran.
 
-    A partition may find that a call needs the coordinator, unless it remembers to have run it. Each call settles once.
-    None runs twice, none that reports "never ran" has run. What is sent again carries its
-    number and a floor; first attempts carry none.
+    A partition may find that a call needs the coordinator, unless it has run it; then its process never runs it. Each
+    call settles once. None runs twice, none that reports "never ran" has run. What is sent again carries its number and
+    a floor; first attempts carry none.
     """
 
     @initialize(retry=st.booleans(), affinity=st.booleans())
@@ -1404,6 +1399,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.ran: dict[int, int] = {}  # number → how often
         self.ran_in: dict[int, int] = {}  # number → partition, or coordinator
         self.moved: set[int] = set()  # numbers that were sent to the coordinator
+        self.told: set[tuple[int, int]] = set()  # (incarnation, number) of what was found to need the coordinator
         self.ran_as_retry: set[int] = set()
         self.results: dict[int, int] = {}
         self.seen: dict[int, int] = {}  # number → times sent
@@ -1517,7 +1513,10 @@ class AnyHistory(RuleBasedStateMachine):
             for number in group.numbers:
                 if here != group.incarnation:
                     errors.append(CallError(77, number, "Unavailable", "gone"))
-                elif refuse == ELSEWHERE and group.partition != COORDINATOR and number not in self.ran:
+                elif group.partition != COORDINATOR and (
+                    (here, number) in self.told or (refuse == ELSEWHERE and number not in self.ran)
+                ):
+                    self.told.add((here, number))
                     errors.append(CallError(77, number, ELSEWHERE, ""))
                 elif refuse and refuse != ELSEWHERE:
                     errors.append(CallError(77, number, refuse, "not now"))

@@ -7,17 +7,23 @@ from typing import Any, TypeVar
 from voltpy.heartbeat import Beat
 from voltpy.messages import (
     AdminReply,
+    BatchesHeld,
+    CheckpointBegun,
     CheckpointHeld,
     CheckpointReleased,
+    Detach,
     DiscardLoad,
+    HoldBatches,
     HoldCheckpoint,
     LoadPrepared,
     Message,
     Parameter,
+    PartitionAddress,
     PrepareLoad,
     ProcedureInfo,
     ReleaseCheckpoint,
     RenewHold,
+    ResumeBatches,
     Runaway,
     StatusReply,
     StatusRequest,
@@ -25,6 +31,9 @@ from voltpy.messages import (
     Topology,
 )
 from voltpy.supervision import (
+    COORDINATOR_STOP_S,
+    CUT_LEASE_S,
+    CUT_LIMIT_S,
     FAILURES_AT_START,
     LOAD_LIMIT_S,
     ROUTER,
@@ -48,7 +57,9 @@ from voltpy.supervision import (
 M = TypeVar("M")
 VOTE = ProcedureInfo("vote", [0], False, False, [Parameter("phone", "int", True)], "")
 COUNT = ProcedureInfo("count", [], True, True, [], "")
+LOAD = ProcedureInfo("voltpy.load", [0], False, False, [], "")
 OLD, NEW = [VOTE], [COUNT, VOTE]
+COORDINATOR = 2
 
 
 class World:
@@ -96,10 +107,12 @@ class World:
 
     def serve(self) -> None:
         """Everything up and ready."""
-        for number in range(len(self.core.partitions)):
+        coordinator = self.core.coordinator.number
+        for number in range(coordinator + 1):
             self.answer(number)
         self.answer(ROUTER)
         self.answer(ROUTER)
+        self.answer(coordinator)
         assert self.core.ready
 
 
@@ -109,24 +122,29 @@ def of(actions: list[Action], kind: type[M]) -> list[M]:
 
 def test_everything_is_started_and_asked_at_once() -> None:
     world = World()
-    assert of(world.actions, Start) == [Start(ROUTER, None), Start(0, None), Start(1, None)]
+    assert of(world.actions, Start) == [Start(number, None) for number in (ROUTER, 0, 1, COORDINATOR)]
     assert world.told(world.actions, 1, StatusRequest) == [StatusRequest(1)]
 
 
-def test_ready_comes_only_after_the_router_has_read_a_complete_topology() -> None:
+def test_ready_comes_only_after_router_and_coordinator_have_read_a_complete_topology() -> None:
     world = World()
     world.answer(ROUTER)
     world.answer(0)
+    world.answer(COORDINATOR)
     actions = world.answer(1)
     [topology] = world.told(actions, ROUTER, Topology)
+    assert world.told(actions, COORDINATOR, Topology) == [topology]
+    assert topology.coordinator == PartitionAddress(COORDINATOR, 1, "/run/v/p2", 30002, 10)
     assert [p.incarnation for p in topology.partitions] == [1, 1]
     assert [p.ipc_path for p in topology.partitions] == ["/run/v/p0", "/run/v/p1"]
     assert [p.tcp_port for p in topology.partitions] == [30000, 30001]
     assert [p.lsn for p in topology.partitions] == [10, 10]
     assert (topology.cluster_id, topology.catalog_version, topology.procedures) == ("c", 4, OLD)
     # The question that confirms it goes out behind the topology.
-    kinds = [type(a.message) for a in actions if isinstance(a, Tell) and a.child == ROUTER]
-    assert kinds.index(StatusRequest) > kinds.index(Topology)
+    for child in (ROUTER, COORDINATOR):
+        kinds = [type(a.message) for a in actions if isinstance(a, Tell) and a.child == child]
+        assert kinds.index(StatusRequest) > kinds.index(Topology)
+    world.answer(COORDINATOR)
     assert not world.core.ready
     assert of(world.answer(ROUTER), Ready) == [Ready(21212)]
 
@@ -186,15 +204,13 @@ def test_a_router_that_comes_back_gets_the_topology_again() -> None:
 
 
 def test_a_refusal_at_the_first_start_ends_the_start_with_its_message() -> None:
-    for number, status in ((0, 3), (1, 4), (ROUTER, 5)):
+    for number, status in ((0, 3), (1, 4), (COORDINATOR, 3), (ROUTER, 5)):
         world = World()
-        others = [n for n in (ROUTER, 0, 1) if n != number]
         actions = world.exit(number, status, "voltpy: it is broken")
-        if number == ROUTER:
-            assert [a.child for a in of(actions, Terminate)] == others
-        else:
-            assert [a.child for a in of(actions, Terminate)] == [ROUTER]
-        for other in others:
+        stopped = []
+        for other in [n for n in (ROUTER, COORDINATOR, 0, 1) if n != number]:
+            stopped += [a.child for a in of(actions, Terminate)]
+            assert other in stopped
             actions = world.exit(other, 0)
         [done] = of(actions, Done)
         assert done.error.endswith("can't start: voltpy: it is broken")
@@ -230,6 +246,7 @@ def test_a_child_that_crashes_again_and_again_before_ready_ends_the_start() -> N
         world.exit(0, 1, "ImportError: no")
     assert world.core.stopping
     world.exit(ROUTER, 0)
+    world.exit(COORDINATOR, 0)
     [done] = of(world.exit(1, 0), Done)
     assert done.error == f"partition 0 ended {FAILURES_AT_START} times while starting: ImportError: no"
 
@@ -307,6 +324,9 @@ def test_status_has_rates_and_what_the_system_says() -> None:
 # ── loading procedures ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+WORKERS = (0, 1, COORDINATOR)
+
+
 def prepared(version: int, error: str = "", infos: list[ProcedureInfo] = NEW) -> Message:
     return LoadPrepared(version, error, infos)
 
@@ -316,15 +336,16 @@ def test_procedures_are_stored_then_switched_then_announced_then_confirmed() -> 
     world.serve()
     world.core.load_procedures(9, "source", "p.py", world.now_s)
     actions = world.take()
-    assert [world.told(actions, n, PrepareLoad) for n in (0, 1)] == [[PrepareLoad(5, "source", "p.py")]] * 2
+    assert [world.told(actions, n, PrepareLoad) for n in WORKERS] == [[PrepareLoad(5, "source", "p.py")]] * 3
     world.core.said(0, prepared(5), world.now_s)
+    world.core.said(COORDINATOR, prepared(5), world.now_s)
     assert world.take() == []
     world.core.said(1, prepared(5), world.now_s)
     assert world.take() == [Persist(5, "p.py", "source")]
     assert world.core.catalog_version == 4
     world.core.persisted("")
     actions = world.take()
-    assert [world.told(actions, n, SwitchLoad) for n in (0, 1)] == [[SwitchLoad(5)]] * 2
+    assert [world.told(actions, n, SwitchLoad) for n in WORKERS] == [[SwitchLoad(5)]] * 3
     to_router = [a.message for a in actions if isinstance(a, Tell) and a.child == ROUTER]
     assert isinstance(to_router[0], Topology)
     assert (to_router[0].catalog_version, to_router[0].procedures) == (5, NEW)
@@ -343,13 +364,14 @@ def test_procedures_that_one_partition_refuses_are_forgotten_by_all() -> None:
     world.core.said(0, prepared(5), world.now_s)
     world.core.said(1, prepared(5, "there is no table votes"), world.now_s)
     actions = world.take()
-    assert [world.told(actions, n, DiscardLoad) for n in (0, 1)] == [[DiscardLoad(5)]] * 2
+    assert [world.told(actions, n, DiscardLoad) for n in WORKERS] == [[DiscardLoad(5)]] * 3
     assert refused(world, actions) == ("SchemaError", "there is no table votes")
     assert world.core.catalog_version == 4
     # A late answer to it doesn't count for the next one.
     world.core.load_procedures(10, "source", "p.py", world.now_s)
     world.core.said(0, prepared(5), world.now_s)
     world.core.said(1, prepared(6), world.now_s)
+    world.core.said(COORDINATOR, prepared(6), world.now_s)
     assert of(world.take(), Persist) == []
     world.core.said(0, prepared(6), world.now_s)
     assert of(world.take(), Persist) == [Persist(6, "p.py", "source")]
@@ -359,9 +381,24 @@ def test_partitions_that_disagree_about_the_procedures_get_none() -> None:
     world = World()
     world.serve()
     world.core.load_procedures(9, "source", "p.py", world.now_s)
-    world.core.said(0, prepared(5, infos=NEW), world.now_s)
-    world.core.said(1, prepared(5, infos=OLD), world.now_s)
+    for number, infos in ((0, NEW), (COORDINATOR, NEW), (1, OLD)):
+        world.core.said(number, prepared(5, infos=infos), world.now_s)
     assert refused(world, world.take())[0] == "SchemaError"
+
+
+def test_the_coordinator_need_not_know_the_engines_own_procedures() -> None:
+    world = World()
+    world.serve()
+    world.core.load_procedures(9, "source", "p.py", world.now_s)
+    for number, infos in ((COORDINATOR, NEW), (0, [*NEW, LOAD]), (1, [*NEW, LOAD])):
+        world.core.said(number, prepared(5, infos=infos), world.now_s)
+    world.core.persisted("")
+    assert world.core.topology().procedures == [*NEW, LOAD]
+    # Each child's heartbeat counts its own.
+    for number, procedure in ((0, "voltpy.load"), (COORDINATOR, "vote")):
+        world.core.looked(number, Beat(7, 1, 1, 1), world.now_s)
+        world.core.looked(number, Beat(7, 1, 1, 1), world.now_s + 7)
+        assert world.core.runaways[-1].procedure == procedure
 
 
 def test_a_load_is_refused_while_a_partition_is_down_or_another_load_runs() -> None:
@@ -386,6 +423,7 @@ def test_a_partition_that_dies_or_sleeps_ends_the_load() -> None:
     world.answer(1, incarnation=2)
     world.core.load_procedures(10, "source", "p.py", world.now_s)
     world.core.said(0, prepared(6), world.now_s)
+    world.core.said(COORDINATOR, prepared(6), world.now_s)
     actions = world.tick(LOAD_LIMIT_S)
     assert refused(world, actions) == ("Unavailable", "no answer from partition 1 within 30 s")
     assert Kill(1) in actions  # the file may never end
@@ -396,11 +434,11 @@ def test_procedures_that_cannot_be_stored_are_forgotten() -> None:
     world = World()
     world.serve()
     world.core.load_procedures(9, "source", "p.py", world.now_s)
-    for number in (0, 1):
+    for number in WORKERS:
         world.core.said(number, prepared(5), world.now_s)
     world.core.persisted("No space left on device")
     actions = world.take()
-    assert [world.told(actions, n, DiscardLoad) for n in (0, 1)] == [[DiscardLoad(5)]] * 2
+    assert [world.told(actions, n, DiscardLoad) for n in WORKERS] == [[DiscardLoad(5)]] * 3
     assert refused(world, actions)[1].endswith("No space left on device")
 
 
@@ -409,7 +447,7 @@ def test_a_partition_that_missed_the_switch_is_started_again() -> None:
     world.serve()
     world.tick(STATUS_INTERVAL_S)
     world.core.load_procedures(9, "source", "p.py", world.now_s)
-    for number in (0, 1):
+    for number in WORKERS:
         world.core.said(number, prepared(5), world.now_s)
     world.take()
     world.core.persisted("")
@@ -423,12 +461,13 @@ def test_a_partition_that_missed_the_switch_is_started_again() -> None:
 # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stop_ends_the_router_first_and_then_the_partitions() -> None:
+def test_a_stop_ends_the_router_first_then_the_coordinator_and_then_the_partitions() -> None:
     world = World()
     world.serve()
     world.core.stop(world.now_s)
     assert of(world.take(), Terminate) == [Terminate(ROUTER)]
-    assert of(world.exit(ROUTER, 0), Terminate) == [Terminate(0), Terminate(1)]
+    assert of(world.exit(ROUTER, 0), Terminate) == [Terminate(COORDINATOR)]
+    assert of(world.exit(COORDINATOR, 0), Terminate) == [Terminate(0), Terminate(1)]
     assert of(world.exit(0, 0), Start) == []
     assert of(world.exit(1, 0), Done) == [Done("")]
 
@@ -454,8 +493,9 @@ def test_a_stop_does_not_wait_for_ever() -> None:
     world.serve()
     world.core.stop(world.now_s)
     world.take()
-    assert of(world.tick(ROUTER_STOP_S), Terminate) == [Terminate(0), Terminate(1)]
-    assert of(world.tick(STOP_S), Kill) == [Kill(ROUTER), Kill(0), Kill(1)]
+    assert of(world.tick(ROUTER_STOP_S), Terminate) == [Terminate(COORDINATOR)]
+    assert of(world.tick(COORDINATOR_STOP_S - ROUTER_STOP_S), Terminate) == [Terminate(0), Terminate(1)]
+    assert of(world.tick(STOP_S), Kill) == [Kill(number) for number in (ROUTER, 0, 1, COORDINATOR)]
     assert of(world.tick(1.0), Kill) == []
 
 
@@ -465,7 +505,7 @@ def test_a_second_stop_waits_for_nobody() -> None:
     world.core.stop(world.now_s)
     world.take()
     world.core.stop(world.now_s)
-    assert of(world.take(), Kill) == [Kill(ROUTER), Kill(0), Kill(1)]
+    assert of(world.take(), Kill) == [Kill(number) for number in (ROUTER, 0, 1, COORDINATOR)]
 
 
 def test_a_stop_while_a_partition_waits_for_its_restart_does_not_start_it() -> None:
@@ -477,21 +517,44 @@ def test_a_stop_while_a_partition_waits_for_its_restart_does_not_start_it() -> N
     world.core.stop(world.now_s)
     world.take()
     world.exit(ROUTER, 0)
+    world.exit(COORDINATOR, 0)
     actions = world.exit(1, 0)
     assert of(actions, Done) == [Done("")]
     assert of(world.tick(60.0), Start) == []
 
 
-def begun(world: World, **body: Any) -> int:
-    """A snapshot is begun; its number."""
-    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0, **body}, world.now_s)
-    (reply,) = world.told(world.take(), ROUTER, AdminReply)
-    assert (reply.error, reply.body["state"]) == ("", "asked")
+# ── snapshots ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def quieting(world: World) -> int:
+    """A snapshot is begun, and the coordinator is asked to hold its batches; its number."""
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0}, world.now_s)
+    actions = world.take()
+    (reply,) = world.told(actions, ROUTER, AdminReply)
+    assert (reply.error, reply.body["state"]) == ("", "quieting")
     number: int = reply.body["snapshot"]
+    assert world.told(actions, COORDINATOR, HoldBatches) == [HoldBatches(number, CUT_LEASE_S)]
+    assert world.told(actions, 0, HoldCheckpoint) == []
     return number
 
 
+def begun(world: World) -> int:
+    """A snapshot is begun, and the partitions are asked for it; its number."""
+    number = quieting(world)
+    world.core.said(COORDINATOR, BatchesHeld(number), world.now_s)
+    actions = world.take()
+    assert [world.told(actions, n, HoldCheckpoint) for n in (0, 1)] == [[HoldCheckpoint(number, 10.0)]] * 2
+    assert asked(world, number) == ("asked", "")
+    return number
+
+
+def begins(world: World, partition: int, number: int) -> list[Action]:
+    world.core.said(partition, CheckpointBegun(number), world.now_s)
+    return world.take()
+
+
 def holds(world: World, partition: int, number: int, error: str = "") -> list[Action]:
+    begins(world, partition, number)
     world.core.said(partition, CheckpointHeld(number, error, 3, 40 + partition, 1), world.now_s)
     return world.take()
 
@@ -520,12 +583,7 @@ def held_by_all() -> tuple[World, int]:
 def test_a_snapshot_is_held_by_all_renewed_released_by_all_and_then_made() -> None:
     world = World()
     world.serve()
-    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0}, world.now_s)
-    actions = world.take()
-    (hold,) = world.told(actions, 0, HoldCheckpoint)
-    assert world.told(actions, 1, HoldCheckpoint) == [hold]
-    assert hold.lease_s == 10.0
-    number = hold.snapshot
+    number = begun(world)
     holds(world, 0, number)
     assert asked(world, number) == ("asked", "")
     holds(world, 1, number)
@@ -604,6 +662,163 @@ def test_a_snapshot_that_is_ended_before_it_is_held_or_is_another_one_is_none() 
     for step in (world.core.end_snapshot, lambda n, body: world.core.renew_snapshot(n, body, world.now_s)):
         step(4, {"snapshot": number + 1})
         assert refused(world, world.take())[0] == "ClusterError"
+
+
+def test_the_coordinator_goes_on_when_all_checkpoints_have_begun() -> None:
+    world = World()
+    world.serve()
+    number = begun(world)
+    assert world.told(begins(world, 0, number), COORDINATOR, ResumeBatches) == []
+    world.core.said(0, CheckpointHeld(number, "", 3, 40, 1), world.now_s)
+    assert world.told(begins(world, 0, number), COORDINATOR, ResumeBatches) == []
+    assert world.told(begins(world, 1, number - 1), COORDINATOR, ResumeBatches) == []
+    assert world.told(begins(world, 1, number), COORDINATOR, ResumeBatches) == [ResumeBatches(number)]
+    assert world.told(begins(world, 1, number), COORDINATOR, ResumeBatches) == [], "once"
+    # From here on the coordinator may die: what it was to do for the snapshot is done.
+    world.exit(COORDINATOR, -9)
+    assert asked(world, number) == ("asked", "")
+    holds(world, 1, number)
+    assert asked(world, number) == ("held", "")
+
+
+def test_a_snapshot_fails_when_the_coordinator_dies_before_the_cut_or_takes_too_long_for_it() -> None:
+    for step in (quieting, begun):
+        world = World()
+        world.serve()
+        number = step(world)
+        world.exit(COORDINATOR, -9)
+        assert asked(world, number) == ("failed", "the coordinator died")
+
+        world = World()
+        world.serve()
+        number = step(world)
+        begins(world, 0, number)
+        for _ in range(5):
+            world.tick(CUT_LIMIT_S / 6)
+            asked(world, number)
+        actions = world.tick(CUT_LIMIT_S / 6)
+        assert world.told(actions, COORDINATOR, ResumeBatches) == [ResumeBatches(number)]
+        told = world.told(actions, 1, ReleaseCheckpoint)
+        assert told == ([] if step is quieting else [ReleaseCheckpoint(number)])
+        assert asked(world, number)[0] == "failed"
+        world.core.said(COORDINATOR, BatchesHeld(number), world.now_s)
+        begins(world, 1, number)
+        assert asked(world, number)[0] == "failed"
+
+
+def test_a_checkpoint_that_was_heard_to_begin_too_late_makes_no_cut() -> None:
+    world = World()
+    world.serve()
+    number = begun(world)
+    begins(world, 0, number)
+    world.now_s += CUT_LIMIT_S  # this process was stopped meanwhile: no tick came
+    begins(world, 1, number)
+    assert asked(world, number) == ("asked", "")
+    world.tick(0.0)
+    assert asked(world, number)[0] == "failed"
+
+
+def test_a_snapshot_that_is_given_up_lets_the_coordinator_go_on() -> None:
+    world = World()
+    world.serve()
+    number = quieting(world)
+    world.core.end_snapshot(3, {"snapshot": number, "reason": "Ctrl-C"})
+    assert world.told(world.take(), COORDINATOR, ResumeBatches) == [ResumeBatches(number)]
+    begun(world)
+
+
+def test_a_snapshot_of_one_partition_does_not_ask_the_coordinator() -> None:
+    world = World(1)
+    world.serve()
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 4711, "lease_s": 10.0}, world.now_s)
+    actions = world.take()
+    assert world.told(actions, 1, HoldBatches) == []
+    (hold,) = world.told(actions, 0, HoldCheckpoint)
+    begins(world, 0, hold.snapshot)
+    world.core.said(0, CheckpointHeld(hold.snapshot, "", 3, 40, 1), world.now_s)
+    assert asked(world, hold.snapshot) == ("held", "")
+
+
+def test_a_snapshot_is_refused_while_the_coordinator_is_down() -> None:
+    world = World()
+    world.serve()
+    world.exit(COORDINATOR, -9)
+    world.core.begin_snapshot(1, {"directory": "/s", "pid": 1, "lease_s": 1}, world.now_s)
+    assert refused(world, world.take()) == ("Unavailable", "coordinator can't take part: not serving")
+
+
+# ── the coordinator ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_coordinator_that_dies_is_announced_to_the_router_and_as_dead_to_the_partitions() -> None:
+    world = World()
+    world.serve()
+    actions = world.exit(COORDINATOR, -9)
+    assert [world.told(actions, n, Detach) for n in (0, 1)] == [[Detach(1)]] * 2
+    [topology] = world.told(actions, ROUTER, Topology)
+    assert topology.coordinator is not None
+    assert topology.coordinator.incarnation == 0
+    assert of(actions, Start) == [Start(COORDINATOR, None)]
+    actions = world.answer(COORDINATOR, incarnation=2)
+    [topology] = world.told(actions, COORDINATOR, Topology)
+    assert world.told(actions, ROUTER, Topology) == [topology]
+    assert topology.coordinator is not None
+    assert topology.coordinator.incarnation == 2
+
+
+def test_partitions_that_start_while_the_coordinator_is_down_hear_that_it_is_dead() -> None:
+    world = World()
+    world.serve()
+    world.exit(0, -9)
+    actions = world.exit(COORDINATOR, -9)
+    assert [world.told(actions, n, Detach) for n in (0, 1)] == [[], [Detach(1)]]
+    assert world.told(world.answer(0, incarnation=2), 0, Detach) == [Detach(1)]
+    world.answer(COORDINATOR, incarnation=2)
+    world.exit(1, -9)
+    assert world.told(world.answer(1, incarnation=2), 1, Detach) == []
+
+
+def test_a_coordinator_that_dies_before_it_serves_was_nobody() -> None:
+    world = World()
+    world.answer(0)
+    assert world.told(world.exit(COORDINATOR, 1), 0, Detach) == []
+
+
+def test_the_coordinator_hears_of_every_change() -> None:
+    world = World()
+    world.serve()
+    for actions, incarnations in ((world.exit(1, -9), [1, 0]), (world.answer(1, incarnation=2), [1, 2])):
+        [topology] = world.told(actions, COORDINATOR, Topology)
+        assert [p.incarnation for p in topology.partitions] == incarnations
+    assert topology.coordinator is not None
+
+
+def test_with_one_partition_the_coordinator_runs_and_clients_know_none() -> None:
+    world = World(1)
+    world.serve()
+    assert world.core.child(1).state == "serving"
+    assert world.core.topology().coordinator is None
+
+
+def test_a_runaway_in_the_coordinator_is_handed_to_the_next_one() -> None:
+    world = World(timeout_s=5.0)
+    world.serve()
+    stuck = Beat(77, 12, 3, 0)
+    world.core.looked(COORDINATOR, stuck, world.now_s)
+    world.core.looked(COORDINATOR, stuck, world.now_s + 6.1)
+    assert of(world.take(), Kill) == [Kill(COORDINATOR)]
+    assert of(world.exit(COORDINATOR, -9), Start) == [Start(COORDINATOR, Runaway(77, 12, "vote"))]
+
+
+def test_a_coordinator_that_refuses_later_fails_alone_and_loads_wait_for_it() -> None:
+    world = World()
+    world.serve()
+    world.exit(COORDINATOR, -9)
+    assert of(world.exit(COORDINATOR, 3, "the decision log is damaged at offset 12"), Start) == []
+    status = world.core.status({}, world.now_s)["coordinator"]
+    assert (status["state"], status["last_words"]) == ("failed", "the decision log is damaged at offset 12")
+    world.core.load_procedures(9, "source", "p.py", world.now_s)
+    assert refused(world, world.take()) == ("Unavailable", "coordinator can't take part: not serving")
 
 
 def test_a_snapshot_is_refused_while_a_partition_is_down_and_for_wrong_arguments() -> None:
