@@ -657,7 +657,8 @@ def _scanned(table: Table, scan: Scan) -> ScanAnswer:
         elif scan.kind == "where":
             images = table.where_images(_decode_equalities(scan.arguments))
         elif scan.kind == "range":
-            images = table.range_images(*_decode_bounds(scan.arguments))
+            low, high = _decode_bounds(scan.arguments)
+            images = table.range_images(_as_key(low), _as_key(high))
         else:
             raise ProtocolError(f"a read of a kind that there is not: {scan.kind[:40]!r}")
     except (SchemaError, ConstraintViolation) as error:
@@ -665,6 +666,11 @@ def _scanned(table: Table, scan: Scan) -> ScanAnswer:
     except _UNREADABLE as error:
         raise ProtocolError(f"table {table.name}: not what {scan.kind} takes: {error}") from None
     return ScanAnswer(images, len(images))
+
+
+def _as_key(bound: Any) -> Any:
+    """A key of several columns is a tuple."""
+    return tuple(bound) if isinstance(bound, list) else bound
 
 
 def _sorted(changes: TableChanges) -> TableChanges:
