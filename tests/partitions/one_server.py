@@ -144,7 +144,7 @@ class OneServer:
         self.session += 1
         self._frames = 0
         self.say(COORDINATOR_AT, Attach(epoch, self.session))
-        self.turn(2)
+        self.turn()
         (attached,) = self.heard(COORDINATOR_AT, Attached)
         return attached
 
@@ -156,9 +156,9 @@ class OneServer:
         return [report for frame in self.heard(COORDINATOR_AT, Reports) for report in frame.reports]
 
     def ordered(self, *orders: Order) -> list[Report]:
-        """What is reported of these orders."""
+        """What is reported of these orders in the same turn."""
         self.order(*orders)
-        self.turn(2)
+        self.turn()
         return self.reports()
 
     def kill(self) -> None:

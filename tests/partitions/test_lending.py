@@ -18,6 +18,7 @@ from msgspec import Raw
 from partitions import lending
 from partitions.checkpoint import read_root
 from partitions.executor import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT, LENT_WAIT_S
+from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
 from voltpy.errors import DuplicateKey, Overloaded, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -615,6 +616,23 @@ def test_prepare__checkpoint__wal_cut__crash__commit(tmp_path: Path) -> None:
     assert partition.attach().in_doubt == []
     assert items(partition) == {1: 11, 2: 22, 3: 99}
     partition.store.check()
+
+
+def test_a_snapshot_that_was_cut_within_a_batch_is_damaged(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    lent(partition, borrow(7, 1))
+    vote(partition, Prepare(7, changes((1, 11))))
+    for commits in (None, True):
+        if commits:
+            partition.order(Decide(7, True))
+        partition.checkpointer.request()
+        while partition.checkpointer.step(partition.now_s):
+            pass
+        verification = Verification(tmp_path, 0, lambda *_: None)
+        verification.run(SCHEMA.tables)
+        assert [damage.text for damage in verification.damage] == (
+            [] if commits else ["undecided batches (7): who decides them is in no snapshot"]
+        )
 
 
 def test_a_decision_after_the_checkpoint_finds_what_the_root_has(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ class World:
             self.partition.checkpointer._flusher.wait()
             if not self.partition.checkpointer.step(0.0):
                 break
+        self.partition.wal.wait_flush()  # type: ignore[union-attr]  # what it began, before anything is appended
         if self.log.flushed_lsn == self.partition.lsn:
             self.mark_flushed()
 
