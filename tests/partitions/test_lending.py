@@ -20,7 +20,7 @@ from partitions.checkpoint import read_root
 from partitions.executor import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT, LENT_WAIT_S
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
-from voltpy.errors import DuplicateKey, Overloaded, Unavailable
+from voltpy.errors import Aborted, DuplicateKey, Overloaded, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     ELSEWHERE,
@@ -530,6 +530,21 @@ def test_a_commit_in_one_phase_counts_at_once_and_is_recalled(partition: OnePart
     assert partition.order(Recall(70, [3, 5]), Recall(71, [5])) == [
         Recalled(70, {5: encode("b")}, 0), Recalled(71, {}, 0),
     ]  # fmt: skip
+    finish(partition)
+
+
+def test_rows_that_were_hot_before_their_table_was_lent_are_not_taken_for_what_they_were(
+    partition: OnePartition,
+) -> None:
+    for _ in range(3):
+        assert [partition.call("get", key) for key in (1, 2)] == [10, 20]
+    lent(partition, borrow(1, scans=[Scan(ITEMS, "scan")]))
+    waiting = [waits(partition, "add", 1, 1), waits(partition, "add", 2, 1)]
+    assert vote(partition, Commit(1, changes((1, 100), deleted=(2,)), NONE)) == ""
+    partition.run_ready()
+    assert partition.answer(waiting[0]) == 101
+    with pytest.raises(Aborted, match="absent"):
+        partition.answer(waiting[1])
     finish(partition)
 
 
