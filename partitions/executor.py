@@ -485,9 +485,7 @@ class Executor:
             if type(miss) is tuple:
                 table, key = miss
                 name = self._store.tables[table].name
-                return (
-                    f"table {name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
-                )
+                return f"{name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
         return "a key was lent"
 
     def pages_arrived(self, pages: list[int]) -> None:

@@ -668,9 +668,9 @@ def _scanned(table: Table, scan: Scan) -> ScanAnswer:
     return ScanAnswer(images, len(images))
 
 
-def _as_key(value: Any) -> Any:
-    """A key of several columns is a tuple, which MessagePack does not know."""
-    return tuple(value) if type(value) is list else value
+def _as_key(bound: Any) -> Any:
+    """A key of several columns is a tuple."""
+    return tuple(bound) if isinstance(bound, list) else bound
 
 
 def _sorted(changes: TableChanges) -> TableChanges:

@@ -172,6 +172,10 @@ class Server:
             self._obey(*control)
         if loans.is_due or now_s >= loans.due_s:
             self._lend(now_s)
+        if self._unreported:
+            crash_point("server.report.before_flush")
+            self._flush_in_background()
+            self._reply()
         if executor.waiting_for_lent and now_s >= self._give_up_s:
             self._give_up_s = now_s + GIVE_UP_S
             if executor.give_up():
@@ -458,9 +462,6 @@ class Server:
             else:
                 loans.obey(now_s)
         self._unreported.extend((self._wal.written_lsn, frame) for frame in loans.reports())
-        crash_point("server.report.before_flush")
-        self._flush_in_background()
-        self._reply()
 
     def _append_step(self, record: bytes) -> int:
         """Appends a step of a batch of the coordinator's to the WAL. Raises ReadOnly, DiskFull."""

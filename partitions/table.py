@@ -285,11 +285,7 @@ class Table:
 
     def send_all_away(self, keys: Iterable[Any]) -> None:
         """The same for many keys."""
-        for decoded in (self._rows, self._old):
-            if decoded:
-                forget = decoded.pop
-                for key in keys:
-                    forget(key, None)
+        self._forget_decoded(keys)
         self._away.update(keys)
 
     def bring_back(self, key: Any) -> None:
@@ -400,6 +396,8 @@ class Table:
         inserted, updated, find = self._inserted, self._updated, self._find
         if self._heap.cold:
             self._miss_cold(chain.from_iterable(map(self._index.candidates, chain(keys, deleted))))
+        self._forget_decoded(keys)
+        self._forget_decoded(deleted)
         need, is_ordered = self._heap.need, self._index.ordered
         for key, image in zip(keys, images, strict=True):
             row_id = find(key, NOWHERE) if is_ordered else self._locate(key, NOWHERE)
@@ -413,6 +411,13 @@ class Table:
             if row_id != NOWHERE:
                 need(row_id)
                 updated[key] = None
+
+    def _forget_decoded(self, keys: Iterable[Any]) -> None:
+        for decoded in (self._rows, self._old):
+            if decoded:
+                forget = decoded.pop
+                for key in keys:
+                    forget(key, None)
 
     def _image_at(self, key: Any) -> bytes | None:
         for row_id in self._index.candidates(key):

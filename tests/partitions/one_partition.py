@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, load, read_checkpoint
+from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
 from partitions.lending import Loans
 from partitions.page_reader import PageReader
@@ -76,6 +76,8 @@ class OnePartition:
         segment_bytes: int = 1 << 20,
         window_bytes: int = WINDOW_BYTES,
         frames: int = 0,
+        fsync: str = "always",
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> None:
         self.store = Store(schema, partition, partitions, memory_bytes)
         self.wal: Wal | None = None
@@ -83,7 +85,7 @@ class OnePartition:
         epoch = 1
         self._lsn = 0
         if directory is not None:
-            self.wal = Wal.open(directory, partition, "always", segment_bytes)
+            self.wal = Wal.open(directory, partition, fsync, segment_bytes)
             checkpoint = read_checkpoint(directory, partition)
             pages = load(directory, partition, checkpoint, self.store)
             self.reader = PageReader(pages.path, self.store.arena.memory)
@@ -93,7 +95,9 @@ class OnePartition:
             self.store.use(self.pool)
             root = checkpoint.root
             self.window = OutcomeWindow(root.outcomes_reach, window_bytes, root.batches_reach)
-            self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
+            self.checkpointer = Checkpointer(
+                directory, partition, self.store, self.window, self.wal, pages, checkpoint, every_bytes=checkpoint_bytes
+            )
             try:
                 recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
             except BaseException:
