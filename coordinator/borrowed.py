@@ -386,6 +386,8 @@ class Table:
         tables = self._tables
         home = tables.verified.get(part)
         if home is None:
+            if type(part) is not int and type(part) is not str:  # equal to a key that is in the cache: True, 1.0
+                raise ConstraintViolation(f"table {self.name}: {part!r:.100} is no value of its partition column")
             slot = hash_slot(part)
             home = tables.owners[slot]
             if home not in tables.allowed:
@@ -402,13 +404,13 @@ class Table:
             return ANY
         position = self._part_of_key
         part = self.part_of(row) if position is None else key if position < 0 else key[position]
-        return self._tables.owners[hash_slot(part)]
+        return self._tables.owner_of(part)
 
     def _all(self, partitions: frozenset[int]) -> Iterator[Any]:
         """The rows of these partitions, of which the cache has all."""
         rows = self.rows
         is_all = self.replicated or len(partitions) == self._tables.partitions
-        for key in list(rows):
+        for key in list(rows) if partitions else ():
             row = rows.get(key)
             if row is not None and (is_all or self._home(key, row) in partitions):
                 yield row
@@ -550,6 +552,10 @@ class Tables:
         self.verified.clear()
         self.verified.update(verified)
         self._stand_ins = STAND_INS if stand_ins else 0
+
+    def owner_of(self, part: Any) -> int:
+        """The partition where rows with this value in the partition column live."""
+        return self.owners[hash_slot(part)]
 
     def miss(self, wish: Wish) -> None:
         """The run needs this, and is poisoned: it will be undone. Raises NotHere where it may have no stand-in."""
