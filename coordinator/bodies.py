@@ -132,13 +132,14 @@ class Bodies:
         client_id = group.client_id
         calls: list[Call] = []
         errors: list[CallError] = []
+        mark = len(self.tables.undo)
         try:
             raws = argument_lists.split(group) if not procedure.arguments_are_immutable else None
             decoded = procedure.decode_many(group.args, len(group.numbers))
         except BaseException:  # noqa: BLE001 — the procedure boundary: an argument's type may be the user's
-            self.interrupted = None
-            self.tables.undo.clear()
+            self._forget_interruption(mark)
             return self._calls_one_by_one(origin, group, procedure)
+        self._forget_interruption(mark)
         for position, number in enumerate(group.numbers):
             raw = None if raws is None else bytes(raws[position][1])
             made = self._call(origin, client_id, number, procedure, decoded[position], raw)
@@ -172,16 +173,23 @@ class Bodies:
 
     def _decoded(self, procedure: Procedure, client_id: int, number: int, raw: Raw) -> tuple[Any, ...] | Error:
         self._runs(client_id, number, procedure)
+        mark = len(self.tables.undo)
         try:
             return procedure.decode_one(raw)
         except BadArguments as error:
             return error
         except BaseException as error:  # noqa: BLE001 — as in calls_of
-            self.tables.undo.clear()
             if self.interrupted:
-                self.interrupted = None
                 return ProcedureTimeout(f"{procedure.name}: its arguments took longer than the procedure timeout")
             return BadArguments(f"{procedure.name}: an argument's type raised {type(error).__name__}")
+        finally:
+            self._forget_interruption(mark)
+
+    def _forget_interruption(self, mark: int) -> None:
+        """Of decoding, which may be the user's code: it must not end the next run."""
+        if self.interrupted:
+            self.interrupted = None
+            self.tables.undo_to(mark)
 
     def _call(
         self,
