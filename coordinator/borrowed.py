@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from voltpy.errors import CODES, ConstraintViolation, DuplicateKey, Error, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -316,6 +317,12 @@ class Table:
     def decoded_key(self, key: bytes) -> Any:
         return self._format.decode_key(key)
 
+    def home_of_key(self, key: Any, verified: dict[Any, int]) -> int | None:
+        """The partition of the row with this key, if it is a plain one and in a partition among these; ANY: a copy."""
+        if type(key) is not self._key_type or (type(key) is int and not INT_MIN <= key <= INT_MAX):
+            return None
+        return ANY if self.replicated else verified.get(key) if self._part_of_key == -1 else None
+
     def forget(self) -> None:
         """Nothing is borrowed any more."""
         self.rows.clear()
@@ -367,15 +374,16 @@ class Table:
 
     def _stand_in(self, key: Any) -> Any:
         schema = self.schema
-        columns = schema.primary_key
-        of_key = dict(zip(columns, key if len(columns) > 1 else (key,), strict=True))
         if self.sample is None:
             values = [
                 None if column.nullable else column.default if column.has_default else _STAND_IN_VALUES[column.type]
                 for column in schema.columns
             ]
             self.sample = self._format.struct(*values)
-        return msgspec.structs.replace(self.sample, **of_key)
+        columns = schema.primary_key
+        if len(columns) == 1:
+            return replace(self.sample, **{columns[0]: key})
+        return replace(self.sample, **dict(zip(columns, key, strict=True)))
 
     def _partitions(self) -> frozenset[int]:
         """Those that the call may use."""
@@ -386,6 +394,8 @@ class Table:
         tables = self._tables
         home = tables.verified.get(part)
         if home is None:
+            if type(part) is not int and type(part) is not str:  # equal to a key that is in the cache: True, 1.0
+                raise ConstraintViolation(f"table {self.name}: {part!r:.100} is no value of its partition column")
             slot = hash_slot(part)
             home = tables.owners[slot]
             if home not in tables.allowed:
@@ -402,13 +412,13 @@ class Table:
             return ANY
         position = self._part_of_key
         part = self.part_of(row) if position is None else key if position < 0 else key[position]
-        return self._tables.owners[hash_slot(part)]
+        return self._tables.owner_of(part)
 
     def _all(self, partitions: frozenset[int]) -> Iterator[Any]:
         """The rows of these partitions, of which the cache has all."""
         rows = self.rows
         is_all = self.replicated or len(partitions) == self._tables.partitions
-        for key in list(rows):
+        for key in list(rows) if partitions else ():
             row = rows.get(key)
             if row is not None and (is_all or self._home(key, row) in partitions):
                 yield row
@@ -550,6 +560,10 @@ class Tables:
         self.verified.clear()
         self.verified.update(verified)
         self._stand_ins = STAND_INS if stand_ins else 0
+
+    def owner_of(self, part: Any) -> int:
+        """The partition where rows with this value in the partition column live."""
+        return self.owners[hash_slot(part)]
 
     def miss(self, wish: Wish) -> None:
         """The run needs this, and is poisoned: it will be undone. Raises NotHere where it may have no stand-in."""

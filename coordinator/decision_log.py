@@ -2,9 +2,10 @@
 
 One record is one decision to commit, a MessagePack array; there is none for an abort, which is presumed:
 
-    decision     = [batch, [partition, …], outcomes]
+    decision     = [batch, [partition, …], outcomes, forgotten]
     partition    = one that changes something, and must be told
     outcomes     = [[client id, [call number, …], [result, …]], …]     voltpy.messages.ReplyGroup
+    forgotten    = LSN up to which records may be missing from now on
 
 A record is valid when it decodes so, its batch is above that of the record before it and of no later epoch than its
 segment. It is flushed before anybody hears of it. Nothing is written when a partition acknowledges: after a restart all
@@ -12,6 +13,7 @@ are asked what they are in doubt of, and one that is in doubt of nothing has ack
 
 Records are forgotten, a segment at a time, when everybody has acknowledged them and their outcomes are so many bytes
 back that no retry asks for them (voltpy.outcome_window). The first record that is left tells where the window begins.
+That records may be missing is on disk before they are: otherwise one that is missing is damage.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ class Decision(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     outcomes: Raw
 
 
+class _Record(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    batch: int
+    participants: list[int]
+    outcomes: Raw
+    forgotten: int
+
+
 class _Kept(Struct):
     """A record that has not been forgotten."""
 
@@ -47,8 +56,8 @@ class _Kept(Struct):
     bytes: int
 
 
-encode_decision = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Decision).decode
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
 
 
 class DecisionLog:
@@ -60,6 +69,7 @@ class DecisionLog:
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
         self._unacknowledged: set[int] = set()
+        self._forgotten = 0  # LSN up to which records may be missing
 
     @classmethod
     def open(
@@ -71,20 +81,22 @@ class DecisionLog:
     def replay(self) -> list[Decision]:
         """What was decided, in order. Raises Corruption."""
         decisions: list[Decision] = []
-        for lsn, payload in self._log.replay():
-            decision = self._decoded(lsn, payload)
-            if decisions and decision.batch <= decisions[-1].batch:
-                raise Corruption(f"decision {lsn} is about batch {decision.batch}, after {decisions[-1].batch}")
-            self._keep(lsn, decision.batch, len(payload))
-            decisions.append(decision)
+        before = self._log.first_lsn - 1
+        for lsn, payload in self._log.replay(before):
+            record = self._decoded(lsn, payload)
+            if decisions and record.batch <= decisions[-1].batch:
+                raise Corruption(f"decision {lsn} is about batch {record.batch}, after {decisions[-1].batch}")
+            self._keep(lsn, record.batch, len(payload))
+            self._forgotten = record.forgotten
+            decisions.append(Decision(record.batch, record.participants, record.outcomes))
+        if before > self._forgotten:
+            raise Corruption(f"{self._log.directory}: decisions up to LSN {before} are missing")
         return decisions
 
     @property
     def reaches(self) -> int:
         """The outcomes of every batch above this one are in the log, as far as they are decided here."""
-        if not self._kept or self._kept[0].lsn == 1:
-            return 0
-        return self._kept[0].batch - 1
+        return self._kept[0].batch - 1 if self._forgotten else 0
 
     def begin(self) -> int:
         """Makes what was replayed durable, raises the epoch, and returns it."""
@@ -96,14 +108,15 @@ class DecisionLog:
 
     def write(self, decision: Decision) -> None:
         """The decision is on disk when this returns. Raises DiskFull: then it is not, and never will be; OSError."""
-        payload = encode_decision(decision)
+        forgotten = self._to_forget()
+        payload = _encode(_Record(decision.batch, decision.participants, decision.outcomes, forgotten))
         crash_point("decision_log.write.before_append")
         lsn = self._log.append(payload)
         crash_point("decision_log.write.appended")
         self._log.flush()
         crash_point("decision_log.write.flushed")
         self._keep(lsn, decision.batch, len(payload))
-        self._forget()
+        self._forget(forgotten)
 
     def acknowledged(self, batch: int) -> None:
         """Every participant has it on disk."""
@@ -121,19 +134,27 @@ class DecisionLog:
         self._kept_bytes += payload_bytes
         self._unacknowledged.add(batch)
 
-    def _forget(self) -> None:
-        kept = self._kept
-        while len(kept) > 1 and self._kept_bytes - kept[0].bytes > self._window_bytes:
-            if kept[0].batch in self._unacknowledged:
+    def _to_forget(self) -> int:
+        """The LSN up to which no record is needed any more."""
+        forgotten, kept_bytes = self._forgotten, self._kept_bytes
+        for kept in self._kept:
+            kept_bytes -= kept.bytes
+            if kept_bytes < self._window_bytes or kept.batch in self._unacknowledged:
                 break
-            forgotten = kept.popleft()
-            self._kept_bytes -= forgotten.bytes
-            self._log.forget(forgotten.lsn)
+            forgotten = kept.lsn
+        return forgotten
 
-    def _decoded(self, lsn: int, payload: bytes) -> Decision:
+    def _forget(self, lsn: int) -> None:
+        """The record that says so is on disk."""
+        self._forgotten = lsn
+        while self._kept[0].lsn <= lsn:
+            self._kept_bytes -= self._kept.popleft().bytes
+        self._log.forget(lsn)
+
+    def _decoded(self, lsn: int, payload: bytes) -> _Record:
         try:
-            decision = _decode(payload)
+            record = _decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Corruption(f"{self._log.directory}: record {lsn} is no decision: {error}") from None
-        decoded_outcomes(bytes(decision.outcomes), lsn)
-        return decision
+        decoded_outcomes(bytes(record.outcomes), lsn)
+        return record
