@@ -70,7 +70,7 @@ def _decisions_are_not_flushed(put: Put) -> None:
     real = DecisionLog.write
 
     def write(log: Any, decision: Any) -> None:
-        with mock.patch.object(RecordLog, "flush", lambda _: None):
+        with mock.patch.object(RecordLog, "flush"):
             real(log, decision)
 
     put(DecisionLog, "write", write)
@@ -81,10 +81,10 @@ def _decides_are_acknowledged_before_flush(put: Put) -> None:
 
     def lend(server: Any, now_s: float) -> None:
         before = len(server._unreported)
-        with mock.patch.object(Server, "_flush_in_background", lambda _: None):
+        with mock.patch.object(Server, "_flush_in_background"):
             real(server, now_s)
         for at in range(before, len(server._unreported)):
-            lsn, frame = server._unreported[at]
+            frame = server._unreported[at][1]
             if all(isinstance(report, Decided) for report in getattr(frame, "reports", [0])):
                 server._unreported[at] = (0, frame)
         server._reply()
@@ -97,7 +97,7 @@ def _lent_keys_are_not_guarded(put: Put) -> None:
     real = Loans._lend
 
     def lend(loans: Any, order: Any, now_s: float) -> Any:
-        with mock.patch.object(Table, "send_all_away", lambda *_: None):
+        with mock.patch.object(Table, "send_all_away"):
             return real(loans, order, now_s)
 
     put(Loans, "_lend", lend)
@@ -126,7 +126,7 @@ def _prepared_keys_are_free_after_a_crash(put: Put) -> None:
     real = Loans.__init__
 
     def init(loans: Any, *arguments: Any) -> None:
-        with mock.patch.object(Table, "send_all_away", lambda *_: None):
+        with mock.patch.object(Table, "send_all_away"):
             real(loans, *arguments)
 
     put(Loans, "__init__", init)
@@ -188,7 +188,7 @@ def _reads_come_from_several_rounds(put: Put) -> None:
 
     def end_round(core: Any, again: Any) -> None:
         if again:
-            with mock.patch.object(Tables, "give_back", lambda _: None):
+            with mock.patch.object(Tables, "give_back"):
                 real(core, again)
         else:
             real(core, again)
@@ -197,7 +197,7 @@ def _reads_come_from_several_rounds(put: Put) -> None:
     begin = Transactions._begin_round
 
     def begin_round(core: Any) -> bool:
-        with mock.patch.object(type(core.bodies), "begin_batch", lambda _: None):
+        with mock.patch.object(type(core.bodies), "begin_batch"):
             return begin(core)
 
     put(Transactions, "_begin_round", begin_round)

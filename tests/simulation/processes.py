@@ -37,10 +37,8 @@ from voltpy.door import CLIENT, Door
 from voltpy.errors import Corruption
 from voltpy.messages import (
     PROTOCOL_VERSION,
-    Detach,
     Hello,
     Message,
-    PartitionAddress,
     StatusReply,
     StatusRequest,
     Topology,
@@ -292,21 +290,14 @@ class Supervisor:
         self._spawn = spawn
         self._dealers: dict[int, Dealer] = {}
         self._exits: deque[tuple[int, int, str]] = deque()
-        # Until the core knows of a coordinator.
-        self._lane = options.partitions if options.partitions > 1 else -2
-        self._coordinator = PartitionAddress(self._lane, 0, f"/nowhere/p{self._lane}", ROUTER_PORT + 1 + self._lane, 0)
 
     @property
     def all_serve(self) -> bool:
-        return all(child.state == "serving" for child in self.core.children()) and (
-            self._lane < 0 or self._coordinator.incarnation > 0
-        )
+        return all(child.state == "serving" for child in self.core.children())
 
     def run(self, process: Process) -> None:
         self.process = process
         self.core.begin(self.world.now_s)
-        if self._lane > 0:
-            self._start(self._lane)
         while True:
             self._carry_out()
             if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
@@ -314,21 +305,12 @@ class Supervisor:
             now_s = self.world.now_s
             for number, dealer in list(self._dealers.items()):
                 while dealer.arrived:
-                    message = decode(dealer.arrived.popleft())
-                    if number == self._lane:
-                        self._coordinator_said(message)
-                    else:
-                        self.core.said(number, message, now_s)
+                    self.core.said(number, decode(dealer.arrived.popleft()), now_s)
             while self._exits:
                 number, status, words = self._exits.popleft()
                 self._dealers.pop(number).close()
-                if number == self._lane:
-                    self._coordinator_ended()
-                    continue
                 self.core.exited(number, status, words, now_s)
             self.core.tick(now_s)
-            if self._lane in self._dealers and not self._coordinator.incarnation:
-                self._tell(self._lane, StatusRequest(1))
 
     def _carry_out(self) -> None:
         while actions := self.core.take():
@@ -341,27 +323,7 @@ class Supervisor:
                     self.world.tell(f"supervisor: {action}")
                     self.children[action.child].kill()
 
-    def _coordinator_said(self, message: Message) -> None:
-        if isinstance(message, StatusReply) and message.incarnation != self._coordinator.incarnation:
-            self._coordinator.incarnation = message.incarnation
-            self.core._publish()
-
-    def _coordinator_ended(self) -> None:
-        for number in range(self._lane):
-            self._tell(number, Detach(self._coordinator.incarnation))
-        self._coordinator.incarnation = 0
-        self.core._publish()
-        self.world.after(0.02, self._restart_coordinator)
-
-    def _restart_coordinator(self) -> None:
-        if self.process.is_alive:
-            self._start(self._lane)
-
     def _tell(self, number: int, message: Message) -> None:
-        if isinstance(message, Topology) and self._lane > 0:
-            message.coordinator = self._coordinator
-            if self._lane in self._dealers:
-                self._dealers[self._lane].send_up(encode(message))
         dealer = self._dealers.get(number)
         if dealer is not None:
             dealer.send_up(encode(message))

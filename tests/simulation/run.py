@@ -104,7 +104,7 @@ class Run:
         )
         try:
             with ExitStack() as stack:
-                for number in range(self.options.partitions + (self.options.partitions > 1)):
+                for number in range(self.options.partitions + 1):
                     place = directory / f"p{number}"
                     place.mkdir()
                     self.disks[f"p{number}"] = stack.enter_context(Disk(world, place))

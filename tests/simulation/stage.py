@@ -4,8 +4,9 @@
     crash_point                a step at which the process that runs may die
     Link, StreamLink           the client's sockets: lines of the simulated network
 
-A process that dies again and again is started anew without long pauses. And what only costs time: the code that is made for each table is compiled once, pages are read without the kernel's
-asynchronous interface, and sizes of the process are those of no process.
+A process that dies again and again is started anew without long pauses. And what only costs time: the code that is
+made for each table is compiled once, pages are read without the kernel's asynchronous interface, and sizes of the
+process are those of no process.
 """
 
 from __future__ import annotations

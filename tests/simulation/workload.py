@@ -120,18 +120,15 @@ class Ledger:
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
         if error is None:
             self.done[call.procedure_name] = self.done.get(call.procedure_name, 0) + 1
-        if call.procedure_name in ("total", "total_of_all") and error is None:
-            if call.value != self.total:
-                self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
+        if call.procedure_name in ("total", "total_of_all") and error is None and call.value != self.total:
+            self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
         results: list[Any] | None = None
         if error is None:
             outcome = Outcome.OK
             results = call.results()
         elif isinstance(error, Indeterminate):
             outcome = Outcome.UNKNOWN
-        elif isinstance(error, NEVER_RAN):
-            outcome = Outcome.ABORTED
-        elif isinstance(error, Aborted) and str(error) == "full":
+        elif isinstance(error, NEVER_RAN) or (isinstance(error, Aborted) and str(error) == "full"):
             outcome = Outcome.ABORTED
         elif isinstance(error, Aborted) and call.procedure_name == "transact_and_give_up":
             outcome = Outcome.ABORTED
