@@ -47,7 +47,7 @@ from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
 from voltpy.schema import Schema
-from voltpy.supervision import ROUTER, Kill, Start, Supervision, Tell, Terminate
+from voltpy.supervision import ROUTER, Done, Kill, Start, Supervision, Tell, Terminate
 from voltpy.transaction import unique_ids
 from voltpy.wire import decode, encode
 
@@ -289,6 +289,7 @@ class Supervisor:
         self._network = network
         self._spawn = spawn
         self._dealers: dict[int, Dealer] = {}
+        self._is_done = False
         self._exits: deque[tuple[int, int, str]] = deque()
 
     @property
@@ -298,7 +299,7 @@ class Supervisor:
     def run(self, process: Process) -> None:
         self.process = process
         self.core.begin(self.world.now_s)
-        while True:
+        while not self._is_done:
             self._carry_out()
             if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
                 process.wait(TICK_S)
@@ -319,6 +320,8 @@ class Supervisor:
                     self._tell(action.child, action.message)
                 elif isinstance(action, Start):
                     self._start(action.child)
+                elif isinstance(action, Done):
+                    self._is_done = True
                 elif isinstance(action, Kill | Terminate):
                     self.world.tell(f"supervisor: {action}")
                     self.children[action.child].kill()

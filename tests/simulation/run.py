@@ -213,7 +213,15 @@ class Run:
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
         self.supervisor = Supervisor(self.world, self.network, self.options, self._supervisors * 10_000, self._spawn)
-        self._start("supervisor", self.supervisor.run)
+        process = Process(self.world, "supervisor", self.supervisor.run, self._supervisor_ended)
+        self.processes["supervisor"] = process
+
+    def _supervisor_ended(self, process: Process, error: BaseException | None) -> None:
+        """A start that failed is tried again by whoever looks after the machine's services."""
+        if error is None:
+            self.world.after(0.1, self._start_supervisor)
+        elif not isinstance(error, Killed):
+            self.violations.append(f"{process.name} ended: {error!r}")
 
     def _spawn(self, number: int, ended: object) -> Process:
         name = "router" if number == ROUTER else f"p{number}"
