@@ -98,7 +98,8 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
     store.use(pool)
-    window = OutcomeWindow(checkpoint.root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 16))
+    root = checkpoint.root
+    window = OutcomeWindow(root.outcomes_reach, min(WINDOW_BYTES, arguments.memory // 16), root.batches_reach)
     checkpointer = Checkpointer(
         wal_directory,
         arguments.partition,

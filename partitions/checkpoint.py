@@ -65,6 +65,7 @@ from partitions.table import Table
 from partitions.wal import Wal
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption
+from voltpy.messages import TableChanges
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import DiskFull, flush_directory
 
@@ -103,11 +104,19 @@ class TableRoot(Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Root(Struct, array_like=True, forbid_unknown_fields=True):
-    """What a checkpoint is made of, and what only the WAL before it knew: outcomes that retried calls are told."""
+    """What a checkpoint is made of, and what only the WAL before it knew: outcomes that retried calls are told.
+
+    Of the coordinator's batches: what is prepared and undecided, by their numbers; the numbers of those whose outcomes
+    are among `outcomes`, by LSN; and the highest number of those whose outcomes were there once. Roots that were
+    written before there were such batches end before these.
+    """
 
     tables: list[TableRoot]
     outcomes_reach: int
     outcomes: list[tuple[int, bytes]]
+    prepared: list[tuple[int, list[TableChanges]]] = []
+    batches: list[tuple[int, int]] = []
+    batches_reach: Annotated[int, Meta(ge=0)] = 0
 
 
 class Checkpoint(NamedTuple):
@@ -257,6 +266,7 @@ class Checkpointer:
         self.running = False
         self.failed: Callable[[DiskFull], None] = lambda _: None
         self.done: Callable[[Checkpoint], None] = lambda _: None
+        self.begun: Callable[[Hold], None] = lambda _: None  # what is to be held is fixed
         self.held: Callable[[Hold, str], None] = lambda _, __: None  # the second: why not, empty when it is
         self.hold: Hold | None = None
         self._directory = directory
@@ -434,8 +444,9 @@ class Checkpointer:
     def _begin(self, base_runs: dict[int, Run]) -> tuple[int, list[_Part], Root]:
         """The moment whose state the checkpoint is: from here on the store remembers how it is now."""
         self._begun_at_bytes = self._wal.appended_bytes
-        if self.hold is not None:
+        if self.hold is not None and not self.hold.is_begun:
             self.hold.is_begun = True
+            self.begun(self.hold)
         last = self.last.root.tables
         parts = []
         for table in self._store.tables:
@@ -450,7 +461,10 @@ class Checkpointer:
         reach, outcomes = self._window.remembered
         crash_point("checkpoint.begun")
         lsn = self._wal.written_lsn if self._replayed_lsn is None else self._replayed_lsn
-        return lsn, parts, Root([part.root for part in parts], reach, outcomes)
+        batches_reach, batches = self._window.batches
+        prepared = list(self._store.prepared.items())
+        tables = [part.root for part in parts]
+        return lsn, parts, Root(tables, reach, outcomes, prepared, batches, batches_reach)
 
     def _write_pages(self, generation: int, part: _Part) -> Iterator[None]:
         """Writes the pages that have changed; the heap's own page table says at once where they are now.

@@ -12,7 +12,9 @@ A call ends in one of these ways (each undoes what it must):
 
     returned                    its result is a reply; if it wrote, the result is an outcome for the WAL too
     raised                      its changes are undone; the error is a reply
-    needs a key that isn't here its changes are undone, it is set aside, and run again when all that it missed is here
+    needs a key that isn't here its changes are undone, it is set aside, and run again when all that it missed is here;
+                                where that was lent for too long, or too many wait for such keys, an error is a reply
+    needs the coordinator       its changes are undone, or it never ran; ELSEWHERE is a reply
     ran too long, or took too   its changes are undone; ProcedureTimeout or ConstraintViolation is a reply
     much memory
 
@@ -21,11 +23,12 @@ The words of `running` say which call is running, for whoever watches from outsi
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, datetime, timedelta
 from types import CodeType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -45,11 +48,22 @@ from voltpy.errors import (
     ProcedureTimeout,
     ProtocolError,
     ReadOnly,
+    Unavailable,
     UnknownProcedure,
 )
+from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
-from voltpy.messages import NEVER_SENT, CallError, CallGroup, EverywhereCall, ProcedureInfo, ReplyGroup, TableChanges
-from voltpy.not_here import WHOLE_TABLE, Miss, NotHere
+from voltpy.messages import (
+    ELSEWHERE,
+    NEVER_SENT,
+    CallError,
+    CallGroup,
+    EverywhereCall,
+    ProcedureInfo,
+    ReplyGroup,
+    TableChanges,
+)
+from voltpy.not_here import COORDINATOR, WHOLE_TABLE, Miss, Misses, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry, announced_length
 from voltpy.row import encode
@@ -61,11 +75,16 @@ Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who th
 MAX_RESULT_BYTES = 1 << 20
 LARGE_RESULT_BYTES = 1 << 16
 LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
-CALLS_SET_ASIDE = 8192
+CALLS_SET_ASIDE = 8192  # for pages from disk
+CALLS_WAIT_FOR_LENT = 4096  # fewer than a client may have in flight
+LENT_WAIT_S = 3.0  # in all its runs, after which a call that waits for what is lent is told so
 CALLS_A_RERUN = 128
 TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INTS = {int}
+_SEVERAL_KEYS = (list, tuple)
+_PART: Origin = object()  # who gets the answer of one partition's part of a joint call: see `run_part`
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
@@ -92,6 +111,15 @@ class SetAside(Struct, eq=False):
     missing: int
     arrival: int
     times: int
+    lent_since_s: float | None  # since when it has waited for what is lent, on `Executor.now_s`; None: for pages only
+
+
+class Part(Struct):
+    """What became of one partition's part of a joint call. `missed`: it must run again when that is here."""
+
+    result: bytes = b""
+    error: CallError | None = None
+    missed: tuple[Miss, ...] = ()
 
 
 class Executor:
@@ -108,10 +136,15 @@ class Executor:
     ) -> None:
         self.interrupted: Error | None = None  # with which the running call is being ended
         self.failed: Callable[[BaseException], None] = let_go  # told of every call that raised, once undone
-        self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0}
+        self.counts = {"returned": 0, "raised": 0, "set_aside": 0, "timed_out": 0, "reruns": 0, "elsewhere": 0}
         self.clock = clock
+        self.now_s = 0.0  # of a clock that only goes forward, as of this batch: how long calls have waited
         self._store = store
-        self._window = window
+        self._is_alone = store.partitions == 1  # then every key lives here, and of every table this is the only copy
+        self._owned = store.owner.owned
+        self._lent_tables: set[int] = set()  # which are lent whole
+        self._full: str | None = None  # why nothing may be written
+        self.window = window
         self._running = running
         self._context = CallContext(running, ids, clock)
         self._ids = ids
@@ -128,6 +161,7 @@ class Executor:
         self._large_bytes_before = 0  # this batch
         self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
         self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id
+        self.waiting_for_lent = 0  # of those
         self._ready: deque[SetAside] = deque()  # in order of arrival
         # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
         self._waited: dict[tuple[int, int], SetAside | None] = {}
@@ -150,10 +184,13 @@ class Executor:
         if procedure is None or procedure.everywhere:
             self._refuse(origin, group, UnknownProcedure(_not_callable(group.procedure, procedure)))
             return
+        if not procedure.key_positions and not self._is_alone:
+            self._send_elsewhere(origin, group, group.numbers, f"{procedure.name} has no key: all partitions take part")
+            return
         if group.retry_floor != NEVER_SENT:
             self._retry(origin, group, procedure)
             return
-        self._run_group(origin, group, procedure, self._window.overtaken(group.client_id, group.numbers))
+        self._run_group(origin, group, procedure, self.window.overtaken(group.client_id, group.numbers))
 
     def _run_group(self, origin: Origin, group: CallGroup, procedure: Procedure, overtaken: set[int]) -> None:
         numbers, arguments = self._decoded_group(origin, group, procedure)
@@ -161,7 +198,68 @@ class Executor:
             kept = [(n, a) for n, a in zip(numbers, arguments, strict=True) if n not in overtaken]
             self._answers_to(origin).drop(group.client_id, len(numbers) - len(kept))
             numbers, arguments = [n for n, _ in kept], [a for _, a in kept]
+        if not self._is_alone and arguments:
+            positions = procedure.key_positions
+            if len(positions) > 1 or type(arguments[0][positions[0]]) in _SEVERAL_KEYS:
+                numbers, arguments = self._at_home(origin, group, procedure, numbers, arguments)
         self._run_each(origin, group, procedure, numbers, arguments, None)
+
+    def _at_home(
+        self,
+        origin: Origin,
+        group: CallGroup,
+        procedure: Procedure,
+        numbers: list[int],
+        arguments: list[tuple[Any, ...]],
+    ) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """The calls all of whose keys live here; the others are answered ELSEWHERE."""
+        owned, are_here = self._owned, True
+        for position in procedure.key_positions:
+            keys = [values[position] for values in arguments]
+            if set(map(type, keys)) == _INTS:
+                slots: Iterable[int] = [crc_hqx(b"%d" % key, 0) & 16383 for key in keys]
+            else:
+                slots = (hash_slot(key) for keys_of_call in map(_each_key, keys) for key in keys_of_call)
+            are_here &= all(map(owned.__getitem__, slots))
+        if are_here:
+            return numbers, arguments
+        calls = [
+            all(owned[hash_slot(key)] for position in procedure.key_positions for key in _each_key(values[position]))
+            for values in arguments
+        ]
+        foreign = [number for number, is_here in zip(numbers, calls, strict=True) if not is_here]
+        self._send_elsewhere(origin, group, foreign, f"{procedure.name}: not all of its keys live in one partition")
+        here = [(n, a) for n, a, is_here in zip(numbers, arguments, calls, strict=True) if is_here]
+        return [n for n, _ in here], [a for _, a in here]
+
+    def _send_elsewhere(self, origin: Origin, group: CallGroup, numbers: list[int], reason: str) -> None:
+        errors = self._answers_to(origin).errors
+        errors.extend([CallError(group.client_id, number, ELSEWHERE, reason) for number in numbers])
+        self.counts["elsewhere"] += len(numbers)
+
+    def run_part(self, call: EverywhereCall) -> tuple[Part, list[TableChanges]]:
+        """Runs this partition's part of a joint call, and what it changes; nothing of it stays.
+
+        Between two batches. Raises ReadOnly when memory has no room for its changes, and as `seal` does.
+        """
+        views = self._views
+        self._views = self._joint_views
+        try:
+            if (call.client_id, call.number) in self.runaways:
+                error = ProcedureTimeout(f"{call.procedure} could only be ended with its partition")
+                return Part(error=call_error(call.client_id, call.number, error)), []
+            self.run_everywhere(_PART, call)
+            set_aside = self._waiting.get((call.client_id, call.number))
+            if set_aside is not None:
+                return Part(missed=set_aside.missed), []
+            answers = self._answers_to(_PART)
+            if answers.errors:
+                return Part(error=answers.errors[0]), []
+            changes, _ = self.seal()
+            return Part(bytes(_decode_raws(answers.groups[0].results)[0])), changes
+        finally:
+            self._views = views
+            self.undo_batch()
 
     def run_everywhere(self, origin: Origin, call: EverywhereCall) -> None:
         """Runs this partition's part of a directed call."""
@@ -261,7 +359,18 @@ class Executor:
             misses.clear()
         interrupted, self.interrupted = self.interrupted, None
         raised = error
-        if missed and not interrupted and len(self._waiting) < CALLS_SET_ASIDE:
+        if COORDINATOR in missed and not interrupted:
+            # A retry must not run either, even if it would not do it again: the first attempt may be running there.
+            sent_on = CallError(
+                group.client_id, number, ELSEWHERE, f"{procedure.name} writes what every partition has a copy of"
+            )
+            self._answers_to(origin).errors.append(sent_on)
+            self._unlogged.append(sent_on)
+            self.counts["elsewhere"] += 1
+            self.failed(raised)
+            return
+        is_lent = any(type(miss) is not int for miss in missed)
+        if missed and not interrupted and self._may_wait(is_lent):
             arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
             self._arrivals += 1
@@ -270,8 +379,10 @@ class Executor:
                 origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
                 missed, len(missed),
                 self._arrivals if again is None else again.arrival, 1 if again is None else again.times + 1,
+                self.now_s if is_lent and (again is None or again.lent_since_s is None) else
+                None if again is None else again.lent_since_s,
             )  # fmt: skip
-            self._waiting[group.client_id, number] = call
+            self._put_waiting(call)
             self._await(call)
             self._waited.setdefault((group.client_id, number), None)
             self.failed(raised)
@@ -280,7 +391,11 @@ class Executor:
             self.counts["timed_out"] += 1
             error = type(interrupted)(f"{procedure.name} {interrupted}")
         elif missed:
-            error = Overloaded(f"{CALLS_SET_ASIDE:,} calls wait for rows from disk already; retry later")
+            error = Overloaded(
+                f"{CALLS_WAIT_FOR_LENT:,} calls wait for rows that are lent already; retry later"
+                if is_lent
+                else f"{CALLS_SET_ASIDE:,} calls wait for rows from disk already; retry later"
+            )
         elif not isinstance(error, BELIEVED):
             error = described_error(error, procedure.name, Executor._run_each.__code__)
         self.counts["raised"] += not interrupted
@@ -288,6 +403,21 @@ class Executor:
         self._answers_to(origin).errors.append(answer)
         self._unlogged.append(answer)
         self.failed(raised)
+
+    def _may_wait(self, is_lent: bool) -> bool:
+        """Whether one more may wait. One key that is in doubt must not keep out whoever waits for disk."""
+        if is_lent:
+            return self.waiting_for_lent < CALLS_WAIT_FOR_LENT
+        return len(self._waiting) - self.waiting_for_lent < CALLS_SET_ASIDE
+
+    def _put_waiting(self, call: SetAside) -> None:
+        self._waiting[call.client_id, call.number] = call
+        self.waiting_for_lent += call.lent_since_s is not None
+
+    def _take_waiting(self, call_id: tuple[int, int]) -> SetAside | None:
+        call = self._waiting.pop(call_id, None)
+        self.waiting_for_lent -= call is not None and call.lent_since_s is not None
+        return call
 
     def _encoded_arguments(self, group: CallGroup, number: int) -> bytes:
         """The arguments of one call. All calls of a group may miss the same key, so it is split once."""
@@ -305,6 +435,60 @@ class Executor:
         if self._store.tables[table].all_here:
             self._here((table, WHOLE_TABLE))
         self._put_in_order()
+
+    def keys_arrived(self, table: int, keys: Iterable[Any]) -> None:
+        """The same for many keys."""
+        self._store.tables[table].bring_all_back(keys)
+        if self._awaiting:
+            for key in keys:
+                self._here((table, key))
+            if self._store.tables[table].all_here and table not in self._lent_tables:
+                self._here((table, WHOLE_TABLE))
+            self._put_in_order()
+
+    def lend_table(self, table: int) -> None:
+        """From now on whatever touches this table is set aside, until `table_arrived`. Between batches only."""
+        self._lent_tables.add(table)
+        self._make_views()
+
+    def table_arrived(self, table: int) -> None:
+        """The table is here again, but for keys that are away."""
+        self._lent_tables.remove(table)
+        self._make_views()
+        self._here((table, WHOLE_TABLE))
+        self._put_in_order()
+
+    def give_up(self) -> bool:
+        """Answers the calls that have waited for too long, at `now_s`, for what is lent. Whether there were any.
+
+        Between batches only; the answers are among the next `replies`.
+        """
+        overdue_s = self.now_s - LENT_WAIT_S
+        overdue = [
+            call
+            for call in self._waiting.values()
+            if call.lent_since_s is not None and call.lent_since_s <= overdue_s and call.missing
+        ]
+        for call in overdue:
+            self._take_waiting((call.client_id, call.number))
+            self._stop_waiting(call)
+            error = Unavailable(f"{call.procedure.name}: {self._what_is_lent(call)} to an undecided transaction")
+            answer = call_error(call.client_id, call.number, error)
+            self.window.remember([answer])
+            answers = self._settled.get(call.origin)
+            if answers is None:
+                answers = self._settled[call.origin] = Answers([], [])
+            answers.errors.append(answer)
+        self.counts["raised"] += len(overdue)
+        return bool(overdue)
+
+    def _what_is_lent(self, call: SetAside) -> str:
+        for miss in call.missed:
+            if type(miss) is tuple:
+                table, key = miss
+                name = self._store.tables[table].name
+                return f"{name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
+        return "a key was lent"
 
     def pages_arrived(self, pages: list[int]) -> None:
         """These pages are in memory: calls that waited only for them may run, in the order in which they came."""
@@ -380,10 +564,10 @@ class Executor:
         if _may_be_grouped(first):
             while self._ready and len(calls) < CALLS_A_RERUN and _belong_together(first, self._ready[0]):
                 calls.append(self._ready.popleft())
-        rerunning, waiting, waited = self._rerunning, self._waiting, self._waited
+        rerunning, waited = self._rerunning, self._waited
         for call in calls:
             call_id = call.client_id, call.number
-            del waiting[call_id]
+            self._take_waiting(call_id)
             self._forget_misses(call)
             waited.setdefault(call_id, call)
             rerunning[call.number] = call
@@ -431,11 +615,11 @@ class Executor:
                 self._answers_to(origin).errors.append(first)
             else:
                 self._answers_to(origin).groups.append(ReplyGroup(group.client_id, [number], joined([first])))
-            self._window.retried(group.client_id, number)
+            self.window.retried(group.client_id, number)
 
     def _first_result(self, client_id: int, number: int, floor: int) -> bytes | CallError | None:
         first = self._answered_in_batch().get((client_id, number))
-        return self._window.first_result(client_id, number, floor) if first is None else first
+        return self.window.first_result(client_id, number, floor) if first is None else first
 
     def _answered_in_batch(self) -> dict[tuple[int, int], bytes | CallError]:
         """By call id. What was added since the last look is indexed now: a client may retry thousands at once."""
@@ -464,7 +648,7 @@ class Executor:
 
     def committed(self, lsn: int, outcomes: bytes) -> None:
         """The batch is in the WAL as record `lsn`."""
-        self._window.add(lsn, outcomes)
+        self.window.add(lsn, outcomes)
         self.finished()
 
     def finished(self) -> None:
@@ -472,7 +656,7 @@ class Executor:
         self._store.raise_if_failed()
         self._store.apply()
         if self._unlogged:
-            self._window.remember(self._unlogged)
+            self.window.remember(self._unlogged)
         if self._settled:
             for origin, answers in self._answers.items():
                 settled = self._settled.setdefault(origin, answers)
@@ -490,11 +674,11 @@ class Executor:
         self._answers.clear()
         self._large_bytes = self._large_bytes_before
         for call_id, waited in self._waited.items():
-            set_aside = self._waiting.pop(call_id, None)
+            set_aside = self._take_waiting(call_id)
             if set_aside is not None:
                 self._stop_waiting(set_aside)
             if waited is not None:
-                self._waiting[call_id] = waited
+                self._put_waiting(waited)
                 for miss in waited.missed:
                     self._awaited[miss] = self._awaited.get(miss, 0) + 1
         # Run again, the retry must find who waited before it, or that one's calls would never be told as dropped.
@@ -523,10 +707,8 @@ class Executor:
 
     def refuse_writes(self, reason: str) -> None:
         """Until `accept_writes`, a procedure that writes gets ReadOnly."""
-        full: dict[str, Table | ReadOnlyTable] = {
-            name: _Full(table, reason) for name, table in self._store.by_name.items()
-        }
-        self._views = dict.fromkeys(self._views, Transaction(full, self._context))
+        self._full = reason
+        self._make_views()
 
     def may_be_interrupted(self, code: CodeType) -> bool:
         """Whether an Interruption may be raised in a frame of this code: the user's, or a read of ours."""
@@ -549,23 +731,31 @@ class Executor:
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""
-        tables = self._store.by_name
-        read_only: dict[str, Table | ReadOnlyTable] = {
-            name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
-        }
-        local: dict[str, Table | ReadOnlyTable] = {
-            name: table
-            if table.schema.partition_column is not None
-            else ReadOnlyTable(table, "every partition has a copy, so only everywhere=True procedures may write it")
-            for name, table in tables.items()
-        }
-        # By (everywhere, read_only).
-        self._views = {
-            (False, False): Transaction(local, self._context),
-            (True, False): Transaction(dict(tables), self._context),
-            (False, True): Transaction(read_only, self._context),
-            (True, True): Transaction(read_only, self._context),
-        }
+        self._full = None
+        self._make_views()
+
+    def _make_views(self) -> None:
+        """What `tx` is, for each kind of procedure."""
+        misses, lent, full = self._store.misses, self._lent_tables, self._full
+        read_only: dict[str, Table | ReadOnlyTable] = {}
+        local: dict[str, Table | ReadOnlyTable] = {}
+        joint: dict[str, Table | ReadOnlyTable] = {}
+        for name, table in self._store.by_name.items():
+            if table.number in lent:
+                read_only[name] = local[name] = joint[name] = _Lent(table, misses)
+                continue
+            read_only[name] = ReadOnlyTable(table, "the procedure is declared read_only")
+            if full is not None:
+                local[name] = joint[name] = read_only[name] = _Full(table, full)
+                continue
+            local[name] = joint[name] = table
+            if table.schema.partition_column is None and not self._is_alone:
+                local[name] = _Copy(table, misses)
+        reading = Transaction(read_only, self._context)
+        # By (everywhere, read_only). What a directed call writes to copies, it must write to all or none of them.
+        self._views = dict.fromkeys(((True, True), (False, True)), reading)
+        self._views[True, False] = self._views[False, False] = Transaction(local, self._context)
+        self._joint_views = {**self._views, (True, False): Transaction(joint, self._context)}
 
     # Replies.
 
@@ -655,6 +845,43 @@ class _Full(ReadOnlyTable):
         raise ReadOnly(self._reason)
 
     insert = update = upsert = delete = _refuse
+
+
+class _Copy(ReadOnlyTable):
+    """A table that other partitions have copies of: reads work; a call that writes needs the coordinator."""
+
+    __slots__ = ("_misses",)
+
+    def __init__(self, table: Table, misses: Misses) -> None:
+        super().__init__(table, "every partition has a copy")
+        self._misses = misses
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        self._misses.raise_for(COORDINATOR)
+
+    insert = update = upsert = delete = _refuse
+
+
+class _Lent(ReadOnlyTable):
+    """A table that is lent whole: whoever touches it is set aside."""
+
+    __slots__ = ("_misses", "_number")
+
+    def __init__(self, table: Table, misses: Misses) -> None:
+        super().__init__(table, "it is lent")
+        self._misses = misses
+        self._number = table.number
+        self.get = self.where = self.range = self.scan = self.count = self._refuse
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        self._misses.raise_for((self._number, WHOLE_TABLE))
+
+    insert = update = upsert = delete = _refuse
+
+
+def _each_key(keys: Any) -> Iterable[Any]:
+    """The keys of an argument: itself, or the elements of a list."""
+    return keys if type(keys) in _SEVERAL_KEYS else (keys,)
 
 
 def _may_be_grouped(call: SetAside) -> bool:

@@ -3,6 +3,9 @@
 Records are gathered and written in turns: of each turn only the last image of a key goes into a page, page by page,
 since most pages are cold: one at a time, records would come at 14,000 a second. A torn tail has been cut by the time
 the replay ends (voltpy.record_log); damage that is no torn tail stops it.
+
+What was prepared for a batch of the coordinator's, and not decided, is in `Store.prepared` afterwards: see
+partitions.lending, which keeps its keys from everybody until the decision is known.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ from __future__ import annotations
 from partitions.checkpoint import Checkpoint, Checkpointer
 from partitions.page import PAGE_BYTES
 from partitions.store import Store
-from partitions.wal import Wal, decode_batch
+from partitions.wal import COMMIT, NO_OUTCOMES, Wal, decode_batch
 from voltpy.crash_point import crash_point
 from voltpy.outcome_window import OutcomeWindow
 
 TURN_IMAGES = 100_000
-_NO_OUTCOMES = b"\x90"
 
 
 def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindow, checkpointer: Checkpointer) -> int:
@@ -25,15 +27,19 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     """
     pool = store.pool
     store.misses.bring = None if pool is None else pool.bring
-    for lsn, outcomes in checkpoint.root.outcomes:
-        window.add(lsn, outcomes)
+    root = checkpoint.root
+    batches = dict(root.batches)
+    for lsn, outcomes in root.outcomes:
+        window.add(lsn, outcomes, batches.get(lsn, 0))
+    store.take_prepared(root.prepared)
     replayed = in_this_turn = gathered_bytes = 0
     turn_images = min(TURN_IMAGES, store.turn_bytes // PAGE_BYTES)
     for lsn, payload in wal.replay(checkpoint.lsn):
         batch = decode_batch(payload, lsn)
         outcomes = bytes(batch.outcomes)
-        if outcomes != _NO_OUTCOMES:
-            window.add(lsn, outcomes)
+        step = batch.step
+        if outcomes != NO_OUTCOMES:
+            window.add(lsn, outcomes, step.number if step is not None and step.kind == COMMIT else 0)
         in_this_turn += store.replay(batch, lsn)
         gathered_bytes += len(payload)
         if in_this_turn >= turn_images or gathered_bytes > store.turn_bytes:

@@ -7,6 +7,10 @@
     reply     whatever rests on flushed records, replies to reads included: they may have seen an unflushed write
 
 If the order of the last three changed, a crash could take back what a client has been told.
+
+A message that is no call ends what is drained, and is obeyed after it. Orders of the coordinator come so too
+(partitions.lending). What is reported to it waits for its flush whatever --fsync says, and for nothing else; replies
+wait, besides, for the read rounds that were opened before their batch ran.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Executor
+from partitions.hold import Hold
+from partitions.lending import Loans
 from partitions.rates import Rates
 from partitions.store import Store, resident_bytes
 from partitions.wal import Batch, Wal, encode_batch
@@ -34,18 +40,24 @@ from voltpy.door_sockets import Sockets
 from voltpy.errors import ReadOnly, SchemaError
 from voltpy.messages import (
     PROTOCOL_VERSION,
+    Attach,
+    Attached,
     Calls,
+    CheckpointBegun,
     CheckpointHeld,
     CheckpointReleased,
+    Detach,
     DiscardLoad,
     Dropped,
     EverywhereCall,
     HoldCheckpoint,
     LoadPrepared,
     Message,
+    Orders,
     PrepareLoad,
     ReleaseCheckpoint,
     RenewHold,
+    Reports,
     StatusReply,
     StatusRequest,
     SwitchLoad,
@@ -61,11 +73,20 @@ CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
 WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
+GIVE_UP_S = 0.1  # between two looks at whether calls have waited too long for what is lent
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
 
 Request = tuple[Account[Hashable], Calls | EverywhereCall]
 Control = tuple[Hashable, Message]
+
+
+class Unsent(NamedTuple):
+    """A batch's replies, the LSN that they rest on, and how many read rounds had been opened before it ran."""
+
+    lsn: int
+    replies: dict[Any, Answers]
+    rounds: int
 
 
 class Server:
@@ -85,7 +106,9 @@ class Server:
         checkpointer: Checkpointer,
         timeout: Timeout,
         load: Callable[[PrepareLoad], Registry],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock`: in seconds, and never back."""
         self._sockets = sockets
         self._partition = partition
         self._tcp_port = tcp_port
@@ -95,17 +118,23 @@ class Server:
         self._pool = pool
         self._warm_up = warm_up
         self._rates = Rates()
-        pool.is_wanted = executor.is_awaited
+        # The last word on what is in the WAL and where its room ends is here.
+        self._loans = Loans(store, executor, executor.window, self._append_step)
+        self._coordinator: Hashable = None  # who attached last
+        self._unreported: deque[tuple[int, Attached | Reports]] = deque()  # and the LSN that they rest on
+        self._clock = clock
+        pool.is_wanted = self._is_wanted
         pool.clean_some = checkpointer.clean_some
         wal.flushed_in = lambda took_s: checkpointer.pace.flushed(took_s, beside_checkpoint=checkpointer.running)
         self._steer_s = 0.0  # when to look at the size of the process again
+        self._give_up_s = 0.0
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
         self._welcome = Welcome(PROTOCOL_VERSION, wal.epoch, None)
-        self._unsent: deque[tuple[int, dict[Any, Answers]]] = deque()  # replies, and the LSN that they rest on
+        self._unsent: deque[Unsent] = deque()
         self._stopping = False
         self._batches = self._calls = self._flushes = 0
         self._flush_s = 0.0
@@ -119,49 +148,83 @@ class Server:
     def serve(self) -> None:
         """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
         while not self._stopping:
-            self._pool.fetch(self._executor.missed_pages())
-            is_idle = not self._unsent and not self._executor.has_ready
-            is_reading = self._pool.is_reading
-            wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
-            if is_idle:
-                wait_s = self._until_warmth(wait_s)
-            self._sockets.wait(wait_s if is_idle and not is_reading else 0)
-            self._turn_pages(READ_WAIT_S if is_idle and is_reading and not self._sockets.has_input() else 0.0)
-            requests, control = self._drain()
-            if requests or self._executor.has_ready:
-                crash_point("server.drain.received")
-                self._execute(requests)
-                self._flush_in_background()
-            elif self._unsent:
-                self._flush()
+            self.turn()
+        self.end()
+
+    def turn(self) -> None:
+        """Waits for something to do, not for long, and does it. Any OSError ends the process."""
+        executor, loans = self._executor, self._loans
+        self._pool.fetch(executor.missed_pages() + loans.missed_pages())
+        is_idle = not self._has_work
+        is_reading = self._pool.is_reading
+        self._sockets.wait(self._idle_wait_s() if is_idle and not is_reading else 0)
+        self._turn_pages(READ_WAIT_S if is_idle and is_reading and not self._sockets.has_input() else 0.0)
+        now_s = executor.now_s = self._clock()
+        requests, control = self._drain()
+        if requests or executor.has_ready:
+            crash_point("server.drain.received")
+            self._execute(requests)
+            self._flush_in_background()
+        elif self._must_flush:
+            self._flush()
+        self._reply()
+        if control is not None:
+            self._obey(*control)
+        if loans.is_due or now_s >= loans.due_s:
+            self._lend(now_s)
+        if self._unreported:
+            crash_point("server.report.before_flush")
+            self._flush_in_background()
             self._reply()
-            if control is not None:
-                self._obey(*control)
-            now_s = time.monotonic()
-            self._checkpointer.step(now_s, busy=bool(requests))
-            self._wal.tick(now_s)
-            self._warm_up.step(now_s)
-            if now_s >= self._steer_s:
-                self._steer_s = now_s + STEER_S
-                pool = self._pool
-                self._store.trim(now_s)
-                pool.steer(resident_bytes() - self._sockets.held_bytes)
-                self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
+        if executor.waiting_for_lent and now_s >= self._give_up_s:
+            self._give_up_s = now_s + GIVE_UP_S
+            if executor.give_up():
+                self._settle()
+        now_s = self._clock()
+        self._checkpointer.step(now_s, busy=bool(requests))
+        self._wal.tick(now_s)
+        self._warm_up.step(now_s)
+        if now_s >= self._steer_s:
+            self._steer_s = now_s + STEER_S
+            pool = self._pool
+            self._store.trim(now_s)
+            pool.steer(resident_bytes() - self._sockets.held_bytes)
+            self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
+
+    def end(self) -> None:
+        """The last turn is over: everything is flushed, and every reply sent."""
         self._flush()
+        self._loans.end_rounds()
         self._reply()
         self._warm_up.dump(flush=True)
 
-    def _until_warmth(self, wait_s: float) -> float:
-        """How long to wait for calls, when there are pages to bring in meanwhile."""
-        due_s = self._warm_up.due_s(time.monotonic())
-        return wait_s if due_s is None else min(wait_s, max(due_s, WARM_UP_WAIT_S))
+    @property
+    def _has_work(self) -> bool:
+        """Whether there is something to do that waits for nobody else."""
+        if self._executor.has_ready or self._loans.is_due or self._must_flush:
+            return True
+        unsent = self._unsent
+        return bool(unsent) and unsent[0].rounds < self._loans.first_open_round
+
+    def _idle_wait_s(self) -> float:
+        """How long to wait for calls, with what is due meanwhile: pages to bring in, loans and rounds to end."""
+        now_s = self._clock()
+        wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
+        warm_up_s = self._warm_up.due_s(now_s)
+        if warm_up_s is not None:
+            wait_s = min(wait_s, max(warm_up_s, WARM_UP_WAIT_S))
+        return min(wait_s, max(self._loans.due_s - now_s, 0.0))
+
+    def _is_wanted(self, page: int) -> bool:
+        return self._executor.is_awaited(page) or self._loans.is_awaited(page)
 
     def _turn_pages(self, wait_s: float) -> None:
         """Between two batches: pages that were fetched are read, those that came let their calls run again."""
         pool, executor = self._pool, self._executor
-        arrived = pool.step(time.monotonic(), wait_s)
+        arrived = pool.step(self._clock(), wait_s)
         if arrived:
             executor.pages_arrived(arrived)
+            self._loans.pages_arrived(arrived)
         while pool.must_clean and self._checkpointer.clean_some():
             pass
 
@@ -220,8 +283,12 @@ class Server:
             for run in self._runs(requests):
                 self._execute_alone(run)
             self._refused = None
-        self._unsent.append((self._wal.written_lsn, self._executor.replies()))
+        self._settle()
         self._batches += 1
+
+    def _settle(self) -> None:
+        """What calls are told waits from now on until it may leave."""
+        self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._loans.rounds_opened))
 
     def _runs(self, requests: list[Request]) -> Iterator[Callable[[], None]]:
         """What runs each group of calls, in the order in which they came."""
@@ -280,7 +347,7 @@ class Server:
     def _flush_in_background(self) -> None:
         """With more to do already, the flush and the next batch share the time; else there is nothing to share."""
         wal = self._wal
-        if wal.durable_lsn == wal.written_lsn:
+        if not self._must_flush:
             return
         if wal.flush_running and not wal.poll_flush():
             return
@@ -290,23 +357,45 @@ class Server:
         else:
             self._flush()
 
+    @property
+    def _must_flush(self) -> bool:
+        """Whether somebody may be waiting for a flush."""
+        wal = self._wal
+        if wal.durable_lsn < wal.written_lsn:
+            return True
+        return bool(self._unreported) and wal.flushed_lsn < self._unreported[-1][0]
+
     def _flush(self) -> None:
-        if self._wal.durable_lsn < self._wal.written_lsn:
+        if self._must_flush:
             began_s = time.perf_counter()
             self._wal.flush()
             self._flush_s += time.perf_counter() - began_s
             self._flushes += 1
 
     def _reply(self) -> None:
-        """Sends what rests on flushed records only."""
+        """Sends what rests on flushed records only, and what no read round holds back."""
+        if self._unreported:
+            self._report()
         unsent, durable_lsn = self._unsent, self._wal.durable_lsn
-        while unsent and unsent[0][0] <= durable_lsn:
+        if not unsent or unsent[0].lsn > durable_lsn:
+            return
+        first_open_round = self._loans.first_open_round
+        while unsent and unsent[0].lsn <= durable_lsn and unsent[0].rounds < first_open_round:
             crash_point("server.reply.before")
-            lsn, replies = unsent.popleft()
+            lsn, replies, _ = unsent.popleft()
             for account, answers in replies.items():
                 self._answer(account, lsn, answers)
                 crash_point("server.reply.half_sent")
             crash_point("server.reply.after")
+
+    def _report(self) -> None:
+        """Tells the coordinator what rests on flushed records: it may tell others."""
+        unreported, flushed_lsn = self._unreported, self._wal.flushed_lsn
+        while unreported and unreported[0][0] <= flushed_lsn:
+            _, message = unreported.popleft()
+            crash_point("server.report.before")
+            self._send(self._coordinator, message)
+            crash_point("server.report.sent")
 
     def _answer(self, account: Account[Hashable], lsn: int, answers: Answers) -> None:
         """One client's replies of one batch, in as many frames as their size asks for, to where it is connected now."""
@@ -325,7 +414,7 @@ class Server:
         if not self._sockets.send(identity, encode_message(message)):
             self._door.close(identity)
 
-    # What the supervisor asks for.
+    # Messages that are no calls.
 
     def _obey(self, identity: Hashable, message: Message) -> None:
         if isinstance(message, StatusRequest):
@@ -343,6 +432,48 @@ class Server:
             self._prepared = None
         elif isinstance(message, HoldCheckpoint | RenewHold | ReleaseCheckpoint):
             self._hold(identity, message)
+        elif isinstance(message, Orders):
+            if identity == self._coordinator:
+                self._loans.take(message)
+        elif isinstance(message, Attach):
+            attached = self._loans.attach(message)
+            if attached is not None:
+                attached.incarnation = self._wal.epoch
+                self._coordinator = identity
+                self._unreported.clear()
+                self._unreported.append((self._wal.written_lsn, attached))
+        elif isinstance(message, Detach):
+            self._loans.detach(message)
+
+    # What the coordinator asks for.
+
+    def _lend(self, now_s: float) -> None:
+        """Obeys its orders, up to one that waits for pages, and takes back what is overdue."""
+        executor, loans = self._executor, self._loans
+        if now_s >= loans.due_s:
+            loans.step(now_s)
+        while loans.is_due:
+            if executor.has_ready and loans.yields:
+                self._execute([])
+            if loans.runs_a_body:
+                self._timeout.arm()
+                loans.obey(now_s)
+                self._timeout.disarm()
+            else:
+                loans.obey(now_s)
+        self._unreported.extend((self._wal.written_lsn, frame) for frame in loans.reports())
+
+    def _append_step(self, record: bytes) -> int:
+        """Appends a step of a batch of the coordinator's to the WAL. Raises ReadOnly, DiskFull."""
+        if len(record) > MAX_RECORD_BYTES:
+            raise ReadOnly(f"a batch of {len(record):,} bytes; {MAX_RECORD_BYTES:,} is the limit")
+        try:
+            return self._wal.append(record)
+        except DiskFull:
+            self._checkpointer.request()
+            raise
+
+    # What the supervisor asks for.
 
     def _hold(self, identity: Hashable, message: HoldCheckpoint | RenewHold | ReleaseCheckpoint) -> None:
         """For a snapshot: a checkpoint is made of the state between these two batches, or of a later one, and kept."""
@@ -350,12 +481,16 @@ class Server:
         if isinstance(message, ReleaseCheckpoint):
             self._send(identity, CheckpointReleased(snapshot, checkpointer.let_go(snapshot)))
         elif isinstance(message, RenewHold):
-            checkpointer.keep_longer(snapshot, time.monotonic() + message.lease_s)
+            checkpointer.keep_longer(snapshot, self._clock() + message.lease_s)
         else:
+            checkpointer.begun = partial(self._checkpoint_begun, identity)
             checkpointer.held = lambda hold, error: self._send(
                 identity, CheckpointHeld(hold.snapshot, error, hold.checkpoint, hold.lsn, self._wal.epoch)
             )
-            checkpointer.keep(snapshot, time.monotonic() + message.lease_s)
+            checkpointer.keep(snapshot, self._clock() + message.lease_s)
+
+    def _checkpoint_begun(self, identity: Hashable, hold: Hold) -> None:
+        self._send(identity, CheckpointBegun(hold.snapshot))
 
     def _prepare(self, message: PrepareLoad) -> LoadPrepared:
         try:
@@ -376,6 +511,9 @@ class Server:
             "flush_us": round(self._flush_s / self._flushes * 1e6) if self._flushes else 0,
             "read_only": self._read_only,
             "waiting": executor.waiting,
+            "waiting_for_lent": executor.waiting_for_lent,
+            "held_replies": sum(unsent.rounds >= self._loans.first_open_round for unsent in self._unsent),
+            **self._loans.metrics(),
             "clients": len(self._door.accounts),
             "cpu_s": time.process_time(),
             "rss_bytes": resident_bytes(),
@@ -391,7 +529,7 @@ class Server:
             "buffer_pool_hit_ratio": round(1 - min(faults / touches, 1.0), 4) if touches else None,
             "read_latency_us": {**self._store.read_latency_us(), "disk": self._pool.disk_read_us},
             "memory_fragmentation_ratio": round(resident_bytes() / self._store.accounted_bytes, 3),
-            "warming": [progress._asdict() for progress in self._warm_up.progress(time.monotonic())],
+            "warming": [progress._asdict() for progress in self._warm_up.progress(self._clock())],
         }
         return StatusReply(
             number,

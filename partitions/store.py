@@ -16,7 +16,7 @@ from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
-from partitions.wal import Batch
+from partitions.wal import ABORT, DECIDE, PREPARE, Record
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import TableChanges
@@ -43,7 +43,10 @@ class Store:
         "arena",
         "by_name",
         "misses",
+        "owner",
+        "partitions",
         "pool",
+        "prepared",
         "tables",
         "undo_log",
     )
@@ -55,9 +58,12 @@ class Store:
         self.undo_log: UndoLog = []
         self.misses = Misses(self.undo_log)
         self.pool: BufferPool | None = None  # without one, everything stays in memory
-        owner = Ownership(partition, slot_owners(partitions))
+        self.partitions = partitions
+        self.owner = Ownership(partition, slot_owners(partitions))
+        # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
+        self.prepared: dict[int, list[TableChanges]] = {}
         self.tables = [
-            Table(table, number, self.arena, owner, self.undo_log, self.misses)
+            Table(table, number, self.arena, self.owner, self.undo_log, self.misses)
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables}
@@ -128,6 +134,11 @@ class Store:
                 if images or deleted:
                     changed.append(TableChanges(table.number, images, deleted))
                 pages_needed += table.pages_needed(images)
+        self.make_room(pages_needed)
+        return changed
+
+    def make_room(self, pages_needed: int) -> None:
+        """Sees to it that so many new pages fit into memory. Raises ReadOnly when they don't."""
         if self.pool is not None:
             if pages_needed and self.index_bytes > self._memory_bytes - self._memory_bytes // LEAST_PAGES:
                 raise ReadOnly(
@@ -138,7 +149,6 @@ class Store:
         elif pages_needed > self.arena.frames_left:
             mebibytes = self.arena.frames * 8 >> 10
             raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
-        return changed
 
     def apply(self) -> None:
         """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
@@ -150,12 +160,35 @@ class Store:
         if self.arena.frames_in_use > self._unlimited_until:
             self._limit_decoded()
 
-    def replay(self, batch: Batch, lsn: int) -> int:
+    def take_prepared(self, prepared: list[tuple[int, list[TableChanges]]]) -> None:
+        """What a checkpoint knew to be undecided. Raises Corruption."""
+        for number, changes in prepared:
+            for change in changes:
+                if not 0 <= change.table < len(self.tables):
+                    raise Corruption(
+                        f"batch {number} has prepared changes of table number {change.table}: there is none"
+                    )
+            self.prepared[number] = changes
+
+    def replay(self, record: Record, lsn: int) -> int:
         """Takes one WAL batch during recovery; `apply` from time to time writes what has gathered. Its changes."""
         replayed = 0
-        for change in batch.changes:
+        for change in record.changes:
             if not 0 <= change.table < len(self.tables):
                 raise Corruption(f"WAL record {lsn} changes table number {change.table}; the schema has no such table")
+        changes = record.changes
+        step = record.step
+        if step is not None:
+            if step.kind == PREPARE:
+                self.prepared[step.number] = changes
+                return 0
+            if step.kind == DECIDE:
+                if step.number not in self.prepared:
+                    raise Corruption(f"WAL record {lsn} decides batch {step.number}, which was not prepared")
+                changes = self.prepared.pop(step.number)
+            elif step.kind == ABORT:
+                self.prepared.pop(step.number, None)
+        for change in changes:
             try:
                 self.tables[change.table].replay(change.images, change.deleted)
             except Corruption as error:

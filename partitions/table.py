@@ -28,8 +28,9 @@ from __future__ import annotations
 
 import sys
 from binascii import crc_hqx
-from collections.abc import Callable, Collection, Iterator
-from itertools import islice, repeat
+from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from itertools import chain, islice, repeat
 from operator import attrgetter, itemgetter
 from time import perf_counter
 from typing import Any
@@ -41,10 +42,10 @@ from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.page import Arena, page_id
-from voltpy.errors import ConstraintViolation, Corruption, WrongPartition
+from voltpy.errors import ConstraintViolation, Corruption, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot
 from voltpy.not_here import WHOLE_TABLE, Misses
-from voltpy.row import RowFormat, encode
+from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
@@ -282,9 +283,23 @@ class Table:
         self._old.pop(key, None)
         self._away.add(key)
 
+    def send_all_away(self, keys: Iterable[Any]) -> None:
+        """The same for many keys."""
+        self._forget_decoded(keys)
+        self._away.update(keys)
+
     def bring_back(self, key: Any) -> None:
         """The key is here again."""
         self._away.discard(key)
+
+    def bring_all_back(self, keys: Iterable[Any]) -> None:
+        """These keys are here again."""
+        self._away.difference_update(keys)
+
+    @property
+    def away(self) -> AbstractSet[Any]:
+        """The keys that are not here."""
+        return self._away
 
     @property
     def all_here(self) -> bool:
@@ -294,6 +309,128 @@ class Table:
         """Where the keys of new rows come from, in a table that declares none."""
         if self.schema.hidden_key:
             self.new_hidden_key = new_hidden_key
+
+    # What is read and changed between two transactions, as images, for the coordinator. Whether a key is away is not
+    # looked at, and nothing is kept decoded.
+
+    def keys_of(self, encoded: list[bytes]) -> list[Any]:
+        """Decoded keys. Raises ProtocolError for one that is none of this table's, or does not live here."""
+        try:
+            keys = list(map(self._format.decode_key, encoded))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"table {self.name}: not a key: {error}") from None
+        position = self._partition_of_key
+        if position is not None:
+            owned = self.owner.owned
+            parts = keys if position < 0 else [key[position] for key in keys]
+            if self._key_type is int:
+                slots = [crc_hqx(b"%d" % part, 0) & 16383 for part in parts]
+            else:
+                slots = list(map(hash_slot, parts))
+            if not all(map(owned.__getitem__, slots)):
+                raise ProtocolError(f"table {self.name}: a key that does not live here")
+        return keys
+
+    def keys_of_images(self, images: list[bytes]) -> list[Any]:
+        """The primary keys of rows. Raises ProtocolError for an image that is no row of this table's."""
+        try:
+            keys = list(map(self._key_of, map(self._decode, images)))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"table {self.name}: not a row: {error}") from None
+        if images and max(map(len, images)) > MAX_ROW_BYTES:
+            raise ProtocolError(f"table {self.name}: a row of more than {MAX_ROW_BYTES:,} bytes")
+        return keys
+
+    def images_of(self, keys: list[Any]) -> list[bytes | None]:
+        """The rows with these keys; None for one that is absent. Raises NotHere for cold pages, of all of them."""
+        find, read = self._find, self._heap.read
+        row_ids = [find(key, NOWHERE) for key in keys]
+        if self._heap.cold:
+            self._miss_cold(chain.from_iterable(map(self._index.candidates, keys)))
+        if self._index.ordered:
+            return [None if row_id < 0 else read(row_id) for row_id in row_ids]
+        return [None if row_id == NOWHERE else self._image_at(key) for key, row_id in zip(keys, row_ids, strict=True)]
+
+    def scan_images(self) -> list[bytes]:
+        """All rows of this partition."""
+        return list(self._heap.scan())
+
+    def where_images(self, equalities: dict[str, Any]) -> list[bytes]:
+        """The rows whose columns equal the values given. Raises SchemaError for a column that there is not."""
+        unknown = equalities.keys() - {column.name for column in self.schema.columns}
+        if unknown:
+            raise SchemaError(f"table {self.name} has no column {', '.join(sorted(unknown))}")
+        if not equalities:
+            return self.scan_images()
+        columns = attrgetter(*equalities)
+        wanted = tuple(equalities.values()) if len(equalities) > 1 else next(iter(equalities.values()))
+        decode = self._decode
+        if self._key_columns <= equalities.keys():
+            key = tuple(equalities[name] for name in self.schema.primary_key)
+            found = self.images_of([self._format.checked_key(key if len(key) > 1 else key[0])])
+            return [image for image in found if image is not None and columns(decode(image)) == wanted]
+        return [image for image in self._heap.scan() if columns(decode(image)) == wanted]
+
+    def range_images(self, low: Any, high: Any) -> list[bytes]:
+        """The rows with low <= primary key < high, in the order of their keys. Raises ConstraintViolation, NotHere."""
+        low, high = self._format.checked_key(low), self._format.checked_key(high)
+        if not low < high:
+            return []
+        if not self._index.ordered:
+            decode, key_of = self._decode, self._key_of
+            found = [(key_of(decode(image)), image) for image in self._heap.scan()]
+            return [image for key, image in sorted(found, key=itemgetter(0)) if low <= key < high]
+        row_ids = [row_id for _, row_id in self._index.range(low, high)]
+        pages = {self._heap.page_of(row_id) for row_id in row_ids if self._heap.is_cold(row_id)}
+        if len(pages) > RANGE_PAGES:
+            past: dict[int, bytes] = {}
+            return [self._heap.read_past(row_id, past) for row_id in row_ids]
+        self._miss_cold(row_ids)
+        return list(map(self._heap.read, row_ids))
+
+    def put(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
+        """Makes these changes the batch's; nothing undoes them but `forget_changes`.
+
+        Raises NotHere for cold pages, of all of them; then nothing has changed, as far as `forget_changes` knows.
+        """
+        inserted, updated, find = self._inserted, self._updated, self._find
+        if self._heap.cold:
+            self._miss_cold(chain.from_iterable(map(self._index.candidates, chain(keys, deleted))))
+        self._forget_decoded(keys)
+        self._forget_decoded(deleted)
+        need, is_ordered = self._heap.need, self._index.ordered
+        for key, image in zip(keys, images, strict=True):
+            row_id = find(key, NOWHERE) if is_ordered else self._locate(key, NOWHERE)
+            if row_id == NOWHERE:
+                inserted[key] = image
+            else:
+                need(row_id)
+                updated[key] = image
+        for key in deleted:
+            row_id = self._locate(key, NOWHERE)
+            if row_id != NOWHERE:
+                need(row_id)
+                updated[key] = None
+
+    def _forget_decoded(self, keys: Iterable[Any]) -> None:
+        for decoded in (self._rows, self._old):
+            if decoded:
+                forget = decoded.pop
+                for key in keys:
+                    forget(key, None)
+
+    def _image_at(self, key: Any) -> bytes | None:
+        for row_id in self._index.candidates(key):
+            image = self._heap.read(row_id)
+            if self._key_of(self._decode(image)) == key:
+                return image
+        return None
+
+    def _miss_cold(self, row_ids: Iterable[int]) -> None:
+        is_cold, page_of = self._heap.is_cold, self._heap.page_of
+        cold = {page_of(row_id) for row_id in row_ids if row_id >= 0 and is_cold(row_id)}
+        if cold:
+            self._misses.pages(*(page_id(self.number, page) for page in sorted(cold)))
 
     # Batches.
 

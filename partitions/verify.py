@@ -2,7 +2,7 @@
 
     python -I -m partitions.verify SNAPSHOT --partition I
 
-    root     its header, its CRC, that it decodes, that its tables are the schema's
+    root     its header, its CRC, that it decodes, that its tables are the schema's, that no batch is undecided
     run      that it is there, whole, and not longer; every chunk's CRC
     page     that it is there; checksum, number, table, generation, layout; no two in one place
     count    rows, bytes of rows and index entries, as the root counts them; that the index names the rows there are
@@ -115,6 +115,9 @@ class Verification:
         if checkpoint is None:
             return
         self.lsn = checkpoint.lsn
+        if checkpoint.root.prepared:
+            batches = ", ".join(str(batch) for batch, _ in checkpoint.root.prepared[:5])
+            self._add("root", root_path, None, f"undecided batches ({batches}): who decides them is in no snapshot")
         roots = checkpoint.root.tables
         if [root.name for root in roots] != [table.name for table in schema[: len(roots)]]:
             return self._add("root", root_path, None, "its tables are not those of the schema")

@@ -3,7 +3,8 @@
 One record is one batch: everything that calls changed between two appends, as after-images, with their results. It is a
 MessagePack array, so that results, rows and keys go in as they were encoded for the reply and the heap:
 
-    batch    = [outcomes, changes]
+    batch    = [outcomes, changes]                                 what calls did here
+             | [outcomes, changes, [step, number]]                 a step of a batch of the coordinator's
     outcomes = [[client id, [call number, …], [result, …]], …]     voltpy.messages.ReplyGroup
     changes  = [[table, [image, …], [key, …]], …]                  one element a table that changed
     table    = its position in the schema
@@ -11,6 +12,14 @@ MessagePack array, so that results, rows and keys go in as they were encoded for
     key      = bin: the primary key, MessagePack                   its row is deleted
 
 A batch is applied whole or not at all, and each key occurs once in it: a batch holds what its calls left behind.
+
+    step        outcomes   changes                  what it means for what comes after
+    1 prepare   none       of that batch, here      they do not count yet; their keys are locked until 2, 3 or for ever
+    2 decide    none       none                     what that batch has prepared counts from here on
+    3 abort     none       none                     it never will; without this record it need not either
+    4 commit    of calls   of that batch, here      they count at once: the batch changes nothing anywhere else
+
+Records of steps are flushed before anyone hears of them, whatever the mode is: `flushed_lsn`, not `durable_lsn`.
 
     --fsync     replies may leave when                 flushed
     always      their record is flushed                after each batch
@@ -25,9 +34,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from partitions.flusher import Flusher
 from voltpy.crash_point import crash_point
@@ -46,11 +56,29 @@ class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     changes: list[TableChanges]
 
 
+PREPARE, DECIDE, ABORT, COMMIT = 1, 2, 3, 4
+
+
+class Step(Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
+    """Of a batch of the coordinator's, by its number."""
+
+    kind: Annotated[int, Meta(ge=PREPARE, le=COMMIT)]
+    number: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class Record(Batch, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A batch as it is read: with a step or, as most are, without."""
+
+    step: Step | None = None
+
+
+NO_OUTCOMES = b"\x90"
+
 encode_batch = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Batch).decode
+_decode = msgspec.msgpack.Decoder(Record).decode
 
 
-def decode_batch(payload: bytes, lsn: int | None = None) -> Batch:
+def decode_batch(payload: bytes, lsn: int | None = None) -> Record:
     """The batch in a record. Raises Corruption for bytes that are none, naming the LSN."""
     try:
         return _decode(payload)

@@ -35,14 +35,17 @@ from voltpy.messages import (
     STALE,
     Admin,
     AdminReply,
+    Attach,
     CallError,
     CallGroup,
     Calls,
+    Detach,
     DiscardLoad,
     EverywhereCall,
     Hello,
     HoldCheckpoint,
     Message,
+    Orders,
     PrepareLoad,
     Refusal,
     ReleaseCheckpoint,
@@ -55,7 +58,7 @@ from voltpy.messages import (
 )
 from voltpy.wire import decode
 
-CLIENT, ROUTER, SUPERVISOR = "client", "router", "supervisor"
+CLIENT, ROUTER, SUPERVISOR, COORDINATOR = "client", "router", "supervisor", "coordinator"
 NO_HELLO = "no_hello"  # Refusal.code: say Hello and go on; no frame since the connection was made has run
 
 ACCOUNTS = 65536
@@ -75,8 +78,9 @@ AT_PARTITION: dict[str, frozenset[type]] = {
     CLIENT: frozenset({Calls}),
     ROUTER: frozenset({Calls, EverywhereCall}),
     SUPERVISOR: frozenset(
-        {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, HoldCheckpoint, RenewHold, ReleaseCheckpoint}
+        {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, HoldCheckpoint, RenewHold, ReleaseCheckpoint, Detach}
     ),
+    COORDINATOR: frozenset({Attach, Orders}),
 }
 
 

@@ -73,7 +73,7 @@ HashSlots = Annotated[list[HashSlot], Meta(min_length=1, max_length=CALLS_A_GROU
 
 
 class Hello(Struct, array_like=True, tag=1, forbid_unknown_fields=True):
-    """`role` is "client", "router" or "supervisor"; the last two must show the cluster's `token`."""
+    """`role` is "client", "router", "supervisor" or "coordinator"; all but the first show the cluster's `token`."""
 
     version: int
     client_id: int

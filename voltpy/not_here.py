@@ -4,7 +4,9 @@ A transaction that touches it ends with NotHere, is undone, waits, and runs agai
 for is named by a *miss*:
 
     page id                   a page that is in the page file only (partitions.page.page_id)
-    (table number, key)       a key that is away; WHOLE_TABLE for the key of a read that is not by key
+    (table number, key)       a key that is away; WHOLE_TABLE for the key of a read that is not by key, and for any read
+                              of a table that is lent whole
+    COORDINATOR               nothing that will ever be here: the call is not run again, but sent there
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, NoReturn, TypeAlias
 Miss: TypeAlias = "int | tuple[int, Any]"
 
 WHOLE_TABLE: Any = object()  # the key in the miss of a read that is not by key
+# The miss of what only the coordinator may do: to write a row that every partition has a copy of.
+COORDINATOR: Miss = (-1, None)
 
 
 class NotHere(BaseException):

@@ -42,10 +42,12 @@ class OutcomeWindow:
 
     __slots__ = (
         "_batches",
+        "_batches_reach",
         "_bytes",
         "_indexed",
         "_last_lsn",
         "_limit_bytes",
+        "_numbered",
         "_reaches",
         "_retried",
         "_retried_order",
@@ -57,8 +59,10 @@ class OutcomeWindow:
         "_unlogged_reaches",
     )
 
-    def __init__(self, lsn: int, limit_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, lsn: int, limit_bytes: int = WINDOW_BYTES, batches_reach: int = 0) -> None:
         self._limit_bytes = limit_bytes
+        self._numbered: deque[tuple[int, int]] = deque()  # (LSN, number) of the coordinator's batches among these
+        self._batches_reach = batches_reach  # the highest number of those that have been forgotten
         self._batches: deque[tuple[int, bytes]] = deque()
         self._bytes = 0
         self._reaches = lsn  # outcomes of every batch after this LSN are here
@@ -74,15 +78,32 @@ class OutcomeWindow:
         self._unlogged_reaches = -1  # some answer that was given when this was the last LSN has been forgotten
         self._unlogged_indexed: dict[int, dict[int, bytes | CallError]] = {}  # client → number → answer, while it lasts
 
-    def add(self, lsn: int, outcomes: bytes) -> None:
-        """Remembers a batch: its outcomes as they stand in the WAL, a MessagePack array of ReplyGroups."""
+    def add(self, lsn: int, outcomes: bytes, number: int = 0) -> None:
+        """Remembers a batch: its outcomes as they stand in the WAL, a MessagePack array of ReplyGroups.
+
+        `number`: by which the coordinator knows it, if it is one of its own.
+        """
         self._last_lsn = lsn
         self._batches.append((lsn, outcomes))
+        if number:
+            self._numbered.append((lsn, number))
         self._bytes += len(outcomes) + 100
         while self._bytes > self._limit_bytes:
             self._reaches, forgotten = self._batches.popleft()
             self._bytes -= len(forgotten) + 100
             self._indexed.clear()
+        while self._numbered and self._numbered[0][0] <= self._reaches:
+            self._batches_reach = max(self._batches_reach, self._numbered.popleft()[1])
+
+    def recalled(self, client_id: int, numbers: list[int]) -> dict[int, bytes]:
+        """Encoded results of those of a client's calls whose outcomes are here."""
+        results = self._results_of(client_id)
+        return {number: results[number] for number in numbers if number in results}
+
+    @property
+    def batches(self) -> tuple[int, list[tuple[int, int]]]:
+        """(the highest number of the coordinator's batches that have been forgotten, (LSN, number) of the others)."""
+        return self._batches_reach, list(self._numbered)
 
     @property
     def remembered(self) -> tuple[int, list[tuple[int, bytes]]]:

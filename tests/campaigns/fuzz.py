@@ -46,7 +46,7 @@ from msgspec import Raw
 
 from coordinator.router import Router
 from partitions.store import Store
-from partitions.wal import Batch, decode_batch, encode_batch
+from partitions.wal import ABORT, COMMIT, DECIDE, PREPARE, Batch, Record, Step, decode_batch, encode_batch
 from tests.campaigns.mutation import Mutation
 from tests.partitions.one_partition import OnePartition
 from voltpy import lane, wire
@@ -685,6 +685,7 @@ def _row(*columns: Any) -> bytes:
     return bytes(_encode(columns))
 
 
+NO_OUTCOMES = Raw(b"\x90")
 BATCHES = [
     Batch(Raw(_encode([])), []),
     Batch(Raw(_encode([[CLIENT_ID, [1, 2], ["a", 5]]])), [TableChanges(0, [_row(7, 1, 2.5, "x", None, True)], [])]),
@@ -695,6 +696,11 @@ BATCHES = [
             TableChanges(1, [_row("a", 1)], [_encode(["b", 2])]),
         ],
     ),
+    Record(NO_OUTCOMES, [TableChanges(1, [_row("a", 2)], [])], Step(PREPARE, 5)),
+    Record(NO_OUTCOMES, [], Step(DECIDE, 5)),
+    Record(NO_OUTCOMES, [TableChanges(1, [], [_encode(["a", 2])])], Step(PREPARE, 6)),
+    Record(NO_OUTCOMES, [], Step(ABORT, 6)),
+    Record(Raw(_encode([[CLIENT_ID, [4], [None]]])), [TableChanges(1, [_row("c", 1)], [])], Step(COMMIT, 7)),
 ]
 
 

@@ -43,7 +43,9 @@ LITTLE_BYTES = PARTITIONS << 20  # less than what is loaded: pages leave and com
 ROOMY_BYTES = 16 * LITTLE_BYTES
 LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that want more data than memory
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
-ELSEWHERE = ("snapshot.", "copier.", "restore.")  # passed by no process of a cluster: tests/end_to_end/test_snapshot.py
+# Passed by no process of a cluster: tests/end_to_end/test_snapshot.py. Passed only while a coordinator works:
+# tests/partitions/test_lending.py.
+ELSEWHERE = ("snapshot.", "copier.", "restore.", "lending.", "server.report.")
 POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 

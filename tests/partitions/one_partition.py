@@ -12,14 +12,29 @@ import msgspec
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, load, read_checkpoint
+from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
+from partitions.lending import Loans
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
 from voltpy.errors import Error, ReadOnly, from_wire
-from voltpy.messages import NEVER_SENT, CallGroup, EverywhereCall
+from voltpy.messages import (
+    ELSEWHERE,
+    NEVER_SENT,
+    Attach,
+    Attached,
+    CallError,
+    CallGroup,
+    Decide,
+    EverywhereCall,
+    Order,
+    Orders,
+    Ran,
+    Report,
+    RunDirected,
+)
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.procedure import from_functions
 from voltpy.record_log import DiskFull
@@ -61,6 +76,8 @@ class OnePartition:
         segment_bytes: int = 1 << 20,
         window_bytes: int = WINDOW_BYTES,
         frames: int = 0,
+        fsync: str = "always",
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> None:
         self.store = Store(schema, partition, partitions, memory_bytes)
         self.wal: Wal | None = None
@@ -68,7 +85,7 @@ class OnePartition:
         epoch = 1
         self._lsn = 0
         if directory is not None:
-            self.wal = Wal.open(directory, partition, "always", segment_bytes)
+            self.wal = Wal.open(directory, partition, fsync, segment_bytes)
             checkpoint = read_checkpoint(directory, partition)
             pages = load(directory, partition, checkpoint, self.store)
             self.reader = PageReader(pages.path, self.store.arena.memory)
@@ -76,8 +93,11 @@ class OnePartition:
             if frames:
                 self.pool.capacity = frames + frames // 2
             self.store.use(self.pool)
-            self.window = OutcomeWindow(checkpoint.root.outcomes_reach, window_bytes)
-            self.checkpointer = Checkpointer(directory, partition, self.store, self.window, self.wal, pages, checkpoint)
+            root = checkpoint.root
+            self.window = OutcomeWindow(root.outcomes_reach, window_bytes, root.batches_reach)
+            self.checkpointer = Checkpointer(
+                directory, partition, self.store, self.window, self.wal, pages, checkpoint, every_bytes=checkpoint_bytes
+            )
             try:
                 recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
             except BaseException:
@@ -98,6 +118,9 @@ class OnePartition:
             self.pool.capacity = frames or self.pool.capacity
             self.pool.is_wanted = self.executor.is_awaited
             self.pool.clean_some = self.checkpointer.clean_some
+        self.loans = Loans(self.store, self.executor, self.window, self._append_step)
+        self.now_s = 0.0
+        self.epoch = self.session = self._frames = 0  # of the coordinator
         # Set, calls wait for cold pages instead of missing them.
         self.bring: Callable[[int], None] | None = None
         self.number = 0
@@ -194,9 +217,7 @@ class OnePartition:
                 for number, result in zip(group.numbers, results, strict=True):
                     self._answered(origin, number, result)
             for error in answers.errors:
-                self._answered(
-                    origin, error.number, from_wire(error.code, error.message, error.type_name, error.traceback_text)
-                )
+                self._answered(origin, error.number, error if error.code == ELSEWHERE else raised(error))
 
     def _answered(self, origin: Hashable, number: int, answer: Any) -> None:
         self.answers[number] = answer
@@ -221,6 +242,64 @@ class OnePartition:
             raise answer
         return answer
 
+    # As the coordinator.
+
+    def attach(self, epoch: int = 1) -> Attached:
+        """Begins a new session."""
+        self.epoch = epoch
+        self.session += 1
+        self._frames = 0
+        attached = self.loans.attach(Attach(epoch, self.session))
+        assert attached is not None
+        return attached
+
+    def send(self, *orders: Order) -> None:
+        """One frame of orders, which are obeyed as far as that goes without pages from disk."""
+        if not self.session:
+            self.attach()
+        self._frames += 1
+        self.loans.take(Orders(self.epoch, self.session, self._frames, list(orders)))
+        self.obey()
+
+    def obey(self) -> None:
+        self.store.misses.bring = None
+        self.executor.now_s = self.now_s
+        while self.loans.is_due:
+            if self.executor.has_ready and self.loans.yields:
+                self.run_ready()
+            self.loans.obey(self.now_s)
+
+    def order(self, *orders: Order) -> list[Report]:
+        """What is reported of these orders, once their pages have come."""
+        self.send(*orders)
+        self.turn_pages()
+        return self.reports()
+
+    def reports(self) -> list[Report]:
+        return [report for frame in self.loans.reports() for report in frame.reports]
+
+    def step(self, seconds: float) -> None:
+        """Time passes."""
+        self.now_s += seconds
+        self.executor.now_s = self.now_s
+        if self.now_s >= self.loans.due_s:
+            self.loans.step(self.now_s)
+
+    def call_joint(self, batch: int, name: str, *arguments: Any, number: int | None = None, now_us: int = 0) -> Any:
+        """This partition's part of a joint call, committed. Raises what the caller would get."""
+        if number is None:
+            number = self.number = self.number + 1
+        (ran,) = self.order(RunDirected(batch, CLIENT, number, name, Raw(_encode(arguments)), now_us))
+        assert isinstance(ran, Ran)
+        self.order(Decide(batch, ran.error is None))
+        if ran.error is not None:
+            raise raised(ran.error)
+        return _decode(ran.result)
+
+    def _append_step(self, record: bytes) -> int:
+        self._lsn += 1
+        return self._lsn if self.wal is None else self.wal.append(record)
+
     def arrive(self, table: str, *keys: Any) -> None:
         for key in keys:
             self.executor.arrived(self.table(table).number, key)
@@ -229,12 +308,15 @@ class OnePartition:
         """Between two batches, as the server does: reads what calls have missed, and runs them again."""
         if self.wal is None:
             return
-        self.pool.fetch(self.executor.missed_pages())
         while True:
-            self.executor.pages_arrived(self.pool.step(0.0, 1.0))
+            self.pool.fetch(self.executor.missed_pages() + self.loans.missed_pages())
+            arrived = self.pool.step(0.0, 1.0)
+            self.executor.pages_arrived(arrived)
+            self.loans.pages_arrived(arrived)
             if self.executor.has_ready:
                 self.run_ready()
-                self.pool.fetch(self.executor.missed_pages())
+            elif self.loans.is_due:
+                self.obey()
             elif not self.pool.is_reading:
                 return
 
@@ -245,3 +327,8 @@ class OnePartition:
     def rows(self, name: str) -> dict[Any, Any]:
         table = self.table(name)
         return {table._key_of(row): row for row in table.scan()}
+
+
+def raised(error: CallError) -> Error:
+    """What the caller gets."""
+    return from_wire(error.code, error.message, error.type_name, error.traceback_text)

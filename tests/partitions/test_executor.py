@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_SET_ASIDE, MAX_RESULT_BYTES
+from partitions.executor import CALLS_WAIT_FOR_LENT, MAX_RESULT_BYTES
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
 from voltpy.answers import Answers
@@ -34,7 +34,7 @@ from voltpy.errors import (
     WrongPartition,
 )
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.messages import CallGroup, EverywhereCall
+from voltpy.messages import ELSEWHERE, CallGroup, EverywhereCall
 from voltpy.procedure import from_functions, procedure
 from voltpy.sql.ddl import parse_schema
 from voltpy.timeout import Interruption
@@ -188,7 +188,6 @@ ENDINGS: dict[str, Callable[[Any], Any]] = {
     "a huge number": lambda tx: 1 << 64,
     "a cycle": cyclic,
     "a huge result": lambda tx: "x" * (MAX_RESULT_BYTES + 1),
-    "write a copy": lambda tx: tx.rates.upsert("EUR", 1.0),
     "set an attribute": lambda tx: setattr(tx, "items", None),
     "set a new attribute": lambda tx: setattr(tx, "memory", 1),
     "change a row": lambda tx: setattr(tx.items.get(1), "n", 7),
@@ -369,7 +368,6 @@ EXPECTED: dict[str, tuple[type[Error], str]] = {
     "an object": (ProcedureError, "TypeError: Encoding objects of type object is unsupported"),
     "a huge number": (ProcedureError, "OverflowError"),
     "a huge result": (ConstraintViolation, "a result of 1,048,582 bytes"),
-    "write a copy": (SchemaError, "table rates: every partition has a copy"),
     "set an attribute": (ProcedureError, "AttributeError: tx.items can't be set"),
 }
 
@@ -502,13 +500,13 @@ def test_calls_whose_large_results_find_no_room_are_undone_and_may_be_retried(pa
 def test_directed_calls_generate_the_same_values_in_every_partition() -> None:
     partitions = [OnePartition(SCHEMA, PROCEDURES, partition=i, partitions=3) for i in range(3)]
     partitions[1].call("generated", *of(1, 3))  # what went before must not matter
-    values = [p.call_everywhere("set_rate", "EUR", 1.5, number=77, now_us=1_700_000_000_123_456) for p in partitions]
+    values = [p.call_joint(5, "set_rate", "EUR", 1.5, number=77, now_us=1_700_000_000_123_456) for p in partitions]
     assert values[0] == values[1] == values[2]
     assert values[0][0] == "2023-11-14T22:13:20.123456+00:00"
     assert values[0][3] != values[0][4]
     assert min(values[0][3:]) >= 1 << 62
     assert [p.call_everywhere("rate_of", "EUR") for p in partitions] == [1.5] * 3
-    other = [p.call_everywhere("set_rate", "EUR", 2.5, number=78, now_us=1_700_000_000_123_456) for p in partitions]
+    other = [p.call_joint(6, "set_rate", "EUR", 2.5, number=78, now_us=1_700_000_000_123_456) for p in partitions]
     assert other[0] == other[1] != values[0]
 
 
@@ -562,7 +560,14 @@ def test_a_call_that_misses_a_key_is_set_aside_and_rerun(partition: OnePartition
     partition.run_ready()
     assert partition.answer(first) == 12
     assert partition.executor.waiting == 0
-    assert partition.executor.counts == {"returned": 4, "raised": 0, "set_aside": 1, "timed_out": 0, "reruns": 1}
+    assert partition.executor.counts == {
+        "returned": 4,
+        "raised": 0,
+        "set_aside": 1,
+        "timed_out": 0,
+        "reruns": 1,
+        "elsewhere": 0,
+    }
     partition.store.check()
 
 
@@ -705,11 +710,12 @@ def test_what_is_missed_is_bounded(partition: OnePartition) -> None:
     for _ in range(3):
         numbers += partition.run_group("get", [(1,)] * 4096)
     partition.seal()
-    assert partition.executor.waiting == CALLS_SET_ASIDE
+    assert partition.executor.waiting == partition.executor.waiting_for_lent == CALLS_WAIT_FOR_LENT
     assert isinstance(partition.answers[numbers[-1]], Overloaded)
     partition.arrive("items", 1)
     partition.run_ready()
-    assert all(partition.answers[number] is None for number in numbers[:CALLS_SET_ASIDE])
+    assert all(partition.answers[number] is None for number in numbers[:CALLS_WAIT_FOR_LENT])
+    assert partition.executor.waiting == partition.executor.waiting_for_lent == 0
 
 
 def test_a_call_set_aside_outlives_a_reload(partition: OnePartition) -> None:
@@ -1108,12 +1114,11 @@ def test_load_inserts_what_fits_and_names_what_does_not() -> None:
         partition.call("voltpy.load", here[0], "nope", [])
     with pytest.raises(SchemaError, match="there is no table _context"):
         partition.call("voltpy.load", here[0], "_context", [[1]])
-    with pytest.raises(SchemaError, match="table rates: every partition has a copy"):
-        partition.call("voltpy.load", here[0], "rates", [["EUR", 1.0]])
-    assert partition.call_everywhere("voltpy.load_everywhere", "rates", [["EUR", 1], ["EUR", 2]])[0][:2] == [
-        1,
-        "DuplicateKey",
-    ]
+    number = partition.run("voltpy.load", here[0], "rates", [["EUR", 1.0]])
+    partition.seal()
+    assert partition.answers.pop(number).code == ELSEWHERE
+    rejected = partition.call_joint(1, "voltpy.load_everywhere", "rates", [["EUR", 1], ["EUR", 2]])
+    assert rejected[0][:2] == [1, "DuplicateKey"]
     assert partition.call_everywhere("rate_of", "EUR") == 1.0
 
 

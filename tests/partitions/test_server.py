@@ -23,7 +23,7 @@ from msgspec import Raw
 from voltpy import heartbeat
 from voltpy.answers import REPLY_BYTES, pieces
 from voltpy.data_directory import DataDirectory
-from voltpy.door import CLIENT, HELLO_BYTES, NO_HELLO, ROUTER, SUPERVISOR
+from voltpy.door import CLIENT, COORDINATOR, HELLO_BYTES, NO_HELLO, ROUTER, SUPERVISOR
 from voltpy.errors import Aborted, Error, ReadOnly, from_wire
 from voltpy.hash_slot import hash_slot
 from voltpy.messages import (
@@ -31,21 +31,35 @@ from voltpy.messages import (
     NEVER_SENT,
     PROTOCOL_VERSION,
     STALE,
+    Attach,
+    Attached,
+    Borrow,
     CallGroup,
     Calls,
+    Decide,
+    Decided,
     DiscardLoad,
     Dropped,
     EverywhereCall,
     Hello,
+    Lent,
     LoadPrepared,
     Message,
+    Order,
+    Orders,
+    Prepare,
     PrepareLoad,
     Refusal,
     Replies,
     ReplyGroup,
+    Report,
+    Reports,
     StatusReply,
     StatusRequest,
     SwitchLoad,
+    TableChanges,
+    TableKeys,
+    Vote,
     Welcome,
 )
 from voltpy.stream import FrameReader, packed, stream_path
@@ -936,3 +950,44 @@ def test_the_status_tells_of_the_buffer_pool(partition: Partition) -> None:
     assert metrics["memory_fragmentation_ratio"] > 0.5
     assert 0.0 < metrics["read_latency_us"]["resident"] < 10_000
     assert [source["source"] for source in metrics["warming"]] == ["heat", "keys", "schedule", "prefetch"]
+
+
+# ----------------------------------------------------------------------------------------------------- the coordinator
+
+
+def ordered(coordinator: Peer, number: int, *orders: Order) -> list[Report]:
+    """What is reported of the session's next frame of orders."""
+    coordinator.send(Orders(1, 1, number, list(orders)))
+    reports = coordinator.receive()
+    assert isinstance(reports, Reports)
+    assert (reports.epoch, reports.session, reports.number) == (1, 1, number)
+    return reports.reports
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_voted_for_is_kept_through_a_kill_whatever_fsync_says(stream: bool, partition: Partition) -> None:
+    partition.start("--fsync", "never")
+    client, coordinator = partition.peer(), partition.peer(COORDINATOR, stream=stream)
+    client.call("add", 1, 10)
+    coordinator.send(Attach(1, 1))
+    assert coordinator.receive() == Attached(1, 1, coordinator.incarnation, [])
+    borrow = Borrow(5, [TableKeys(0, [_encode(1), _encode(2)])], [])
+    assert ordered(coordinator, 1, borrow) == [Lent(5, [[_encode([1, 10, None]), None]], [])]
+    waiting = client.group("add", [(1, 1)])
+    client.send(Calls(1, [waiting]))
+    changes = [TableChanges(0, [_encode([1, 11, None]), _encode([2, 22, None])], [])]
+    assert ordered(coordinator, 2, Prepare(5, changes)) == [Vote(5, "")]
+    assert client.hears_nothing()
+    partition.end(signal.SIGKILL)
+
+    partition.start("--fsync", "never")
+    client, coordinator = partition.peer(), partition.peer(COORDINATOR, stream=stream)
+    coordinator.send(Attach(1, 1))
+    assert coordinator.receive() == Attached(1, 1, coordinator.incarnation, [5])
+    assert client.call("add", 3, 1) == 1
+    waiting = client.group("add", [(1, 1)])
+    client.send(Calls(1, [waiting]))
+    assert ordered(coordinator, 1, Decide(5, True)) == [Decided(5)]
+    assert client.answers(1) == {waiting.numbers[0]: 12}
+    assert client.call("get", 2) == 22
+    assert partition.end()[0] == 0

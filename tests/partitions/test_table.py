@@ -13,7 +13,7 @@ from partitions import index as index_module
 from partitions.page import PAGE_BYTES
 from partitions.store import Store
 from partitions.table import Table
-from partitions.wal import Batch
+from partitions.wal import Record
 from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ReadOnly, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import TableChanges
@@ -150,7 +150,7 @@ def test_every_method_equals_the_dict(name: str, seed: int, store: Store) -> Non
         model.table._rows_limit = model.rng.choice([0, 3, 1000])
         changes = model.seal()
         model.compare()
-        copy.replay(Batch(b"\x90", changes), 1)  # type: ignore[arg-type]  # Raw only on the wire
+        copy.replay(Record(b"\x90", changes), 1)  # type: ignore[arg-type]  # Raw only on the wire
         if model.rng.random() < 0.3:
             copy.apply()
             copy.check()
@@ -379,7 +379,7 @@ def test_an_equal_key_of_another_type_harms_nothing(
 
     copy = store_of()
     table.insert(**columns, n=1)
-    copy.replay(Batch(b"\x90", store.changes()), 1)  # type: ignore[arg-type]  # Raw only on the wire
+    copy.replay(Record(b"\x90", store.changes()), 1)  # type: ignore[arg-type]  # Raw only on the wire
     begin()
     for touch in (lambda: table.update(same, n=2), lambda: table.delete(same)):
         try:
@@ -387,7 +387,7 @@ def test_an_equal_key_of_another_type_harms_nothing(
         except ConstraintViolation:
             assert not decoded
             table.update(key, n=2)
-        copy.replay(Batch(b"\x90", store.changes()), 2)  # type: ignore[arg-type]  # Raw only on the wire
+        copy.replay(Record(b"\x90", store.changes()), 2)  # type: ignore[arg-type]  # Raw only on the wire
         copy.apply()
         copy.check()
         begin()
@@ -666,7 +666,7 @@ def test_replay_twice_is_replay_once(store: Store) -> None:
         batches.append(model.seal())
     copy = store_of()
     for at in (*range(40), *range(20, 40), *range(40)):
-        copy.replay(Batch(b"\x90", batches[at]), at)  # type: ignore[arg-type]  # Raw only on the wire
+        copy.replay(Record(b"\x90", batches[at]), at)  # type: ignore[arg-type]  # Raw only on the wire
         if at % 7 == 0:
             copy.apply()
             copy.check()
@@ -678,7 +678,7 @@ def test_replay_twice_is_replay_once(store: Store) -> None:
 def test_replay_refuses_what_is_not_of_this_schema(store: Store) -> None:
     for number in (len(store.tables), -1, 1 << 40):
         with pytest.raises(Corruption, match=f"WAL record 12 changes table number {number}"):
-            store.replay(Batch(b"\x90", [TableChanges(number, [], [])]), 12)  # type: ignore[arg-type]  # Raw on the wire
+            store.replay(Record(b"\x90", [TableChanges(number, [], [])]), 12)  # type: ignore[arg-type]  # Raw on the wire
     for images, deleted in (
         ([b"\x90"], []),
         ([], [b"\xa1x"]),
@@ -687,4 +687,4 @@ def test_replay_refuses_what_is_not_of_this_schema(store: Store) -> None:
         ([], [b"\xc3"]),
     ):
         with pytest.raises(Corruption, match=r"WAL record 13: table ints: a stored (row|key) does not decode"):
-            store.replay(Batch(b"\x90", [TableChanges(0, images, deleted)]), 13)  # type: ignore[arg-type]  # Raw
+            store.replay(Record(b"\x90", [TableChanges(0, images, deleted)]), 13)  # type: ignore[arg-type]  # Raw

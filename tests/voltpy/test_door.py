@@ -22,16 +22,21 @@ from voltpy.messages import (
     STALE,
     Admin,
     AdminReply,
+    Attach,
+    Attached,
     CallGroup,
     Calls,
+    Detach,
     DiscardLoad,
     EverywhereCall,
     Hello,
     LoadPrepared,
     Message,
+    Orders,
     PrepareLoad,
     Refusal,
     Replies,
+    Reports,
     StatusReply,
     StatusRequest,
     SwitchLoad,
@@ -194,7 +199,8 @@ EVERYWHERE = EverywhereCall(1, 1, "count", 1, NO_ARGUMENTS)
 MESSAGES: list[Message] = [
     calls_of(1, [1]), EVERYWHERE, Admin(1, "status", {}), TOPOLOGY, AdminReply(1, "", {}), StatusRequest(1),
     PrepareLoad(1, "", ""), SwitchLoad(1), DiscardLoad(1), AT_ROUTER, Replies(0, 0, 0, [], []), Refusal("", ""),
-    StatusReply(1, 0, 0, 0, 0, [], {}), LoadPrepared(1, "", []),
+    StatusReply(1, 0, 0, 0, 0, [], {}), LoadPrepared(1, "", []), Attach(1, 1), Orders(1, 1, 1, []), Detach(1),
+    Attached(1, 1, 1, []), Reports(1, 1, 1, []),
 ]  # fmt: skip
 
 
@@ -205,7 +211,8 @@ MESSAGES: list[Message] = [
         (None, "supervisor", {Topology, AdminReply, StatusRequest}),
         (0, "client", {Calls}),
         (0, "router", {Calls, EverywhereCall}),
-        (0, "supervisor", {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad}),
+        (0, "supervisor", {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, Detach}),
+        (0, "coordinator", {Attach, Orders}),
     ],
 )
 def test_each_role_may_send_its_messages_and_no_others(at_partition: int | None, role: str, allowed: set[type]) -> None:

@@ -1,0 +1,703 @@
+"""What the coordinator has of this partition: keys and tables that it borrowed, what it prepared, what it reads.
+
+Orders come in, reports go out, in order; records go to the WAL on the way. No sockets and no clocks: whoever drives
+this says what time it is. Orders are obeyed between two batches of calls, so nothing here waits for a call, and no call
+ever sees half of what one order does.
+
+    order        what it finds                          what it does                                     report
+    Borrow       all is here, or its own                the keys, and the tables of its scans, are away  Lent
+                 some is someone else's, or no key      nothing                                          Lent(refused)
+    Prepare      all that it borrowed is still its      a record; what it does not change is here again  Vote yes
+                 that was taken back, or no room        all of it is here again                          Vote no
+    Commit       as Prepare                             one record, which decides too; all is here again Vote
+    RunDirected  runs, and changes copies or rows       undone, and prepared                             Ran
+    Decide       prepared: commits                      a record; the changes count, all is here again   Decided
+                 prepared: does not                     a record; all is here again                      Decided
+                 only borrowed, or not known            all is here again                                Decided
+    Read         all is here                            reads; replies of what runs after it wait        ReadAnswer
+                 some is lent or in doubt               nothing                                          … is_here False
+    Release      that round is open, or is not          the replies may go                               Released
+    Recall                                              looks for outcomes                               Recalled
+
+An order that needs cold pages waits for them, and those behind it wait too; calls run meanwhile. The second time round
+it waits for what has left again here and now.
+
+What is borrowed comes back by itself: LEASE_S after the batch's last Borrow, when a new session begins, when the
+supervisor says that the coordinator is dead. Then the batch is *lost*: its vote is no. What is prepared stays away
+until it is decided, through any crash (`Store.prepared`, the WAL, the checkpoint's root). A decision that finds no room
+is kept, and tried again; to forget what was prepared needs none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+from partitions.executor import Executor, Part
+from partitions.store import Store
+from partitions.table import Table
+from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
+from voltpy.call_error import call_error
+from voltpy.crash_point import crash_point
+from voltpy.errors import (
+    ConstraintViolation,
+    Corruption,
+    Error,
+    ProtocolError,
+    ReadOnly,
+    SchemaError,
+    Unavailable,
+)
+from voltpy.messages import (
+    HOLD_S,
+    LEASE_S,
+    MAX_FRAME_BYTES,
+    Attach,
+    Attached,
+    Borrow,
+    Commit,
+    Decide,
+    Decided,
+    Detach,
+    EverywhereCall,
+    Lent,
+    Order,
+    Orders,
+    Prepare,
+    Ran,
+    Read,
+    ReadAnswer,
+    Recall,
+    Recalled,
+    Release,
+    Released,
+    Report,
+    Reports,
+    RunDirected,
+    Scan,
+    ScanAnswer,
+    TableChanges,
+    TableKeys,
+    Vote,
+)
+from voltpy.not_here import Miss, NotHere
+from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
+from voltpy.record_log import DiskFull
+
+RETRY_S = 0.1  # after a decision that found no room
+REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
+FRAME_BYTES = MAX_FRAME_BYTES // 4  # a frame of reports is closed once it holds so much
+PATIENCE = 3  # times that an order waits for cold pages before it waits for each here and now
+BATCHES_LOST = 4096  # remembered as such, at most
+
+_decode_equalities = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_decode_bounds = msgspec.msgpack.Decoder(tuple[Any, Any]).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Loan(Struct, eq=False):
+    """What a batch has borrowed and not prepared: keys by table, and tables whole. It ends by itself at `until_s`."""
+
+    until_s: float
+    keys: dict[int, set[Any]]
+    tables: set[int]
+
+
+class Round(Struct, eq=False):
+    """A read round that is open: replies of what runs after it, `opened` counts the rounds before, wait."""
+
+    opened: int
+    until_s: float
+
+
+class Changes(NamedTuple):
+    """What a batch changes in one table, with the keys that stand in its images."""
+
+    table: Table
+    keys: list[Any]
+    images: list[bytes]
+    deleted: list[Any]
+
+
+class Loans:
+    """`append` writes a record to the WAL and returns its LSN; it raises DiskFull, or ReadOnly for what is too large.
+
+    `attach`, then `take` each frame of orders, then `obey` as long as one `is_due`; `step` when it is `due_s`.
+    `reports` has what is to be sent, once everything that the WAL holds by then is flushed.
+    """
+
+    def __init__(self, store: Store, executor: Executor, window: OutcomeWindow, append: Callable[[bytes], int]) -> None:
+        self._store = store
+        self._executor = executor
+        self._window = window
+        self._append = append
+        self._last_session = 0, 0  # (epoch, session) of the last that was begun
+        self._in_session = False
+        self._ended_epoch = 0  # up to which coordinators are dead
+        self._frames_taken = self._frames_made = 0  # of this session
+        self._orders: deque[Order] = deque()
+        self._attempts = 0  # at the first of them
+        self._awaited: set[int] = set()  # pages that it needs
+        self._missed_pages: list[int] = []  # since `missed_pages` was asked
+        self._reports: list[Report] = []
+        self._loans: dict[int, Loan] = {}  # by batch
+        self._lost: dict[int, None] = {}  # batches whose loan ended by itself, the first one first
+        self._lent_tables: dict[int, int] = {}  # table → batch
+        self._prepared: dict[int, list[Changes]] = {}  # by batch; what Store.prepared has, decoded
+        self._undone: dict[int, bool] = {}  # decisions that found no room → whether this session waits for Decided
+        self._retry_s = inf
+        self._rounds: dict[int, Round] = {}
+        self.rounds_opened = 0
+        for batch, changes in store.prepared.items():
+            self._keep_away(batch, changes)
+
+    # Sessions.
+
+    def attach(self, message: Attach) -> Attached | None:
+        """Begins a session. None for what is none: of a dead coordinator's, or older than the last one.
+
+        What is answered has no `incarnation` yet.
+        """
+        epoch, session = message.epoch, message.session
+        if epoch <= self._ended_epoch or (epoch, session) <= self._last_session:
+            return None
+        self._end_session()
+        if epoch > self._last_session[0]:
+            self._lost.clear()
+        self._last_session = epoch, session
+        self._in_session = True
+        self._frames_taken = self._frames_made = 0
+        crash_point("lending.attached")
+        return Attached(epoch, session, 0, sorted(self._store.prepared))
+
+    def detach(self, message: Detach) -> None:
+        """The coordinator of this epoch is dead, and so is every one before it."""
+        self._ended_epoch = max(self._ended_epoch, message.epoch)
+        if self._last_session[0] <= message.epoch:
+            self._end_session()
+
+    def take(self, frame: Orders) -> None:
+        """A frame of orders; after one that is missing nothing more is done or told until the next session."""
+        if not self._in_session or (frame.epoch, frame.session) != self._last_session:
+            return
+        if frame.number <= self._frames_taken:
+            return
+        if frame.number > self._frames_taken + 1:
+            self._end_session()
+            return
+        self._frames_taken = frame.number
+        self._orders.extend(frame.orders)
+
+    def reports(self) -> list[Reports]:
+        """What has become of orders since the last time, in as many frames as their size asks for."""
+        if not self._reports:
+            return []
+        frames: list[Reports] = []
+        frame_bytes = FRAME_BYTES + 1
+        for report in self._reports:
+            if frame_bytes > FRAME_BYTES:
+                self._frames_made += 1
+                frames.append(Reports(*self._last_session, self._frames_made, []))
+                frame_bytes = 0
+            frames[-1].reports.append(report)
+            frame_bytes += _bytes_of(report)
+        self._reports = []
+        return frames
+
+    def _end_session(self) -> None:
+        """Nobody waits for what it was to do; what it only borrowed is here again, its rounds are over."""
+        self._in_session = False
+        self._orders.clear()
+        self._attempts = 0
+        self._awaited.clear()
+        self._reports.clear()
+        self._rounds.clear()
+        for batch in list(self._loans):
+            self._lose(batch)
+        self._undone = dict.fromkeys(self._undone, False)
+
+    # Orders, and when it is their turn.
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `obey` has something to do: there is an order, and no page that it waits for is still to come."""
+        return bool(self._orders) and not self._awaited
+
+    def obey(self, now_s: float) -> None:
+        """Obeys the next order, or finds that it needs cold pages. Between two batches only.
+
+        Raises OSError or Corruption when a page can't be read.
+        """
+        order = self._orders[0]
+        misses, pool = self._store.misses, self._store.pool
+        bring = misses.bring
+        if self._attempts >= PATIENCE and pool is not None:
+            misses.bring = pool.bring
+        try:
+            report = self._obeyed(order, now_s)
+        except NotHere:
+            self._await_pages(list(misses))
+            misses.clear()
+            self._store.undo_batch()
+            return
+        finally:
+            misses.bring = bring
+            self._store.raise_if_failed()
+        self._orders.popleft()
+        self._attempts = 0
+        if report is not None:
+            self._reports.append(report)
+
+    def _obeyed(self, order: Order, now_s: float) -> Report | None:
+        if isinstance(order, Borrow):
+            return self._lend(order, now_s)
+        if isinstance(order, Prepare):
+            return self._prepare(order)
+        if isinstance(order, Commit):
+            return self._commit(order)
+        if isinstance(order, Decide):
+            return self._decide(order, now_s)
+        if isinstance(order, Read):
+            return self._read(order, now_s)
+        if isinstance(order, Release):
+            return Released(order.round, self._rounds.pop(order.round, None) is not None)
+        if isinstance(order, Recall):
+            return self._recall(order)
+        return self._run_directed(order)
+
+    @property
+    def yields(self) -> bool:
+        """Whether calls that are ready run before the next order: it may take what they have been waiting for."""
+        return bool(self._orders) and not isinstance(self._orders[0], Decide | Release | Recall)
+
+    @property
+    def runs_a_body(self) -> bool:
+        """Whether the next order runs a procedure, which may have to be ended."""
+        return bool(self._orders) and isinstance(self._orders[0], RunDirected)
+
+    @property
+    def due_s(self) -> float:
+        """When `step` has something to do."""
+        due_s = self._retry_s
+        for loan in self._loans.values():
+            due_s = min(due_s, loan.until_s)
+        for round_ in self._rounds.values():
+            due_s = min(due_s, round_.until_s)
+        return due_s
+
+    def step(self, now_s: float) -> None:
+        """Takes back what was lent for too long, ends rounds that are overdue, tries again what found no room.
+
+        Between two batches only. Raises as `obey` does.
+        """
+        for batch in [batch for batch, loan in self._loans.items() if loan.until_s <= now_s]:
+            self._lose(batch)
+            crash_point("lending.expired")
+        for number in [number for number, round_ in self._rounds.items() if round_.until_s <= now_s]:
+            del self._rounds[number]
+        if now_s >= self._retry_s:
+            self._retry_s = inf
+            for batch, is_waited_for in list(self._undone.items()):
+                if self._make_count_here_and_now(batch, now_s) and is_waited_for:
+                    self._reports.append(Decided(batch))
+
+    # Pages that an order waits for.
+
+    def missed_pages(self) -> list[int]:
+        """The pages that orders wait for, since the last time."""
+        missed, self._missed_pages = self._missed_pages, []
+        return missed
+
+    def pages_arrived(self, pages: list[int]) -> None:
+        """These are in memory."""
+        if self._awaited:
+            self._awaited.difference_update(pages)
+
+    def is_awaited(self, page: int) -> bool:
+        return page in self._awaited
+
+    def _await_pages(self, missed: Iterable[Miss]) -> None:
+        pages = {miss for miss in missed if isinstance(miss, int)}
+        self._awaited = pages
+        self._missed_pages.extend(pages)
+        self._attempts += 1
+
+    # Lending.
+
+    def _lend(self, order: Borrow, now_s: float) -> Lent:
+        batch = order.batch
+        loan = self._loans.get(batch)
+        if loan is None:
+            loan = Loan(0.0, {}, set())
+        try:
+            if batch in self._lost or batch in self._prepared:
+                raise Unavailable(f"what batch {batch} had borrowed has been taken back, or prepared")
+            wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
+            self._check_free(batch, loan, wanted, scanned)
+            images, answers = self._read_images(wanted, scanned, order.scans)
+        except Error as error:
+            return Lent(batch, [], [], f"{type(error).__name__}: {error}")
+        for table, keys in wanted:
+            if not self._is_copy(table):
+                table.send_all_away(keys)
+                loan.keys.setdefault(table.number, set()).update(keys)
+        for table in scanned:
+            number = table.number
+            if not self._is_copy(table) and number not in self._lent_tables:
+                self._lent_tables[number] = batch
+                self._executor.lend_table(number)
+                loan.tables.add(number)
+        loan.until_s = now_s + LEASE_S
+        self._loans[batch] = loan
+        crash_point("lending.lent")
+        return Lent(batch, images, answers)
+
+    def _check_free(self, batch: int, loan: Loan, wanted: list[tuple[Table, list[Any]]], scanned: list[Table]) -> None:
+        """Raises Unavailable unless all of it is here, or lent to this batch."""
+        nothing: set[Any] = set()
+        for table, keys in wanted:
+            self._check_table(table, batch)
+            if table.away and not table.away & set(keys) <= loan.keys.get(table.number, nothing):
+                raise Unavailable(f"table {table.name}: a key is lent to another batch, or in doubt")
+        for table in scanned:
+            self._check_table(table, batch)
+            if not table.away <= loan.keys.get(table.number, nothing):
+                raise Unavailable(f"table {table.name}: keys are lent to another batch, or in doubt")
+
+    def _check_table(self, table: Table, batch: int) -> None:
+        if self._lent_tables.get(table.number, batch) != batch:
+            raise Unavailable(f"table {table.name} is lent to batch {self._lent_tables[table.number]}")
+
+    def _lose(self, batch: int) -> None:
+        """What the batch has borrowed is here again, and it can't be prepared any more."""
+        loan = self._loans.pop(batch, None)
+        self._lost[batch] = None
+        if len(self._lost) > BATCHES_LOST:
+            del self._lost[next(iter(self._lost))]
+        if loan is not None:
+            self._give_back(loan)
+
+    def _give_back(self, loan: Loan, changes: list[Changes] = []) -> None:  # noqa: B006 — nothing changes it
+        """What was borrowed is here again, but for the keys of these changes."""
+        kept = {table.number: {*keys, *deleted} for table, keys, _, deleted in changes}
+        for number, keys in loan.keys.items():
+            self._executor.keys_arrived(number, keys - kept[number] if number in kept else keys)
+        for number in loan.tables:
+            del self._lent_tables[number]
+            self._executor.table_arrived(number)
+
+    # Preparing and deciding.
+
+    def _prepare(self, order: Prepare) -> Vote:
+        batch = order.batch
+        if batch in self._prepared:
+            return Vote(batch, "")
+        try:
+            changes = self._still_held(batch, order.changes)
+            if changes:
+                self._log_prepare(batch, order.changes, changes)
+        except (Error, DiskFull) as error:
+            return self._refused(batch, error)
+        loan = self._loans.pop(batch, None)
+        if loan is not None:
+            self._give_back(loan, changes)
+        return Vote(batch, "")
+
+    def _commit(self, order: Commit) -> Vote:
+        batch, outcomes = order.batch, bytes(order.outcomes)
+        try:
+            if batch in self._prepared:
+                raise ProtocolError(f"batch {batch} is prepared here: others have a say in it")
+            changes = self._still_held(batch, order.changes)
+            _check_outcomes(outcomes)
+            self._put(changes)
+            crash_point("lending.commit.before_append")
+            lsn = self._log(COMMIT, batch, order.changes, outcomes)
+        except (Error, DiskFull) as error:
+            self._store.undo_batch()
+            return self._refused(batch, error)
+        crash_point("lending.commit.appended")
+        self._store.apply()
+        self._window.add(lsn, outcomes, batch)
+        loan = self._loans.pop(batch, None)
+        if loan is not None:
+            self._give_back(loan)
+        crash_point("lending.commit.applied")
+        return Vote(batch, "")
+
+    def _refused(self, batch: int, error: Error | DiskFull) -> Vote:
+        self._lose(batch)
+        return Vote(batch, "ReadOnly" if isinstance(error, DiskFull) else type(error).__name__, str(error))
+
+    def _still_held(self, batch: int, changes: list[TableChanges]) -> list[Changes]:
+        """The changes, decoded. Raises Unavailable unless the batch holds, without a gap, what it has borrowed."""
+        if batch in self._lost:
+            raise Unavailable(f"what batch {batch} had borrowed has been taken back")
+        loan = self._loans.get(batch)
+        nothing: set[Any] = set()
+        decoded = self._decoded(changes)
+        for table, keys, _, deleted in decoded:
+            self._check_table(table, batch)
+            if table.number in self._lent_tables:
+                continue
+            own = nothing if loan is None else loan.keys.get(table.number, nothing)
+            # What is new by construction, and what only the coordinator changes, it does not borrow first.
+            if self._is_copy(table) or table.schema.hidden_key:
+                if table.away and not table.away & {*keys, *deleted} <= own:
+                    raise Unavailable(f"table {table.name}: a key is lent to another batch, or in doubt")
+            elif not own.issuperset(keys) or not own.issuperset(deleted):
+                raise Unavailable(f"table {table.name}: batch {batch} does not hold a key that it changes")
+        return decoded
+
+    def _log_prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
+        """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room."""
+        self._store.make_room(sum(table.pages_needed(images) for table, _, images, _ in changes))
+        crash_point("lending.prepare.before_append")
+        self._log(PREPARE, batch, encoded)
+        crash_point("lending.prepare.appended")
+        self._store.prepared[batch] = encoded
+        self._keep_away(batch, encoded, changes)
+
+    def _keep_away(self, batch: int, encoded: list[TableChanges], changes: list[Changes] | None = None) -> None:
+        """The keys of what is prepared are nobody's until it is decided."""
+        if changes is None:
+            try:
+                changes = self._decoded(encoded)
+            except ProtocolError as error:
+                raise Corruption(f"batch {batch}, which is prepared: {error}") from None
+        self._prepared[batch] = changes
+        for table, keys, _, deleted in changes:
+            table.send_all_away(keys)
+            table.send_all_away(deleted)
+
+    def _decide(self, order: Decide, now_s: float) -> Decided | None:
+        batch = order.batch
+        self._lost.pop(batch, None)
+        loan = self._loans.pop(batch, None)
+        if loan is not None:
+            self._give_back(loan)
+        if batch in self._prepared:
+            if not order.commits:
+                self._forget_prepared(batch)
+            elif not self._make_count(batch, now_s):
+                self._undone[batch] = True
+                return None
+        return Decided(batch)
+
+    def _make_count(self, batch: int, now_s: float) -> bool:
+        """What is prepared counts from now on. False when there is no room: it is tried again."""
+        changes = self._prepared[batch]
+        try:
+            self._put(changes)
+            crash_point("lending.decide.before_append")
+            self._log(DECIDE, batch, [])
+        except (ReadOnly, DiskFull):
+            self._store.undo_batch()
+            self._retry_s = now_s + RETRY_S
+            return False
+        crash_point("lending.decide.appended")
+        self._store.apply()
+        self._end_prepared(batch)
+        crash_point("lending.decide.applied")
+        return True
+
+    def _make_count_here_and_now(self, batch: int, now_s: float) -> bool:
+        """The same, when no order waits for it: pages that are cold are waited for."""
+        misses, pool = self._store.misses, self._store.pool
+        bring = misses.bring
+        misses.bring = None if pool is None else pool.bring
+        try:
+            return self._make_count(batch, now_s)
+        finally:
+            misses.bring = bring
+            self._store.raise_if_failed()
+
+    def _forget_prepared(self, batch: int) -> None:
+        """What is prepared never happened. Without a record of that, the coordinator would say so again."""
+        try:
+            crash_point("lending.abort.before_append")
+            self._log(ABORT, batch, [])
+            crash_point("lending.abort.appended")
+        except (ReadOnly, DiskFull):
+            pass
+        self._end_prepared(batch)
+
+    def _end_prepared(self, batch: int) -> None:
+        del self._store.prepared[batch]
+        self._undone.pop(batch, None)
+        for table, keys, _, deleted in self._prepared.pop(batch):
+            self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
+
+    def _put(self, changes: list[Changes]) -> None:
+        """Makes these the batch's changes. Raises ReadOnly, or NotHere, after either of which it must be undone."""
+        for table, keys, images, deleted in changes:
+            table.put(keys, images, deleted)
+        self._store.make_room(sum(table.pages_needed(images) for table, _, images, _ in changes))
+
+    def _log(self, kind: int, batch: int, changes: list[TableChanges], outcomes: bytes = NO_OUTCOMES) -> int:
+        return self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))
+
+    # Joint calls.
+
+    def _run_directed(self, order: RunDirected) -> Ran:
+        """Raises NotHere when pages are to come."""
+        batch = order.batch
+        call = EverywhereCall(0, order.client_id, order.procedure, order.number, order.args, order.now_us)
+        try:
+            part, changes = self._executor.run_part(call)
+            self._check_missed(part)
+            copies = [_sorted(change) for change in changes if self._is_copy(self._store.tables[change.table])]
+            if sum(map(_bytes_of_changes, copies)) > REPORT_BYTES:
+                raise ConstraintViolation(f"{order.procedure} changes more than {REPORT_BYTES:,} bytes of copied rows")
+            if changes and part.error is None:
+                self._log_prepare(batch, changes, self._decoded(changes))
+        except DiskFull as error:
+            part = Part(error=call_error(order.client_id, order.number, ReadOnly(f"no room for the write: {error}")))
+        except Error as error:
+            part = Part(error=call_error(order.client_id, order.number, error))
+        if part.error is not None:
+            return Ran(batch, Raw(b"\xc0"), [], part.error)
+        return Ran(batch, Raw(part.result), copies)
+
+    def _check_missed(self, part: Part) -> None:
+        """Raises NotHere for pages, Unavailable for keys: those come back by an order, and orders don't pass."""
+        if part.missed:
+            if not all(isinstance(miss, int) for miss in part.missed):
+                raise Unavailable("a key is lent to another batch, or in doubt")
+            self._store.misses.extend(part.missed)
+            raise NotHere
+
+    # Reads that borrow nothing.
+
+    def _read(self, order: Read, now_s: float) -> ReadAnswer:
+        nothing = Loan(0.0, {}, set())
+        try:
+            wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
+            self._check_free(-1, nothing, wanted, scanned)
+            images, answers = self._read_images(wanted, scanned, order.scans)
+        except Error:
+            return ReadAnswer(order.round, [], [], is_here=False)
+        self.rounds_opened += 1
+        self._rounds[order.round] = Round(self.rounds_opened, now_s + HOLD_S)
+        crash_point("lending.read")
+        return ReadAnswer(order.round, images, answers)
+
+    @property
+    def first_open_round(self) -> float:
+        """Replies of what ran when so many rounds had been opened, or more, must wait; infinity when none is open."""
+        return min([round_.opened for round_ in self._rounds.values()], default=inf)
+
+    def _read_images(
+        self, wanted: list[tuple[Table, list[Any]]], scanned: list[Table], scans: list[Scan]
+    ) -> tuple[list[list[bytes | None]], list[ScanAnswer]]:
+        """What was asked for. Raises ConstraintViolation when it is too much, ProtocolError, NotHere."""
+        images = [table.images_of(keys) for table, keys in wanted]
+        answers = [_scanned(table, scan) for table, scan in zip(scanned, scans, strict=True)]
+        size = sum(len(image) for of_table in images for image in of_table if image is not None)
+        size += sum(len(image) for answer in answers for image in answer.images)
+        if size > REPORT_BYTES:
+            raise ConstraintViolation(f"{size:,} bytes of rows at once; the limit is {REPORT_BYTES:,}")
+        return images, answers
+
+    def end_rounds(self) -> None:
+        """Whoever reads is told that nothing was held, if it can be told anything."""
+        self._rounds.clear()
+
+    def _recall(self, order: Recall) -> Recalled:
+        reaches, _ = self._window.batches
+        results = self._window.recalled(order.client_id, order.numbers)
+        if sum(map(len, results.values())) > REPORT_BYTES:
+            results, reaches = {}, (1 << 63) - 1  # as if they were forgotten
+        return Recalled(order.client_id, results, reaches)
+
+    # What messages hold.
+
+    def _is_copy(self, table: Table) -> bool:
+        """Whether other partitions have one too: then nobody but the coordinator changes it."""
+        return table.schema.partition_column is None and self._store.partitions > 1
+
+    def _table(self, number: int) -> Table:
+        if not 0 <= number < len(self._store.tables):
+            raise ProtocolError(f"there is no table number {number}")
+        return self._store.tables[number]
+
+    def _decoded_keys(self, keys: list[TableKeys]) -> list[tuple[Table, list[Any]]]:
+        return [(table := self._table(each.table), table.keys_of(each.keys)) for each in keys]
+
+    def _scanned_tables(self, scans: list[Scan]) -> list[Table]:
+        return [self._table(scan.table) for scan in scans]
+
+    def _decoded(self, changes: list[TableChanges]) -> list[Changes]:
+        return [
+            Changes(table := self._table(each.table), table.keys_of_images(each.images), each.images,
+                    table.keys_of(each.deleted))
+            for each in changes
+        ]  # fmt: skip
+
+    def metrics(self) -> dict[str, object]:
+        return {
+            "lent_keys": sum(len(keys) for loan in self._loans.values() for keys in loan.keys.values()),
+            "lent_tables": len(self._lent_tables),
+            "prepared_batches": len(self._prepared),
+            "read_rounds": len(self._rounds),
+        }
+
+
+def _scanned(table: Table, scan: Scan) -> ScanAnswer:
+    try:
+        if scan.kind == "count":
+            return ScanAnswer([], table.row_count)
+        if scan.kind == "scan":
+            images = table.scan_images()
+        elif scan.kind == "where":
+            images = table.where_images(_decode_equalities(scan.arguments))
+        elif scan.kind == "range":
+            low, high = _decode_bounds(scan.arguments)
+            images = table.range_images(_as_key(low), _as_key(high))
+        else:
+            raise ProtocolError(f"a read of a kind that there is not: {scan.kind[:40]!r}")
+    except (SchemaError, ConstraintViolation) as error:
+        return ScanAnswer([], 0, type(error).__name__, str(error))
+    except _UNREADABLE as error:
+        raise ProtocolError(f"table {table.name}: not what {scan.kind} takes: {error}") from None
+    return ScanAnswer(images, len(images))
+
+
+def _as_key(bound: Any) -> Any:
+    """A key of several columns is a tuple."""
+    return tuple(bound) if isinstance(bound, list) else bound
+
+
+def _sorted(changes: TableChanges) -> TableChanges:
+    """In an order that is the same in every copy."""
+    return TableChanges(changes.table, sorted(changes.images), sorted(changes.deleted))
+
+
+def _check_outcomes(outcomes: bytes) -> None:
+    """Raises ProtocolError for what would be damage once it is in the WAL."""
+    try:
+        decoded_outcomes(outcomes, 0)
+    except Corruption as error:
+        raise ProtocolError(str(error)) from None
+
+
+def _bytes_of(report: Report) -> int:
+    """About what it takes in a frame."""
+    size = 64
+    if isinstance(report, Lent | ReadAnswer):
+        size += sum(9 if image is None else len(image) for images in report.images for image in images)
+        size += sum(len(image) for answer in report.scans for image in answer.images)
+    elif isinstance(report, Ran):
+        size += len(bytes(report.result)) + sum(map(_bytes_of_changes, report.copies))
+    elif isinstance(report, Recalled):
+        size += sum(map(len, report.results.values()))
+    return size
+
+
+def _bytes_of_changes(changes: TableChanges) -> int:
+    return sum(map(len, changes.images)) + sum(map(len, changes.deleted))

@@ -1,0 +1,422 @@
+"""The server's turns: what is sent when, to whom. Orders of the coordinator among calls, held replies, crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitions import lending
+from partitions import server as server_module
+from partitions.executor import LENT_WAIT_S
+from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S
+from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
+from tests.partitions.test_lending import (
+    ITEMS,
+    NONE,
+    PROCEDURES,
+    SCHEMA,
+    borrow,
+    changes,
+    item,
+    items_stored,
+)
+from voltpy.crash_point import CRASH_POINTS
+from voltpy.door import COORDINATOR
+from voltpy.messages import (
+    HOLD_S,
+    LEASE_S,
+    PROTOCOL_VERSION,
+    Attach,
+    Attached,
+    CheckpointBegun,
+    CheckpointHeld,
+    Commit,
+    Decide,
+    Decided,
+    Detach,
+    Hello,
+    HoldCheckpoint,
+    Lent,
+    Message,
+    Order,
+    Orders,
+    Prepare,
+    Read,
+    ReadAnswer,
+    Refusal,
+    Release,
+    Released,
+    Reports,
+    StatusReply,
+    StatusRequest,
+    TableKeys,
+    Vote,
+)
+from voltpy.row import encode
+
+ONE, OTHER = 11, 12  # clients
+
+
+def served(directory: Path, **options: Any) -> OneServer:
+    return OneServer(SCHEMA, PROCEDURES, directory, **options)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> OneServer:
+    made = served(tmp_path)
+    for key in range(1, 6):
+        made.call(ONE, "put", key, key * 10)
+    made.turn()
+    made.answers(ONE)
+    made.attach()
+    return made
+
+
+def read(round_: int, *keys: int) -> Read:
+    return Read(round_, [TableKeys(ITEMS, [encode(key) for key in keys])], [])
+
+
+# ---------------------------------------------------------------------------------------------------- held replies
+
+
+def test_a_reply_waits_behind_each_round_that_was_opened_before_it(server: OneServer) -> None:
+    """PROTOCOL rule 3: R has run at P1, not at P2; W runs at P1; a client that had heard of W would see R miss it."""
+    before = server.call(ONE, "add", 1, 1)
+    server.order(read(1, 1))
+    after, failed = server.call(ONE, "add", 1, 1), server.call(OTHER, "add", 99, 1)
+    server.turn(3)
+    assert server.reports() == [ReadAnswer(1, [[item(1, 11)]], [])]
+    assert server.answers(ONE) == {before: 11}
+    assert server.answers(OTHER) == {}  # errors too
+    assert server.ordered(read(2, 2), Release(1)) == [ReadAnswer(2, [[item(2, 20)]], []), Released(1, True)]
+    assert server.answers(ONE) == {after: 12}
+    assert server.answers(OTHER) == {failed: "Aborted"}
+    last = server.call(ONE, "get", 2)
+    server.turn(2)
+    assert server.answers(ONE) == {}
+    assert server.ordered(Release(2)) == [Released(2, True)]
+    assert server.answers(ONE) == {last: 20}
+
+
+def test_lends_votes_and_acks_are_never_held_back(server: OneServer) -> None:
+    server.ordered(read(1, 5))
+    image = changes((1, 11))
+    assert server.ordered(borrow(7, 1)) == [Lent(7, [[item(1, 10)]], [])]
+    assert server.ordered(Prepare(7, image)) == [Vote(7, "")]
+    assert server.ordered(Decide(7, True)) == [Decided(7)]
+
+
+def test_replies_are_let_go_when_nobody_ends_the_round(server: OneServer) -> None:
+    server.ordered(read(1, 1))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn(2)
+    assert server.answers(ONE) == {}
+    assert 0 < server.sockets.waited_s <= HOLD_S  # and not busily
+    server.now_s += HOLD_S
+    server.turn(2)
+    assert server.answers(ONE) == {number: 11}
+    assert server.ordered(Release(1)) == [Released(1, False)]
+
+
+def test_replies_stay_held_across_flushes_in_the_background(server: OneServer) -> None:
+    server.ordered(read(1, 1))
+    for _ in range(5):
+        server.call(ONE, "add", 1, 1)
+        server.order(borrow(9, 99))  # ends what is drained, so that there is more behind each flush
+    server.turn(12)
+    assert len(server.reports()) == 5
+    assert server.wal.flushed_lsn == server.wal.written_lsn
+    assert server.answers(ONE) == {}
+    server.ordered(Release(1))
+    assert len(server.answers(ONE)) == 5
+
+
+def test_held_replies_leave_when_the_partition_stops(server: OneServer) -> None:
+    server.ordered(read(1, 1))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn()
+    server.server.end()
+    assert server.answers(ONE) == {number: 11}
+
+
+def test_replies_of_what_ran_before_a_read_that_was_refused_go_on(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    assert server.ordered(read(1, 1)) == [ReadAnswer(1, [], [], is_here=False)]
+    number = server.call(ONE, "add", 2, 1)
+    server.turn(2)
+    assert server.answers(ONE) == {number: 21}
+
+
+# ------------------------------------------------------------------------------------------- reports and their flush
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec", "never"])
+def test_no_report_leaves_before_what_it_rests_on_is_flushed(fsync: str, tmp_path: Path) -> None:
+    """PROTOCOL rules 5, 16 and 19: L writes a, unflushed; T reads a and commits elsewhere; P1 dies."""
+    server = served(tmp_path, fsync=fsync)
+    server.attach()
+    reported = 0
+
+    def sending(message: Message) -> None:
+        nonlocal reported
+        if isinstance(message, Reports):
+            reported += len(message.reports)
+            assert server.wal.flushed_lsn == server.wal.written_lsn
+
+    server.sockets.sending = sending
+    server.call(ONE, "put", 1, 10)
+    (lent,) = server.ordered(borrow(7, 1))
+    assert lent == Lent(7, [[item(1, 10)]], [])
+    server.ordered(Prepare(7, changes((1, 11))))
+    server.ordered(Decide(7, True))
+    server.call(ONE, "add", 1, 1)
+    server.ordered(borrow(8, 1))
+    server.ordered(Commit(8, changes((1, 13)), NONE))
+    server.call(ONE, "add", 1, 1)
+    server.ordered(read(1, 1), Release(1))
+    assert reported == 7
+
+
+def test_a_report_may_wait_for_a_flush_beside_the_next_batch(server: OneServer) -> None:
+    server.order(borrow(7, 1))
+    numbers = [server.call(ONE, "add", 2, 1)]
+    server.order(Prepare(7, changes((1, 11))))
+    numbers.append(server.call(ONE, "add", 3, 1))
+    server.turn(6)
+    assert server.reports() == [Lent(7, [[item(1, 10)]], []), Vote(7, "")]
+    assert server.answers(ONE) == dict(zip(numbers, (21, 31), strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- orders and calls
+
+
+def test_orders_come_in_their_place_among_calls(server: OneServer) -> None:
+    before = server.call(ONE, "add", 1, 1)
+    server.order(borrow(7, 1))
+    after = server.call(ONE, "add", 1, 1)
+    server.turn(3)
+    assert server.reports() == [Lent(7, [[item(1, 11)]], [])]
+    assert server.answers(ONE) == {before: 11}
+    server.order(Decide(7, False))
+    server.turn(3)
+    assert server.answers(ONE) == {after: 12}
+
+
+def test_a_decision_lets_those_who_waited_run_before_the_next_borrow(server: OneServer) -> None:
+    """PROTOCOL rule 12."""
+    server.ordered(borrow(7, 1), Prepare(7, changes((1, 11))))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn()
+    assert server.ordered(Decide(7, True), borrow(8, 1)) == [Decided(7), Lent(8, [[item(1, 12)]], [])]
+    assert server.answers(ONE) == {number: 12}
+
+
+def test_what_was_lent_for_too_long_is_here_again(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn(3)
+    assert server.sockets.waited_s == IDLE_WAIT_S
+    server.now_s += LEASE_S
+    server.turn(2)
+    assert server.answers(ONE) == {number: 11}
+    (vote,) = server.ordered(Prepare(7, changes((1, 0))))
+    assert isinstance(vote, Vote)
+    assert vote.error == "Unavailable"
+
+
+def test_a_call_that_waits_for_what_is_in_doubt_is_answered_in_the_end(server: OneServer) -> None:
+    server.ordered(borrow(7, 1), Prepare(7, changes((1, 11))))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn(2)
+    in_flight = server.door.in_flight
+    server.now_s += LENT_WAIT_S
+    server.turn(2)
+    assert server.answers(ONE) == {number: "Unavailable"}
+    assert server.door.in_flight == in_flight - 1
+
+
+def test_orders_that_wait_for_pages_stop_nobody(tmp_path: Path) -> None:
+    server = served(tmp_path)
+    for key in range(1, 30):
+        server.call(ONE, "fill", key, 3000)
+    server.turn()
+    server.partition.checkpointer.request()
+    while server.partition.checkpointer.step(0.0):
+        pass
+    server.kill()
+    server = served(tmp_path)
+    server.attach()
+    server.order(borrow(7, *range(1, 30)), borrow(7, 100))
+    number = server.call(ONE, "put", 50, 1)
+    server.turn()
+    assert server.reports() == []
+    for _ in range(1000):
+        server.turn()
+        if len(server.sockets.sent.get(COORDINATOR_AT, [])) > 0:
+            break
+    first, second = server.reports()
+    assert isinstance(first, Lent)
+    assert None not in first.images[0]
+    assert second == Lent(7, [[None]], [])
+    assert server.answers(ONE) == {number: None}
+
+
+# ----------------------------------------------------------------------------------------------------- who may what
+
+
+def test_only_the_coordinator_gives_orders_and_only_the_last_that_attached(server: OneServer) -> None:
+    server.say(ONE, Orders(1, server.session, 1, [borrow(7, 1)]))
+    server.turn()
+    (refusal,) = server.heard(ONE, Refusal)
+    assert "a client may not send Orders here" in refusal.message
+    server.say("another", Hello(PROTOCOL_VERSION, 0, COORDINATOR, "wrong"))
+    server.say("next", Hello(PROTOCOL_VERSION, 0, COORDINATOR, "0123456789abcdef"))
+    server.turn()
+    assert "token" in server.heard("another", Refusal)[0].message
+    server.say("next", Orders(1, server.session, 1, [borrow(7, 1)]))  # it has not attached
+    server.turn(2)
+    assert server.heard("next", Reports) == []
+    server.say("next", Attach(2, 1))
+    server.turn(2)
+    assert server.heard("next", Attached) == [Attached(2, 1, server.wal.epoch, [])]
+    server.order(borrow(7, 1))
+    server.turn(2)
+    assert server.reports() == []
+
+
+def test_the_supervisor_says_that_the_coordinator_is_dead(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    number = server.call(ONE, "add", 1, 1)
+    server.turn()
+    server.say(SUPERVISOR_AT, Detach(1))
+    server.turn(2)
+    assert server.answers(ONE) == {number: 11}
+
+
+def test_a_snapshot_hears_when_the_state_is_fixed(server: OneServer) -> None:
+    server.say(SUPERVISOR_AT, HoldCheckpoint(5, 100.0))
+    server.turn()
+    assert server.heard(SUPERVISOR_AT, CheckpointBegun) == [CheckpointBegun(5)]
+    lsn = server.wal.written_lsn
+    server.call(ONE, "add", 1, 1)
+    held: list[CheckpointHeld] = []
+    while not held:
+        server.now_s += CHECKPOINT_WAIT_S
+        server.turn()
+        held = server.heard(SUPERVISOR_AT, CheckpointHeld)
+    assert (held[0].error, held[0].lsn) == ("", lsn)
+    assert server.heard(SUPERVISOR_AT, CheckpointBegun) == []
+
+
+def test_the_status_counts_what_is_lent_and_held(server: OneServer) -> None:
+    server.ordered(borrow(7, 1, 2), Prepare(7, changes((1, 0))), borrow(8, 3), read(1, 4))
+    server.call(ONE, "add", 1, 1)
+    server.call(ONE, "add", 4, 1)
+    server.say(SUPERVISOR_AT, StatusRequest(3))
+    server.turn(2)
+    (status,) = server.heard(SUPERVISOR_AT, StatusReply)
+    expected = {
+        "lent_keys": 1, "lent_tables": 0, "prepared_batches": 1, "read_rounds": 1, "held_replies": 1,
+        "waiting_for_lent": 1, "waiting": 1,
+    }  # fmt: skip
+    assert {name: status.metrics[name] for name in expected} == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- crashes
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def crash_at(name: str, passage: int) -> Callable[[str], None]:
+    passed = 0
+
+    def crash_point(point: str) -> None:
+        nonlocal passed
+        passed += point == name
+        if point == name and passed == passage:
+            raise Crash
+
+    return crash_point
+
+
+POINTS = [point for point in CRASH_POINTS if point.startswith(("lending.", "server.report."))]
+
+
+@pytest.mark.parametrize("passage", [1, 3])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_at_every_step_loses_nothing_that_was_told(
+    point: str, passage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that decides by what it was told, over a partition that dies at this step."""
+    server = served(tmp_path)
+    server.call(ONE, "put", 1, 0)
+    server.call(ONE, "put", 2, 0)
+    server.turn()
+    for module in (lending, server_module):
+        monkeypatch.setattr(module, "crash_point", crash_at(point, passage))
+    told: dict[int, str] = {}  # batch → what it can rely on
+    died = False
+    epoch = 1
+    batch = 0
+
+    def ask(*orders: Order) -> list[Any]:
+        reports = server.ordered(*orders)
+        assert len(reports) == len(orders)
+        return list(reports)
+
+    def attach() -> None:
+        for in_doubt in server.attach(epoch).in_doubt:
+            commits = told.get(in_doubt) in ("decided", "done")
+            assert told.get(in_doubt) != "done"
+            if not commits:
+                told[in_doubt] = "aborted"
+            ask(Decide(in_doubt, commits))
+
+    try:
+        attach()
+        for _ in range(4):
+            batch += 1
+            ask(borrow(batch, 1), Read(batch, [TableKeys(ITEMS, [encode(9)])], []), Release(batch))
+            assert ask(Prepare(batch, changes((1, batch)))) == [Vote(batch, "")]
+            told[batch] = "decided"
+            ask(Decide(batch, True))
+            told[batch] = "done"
+            batch += 1
+            ask(borrow(batch, 2))
+            told[batch] = "asked"
+            assert ask(Commit(batch, changes((2, batch)), NONE)) == [Vote(batch, "")]
+            told[batch] = "done"
+            batch += 1
+            ask(borrow(batch, 1), Prepare(batch, changes((1, -1))))
+            told[batch] = "aborted"
+            ask(Decide(batch, False))
+            batch += 1
+            ask(borrow(batch, 3))
+            server.now_s += LEASE_S
+            server.turn()
+            assert ask(Prepare(batch, changes((3, 3))))[0].error == "Unavailable"
+            attach()
+    except Crash:
+        died = True
+    assert died
+    monkeypatch.undo()
+    server.kill()
+    server = served(tmp_path)
+    attach()
+    state = items_stored(server.partition)
+    two_phase = [number for number, what in told.items() if what in ("decided", "done") and number % 4 == 1]
+    one_phase = [number for number, what in told.items() if what == "done" and number % 4 == 2]
+    assert state[1] == max(two_phase, default=0)
+    assert state[2] >= max(one_phase, default=0)
+    assert told.get(state[2], "done") in ("done", "asked")
+    assert 3 not in state
+    server.partition.store.check()
+    number = server.call(ONE, "add", 1, 1)
+    server.turn(2)
+    assert server.answers(ONE) == {number: state[1] + 1}
+    server.kill()
