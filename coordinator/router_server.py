@@ -36,6 +36,7 @@ from voltpy.messages import (
     StatusRequest,
     Topology,
 )
+from voltpy.resident import resident_bytes
 from voltpy.sockets import (
     COPY_FREE_BYTES,
     bind_tcp,
@@ -285,12 +286,3 @@ class Server:
             "rss_bytes": resident_bytes(),
         }
         return StatusReply(number, 0, 0, self.router.door.catalog_version, self.port, [], metrics)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

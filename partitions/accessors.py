@@ -1,8 +1,7 @@
 """`get`, `insert`, `upsert` and `update` of one table, made for its columns.
 
-They are what a procedure calls most, so they are generated: Python itself binds positions, names and defaults of the
-columns; values of exactly the right types, which nearly all are, need no second look; and everything that a call
-touches is a local. A loop over columns and methods on `self` would cost two to three times as much.
+They are what a procedure calls most, so they are generated (voltpy.row_source makes the rows), and everything that a
+call touches is a local. A loop over columns and methods on `self` would cost two to three times as much.
 
 Each looks for its row in the order of partitions.table. What is usual is spelled out here, since a call to
 `Table.find_row` would cost a fifth of the whole; what is not (a key of another type, one that is away, a row of the
@@ -18,34 +17,12 @@ from collections.abc import Callable
 from textwrap import indent
 from typing import Any, NamedTuple
 
-from msgspec.structs import replace
-
 from partitions.heap import Heap
 from partitions.index import NOWHERE, PrimaryIndex
 from voltpy.errors import DuplicateKey
-from voltpy.row import LEFT_OUT, MAX_ROW_BYTES, RowFormat, encode
+from voltpy.row import MAX_ROW_BYTES, RowFormat
+from voltpy.row_source import RowSource, row_source
 from voltpy.schema import Table as TableSchema
-
-# Column names are the functions' parameters; everything else in them begins with an underscore, as no column may.
-_EXACT = {
-    "INT": "_type({0}) is _int and -0x8000000000000000 <= {0} <= 0x7FFFFFFFFFFFFFFF",
-    "FLOAT": "_type({0}) is _float",
-    "STRING": "_type({0}) is _str",
-    "BOOL": "_type({0}) is _bool",
-}
-
-_MADE = """
-    _row = _struct({names})
-    if {exact}:
-        try:
-            _image = _encode(_row)
-        except _UnicodeEncodeError:
-            _row, _image = _validated(_row)
-        if _len(_image) > {limit}:
-            _validated(_row)
-    else:
-        _row, _image = _validated(_row)
-"""
 
 # That the value in the partition column lives here is checked once for each value in a row: a transaction repeats its
 # own. For integers it is hash_slot and Ownership.verify, spelled out: nearly every transaction passes here once.
@@ -219,8 +196,6 @@ def update(_key, /, **_changes):
     return _row
 """
 
-_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
-
 
 class Accessors(NamedTuple):
     """What a procedure calls as `tx.<table>.get(key)` and so on."""
@@ -241,21 +216,17 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     def no_row(key: Any) -> KeyError:
         return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
 
-    source, bound = _source(schema, index)
-    bound |= {
+    rows = row_source(schema, format)
+    source = _source(schema, index, rows)
+    bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
         "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
         "_find": index.find, "_read": heap.read,
-        "_heap": heap, "_need": table.need, "_struct": format.struct, "_decode": format.decode, "_encode": encode,
-        "_validated": format.validated, "_key_of": format.key_of, "_key_type": table._key_type,
-        # A value of exactly this type fits its column; anything else is looked at more closely.
-        "_exact": {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns},
-        "_fixed": table._fixed_columns, "_replace": replace, "_duplicate": duplicate, "_no_row": no_row, "_len": len,
-        "_type": type, "_int": int, "_float": float, "_str": str, "_bool": bool,
-        "_UnicodeEncodeError": UnicodeEncodeError, "_UnfitKey": (OverflowError, UnicodeEncodeError),
+        "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
+        "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
     # A function around them makes all of these locals of an enclosing scope, which are read faster than globals.
     body = source.replace("\n", "\n    ")
@@ -270,23 +241,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     return made
 
 
-def _source(schema: TableSchema, index: PrimaryIndex) -> tuple[str, dict[str, Any]]:
-    """The functions' text, and the defaults of columns that it names."""
-    defaults: dict[str, Any] = {}
-    parameters, exact = [], []
-    given = schema.columns[:-1] if schema.hidden_key else schema.columns
-    for position, column in enumerate(given):
-        optional = column.has_default or column.nullable
-        defaults[f"_default_{position}"] = column.default if optional else LEFT_OUT
-        parameters.append(f"{column.name}=_default_{position}")
-        check = _EXACT.get(column.type, "False").format(column.name)
-        exact.append(f"({column.name} is None or {check})" if column.nullable else f"({check})")
-    made = _MADE.format(
-        names=", ".join(column.name for column in schema.columns), exact=" and ".join(exact), limit=MAX_ROW_BYTES
-    ).strip("\n")
-    key = f"_row.{schema.primary_key[0]}"
-    if len(schema.primary_key) > 1:
-        key = f"({', '.join(f'_row.{name}' for name in schema.primary_key)})"
+def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource) -> str:
+    """The functions' text."""
     part = schema.partition_column
     owned = _OWNED[schema.column(part).type] if part else "pass"
     owned_row = owned.format(f"_row.{part}")
@@ -297,13 +253,13 @@ def _source(schema: TableSchema, index: PrimaryIndex) -> tuple[str, dict[str, An
     key_types = {schema.column(name).type for name in schema.primary_key}
     if schema.hidden_key:
         keyed = _HIDDEN.format(
-            parameters=", ".join(parameters), made=made, key=schema.primary_key[0], owned=indent(owned_row, 4 * " ")
+            parameters=rows.parameters, made=rows.made, key=schema.primary_key[0], owned=indent(owned_row, 4 * " ")
         )
     else:
         found = _FOUND if "FLOAT" not in key_types else _FOUND_THE_LONG_WAY
         found = found.format(owned=indent(owned_row, 16 * " "), nowhere=NOWHERE, fetched=fetched).strip("\n")
-        keyed = _KEYED.format(parameters=", ".join(parameters), made=made, key=key, found=found)
+        keyed = _KEYED.format(parameters=rows.parameters, made=rows.made, key=rows.key, found=found)
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
     get = _GET if len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"} else _GET_THE_LONG_WAY
     get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=fetched)
-    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES), defaults
+    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES)

@@ -33,11 +33,12 @@ from typing import Any, NoReturn, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from partitions.builtin import builtins
 from partitions.heap import Heap
 from partitions.store import Store
 from partitions.table import Table
-from voltpy.answers import Answers
+from voltpy import arguments as argument_lists
+from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES, Answers
+from voltpy.builtin import builtins
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import (
     BadArguments,
@@ -65,16 +66,13 @@ from voltpy.messages import (
 )
 from voltpy.not_here import COORDINATOR, WHOLE_TABLE, Miss, Misses, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
-from voltpy.procedure import Procedure, Registry, announced_length
+from voltpy.procedure import Procedure, Registry
 from voltpy.row import encode
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from voltpy.wire import joined
 
 Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who that is
 
-MAX_RESULT_BYTES = 1 << 20
-LARGE_RESULT_BYTES = 1 << 16
-LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 CALLS_SET_ASIDE = 8192  # for pages from disk
 CALLS_WAIT_FOR_LENT = 4096  # fewer than a client may have in flight
 LENT_WAIT_S = 3.0  # in all its runs, after which a call that waits for what is lent is told so
@@ -811,19 +809,11 @@ class Executor:
 
     def _split(self, origin: Origin, group: CallGroup) -> list[tuple[int, Raw]]:
         """Each call's number with its argument array. A group that does not split is refused."""
-        announced = announced_length(group.args)
-        if announced not in (-1, len(group.numbers)):  # before memory is spent on it
-            self._refuse(origin, group, ProtocolError(f"{len(group.numbers)} calls with {announced} argument lists"))
-            return []
         try:
-            raws = _decode_raws(group.args)
-        except (msgspec.DecodeError, RecursionError) as error:
-            self._refuse(origin, group, ProtocolError(f"not a list of argument lists: {error}"))
+            return argument_lists.split(group)
+        except ProtocolError as error:
+            self._refuse(origin, group, error)
             return []
-        if len(raws) != len(group.numbers):
-            self._refuse(origin, group, ProtocolError(f"{len(group.numbers)} calls with {len(raws)} argument lists"))
-            return []
-        return list(zip(group.numbers, raws, strict=True))
 
     def _admit_large(self, result_bytes: int) -> None:
         """Bounds what a client can make this process hold in results."""

@@ -7,7 +7,6 @@ batch is in the WAL: when that fails for want of room, everything is undone and 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable
 
@@ -21,6 +20,7 @@ from voltpy.errors import Corruption, ReadOnly
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
+from voltpy.resident import resident_bytes as resident_bytes
 from voltpy.schema import Schema
 
 # What a generation of decoded rows may take; there are two.
@@ -269,12 +269,3 @@ def _glibc_trim() -> Callable[[int], int] | None:
 
 
 _malloc_trim = _glibc_trim()
-
-
-def resident_bytes() -> int:
-    """Of this process, what is in memory; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

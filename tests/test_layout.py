@@ -27,7 +27,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = (
     "copier", "verify",
     "__main__", "server", "lending", "rates", "executor", "recovery", "checkpoint", "pace", "warm_up",
-    "builtin", "store", "table", "buffer_pool", "accessors", "heap", "index",
+    "store", "table", "buffer_pool", "accessors", "heap", "index",
     "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",
 )  # fmt: skip

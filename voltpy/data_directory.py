@@ -7,6 +7,7 @@
     schema.sql       the schema's text as it was given; for people, schema.json is what counts
     procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
     partition-<i>/   what partition i keeps, i from 0 to N - 1
+    coordinator/     the decision log
     RESTORING        the snapshot whence all of this is being copied; such a directory is not to be used
 
 cluster.json is written last: a directory with one is complete, a directory without one is empty or what a crash left of
@@ -271,6 +272,11 @@ def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Pat
 def partition_directory(path: Path, partition: int) -> Path:
     """What the partition keeps is below this, in the data directory at `path`."""
     return path / f"partition-{partition}"
+
+
+def coordinator_directory(path: Path) -> Path:
+    """Where the coordinator of the data directory at `path` keeps its decision log."""
+    return path / "coordinator"
 
 
 def read_schema(path: Path) -> Schema:

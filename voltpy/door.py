@@ -43,6 +43,7 @@ from voltpy.messages import (
     DiscardLoad,
     EverywhereCall,
     Hello,
+    HoldBatches,
     HoldCheckpoint,
     Message,
     Orders,
@@ -51,6 +52,7 @@ from voltpy.messages import (
     ReleaseCheckpoint,
     RenewHold,
     Replies,
+    ResumeBatches,
     StatusRequest,
     SwitchLoad,
     Topology,
@@ -82,6 +84,11 @@ AT_PARTITION: dict[str, frozenset[type]] = {
     ),
     COORDINATOR: frozenset({Attach, Orders}),
 }
+AT_COORDINATOR: dict[str, frozenset[type]] = {
+    CLIENT: frozenset({Calls}),
+    ROUTER: frozenset({Calls, EverywhereCall}),
+    SUPERVISOR: frozenset({StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, Topology, HoldBatches, ResumeBatches}),
+}
 
 
 # How the shell names a connection: the routing id of a ROUTER socket, or whatever else it can be found by.
@@ -105,11 +112,15 @@ class Account(Generic[Identity]):
 class Door(Generic[Identity]):
     """`at_partition` is the partition's number, None at the router; with `partitions`, hash slots are checked too.
 
+    The coordinator's door is that of one more partition, at which other messages may be sent.
+
     The shell sends what it finds in `outbox`, and sets `catalog_version` whenever the procedures change (0: none yet,
     not checked). `in_flight` is the sum over all accounts.
     """
 
-    def __init__(self, token: str, *, at_partition: int | None, partitions: int = 0) -> None:
+    def __init__(
+        self, token: str, *, at_partition: int | None, partitions: int = 0, is_coordinator: bool = False
+    ) -> None:
         self.at_partition = at_partition
         self.catalog_version = 0
         self.outbox: list[tuple[Identity, Message]] = []
@@ -117,7 +128,7 @@ class Door(Generic[Identity]):
         self.by_client: dict[int, Account[Identity]] = {}
         self.in_flight = 0
         self._token = token.encode()
-        self._may_send = AT_ROUTER if at_partition is None else AT_PARTITION
+        self._may_send = AT_ROUTER if at_partition is None else AT_COORDINATOR if is_coordinator else AT_PARTITION
         self._hash_slots: frozenset[int] | None = None
         if at_partition is not None and partitions:
             owners = slot_owners(partitions)

@@ -82,6 +82,13 @@ class Sockets:
         """What has come in part, and what clients have not read; bounded by itself."""
         return self._partial_bytes + self._unsent_bytes
 
+    def watch(self, fd: int) -> None:
+        """`wait` returns when there is something at this descriptor too, which is its owner's to read."""
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
     def wait(self, timeout_s: float) -> None:
         """Looks at all sockets. Returns when something may have arrived, at the latest after `timeout_s`."""
         # The ROUTER's descriptor tells of changes since the last look at it, and sending is a look too: ask it first.

@@ -153,6 +153,11 @@ class RecordLog:
     def _unfinished_path(self) -> Path:
         return self.directory / f"{self._prefix}.new"
 
+    @property
+    def first_lsn(self) -> int:
+        """Of the first record that can be there: what came before has been forgotten, or is missing."""
+        return self._segments[0].first_lsn if self._segments else 1
+
     def _read_headers(self) -> list[_Segment]:
         """The segments in order. Each header is whole, ours, and later than the one before."""
         name = re.compile(re.escape(self._prefix) + r"-([0-9a-f]{16})\.log")

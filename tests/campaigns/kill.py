@@ -45,7 +45,7 @@ LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that 
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
 # Passed by no process of a cluster: tests/end_to_end/test_snapshot.py. Passed only while a coordinator works:
 # tests/partitions/test_lending.py.
-ELSEWHERE = ("snapshot.", "copier.", "restore.", "lending.", "server.report.")
+ELSEWHERE = ("snapshot.", "copier.", "restore.", "lending.", "server.report.", "coordinator.", "decision_log.")
 POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 

@@ -1,20 +1,18 @@
-"""Procedures that every partition has: what `voltpy load` calls."""
+"""Procedures that every partition has, and the coordinator: what `voltpy load` calls."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from partitions.table import Table
 from voltpy.errors import ConstraintViolation, SchemaError, WrongPartition
 from voltpy.procedure import Procedure, procedure
-from voltpy.transaction import ReadOnlyTable
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
 
 
 def _insert_each(tx: Any, name: str, rows: list[list[Any]]) -> Rejected:
-    table = vars(tx).get(name)
-    if not isinstance(table, Table | ReadOnlyTable):
+    table = None if name.startswith("_") else vars(tx).get(name)
+    if table is None:
         raise SchemaError(f"there is no table {name}")
     rejected: Rejected = []
     for position, row in enumerate(rows):

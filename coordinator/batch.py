@@ -1,0 +1,185 @@
+"""One batch: the calls that commit together, what they borrowed, what they changed. Pure.
+
+    borrow → Lent of all → run → missed something? borrow again, at most ROUNDS times → two-phase commit → over
+
+Calls that are set aside when the rounds are used up go into the next batch, with everything that they have wished for
+so far as its first borrowing. The order of `done` is the order in which the calls take effect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from coordinator.bodies import Call, Origin
+from coordinator.borrowed import ANY, Undo, Wish
+from coordinator.fetch import Fetch
+from coordinator.two_phase import TwoPhase
+from voltpy.messages import (
+    BATCH_BITS,
+    MAX_FRAME_BYTES,
+    EverywhereCall,
+    Ran,
+    ReplyGroup,
+    TableChanges,
+)
+from voltpy.wire import joined
+
+ROUNDS = 8
+CALLS_A_BATCH = 2048
+CHANGES_BYTES = MAX_FRAME_BYTES - (2 << 20)  # that one partition may be asked to prepare: they travel in one frame
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def batch_number(epoch: int, count: int) -> int:
+    return epoch << BATCH_BITS | count
+
+
+class Batch:
+    """`waiting` have not run to their end, `done` have. `participants` lent something that must be held to the end."""
+
+    __slots__ = (
+        "awaited",
+        "changes",
+        "changes_bytes",
+        "commit",
+        "done",
+        "groups",
+        "is_joined",
+        "number",
+        "outcomes",
+        "participants",
+        "refusal",
+        "rounds",
+        "undo",
+        "until_s",
+        "waiting",
+    )
+
+    def __init__(self, number: int, calls: list[Call]) -> None:
+        self.number = number
+        self.waiting = calls
+        self.done: list[Call] = []
+        self.rounds = 0
+        self.awaited: dict[int, deque[Fetch]] = {}  # what has been asked for and not been lent yet
+        self.participants: set[int] = set()
+        self.commit: TwoPhase | None = None
+        self.changes: dict[int, list[TableChanges]] = {}  # by partition
+        self.changes_bytes: dict[int, int] = {}
+        self.undo: list[Undo] = []
+        self.groups: dict[tuple[Origin, int, bool], ReplyGroup] = {}
+        self.outcomes: bytes = b"\x90"
+        self.is_joined = False  # a retry has joined one of its calls since `groups` was made
+        self.refusal: tuple[str, str] = ("", "")
+        self.until_s = 0.0  # while it is not known what became of it
+
+    @property
+    def calls(self) -> Iterator[Call]:
+        yield from self.done
+        yield from self.waiting
+
+    def wishes(self) -> Iterator[Wish]:
+        for call in self.waiting:
+            if call.wants:
+                yield from call.wants
+
+    def ran(self, missed: list[Call]) -> None:
+        """All that were waiting have run; these have to run again."""
+        if missed:
+            again = set(map(id, missed))
+            self.done.extend(call for call in self.waiting if id(call) not in again)
+        else:
+            self.done.extend(self.waiting)
+        self.waiting = missed
+
+    def close(self, changes: dict[int, dict[int, TableChanges]], everywhere: Iterable[int]) -> None:
+        """No call runs any more. `changes` by partition and table; ANY: in each partition."""
+        in_all = list(changes.pop(ANY, {}).values())
+        writers = set(everywhere) if in_all else set(changes)
+        for partition in writers:
+            self.changes[partition] = [*changes.get(partition, {}).values(), *in_all]
+            self.changes_bytes[partition] = sum(
+                64 + sum(map(len, change.images)) + sum(map(len, change.deleted))
+                + 5 * (len(change.images) + len(change.deleted))
+                for change in self.changes[partition]
+            )  # fmt: skip
+        self.groups = groups_of(self.done)
+        self.outcomes = _encode([group for (_, _, wrote), group in self.groups.items() if wrote])
+
+    def begin_commit(self) -> None:
+        self.commit = TwoPhase(self.participants, self.changes)
+
+    def first_writer(self) -> Call | None:
+        return next((call for call in self.done if call.wrote), None)
+
+    def reply_groups(self) -> dict[tuple[Origin, int, bool], ReplyGroup]:
+        return groups_of(self.done) if self.is_joined else self.groups
+
+
+class Joint(msgspec.Struct, eq=False):
+    """A directed call whose parts commit together."""
+
+    origin: Origin
+    call: EverywhereCall
+    until_s: float = 0.0  # how long it waits for the partitions, once it does
+    attempts: int = 0
+
+    @property
+    def client_id(self) -> int:
+        return self.call.client_id
+
+    @property
+    def number(self) -> int:
+        return self.call.number
+
+
+class JointBatch:
+    """A batch of one directed call: its part runs in every partition."""
+
+    __slots__ = ("commit", "number", "of", "outcomes", "ran")
+
+    def __init__(self, number: int, of: Joint, partitions: int) -> None:
+        self.number = number
+        self.of = of
+        self.commit = TwoPhase((), range(partitions), is_joint=True)
+        self.ran: dict[int, Ran] = {}
+        self.outcomes: bytes = b"\x90"
+
+    def close(self) -> ReplyGroup:
+        """All have run: the call's result is the list of its parts' results."""
+        results = joined([bytes(self.ran[partition].result) for partition in sorted(self.ran)])
+        group = ReplyGroup(self.of.client_id, [self.of.number], joined([bytes(results)]))
+        self.outcomes = _encode([group])
+        return group
+
+    def differing(self) -> int | None:
+        """A partition whose copies were changed in another way than those of the first; None: all are equal."""
+        first: object = None
+        for partition in sorted(self.ran):
+            copies = {
+                change.table: (sorted(map(bytes, change.images)), sorted(map(bytes, change.deleted)))
+                for change in self.ran[partition].copies
+            }
+            if first is None:
+                first = copies
+            elif copies != first:
+                return partition
+        return None
+
+
+def groups_of(calls: Iterable[Call]) -> dict[tuple[Origin, int, bool], ReplyGroup]:
+    """The results of the calls that have one, by origin, client, and whether they wrote."""
+    numbers: dict[tuple[Origin, int, bool], tuple[list[int], list[bytes]]] = {}
+    for call in calls:
+        if call.error is None:
+            key = (call.origin, call.client_id, call.changed[0] != call.changed[1])
+            group = numbers.get(key)
+            if group is None:
+                numbers[key] = ([call.number], [call.result])
+            else:
+                group[0].append(call.number)
+                group[1].append(call.result)
+    return {key: ReplyGroup(key[1], many, joined(results)) for key, (many, results) in numbers.items()}

@@ -1,0 +1,70 @@
+"""A read round: everything that the waiting read-only calls want is read in all partitions at once, nothing is lent.
+
+    state      means                                        left when
+    reading    Read was sent                                all have read → releasing; one could not → failed
+    releasing  everything is read; until all say that they  all say so → read; one let go before → failed
+               held back what came later, it may be missing
+               something that somebody has heard of
+    read       bodies run on what was read                  –
+    failed     it is to be released, and tried again        –
+
+While it is reading or releasing no body runs here and nobody is answered: an answer could tell of something that the
+round does not see. A session that ends, and an overdue round, fail it.
+"""
+
+from __future__ import annotations
+
+from coordinator.bodies import Call
+from coordinator.fetch import Fetch
+from voltpy.messages import HOLD_S
+
+TRIES = 3  # then a call borrows what it reads
+ROUND_DUE_S = HOLD_S  # the partitions hold nothing back for longer
+
+READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
+
+
+class Round:
+    """`awaited`: who is still to answer in this state."""
+
+    __slots__ = ("awaited", "began_s", "calls", "fetches", "number", "state")
+
+    def __init__(self, number: int, calls: list[Call], fetches: dict[int, Fetch], now_s: float) -> None:
+        self.number = number
+        self.calls = calls
+        self.fetches = fetches
+        self.began_s = now_s
+        self.awaited = set(fetches)
+        self.state = READING if fetches else READ
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in (READING, RELEASING)
+
+    def answered(self, partition: int, *, is_here: bool) -> None:
+        if self.state != READING or partition not in self.awaited:
+            return
+        self.awaited.remove(partition)
+        if not is_here:
+            self.state = FAILED
+        elif not self.awaited:
+            self.state = RELEASING
+            self.awaited = set(self.fetches)
+
+    def released(self, partition: int, *, was_held: bool) -> None:
+        if self.state != RELEASING or partition not in self.awaited:
+            return
+        self.awaited.remove(partition)
+        if not was_held:
+            self.state = FAILED
+        elif not self.awaited:
+            self.state = READ
+
+    def lost(self, partition: int) -> None:
+        """The session with this partition is over."""
+        if self.is_open and partition in self.fetches:
+            self.state = FAILED
+
+    def look(self, now_s: float) -> None:
+        if self.is_open and now_s - self.began_s > ROUND_DUE_S:
+            self.state = FAILED

@@ -1,0 +1,367 @@
+"""The coordinator's loop: sockets, clocks and the decision log around coordinator.transactions.
+
+drain     what the partitions report, then what clients, router and supervisor send: at most CALLS_A_TURN calls
+step      the core does what can be done about it
+decide    a decision goes to the decision log, and is flushed, before anything else leaves
+send      replies first, that somebody waits for; then orders to the partitions
+
+RUNTIME/p<N>, p<N>.s    the door, as a partition's: clients, router, supervisor       voltpy.door_sockets
+RUNTIME/p<i>            one DEALER to each partition that is up; a new one for each session
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+import structlog
+import zmq
+from zmq import zmq_poll
+
+from coordinator.decision_log import DecisionLog
+from coordinator.session import DOWN
+from coordinator.transactions import Transactions
+from voltpy.answers import Answers
+from voltpy.crash_point import crash_point
+from voltpy.door import ROUTER, Account, Door
+from voltpy.door_sockets import Sockets
+from voltpy.errors import ProtocolError, SchemaError
+from voltpy.messages import (
+    PROTOCOL_VERSION,
+    Attach,
+    Borrow,
+    Calls,
+    Commit,
+    Decide,
+    DiscardLoad,
+    Dropped,
+    EverywhereCall,
+    Hello,
+    HoldBatches,
+    LoadPrepared,
+    Message,
+    Order,
+    Orders,
+    Prepare,
+    PrepareLoad,
+    Read,
+    ResumeBatches,
+    RunDirected,
+    StatusReply,
+    StatusRequest,
+    SwitchLoad,
+    Topology,
+    Welcome,
+)
+from voltpy.procedure import Registry
+from voltpy.record_log import DiskFull
+from voltpy.resident import resident_bytes
+from voltpy.sockets import COPY_FREE_BYTES, partition_socket
+from voltpy.timeout import Timeout
+from voltpy.wire import decode, encode
+
+CALLS_A_TURN = 2048
+IDLE_WAIT_S = 0.2
+WAIT_S = 0.01  # while something may become overdue
+
+_events = structlog.get_logger("coordinator")
+
+
+class Connection(NamedTuple):
+    """The socket to one partition; `number` is that of the session's when it was made."""
+
+    number: int
+    socket: zmq.Socket[bytes]
+    fd: int
+
+
+class Server:
+    """Serves until `stop`."""
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        context: zmq.Context[zmq.Socket[bytes]],
+        tcp_port: int,
+        token: str,
+        door: Door[Hashable],
+        core: Transactions,
+        log: DecisionLog,
+        timeout: Timeout,
+        load: Callable[[PrepareLoad], Registry],
+    ) -> None:
+        self.core = core
+        self._sockets = sockets
+        self._context = context
+        self._tcp_port = tcp_port
+        self._token = token
+        self._door = door
+        self._log = log
+        self._timeout = timeout
+        self._load = load
+        self._prepared: Registry | None = None
+        self._welcome = Welcome(PROTOCOL_VERSION, core.epoch, None)
+        self._connections: dict[int, Connection] = {}
+        self._dealers: list[tuple[zmq.Socket[bytes], int]] = []
+        self._flushes = 0
+        self._flush_s = 0.0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Lets `serve` return after this turn. May be called from a signal handler."""
+        self._stopping = True
+
+    def serve(self) -> None:
+        """Returns after `stop`: what is under way is left as a crash would leave it. Any OSError ends the process."""
+        wait_s = 0.0
+        while not self._stopping:
+            self.turn(wait_s)
+            wait_s = 0.0 if self.core.has_work else WAIT_S if self.core.is_waiting else IDLE_WAIT_S
+        for connection in self._connections.values():
+            self._disconnect(connection)
+
+    def turn(self, wait_s: float) -> None:
+        """One pass of the loop, which waits for so long at most when nothing has arrived."""
+        # Sending is a look at a socket too: what it found there no descriptor tells of again.
+        if self._dealers and zmq_poll(self._dealers, 0):
+            wait_s = 0.0
+        self._sockets.wait(wait_s)
+        self._timeout.arm()
+        self._drain_partitions()
+        self._drain_door()
+        self.core.step(time.monotonic())
+        self._timeout.disarm()
+        self._decide()
+        self._reply()
+        self._send_orders()
+
+    # What arrives.
+
+    def _drain_partitions(self) -> None:
+        core = self.core
+        for partition, connection in self._connections.items():
+            receive = connection.socket.recv
+            while connection.number == core.sessions[partition].connection:
+                try:
+                    frame = receive(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                try:
+                    message = decode(frame)
+                except ProtocolError as error:
+                    _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
+                    continue
+                core.receive(partition, message, time.monotonic())
+
+    def _drain_door(self) -> None:
+        receive, door, welcome, core = self._sockets.receive, self._door, self._welcome, self.core
+        calls = 0
+        while calls < CALLS_A_TURN:
+            arrived = receive()
+            if arrived is None:
+                break
+            identity, frame = arrived
+            calls += 1
+            if frame is None:
+                door.garbage(identity, "a message of several frames")
+                continue
+            message = door.receive(identity, frame, welcome)
+            if message is None:
+                continue
+            crash_point("coordinator.door.received")
+            if type(message) is Calls:
+                account = door.accounts[identity]
+                for group in message.groups:
+                    calls += len(group.numbers)
+                    core.calls(account, group, time.monotonic())
+            elif type(message) is EverywhereCall:
+                core.everywhere(door.accounts[identity], message, time.monotonic())
+            else:
+                self._obey(identity, message)
+        while self._sockets.ended:
+            door.close(self._sockets.ended.pop())
+        if door.outbox:
+            outbox, door.outbox = door.outbox, []
+            for identity, answer in outbox:
+                if type(answer) is Welcome:
+                    self._sockets.admit(identity)
+                self._send(identity, answer)
+
+    # What leaves.
+
+    def _decide(self) -> None:
+        core, log = self.core, self._log
+        decision = core.take_decision()
+        if decision is not None:
+            began_s = time.perf_counter()
+            try:
+                log.write(decision)
+            except DiskFull as error:
+                core.decided(time.monotonic(), was_room=False, reason=str(error))
+            else:
+                core.decided(time.monotonic(), was_room=True)
+            self._flush_s += time.perf_counter() - began_s
+            self._flushes += 1
+        while core.acknowledged:
+            log.acknowledged(core.acknowledged.pop())
+
+    def _reply(self) -> None:
+        replies = self.core.replies()
+        if replies:
+            crash_point("coordinator.reply.before")
+            for account, answers in replies.items():
+                self._answer(account, answers)
+                crash_point("coordinator.reply.half_sent")
+            crash_point("coordinator.reply.after")
+        for identity, notice in self.core.notices():
+            self._send(identity, notice)
+
+    def _answer(self, account: Hashable, answers: Answers) -> None:
+        """One client's replies, in as many frames as their size asks for, to where it is connected now."""
+        if not isinstance(account, Account):
+            return
+        self._door.answered(account, answers.calls + sum(answers.dropped.values()))
+        if account.closed:
+            return
+        lane, epoch = self.core.lane, self.core.epoch
+        if answers.dropped and account.role == ROUTER:
+            self._send(account.identity, Dropped(lane, epoch, answers.dropped))
+        for replies in answers.frames(lane, epoch, self.core.last_over):
+            self._send(account.identity, replies)
+
+    def _send(self, identity: Hashable, message: Message) -> None:
+        """A client that is gone, or does not read, loses its account; nobody waits for it."""
+        if not self._sockets.send(identity, encode(message)):
+            self._door.close(identity)
+
+    def _send_orders(self) -> None:
+        for session in self.core.sessions:
+            partition = session.partition
+            connection = self._connections.get(partition)
+            if connection is not None and (connection.number != session.connection or session.state == DOWN):
+                self._disconnect(connection)
+                connection = None
+                del self._connections[partition]
+            if session.state == DOWN:
+                continue
+            if connection is None:
+                connection = self._connect(partition)
+            for frame in session.take_frames():
+                self._send_frame(connection, frame)
+
+    def _send_frame(self, connection: Connection, frame: Attach | Orders) -> None:
+        if isinstance(frame, Orders):
+            _before_sending(frame.orders)
+        data = encode(frame)
+        connection.socket.send(data, zmq.NOBLOCK, copy=len(data) < COPY_FREE_BYTES)
+        if isinstance(frame, Orders):
+            _sent(frame.orders)
+
+    def _connect(self, partition: int) -> Connection:
+        session = self.core.sessions[partition]
+        path = session.address.ipc_path if session.address is not None else ""
+        dealer = partition_socket(self._context, path)
+        dealer.send(encode(Hello(PROTOCOL_VERSION, 0, "coordinator", self._token)))
+        connection = self._connections[partition] = Connection(session.connection, dealer, dealer.fileno())
+        self._sockets.watch(connection.fd)
+        self._dealers = [(each.socket, int(zmq.POLLIN)) for each in self._connections.values()]
+        return connection
+
+    def _disconnect(self, connection: Connection) -> None:
+        self._sockets.unwatch(connection.fd)
+        self._dealers = [each for each in self._dealers if each[0] is not connection.socket]
+        connection.socket.close()
+
+    # What the supervisor asks for.
+
+    def _obey(self, identity: Hashable, message: Message) -> None:
+        core = self.core
+        if isinstance(message, StatusRequest):
+            self._send(identity, self._status(message.number))
+        elif isinstance(message, Topology):
+            # Reports of a partition that has died since may still be here.
+            self._drain_partitions()
+            core.topology(message, time.monotonic())
+        elif isinstance(message, PrepareLoad):
+            self._send(identity, self._prepare(message))
+        elif isinstance(message, SwitchLoad):
+            if self._prepared is not None and self._prepared.catalog_version == message.catalog_version:
+                core.bodies.use(self._prepared)
+                self._door.catalog_version = message.catalog_version
+                self._prepared = None
+            self._send(identity, self._status(0))
+        elif isinstance(message, DiscardLoad):
+            self._prepared = None
+        elif isinstance(message, HoldBatches):
+            core.hold(identity, message, time.monotonic())
+        elif isinstance(message, ResumeBatches):
+            core.resume(message.snapshot)
+
+    def _prepare(self, message: PrepareLoad) -> LoadPrepared:
+        try:
+            self._prepared = self._load(message)
+        except SchemaError as error:
+            return LoadPrepared(message.catalog_version, str(error), [])
+        return LoadPrepared(message.catalog_version, "", self.core.bodies.infos(self._prepared))
+
+    def _status(self, number: int) -> StatusReply:
+        core = self.core
+        counts, runs = core.counts, core.bodies.counts
+        metrics: dict[str, object] = {
+            "pid": os.getpid(),
+            **counts,
+            "rounds_a_batch": round(counts["rounds"] / counts["batches"], 2) if counts["batches"] else 0.0,
+            "reruns": runs["missed"],
+            **{f"calls_{name}": runs[name] for name in ("returned", "raised", "timed_out")},
+            "flushes": self._flushes,
+            "flush_us": round(self._flush_s / self._flushes * 1e6) if self._flushes else 0,
+            "in_doubt": core.in_doubt,
+            "waiting": core.waiting,
+            "clients": len(self._door.accounts),
+            "cpu_s": time.process_time(),
+            "rss_bytes": resident_bytes(),
+        }
+        registry = core.bodies.registry
+        return StatusReply(
+            number,
+            core.epoch,
+            core.last_over,
+            registry.catalog_version,
+            self._tcp_port,
+            core.bodies.infos(registry),
+            metrics,
+        )
+
+
+def _before_sending(orders: list[Order]) -> None:
+    for order in orders:
+        if isinstance(order, Borrow):
+            crash_point("coordinator.borrow.before_send")
+        elif isinstance(order, Prepare):
+            crash_point("coordinator.prepare.before_send")
+        elif isinstance(order, Commit):
+            crash_point("coordinator.commit.before_send")
+        elif isinstance(order, Decide):
+            crash_point("coordinator.decide.before_send")
+        elif isinstance(order, Read):
+            crash_point("coordinator.read.before_send")
+        elif isinstance(order, RunDirected):
+            crash_point("coordinator.run_directed.before_send")
+
+
+def _sent(orders: list[Order]) -> None:
+    for order in orders:
+        if isinstance(order, Borrow):
+            crash_point("coordinator.borrow.sent")
+        elif isinstance(order, Prepare):
+            crash_point("coordinator.prepare.sent")
+        elif isinstance(order, Commit):
+            crash_point("coordinator.commit.sent")
+        elif isinstance(order, Decide):
+            crash_point("coordinator.decide.sent")
+        elif isinstance(order, Read):
+            crash_point("coordinator.read.sent")
+        elif isinstance(order, RunDirected):
+            crash_point("coordinator.run_directed.sent")

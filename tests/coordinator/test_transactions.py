@@ -1,0 +1,1037 @@
+"""The coordinator's core among fake partitions: what the rules of lending and two-phase commit are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from coordinator.inquiries import IN_DOUBT_S
+from coordinator.session import ATTACHED, REPORTS_DUE_S
+from coordinator.transactions import ATTACH_WAIT_S
+from tests.coordinator.fake_partition import CLIENT, FakeCluster, first_batch
+from voltpy import procedure
+from voltpy.call_error import call_error
+from voltpy.errors import (
+    Aborted,
+    BadArguments,
+    ConstraintViolation,
+    Indeterminate,
+    ProcedureTimeout,
+    ReadOnly,
+    Unavailable,
+    UnknownProcedure,
+    WrongPartition,
+)
+from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.messages import (
+    BATCH_BITS,
+    BatchesHeld,
+    Borrow,
+    Commit,
+    Decide,
+    HoldBatches,
+    Prepare,
+    Ran,
+    Read,
+    Recall,
+    Release,
+    TableChanges,
+    Vote,
+)
+from voltpy.row import encode
+from voltpy.sql.ddl import parse_schema
+
+SCHEMA = parse_schema("""
+CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL DEFAULT 0);
+PARTITION TABLE accounts ON COLUMN id;
+CREATE TABLE notes (account INT NOT NULL, text STRING);
+PARTITION TABLE notes ON COLUMN account;
+CREATE TABLE rates (code STRING PRIMARY KEY, rate INT NOT NULL);
+""")
+OWNERS = slot_owners(2)
+AT_0 = [key for key in range(200) if OWNERS[hash_slot(key)] == 0]
+AT_1 = [key for key in range(200) if OWNERS[hash_slot(key)] == 1]
+A, A2, A3 = AT_0[:3]
+B, B2, B3 = AT_1[:3]
+
+
+@procedure(partition_by=("source", "target"))
+def transfer(tx, source: int, target: int, amount: int) -> int:
+    giver, taker = tx.accounts.get(source), tx.accounts.get(target)
+    if giver.balance < amount:
+        tx.abort("no funds")
+    tx.accounts.update(source, balance=giver.balance - amount)
+    tx.accounts.update(target, balance=taker.balance + amount)
+    return giver.balance - amount
+
+
+@procedure
+def spread(tx, keys: list[int], amount: int) -> int:
+    for key in keys:
+        tx.accounts.update(key, balance=tx.accounts.get(key).balance + amount)
+    return len(keys)
+
+
+@procedure
+def total(tx) -> int:
+    return sum(row.balance for row in tx.accounts.scan())
+
+
+@procedure(read_only=True)
+def read_total(tx) -> int:
+    return sum(row.balance for row in tx.accounts.scan())
+
+
+@procedure(partition_by=("one", "two"), read_only=True)
+def both(tx, one: int, two: int) -> list:
+    return [tx.accounts.get(one).balance, tx.accounts.get(two).balance]
+
+
+@procedure(read_only=True)
+def chase(tx, start: int, steps: int) -> int:
+    """Each row names the next one: one more miss in each run."""
+    key = start
+    for _ in range(steps):
+        key = tx.accounts.get(key).balance
+    return key
+
+
+@procedure
+def chase_and_mark(tx, start: int, steps: int) -> int:
+    key = start
+    for _ in range(steps):
+        key = tx.accounts.get(key).balance
+    tx.accounts.upsert(199, key)
+    return key
+
+
+@procedure
+def set_rate(tx, code: str, rate: int) -> None:
+    tx.rates.upsert(code, rate)
+
+
+@procedure
+def raise_rate(tx, code: str) -> int:
+    return tx.rates.update(code, rate=tx.rates.get(code).rate + 1).rate
+
+
+@procedure
+def swallow(tx, key: int) -> Any:
+    try:
+        return tx.accounts.get(key).balance
+    except BaseException:  # noqa: BLE001
+        tx.abort("swallowed")
+
+
+@procedure(partition_by=("source", "target"))
+def strange(tx, source: int, target: int, key: int) -> Any:
+    return tx.accounts.get(key)
+
+
+@procedure
+def generate(tx, key: int, other: int) -> list:
+    values = [str(tx.now()), tx.random.random(), str(tx.uuid()), tx.unique_id()]
+    tx.accounts.get(key)
+    values.append(tx.unique_id())
+    tx.accounts.upsert(key, 1)
+    tx.accounts.upsert(other, 1)
+    return values
+
+
+@procedure
+def add_note(tx, account: int, text: str) -> None:
+    tx.notes.insert(account, text)
+
+
+@procedure
+def change(tx, names: list[str]) -> list[str]:
+    names.append("x")  # a run that is repeated must get its arguments as they came
+    tx.accounts.get(A)
+    tx.accounts.get(B)
+    return names
+
+
+@procedure(everywhere=True)
+def directed(tx) -> None:
+    pass
+
+
+PROCEDURES = [
+    transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
+    add_note, change, directed,
+]  # fmt: skip
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    made = FakeCluster(SCHEMA, PROCEDURES)
+    for key in range(100):
+        made.put("accounts", key, 100)
+    made.settle()
+    return made
+
+
+def orders(cluster: FakeCluster, partition: int, *kinds: type) -> list[Any]:
+    return [order for order in cluster.partitions[partition].log if isinstance(order, kinds)]
+
+
+def balances(cluster: FakeCluster, *keys: int) -> list[int]:
+    return [cluster.row("accounts", key).balance for key in keys]
+
+
+def until(cluster: FakeCluster, condition: Callable[[], Any]) -> None:
+    """One frame at a time, until it is so."""
+    for _ in range(200):
+        if condition():
+            return
+        cluster.step()
+        for partition in range(len(cluster.partitions)):
+            if condition():
+                return
+            cluster.deliver(partition)
+        for partition in range(len(cluster.partitions)):
+            if condition():
+                return
+            cluster.report(partition)
+    raise AssertionError("it did not come about")
+
+
+# The usual course.
+
+
+def test_a_transfer_is_committed_in_both_partitions_with_two_rounds_of_messages(cluster: FakeCluster) -> None:
+    assert cluster.call("transfer", A, B, 30) == 70
+    assert balances(cluster, A, B) == [70, 130]
+    for partition in (0, 1):
+        assert [type(order) for order in cluster.partitions[partition].log] == [Borrow, Prepare, Decide]
+    assert len(cluster.decisions) == 1
+    assert cluster.core.in_doubt == 0  # acknowledged
+    assert cluster.core.last_over == first_batch(1)
+
+
+def test_a_batch_that_writes_in_one_partition_is_committed_by_its_record_after_the_readers_vote(
+    cluster: FakeCluster,
+) -> None:
+    assert cluster.call("chase_and_mark", A, 1) == 100
+    writer = OWNERS[hash_slot(199)]
+    reader = 1 - writer
+    assert [type(order) for order in orders(cluster, writer, Prepare, Commit, Decide)] == [Commit]
+    assert cluster.decisions == []
+    if reader == 0:
+        assert [order.changes for order in orders(cluster, reader, Prepare)] == [[]]
+
+
+def test_a_batch_that_writes_nothing_is_validated_before_it_is_answered(cluster: FakeCluster) -> None:
+    with pytest.raises(Aborted, match="no funds"):
+        cluster.call("transfer", A, B, 1000)
+    for partition in (0, 1):
+        assert [type(order) for order in cluster.partitions[partition].log] == [Borrow, Prepare]
+        assert not cluster.partitions[partition].lent
+
+
+def test_waiting_calls_share_one_batch_and_see_each_other(cluster: FakeCluster) -> None:
+    cluster.call("total")  # so that a batch is under way when the others come
+    numbers = [
+        cluster.send("transfer", A, B, 60),
+        cluster.send("transfer", A, B, 60),
+        cluster.send("transfer", B, A, 90),
+    ]
+    before = len(orders(cluster, 0, Prepare))
+    cluster.settle()
+    assert cluster.answer(numbers[0]) == 40
+    with pytest.raises(Aborted):
+        cluster.answer(numbers[1])
+    assert cluster.answer(numbers[2]) == 70
+    assert balances(cluster, A, B) == [130, 70]
+    assert len(orders(cluster, 0, Prepare)) == before + 1
+
+
+def test_a_call_with_many_keys_uses_their_partitions(cluster: FakeCluster) -> None:
+    cluster.bodies.procedures["spread"].key_positions = [0]
+    assert cluster.call("spread", [A, A2, B], 5) == 3
+    assert balances(cluster, A, A2, B) == [105, 105, 105]
+    assert cluster.call("spread", [A, A2], 5) == 2
+    with pytest.raises(BadArguments):
+        cluster.call("spread", ["x"], 5)
+
+
+def test_a_key_outside_the_declared_partitions_is_wrong(cluster: FakeCluster) -> None:
+    assert cluster.call("strange", A, A2, A3) is not None
+    with pytest.raises(WrongPartition):
+        cluster.call("strange", A, A2, B)
+
+
+def test_a_body_may_run_again_with_its_arguments_as_they_came(cluster: FakeCluster) -> None:
+    assert cluster.call("change", ["a"]) == ["a", "x"]
+
+
+def test_generated_values_are_the_same_in_every_run(cluster: FakeCluster) -> None:
+    runs: list[list[Any]] = []
+    body = generate
+
+    @procedure
+    def spied(tx: Any, key: int, other: int) -> list:
+        values = body(tx, key, other)
+        runs.append(values)
+        return values
+
+    fresh = FakeCluster(SCHEMA, [spied])
+    fresh.settle()
+    answer = fresh.call("spied", A, B)
+    assert len(runs) > 1
+    assert all(run == answer for run in runs)
+
+
+def test_unknown_procedures_and_directed_ones_are_refused(cluster: FakeCluster) -> None:
+    for name in ("nothing", "directed"):
+        with pytest.raises(UnknownProcedure):
+            cluster.call(name)
+
+
+def test_a_call_with_wrong_arguments_alone_is_refused(cluster: FakeCluster) -> None:
+    with pytest.raises(BadArguments, match="source"):
+        cluster.call("transfer", "x", B, 1)
+
+
+# PROTOCOL: reads.
+
+
+def test_rule_1_a_read_that_meets_a_lent_key_is_cancelled_and_tried_again(cluster: FakeCluster) -> None:
+    """T borrows b; R reads a and not b: nothing of that round may be used."""
+    cluster.partitions[1].lent[0, encode(B)] = 99
+    number = cluster.send("both", A, B)
+    until(cluster, lambda: cluster.core.counts["read_retries"] == 1)
+    cluster.put("accounts", A, 1)  # moved meanwhile
+    cluster.put("accounts", B, 199)
+    cluster.partitions[1].lent.clear()
+    cluster.settle()
+    assert cluster.answer(number) == [1, 199]
+    assert cluster.partitions[0].held_round is None
+
+
+def test_rule_2_a_body_that_misses_more_reads_everything_again_in_one_round(cluster: FakeCluster) -> None:
+    """R reads a; W writes a and c; R's second round must not join the new c to the old a."""
+    cluster.put("accounts", A, A2)
+    cluster.put("accounts", A2, A3)
+    number = cluster.send("chase", A, 2)
+    until(cluster, lambda: cluster.core.counts["read_rounds"] == 2)
+    cluster.put("accounts", A, B)
+    cluster.put("accounts", B, B2)
+    cluster.settle()
+    assert cluster.answer(number) == B2
+    assert all(len(order.keys[0].keys) >= 1 for order in orders(cluster, 0, Read))
+    assert encode(A) in orders(cluster, 0, Read)[1].keys[0].keys
+
+
+def test_rule_3_nobody_is_answered_while_a_round_is_open(cluster: FakeCluster) -> None:
+    number = cluster.send("both", A, B)
+    until(cluster, lambda: orders(cluster, 0, Read))
+    refused = cluster.send("nothing")
+    cluster.step()
+    assert refused not in cluster.answers
+    cluster.settle()
+    assert cluster.answer(number) == [100, 100]
+    assert refused in cluster.answers
+
+
+def test_rule_4_no_body_runs_while_a_round_is_open_and_overdue_ones_are_cancelled(cluster: FakeCluster) -> None:
+    """P2 is stopped: everybody's replies would hang."""
+    read = cluster.send("both", A, B)
+    until(cluster, lambda: orders(cluster, 0, Read))
+    moved = cluster.send("transfer", A, A2, 10)
+    cluster.step()
+    assert not orders(cluster, 0, Borrow)
+    cluster.now += 0.3
+    cluster.step()
+    assert cluster.core.counts["read_retries"] == 1
+    cluster.settle()
+    assert cluster.answer(moved) == 90
+    assert sum(cluster.answer(read)) == 190
+    assert orders(cluster, 0, Release)[0].round == orders(cluster, 0, Read)[0].round
+
+
+def test_a_round_whose_replies_were_let_go_before_its_end_is_not_believed(cluster: FakeCluster) -> None:
+    number = cluster.send("both", A, B)
+    until(cluster, lambda: orders(cluster, 0, Read))
+    cluster.partitions[0].expire_holds()
+    cluster.put("accounts", B, 7)
+    cluster.settle()
+    assert cluster.answer(number) == [100, 7]
+    assert cluster.core.counts["read_retries"] == 1
+
+
+def test_a_read_that_comes_to_nothing_again_and_again_borrows(cluster: FakeCluster) -> None:
+    number = cluster.send("both", A, B)
+    for tries in (1, 2, 3):
+        until(cluster, lambda tries=tries: len(orders(cluster, 0, Read)) == tries)
+        cluster.partitions[0].expire_holds()
+    cluster.settle()
+    assert cluster.answer(number) == [100, 100]
+    assert len(orders(cluster, 0, Borrow)) == 1
+
+
+def test_a_read_that_goes_on_and_on_borrows_and_ends(cluster: FakeCluster) -> None:
+    keys = AT_0[3:20]
+    for key, following in pairwise(keys):
+        cluster.put("accounts", key, following)
+    assert cluster.call("chase", keys[0], 16) == keys[16]
+    assert cluster.core.counts["batches"] >= 1
+
+
+def test_a_lone_read_releases_in_both_partitions(cluster: FakeCluster) -> None:
+    assert cluster.call("read_total") == 10_000
+    for partition in (0, 1):
+        assert [type(order) for order in cluster.partitions[partition].log] == [Read, Release]
+
+
+# PROTOCOL: what is lent, and batches.
+
+
+def test_rule_6_what_was_lent_by_a_partition_s_former_life_is_not_relied_on(cluster: FakeCluster) -> None:
+    """T borrows a at P1 to read; P1 restarts; L changes a and c; T must not fetch the new c to the old a."""
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: orders(cluster, 0, Borrow) and orders(cluster, 1, Borrow))
+    cluster.restart(0)
+    cluster.put("accounts", A, 20)
+    cluster.settle()
+    with pytest.raises(Aborted):
+        cluster.answer(number)
+    assert balances(cluster, A, B) == [20, 100]
+
+
+def test_a_lease_that_ended_is_a_no_and_the_batch_runs_again_on_what_is_there_now(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: orders(cluster, 0, Borrow))
+    cluster.partitions[0].expire_leases()
+    cluster.put("accounts", A, 50)
+    cluster.settle()
+    assert cluster.answer(number) == 20
+    assert balances(cluster, A, B) == [20, 130]
+    assert cluster.core.counts["aborted_batches"] == 1
+
+
+def test_rule_8_a_scan_sees_what_the_batch_has_written(cluster: FakeCluster) -> None:
+    """T updates a, then sums the table: the borrower never waits on itself."""
+    first = cluster.send("transfer", A, B, 30)
+    second = cluster.send("total")
+    cluster.settle()
+    assert (cluster.answer(first), cluster.answer(second)) == (70, 10_000)
+
+
+def test_rule_9_a_copied_table_is_written_in_every_partition_under_one_decision(cluster: FakeCluster) -> None:
+    cluster.call("set_rate", "x", 1)
+    numbers = [cluster.send("raise_rate", "x") for _ in range(3)]
+    cluster.settle()
+    assert [cluster.answer(number) for number in numbers] == [2, 3, 4]
+    assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [4, 4]
+    assert cluster.call("raise_rate", "x") == 5
+    borrowed = [key for p in (0, 1) for order in orders(cluster, p, Borrow) for key in order.keys]
+    assert len(borrowed) == 1  # C keeps copies from batch to batch, nobody else writes them
+
+
+def test_an_aborted_write_of_a_copied_table_is_not_remembered(cluster: FakeCluster) -> None:
+    cluster.call("set_rate", "x", 1)
+    cluster.has_room = False
+    with pytest.raises(ReadOnly):
+        cluster.call("raise_rate", "x")
+    cluster.has_room = True
+    assert cluster.call("raise_rate", "x") == 2
+
+
+def test_rule_11_no_reply_of_a_batch_leaves_before_its_outcome(cluster: FakeCluster) -> None:
+    """T1 empties an account; T2 is told "no funds"; the batch aborts: T2 must not have been told."""
+    first = cluster.send("transfer", A, B, 100)
+    second = cluster.send("transfer", A, B, 100)
+    cluster.partitions[1].refuses[first_batch(1)] = Vote(0, "ReadOnly", "full")
+    until(cluster, lambda: orders(cluster, 1, Prepare))
+    assert cluster.answers == {}
+    cluster.put("accounts", A, 0)
+    cluster.put("accounts", A, 300)
+    cluster.settle()
+    with pytest.raises(ReadOnly):  # it wrote where there was no room
+        cluster.answer(first)
+    assert cluster.answer(second) == 200  # it had only read: it ran again
+
+
+def test_rule_12_the_next_batch_borrows_after_the_decision_of_the_one_before(cluster: FakeCluster) -> None:
+    first = cluster.send("transfer", A, B, 1)
+    until(cluster, lambda: orders(cluster, 0, Prepare))
+    second = cluster.send("transfer", A, B, 2)
+    cluster.step()
+    cluster.exchange()
+    assert len(orders(cluster, 0, Borrow)) == 1
+    cluster.settle()
+    kinds = [type(order) for order in cluster.partitions[0].log]
+    assert kinds == [Borrow, Prepare, Decide, Borrow, Prepare, Decide]
+    assert (cluster.answer(first), cluster.answer(second)) == (99, 97)
+
+
+def test_rule_13_what_misses_on_after_some_rounds_goes_on_in_the_next_batch(cluster: FakeCluster) -> None:
+    keys = AT_0[3:30]
+    for key, following in pairwise(keys):
+        cluster.put("accounts", key, following)
+    long = cluster.send("chase_and_mark", keys[0], 20)
+    short = cluster.send("transfer", A, B, 1)
+    cluster.settle()
+    assert cluster.answer(long) == keys[20]
+    assert cluster.answer(short) == 99
+    first_borrow_of_second_batch = next(
+        order for order in orders(cluster, 0, Borrow) if order.batch == first_batch(1) + 1
+    )
+    assert len(first_borrow_of_second_batch.keys[0].keys) >= 8
+
+
+def test_rule_13_a_full_disk_fails_only_those_who_write_there(cluster: FakeCluster) -> None:
+    cluster.partitions[1].refuses[None] = Vote(0, "ReadOnly", "full")
+    there, elsewhere = cluster.send("transfer", A, B, 1), cluster.send("transfer", A, A2, 1)
+    cluster.settle()
+    with pytest.raises(ReadOnly, match="full"):
+        cluster.answer(there)
+    assert cluster.answer(elsewhere) == 99
+    assert balances(cluster, A, B, A2) == [99, 100, 101]
+
+
+def test_rule_13_a_refused_batch_is_halved_until_the_culprit_is_alone(cluster: FakeCluster) -> None:
+    culprit = AT_1[10]
+    real = cluster.partitions[1]._vote
+
+    def vote(order: Any) -> Any:
+        if any(cluster.partitions[1].formats[0].decode(i).id == culprit for c in order.changes for i in c.images):
+            return Vote(order.batch, "DuplicateKey", "taken")
+        return real(order)
+
+    cluster.partitions[1]._vote = vote  # type: ignore[method-assign]
+    numbers = {key: cluster.send("transfer", A, key, 1) for key in AT_1[5:15]}
+    cluster.settle()
+    for key, number in numbers.items():
+        if key == culprit:
+            with pytest.raises(ConstraintViolation, match="taken"):
+                cluster.answer(number)
+        else:
+            assert cluster.answer(number) >= 0
+    assert balances(cluster, A) == [91]
+
+
+def test_a_transaction_too_large_for_a_frame_is_refused(cluster: FakeCluster) -> None:
+    @procedure
+    def bulk(tx: Any, rows: int) -> None:
+        for number in range(rows):
+            tx.notes.insert(number, "x" * 100_000)
+
+    large = FakeCluster(SCHEMA, [bulk])
+    large.settle()
+    large.call("bulk", 20)
+    with pytest.raises(ConstraintViolation, match="bytes in one partition"):
+        large.call("bulk", 400)
+
+
+def test_rule_25_a_body_that_swallows_its_miss_runs_again(cluster: FakeCluster) -> None:
+    assert cluster.call("swallow", A) == 100
+
+
+def test_a_body_that_loops_on_stand_ins_runs_without_them(cluster: FakeCluster) -> None:
+    """A tick of the timeout, as the process has it, ends the run on stand-ins only."""
+    runs: list[int] = []
+
+    @procedure
+    def loops(tx: Any, key: int) -> int:
+        row = tx.accounts.get(key)
+        runs.append(row.balance)
+        if row.balance == 0:
+            fresh.bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+            raise KeyboardInterrupt
+        return row.balance
+
+    fresh = FakeCluster(SCHEMA, [loops])
+    fresh.put("accounts", A, 5)
+    fresh.settle()
+    assert fresh.call("loops", A) == 5
+    assert runs == [0, 5]
+
+
+def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -> None:
+    @procedure
+    def loops(tx: Any, key: int) -> int:
+        if tx.accounts.get(key).balance == 5:
+            fresh.bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+        tx.accounts.update(key, balance=9)
+        return 1
+
+    fresh = FakeCluster(SCHEMA, [loops])
+    fresh.put("accounts", A, 5)
+    fresh.settle()
+    with pytest.raises(ProcedureTimeout, match="loops ran past"):
+        fresh.call("loops", A)
+    assert fresh.row("accounts", A).balance == 5
+
+
+# PROTOCOL: commit and recovery.
+
+
+def test_rule_16_an_inquiry_about_the_live_batch_is_answered_after_its_decision(cluster: FakeCluster) -> None:
+    """P1 votes, crashes, asks while P2's vote is on its way: it must not be told abort."""
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: cluster.partitions[0].prepared and orders(cluster, 1, Prepare))
+    cluster.report(0)  # the vote of P1 has arrived
+    assert cluster.core.in_doubt == 0
+    cluster.restart(0)
+    cluster.deliver(0)
+    cluster.report(0)
+    assert cluster.core.sessions[0].state == ATTACHED
+    assert cluster.partitions[0].prepared
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    assert balances(cluster, A, B) == [70, 130]
+    assert not cluster.partitions[0].prepared
+
+
+def test_a_partition_that_is_lost_before_its_vote_aborts_the_batch_and_it_runs_again(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: cluster.partitions[0].prepared)
+    cluster.restart(0)  # its yes is on disk, and nobody has heard of it
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    assert balances(cluster, A, B) == [70, 130]
+    assert cluster.core.counts["aborted_batches"] == 1
+    assert not any(partition.prepared for partition in cluster.partitions)
+
+
+def test_a_partition_that_is_lost_after_the_decision_hears_of_it_when_it_is_back(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: number in cluster.answers)
+    cluster.take_down(1)
+    cluster.settle()
+    assert cluster.core.in_doubt == 1
+    assert not cluster.partitions[1].is_free((0, encode(B)))
+    cluster.bring_up(1)
+    cluster.settle()
+    assert balances(cluster, A, B) == [70, 130]
+    assert cluster.core.in_doubt == 0
+    assert cluster.core.acknowledged == [first_batch(1)]
+
+
+def test_rule_18_a_new_coordinator_decides_what_is_in_doubt_from_its_log(cluster: FakeCluster) -> None:
+    cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: cluster.decisions)
+    cluster.crash()
+    cluster.settle()
+    assert balances(cluster, A, B) == [70, 130]
+    assert cluster.core.in_doubt == 0
+
+
+def test_a_new_coordinator_aborts_what_is_not_in_its_log(cluster: FakeCluster) -> None:
+    cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: all(partition.prepared for partition in cluster.partitions))
+    cluster.crash()
+    cluster.settle()
+    assert balances(cluster, A, B) == [100, 100]
+    assert not any(partition.prepared for partition in cluster.partitions)
+    assert cluster.call("transfer", A, B, 10) == 90
+
+
+def test_no_room_for_the_decision_fails_the_writers_and_keeps_nothing_prepared(cluster: FakeCluster) -> None:
+    cluster.has_room = False
+    with pytest.raises(ReadOnly, match="no room for the decision"):
+        cluster.call("transfer", A, B, 30)
+    assert balances(cluster, A, B) == [100, 100]
+    assert not any(partition.prepared or partition.lent for partition in cluster.partitions)
+
+
+@pytest.mark.parametrize("was_applied", [True, False])
+def test_rule_18_a_commit_in_one_partition_whose_vote_was_lost_is_asked_for(
+    cluster: FakeCluster, was_applied: bool
+) -> None:
+    number = cluster.send("transfer", A, A2, 30)
+    until(cluster, lambda: cluster.core._work and getattr(cluster.core._work, "commit", None))
+    if was_applied:
+        cluster.deliver(0)
+        assert orders(cluster, 0, Commit)
+    cluster.restart(0)
+    other = cluster.send("transfer", B, B2, 1)  # need not wait for that
+    cluster.settle()
+    assert cluster.answer(other) == 99
+    assert cluster.answer(number) == 70
+    assert balances(cluster, A, A2) == [70, 130]
+    assert orders(cluster, 0, Recall)
+    assert cluster.core.counts["aborted_batches"] == (not was_applied)
+
+
+def test_a_commit_in_a_partition_that_stays_away_is_indeterminate_and_its_retry_too(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, A2, 30)
+    until(cluster, lambda: cluster.core._work and getattr(cluster.core._work, "commit", None))
+    cluster.deliver(0)
+    cluster.take_down(0)
+    cluster.now += IN_DOUBT_S
+    cluster.step()
+    with pytest.raises(Indeterminate):
+        cluster.answer(number)
+    cluster.bring_up(0)
+    cluster.send("transfer", A, A2, 30, number=number, floor=first_batch(1) - 1)
+    cluster.settle()
+    with pytest.raises(Indeterminate):
+        cluster.answer(number)
+    assert balances(cluster, A, A2) == [70, 130]  # once
+
+
+# Partitions that are away.
+
+
+def test_a_call_whose_partition_is_down_is_unavailable_and_others_run(cluster: FakeCluster) -> None:
+    cluster.take_down(1)
+    with pytest.raises(Unavailable, match="partition 1 is down"):
+        cluster.call("transfer", A, B, 1)
+    with pytest.raises(Unavailable):
+        cluster.call("total")
+    assert cluster.call("transfer", A, A2, 1) == 99
+    cluster.bring_up(1)
+    cluster.settle()
+    assert cluster.call("transfer", A, B, 1) == 98
+
+
+def test_a_call_waits_a_while_for_a_partition_that_is_being_attached(cluster: FakeCluster) -> None:
+    cluster.restart(1)
+    number, late = cluster.send("transfer", A, B, 1), cluster.send("transfer", A, B, 1)
+    cluster.step()
+    assert cluster.answers == {}
+    cluster.settle()
+    assert [cluster.answer(number), cluster.answer(late)] == [99, 98]
+    cluster.restart(1)
+    number = cluster.send("transfer", A, B, 1)
+    cluster.step()
+    cluster.now += ATTACH_WAIT_S
+    cluster.step()
+    with pytest.raises(Unavailable):
+        cluster.answer(number)
+
+
+def test_a_write_to_every_copy_waits_for_all_partitions(cluster: FakeCluster) -> None:
+    cluster.call("set_rate", "x", 1)
+    cluster.take_down(1)
+    with pytest.raises(Unavailable):
+        cluster.call("raise_rate", "x")
+    assert cluster.row("rates", "x", 0).rate == 1
+
+
+def test_reports_that_do_not_come_end_the_session_and_the_batch(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30)
+    cluster.step()
+    assert cluster.to_partition[1]
+    cluster.to_partition[1].clear()  # lost on the way
+    cluster.exchange()
+    cluster.now += REPORTS_DUE_S + 0.1
+    cluster.settle()
+    assert cluster.core.sessions[1].number == 2
+    assert cluster.answer(number) == 70
+    assert balances(cluster, A, B) == [70, 130]
+
+
+def test_frames_of_an_earlier_session_are_dropped(cluster: FakeCluster) -> None:
+    """Rule 24: ZeroMQ delivers the queued frame to the restarted partition."""
+    cluster.send("transfer", A, B, 30)
+    cluster.step()
+    old = [frame for _, frame in cluster.to_partition[1]]
+    cluster.restart(1)
+    cluster.exchange()
+    for frame in old:
+        assert cluster.partitions[1].receive(frame) is None
+    cluster.settle()
+    assert balances(cluster, A, B) == [70, 130]
+
+
+# Calls.
+
+
+def test_rule_23_a_retry_of_a_pending_call_joins_it(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: orders(cluster, 0, Prepare))
+    cluster.send("transfer", A, B, 30, number=number, floor=cluster.core.last_over, origin="b")
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    assert cluster.dropped == 1
+    assert balances(cluster, A, B) == [70, 130]
+
+
+@pytest.mark.parametrize("arguments", [("transfer", A, B, 30), ("transfer", A, A2, 30), ("transfer", A, B, 1000)])
+def test_rule_23_a_retry_gets_the_first_result(cluster: FakeCluster, arguments: tuple[Any, ...]) -> None:
+    floor = cluster.core.last_over
+    number = cluster.send(*arguments)
+    cluster.settle()
+    first = repr(cluster.answers.pop(number))
+    cluster.put("accounts", A, 10_000)
+    cluster.send(*arguments, number=number, floor=floor)
+    cluster.settle()
+    assert repr(cluster.answers.pop(number)) == first
+    assert balances(cluster, A) == [10_000]
+
+
+def test_a_first_attempt_that_comes_after_its_retry_does_not_run(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 30, number=77, floor=cluster.core.last_over)
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    cluster.send("transfer", A, B, 30, number=77)
+    cluster.settle()
+    assert cluster.answers == {}
+    assert cluster.dropped == 1
+    assert balances(cluster, A, B) == [70, 130]
+
+
+@pytest.mark.parametrize("target", [B, A2])
+def test_a_retry_at_a_new_coordinator_gets_the_first_result(cluster: FakeCluster, target: int) -> None:
+    """The decision log tells of what was prepared, the partition of what it committed alone."""
+    floor = cluster.core.last_over
+    number = cluster.send("transfer", A, target, 30)
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    cluster.crash()
+    cluster.settle()
+    cluster.send("transfer", A, target, 30, number=number, floor=floor)
+    cluster.settle()
+    assert cluster.answer(number) == 70
+    assert balances(cluster, A, target) == [70, 130]
+
+
+def test_a_retry_that_surely_never_ran_runs_at_a_new_coordinator(cluster: FakeCluster) -> None:
+    floor = cluster.core.last_over
+    cluster.crash()
+    cluster.settle()
+    cluster.send("transfer", A, B, 30, number=5, floor=floor)
+    cluster.settle()
+    assert cluster.answer(5) == 70
+
+
+def test_a_retry_that_a_partition_may_have_forgotten_is_indeterminate(cluster: FakeCluster) -> None:
+    floor = cluster.core.last_over
+    cluster.partitions[1].reaches = floor + 5
+    cluster.crash()
+    cluster.settle()
+    cluster.send("transfer", A, B, 30, number=5, floor=floor)
+    cluster.settle()
+    with pytest.raises(Indeterminate):
+        cluster.answer(5)
+
+
+def test_a_retry_waits_for_a_partition_that_is_down_and_then_is_indeterminate(cluster: FakeCluster) -> None:
+    floor = cluster.core.last_over
+    cluster.crash()
+    cluster.settle()
+    cluster.take_down(1)
+    cluster.send("transfer", A, B, 30, number=5, floor=floor)
+    cluster.settle()
+    assert cluster.answers == {}
+    cluster.now += IN_DOUBT_S
+    cluster.step()
+    with pytest.raises(Indeterminate):
+        cluster.answer(5)
+
+
+def test_rule_26_a_runaway_is_not_run_again(cluster: FakeCluster) -> None:
+    cluster.core._runaways.add((CLIENT, 5))
+    cluster.send("transfer", A, B, 30, number=5, floor=0)
+    cluster.settle()
+    with pytest.raises(ProcedureTimeout):
+        cluster.answer(5)
+
+
+# Joint directed calls.
+
+
+def set_copies(partition: Any, order: Any) -> Ran:
+    image = encode(["x", 5])
+    return Ran(order.batch, Raw(encode(partition.number * 10)), [TableChanges(2, [image], [])])
+
+
+def test_a_joint_call_commits_in_every_partition_and_answers_with_all_results(cluster: FakeCluster) -> None:
+    cluster.call("set_rate", "x", 1)
+    for partition in cluster.partitions:
+        partition.directed = set_copies
+    number = cluster.send_everywhere("load", 1)
+    cluster.settle()
+    assert cluster.answer(number) == [0, 10]
+    assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [5, 5]
+    assert cluster.call("raise_rate", "x") == 6  # C has forgotten its own copy
+    assert len(cluster.decisions) == 3
+
+
+def test_a_joint_call_whose_copies_differ_is_undone(cluster: FakeCluster) -> None:
+    for partition in cluster.partitions:
+        partition.directed = lambda partition, order: Ran(
+            order.batch, Raw(b"\xc0"), [TableChanges(2, [encode(["x", partition.number])], [])]
+        )
+    number = cluster.send_everywhere("load", 1)
+    cluster.settle()
+    with pytest.raises(ConstraintViolation, match="partition 1"):
+        cluster.answer(number)
+    assert cluster.row("rates", "x") is None
+    assert not any(partition.prepared for partition in cluster.partitions)
+
+
+def test_a_joint_call_that_fails_in_one_partition_is_undone_in_all(cluster: FakeCluster) -> None:
+    cluster.partitions[0].directed = set_copies
+    cluster.partitions[1].directed = lambda partition, order: Ran(
+        order.batch, Raw(b"\xc0"), [], call_error(order.client_id, order.number, Aborted("no"))
+    )
+    number = cluster.send_everywhere("load", 1)
+    cluster.settle()
+    with pytest.raises(Aborted, match="no"):
+        cluster.answer(number)
+    assert cluster.row("rates", "x") is None
+    assert not any(partition.prepared for partition in cluster.partitions)
+
+
+def test_a_joint_call_runs_again_when_a_partition_is_lost(cluster: FakeCluster) -> None:
+    for partition in cluster.partitions:
+        partition.directed = set_copies
+    number = cluster.send_everywhere("load", 1)
+    until(cluster, lambda: cluster.partitions[0].prepared)
+    cluster.restart(0)
+    cluster.settle()
+    assert cluster.answer(number) == [0, 10]
+    assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [5, 5]
+
+
+# Snapshots.
+
+
+def test_rule_22_no_batch_begins_while_they_are_held_and_it_is_told_when_none_is_under_way(
+    cluster: FakeCluster,
+) -> None:
+    first = cluster.send("transfer", A, B, 1)
+    until(cluster, lambda: orders(cluster, 0, Prepare))
+    cluster.core.hold("supervisor", HoldBatches(3, 10.0), cluster.now)
+    second = cluster.send("transfer", A, B, 1)
+    cluster.step()
+    assert cluster.core.notices() == []
+    cluster.settle()
+    assert cluster.answer(first) == 99
+    assert cluster.core.notices() == [("supervisor", BatchesHeld(3))]
+    assert second not in cluster.answers
+    cluster.core.resume(2)  # of another snapshot
+    cluster.settle()
+    assert second not in cluster.answers
+    cluster.core.resume(3)
+    cluster.settle()
+    assert cluster.answer(second) == 98
+
+
+def test_a_hold_ends_by_itself(cluster: FakeCluster) -> None:
+    cluster.core.hold("supervisor", HoldBatches(3, 10.0), cluster.now)
+    number = cluster.send("transfer", A, B, 1)
+    cluster.settle()
+    assert cluster.answers == {}
+    cluster.now += 10.0
+    cluster.settle()
+    cluster.settle()
+    assert cluster.answer(number) == 99
+
+
+# Everything at once.
+
+
+def move(balance: dict[int, int], source: int, target: int, amount: int) -> None:
+    balance[source] -= amount
+    balance[target] += amount
+
+
+def possible(balance: dict[int, int], in_doubt: list[tuple[int, int, int]]) -> list[dict[int, int]]:
+    """What the balances may be, when each of these transfers has happened or not."""
+    found = [balance]
+    for transferred in in_doubt:
+        for one in list(found):
+            other = dict(one)
+            move(other, *transferred)
+            found.append(other)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_transfers_keep_the_total_and_are_answered_once_whatever_is_lost(seed: int) -> None:
+    """Partitions restart, sessions are lost, leases end, the coordinator dies: nothing is lost, halved or doubled."""
+    random = Random(seed)
+    print("seed", seed)
+    partitions = 3
+    cluster = FakeCluster(SCHEMA, PROCEDURES, partitions=partitions)
+    accounts = 12
+    for key in range(accounts):
+        cluster.put("accounts", key, 100)
+    cluster.settle()
+    expected: dict[int, tuple[int, int, int]] = {}
+    reads: list[int] = []
+    unanswered: set[int] = set()
+    floors: dict[int, int] = {}
+    names: dict[int, tuple[str, tuple[Any, ...]]] = {}
+
+    def send(name: str, *arguments: Any) -> int:
+        floor = cluster.core.last_over
+        number = cluster.send(name, *arguments)
+        floors[number] = floor
+        names[number] = name, arguments
+        unanswered.add(number)
+        return number
+
+    def look() -> None:
+        for number in [number for number in unanswered if number in cluster.answers]:
+            unanswered.discard(number)
+
+    events = 0
+    while events < 600:
+        events += 1
+        kind = random.random()
+        if kind < 0.15:
+            source, target = random.sample(range(accounts), 2)
+            number = send("transfer", source, target, random.randrange(1, 30))
+            expected[number] = source, target, names[number][1][2]
+        elif kind < 0.18:
+            reads.append(send("read_total"))
+        elif kind < 0.19:
+            reads.append(send("total"))
+        elif kind < 0.20:
+            cluster.restart(random.randrange(partitions))
+        elif kind < 0.205:
+            random.choice(cluster.partitions).expire_leases()
+            random.choice(cluster.partitions).expire_holds()
+        elif kind < 0.215:
+            random.choice(cluster.to_partition + cluster.to_core).clear()  # frames are lost: a gap
+        elif kind < 0.225:
+            cluster.now += random.choice((0.1, 0.3, REPORTS_DUE_S + 1))
+        elif kind < 0.23:
+            look()
+            cluster.crash()
+            for number in sorted(unanswered):  # their clients ask again
+                name, arguments = names[number]
+                cluster.send(name, *arguments, number=number, floor=floors[number])
+        else:
+            cluster.random_event(random)
+        look()
+    for _ in range(6):
+        cluster.now += REPORTS_DUE_S + 1
+        cluster.settle()
+    look()
+    assert unanswered == set()
+    balance = dict.fromkeys(range(accounts), 100)
+    in_doubt = []
+    for number, transferred in expected.items():
+        answer = cluster.answers[number]
+        if isinstance(answer, int):
+            move(balance, *transferred)
+        elif isinstance(answer, Indeterminate):
+            in_doubt.append(transferred)
+        else:
+            assert isinstance(answer, Aborted | Unavailable), answer
+    stored = {key: cluster.row("accounts", key).balance for key in balance}
+    assert sum(stored.values()) == 100 * accounts
+    assert len(in_doubt) > 10 or stored in possible(balance, in_doubt)
+    for number in reads:
+        answer = cluster.answers[number]
+        assert answer == 100 * accounts or isinstance(answer, Unavailable | Indeterminate), answer
+    for partition in cluster.partitions:
+        assert not partition.prepared
+        assert not partition.lent
+        assert not partition.lent_tables
+    assert cluster.core.in_doubt == 0
+    assert cluster.core.waiting == 0
+    assert max((decision.batch >> BATCH_BITS for decision in cluster.decisions), default=1) <= cluster.epoch
