@@ -40,6 +40,6 @@ def builtins() -> dict[str, Procedure]:
     _load.__name__, _load_everywhere.__name__ = "voltpy.load", "voltpy.load_everywhere"
     found = (
         Procedure(procedure(partition_by="key")(_load), globals()),
-        Procedure(procedure(everywhere=True)(_load_everywhere), globals()),
+        Procedure(procedure(everywhere=True)(_load_everywhere), globals(), joint=True),
     )
     return {each.name: each for each in found}

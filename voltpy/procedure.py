@@ -7,7 +7,11 @@
 The decorator returns the function itself with a `Declaration` attached, so a procedure stays a plain callable: a test
 can call it with any object in the place of `tx`. What can be wrong about a procedure is said when it is declared or
 loaded, as a SchemaError that names file, line and what to do; what can be wrong about a call is said before the body
-runs, as BadArguments. An argument takes what its annotation says; without one, anything. The partition key needs one.
+runs, as BadArguments. An argument takes what its annotation says; without one, anything. Partition keys need one: int,
+str, or a list or tuple of them, all of whose elements are keys.
+
+A directed procedure that may write a table without partition column is *joint* (see ProcedureInfo): the copies of that
+table must stay equal. Whether it may is read from its source, before it ever runs.
 
 A procedure file is compiled under its own path, so that tracebacks and debuggers show the user's lines, and executed as
 a module with a private name, so that a user's `procedures.py` or `voltpy.py` collides with nothing.
@@ -86,9 +90,9 @@ def procedure(
     """Declares a function as a stored procedure and returns the function itself.
 
     `partition_by` names the arguments whose hash slots say where the procedure runs: in one partition where they agree,
-    as one transaction across those partitions where they don't, across all partitions when it names none.
-    `everywhere=True` runs it in every partition, as an independent transaction in each; `read_only=True` lets it change
-    nothing. Raises SchemaError.
+    as one transaction across those partitions where they don't, across all partitions when it names none. An argument
+    may be a list of keys. `everywhere=True` runs it in every partition, as an independent transaction in each, or as
+    one where it writes copies that all have; `read_only=True` lets it change nothing. Raises SchemaError.
     """
     names = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by or ())
     declaration = Declaration(names, read_only, everywhere)
@@ -165,8 +169,8 @@ class Procedure:
         "read_only",
     )
 
-    def __init__(self, body: Callable[..., Any], namespace: dict[str, Any]) -> None:
-        """Raises SchemaError for a signature or a kind of procedure that can't be served."""
+    def __init__(self, body: Callable[..., Any], namespace: dict[str, Any], *, joint: bool = False) -> None:
+        """`joint` is for directed procedures (ProcedureInfo). Raises SchemaError for a signature that can't be served."""
         declaration: Declaration = getattr(body, _MARK)
         parameters = list(inspect.signature(body).parameters.values())[1:]
         annotations = [_resolved(body, parameter, namespace) for parameter in parameters]
@@ -202,6 +206,7 @@ class Procedure:
                 for parameter, annotation in zip(parameters, annotations, strict=True)
             ],
             inspect.getdoc(body) or "",
+            joint and declaration.everywhere and not declaration.read_only,
         )
 
     def decode_many(self, raw: Raw | bytes, calls: int = -1) -> list[tuple[Any, ...]]:
@@ -329,9 +334,28 @@ def _resolved(body: Callable[..., Any], parameter: inspect.Parameter, namespace:
 def _check_key(body: Callable[..., Any], name: str, annotation: Any) -> None:
     if annotation is Any:
         raise _refused(body, f"{name!r} decides where it runs: annotate it int or str")
-    choices = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    if any(_unwrapped(choice) not in (int, str) for choice in choices):
-        raise _refused(body, f"{name!r} decides where it runs and must be int or str, not {_text_of_type(annotation)}")
+    for choice in _choices(annotation):
+        if _is_key(choice) or all(_is_key(element) for element in _elements(choice)):
+            continue
+        text = _text_of_type(annotation)
+        raise _refused(body, f"{name!r} decides where it runs and must be int or str, or a list of those, not {text}")
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+
+
+def _is_key(annotation: Any) -> bool:
+    return _unwrapped(annotation) in (int, str)
+
+
+def _elements(annotation: Any) -> tuple[Any, ...]:
+    """What `list[…]` and `tuple[…, ...]` hold; (None,), which is no key, for any other type."""
+    annotation = _unwrapped(annotation)
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if (origin is list and len(parts) == 1) or (origin is tuple and len(parts) == 2 and parts[1] is Ellipsis):
+        return _choices(parts[0])
+    return (None,)
 
 
 def _unwrapped(annotation: Any) -> Any:
@@ -512,13 +536,16 @@ def load_path(path: str | Path, schema: Schema | None = None, catalog_version: i
     return load(source, str(path), schema, catalog_version)
 
 
-def from_functions(functions: Iterable[Callable[..., Any]], catalog_version: int = 1) -> Registry:
+def from_functions(
+    functions: Iterable[Callable[..., Any]], catalog_version: int = 1, schema: Schema | None = None
+) -> Registry:
     """A registry of procedures that are in memory already, as in a test. Raises SchemaError."""
+    copies = _tables_of_copies(schema)
     procedures = []
     for function in functions:
         if not hasattr(function, _MARK):
             raise SchemaError(f"{_place(function)}: {function!r} is no procedure; decorate it with @procedure")
-        procedures.append(Procedure(function, inspect.unwrap(function).__globals__))
+        procedures.append(_procedure_of(function, copies))
     if not procedures:
         raise SchemaError("there is no procedure; decorate one with @procedure")
     return Registry(procedures, catalog_version)
@@ -553,7 +580,8 @@ def _registry_of(
         raise SchemaError(f"the procedure file {path} declares no procedure; decorate one with @procedure")
     if schema is not None:
         _check_tables(functions, source, path, schema)
-    procedures = [Procedure(function, inspect.unwrap(function).__globals__) for function in functions]
+    copies = _tables_of_copies(schema)
+    procedures = [_procedure_of(function, copies) for function in functions]
     return Registry(procedures, catalog_version, path, source, os.path.dirname(path))
 
 
@@ -576,15 +604,13 @@ def _is_declared(value: Any) -> bool:
 def _check_tables(functions: list[Callable[..., Any]], source: str, path: str, schema: Schema) -> None:
     """Raises SchemaError where a procedure says `tx.name` and there is neither such a table nor such a method."""
     tables = {table.name for table in schema.tables}
-    starts = {inspect.unwrap(function).__code__.co_firstlineno: function for function in functions}
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef):
+    definitions = _definitions(source)
+    for function in functions:
+        code = inspect.unwrap(function).__code__
+        definition = definitions.get(code.co_firstlineno)
+        if definition is None or code.co_filename != path:
             continue
-        first_line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        function = starts.get(first_line)
-        if function is None or inspect.unwrap(function).__code__.co_filename != path:
-            continue
-        names = list(ast.walk(node))
+        names = list(ast.walk(definition))
         if any(isinstance(n, ast.Name) and n.id == "tx" and isinstance(n.ctx, ast.Store) for n in names):
             continue  # `tx` is made to mean something else
         for use in names:
@@ -597,6 +623,52 @@ def _check_tables(functions: list[Callable[..., Any]], source: str, path: str, s
             raise SchemaError(
                 f"{path}:{use.lineno}: procedure {function.__name__}: there is no table {use.attr}; {hint}"
             )
+
+
+def _definitions(source: str) -> dict[int, ast.FunctionDef]:
+    """The functions of a source text, by their first line: a decorator's, where there is one."""
+    return {
+        min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]): node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def _tables_of_copies(schema: Schema | None) -> frozenset[str]:
+    """The tables that every partition has a copy of."""
+    return frozenset(table.name for table in schema.tables if table.partition_column is None) if schema else frozenset()
+
+
+def _procedure_of(function: Callable[..., Any], copies: frozenset[str]) -> Procedure:
+    declaration: Declaration = getattr(function, _MARK)
+    joint = declaration.everywhere and not declaration.read_only and _may_touch(function, copies)
+    return Procedure(function, inspect.unwrap(function).__globals__, joint=joint)
+
+
+def _may_touch(function: Callable[..., Any], tables: frozenset[str]) -> bool:
+    """Whether a procedure may touch one of these tables: it says tx.<table>, or does with `tx` what hides the table."""
+    if not tables:
+        return False
+    code = inspect.unwrap(function).__code__
+    if hasattr(function, "__wrapped__"):
+        return True  # the decorator has `tx` too
+    try:
+        definition = _definitions("".join(linecache.getlines(code.co_filename))).get(code.co_firstlineno)
+    except SyntaxError:
+        definition = None
+    if definition is None:
+        return True
+    name = code.co_varnames[0]
+    seen = list(ast.walk(definition))
+    plain = {id(use.value) for use in seen if isinstance(use, ast.Attribute)}
+    if any(isinstance(use, ast.Name) and use.id == name and id(use) not in plain for use in seen):
+        return True  # passed on, kept, or made to mean something else
+    uses = {
+        use.attr
+        for use in seen
+        if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == name
+    }
+    return not uses.isdisjoint(tables) or any(use == "execute" or use.startswith("_") for use in uses)
 
 
 def _show_in_tracebacks(source: str, path: str) -> None:

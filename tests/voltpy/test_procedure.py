@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import linecache
 import random
@@ -102,12 +103,39 @@ def test_a_key_is_an_int_or_a_str(annotation: Any) -> None:
     assert registered(procedure(partition_by="key")(look)).key_positions == [0]
 
 
-@pytest.mark.parametrize("annotation", [float, bool, datetime, Optional[int], list[int], Literal[1], bytes])  # noqa: UP045 both spellings of a union are read
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        list[int],
+        list[str],
+        list[int | str],
+        tuple[int, ...],
+        list[AccountNumber],
+        int | list[int],
+        tuple[str | int, ...],
+    ],
+)
+def test_a_key_may_be_a_list_of_keys(annotation: Any) -> None:
+    def look(tx: Any, keys: Any) -> None: ...
+
+    look.__annotations__["keys"] = annotation
+    assert registered(procedure(partition_by="keys")(look)).key_positions == [0]
+
+
+NO_KEYS = [
+    float, bool, datetime, Optional[int], Literal[1], bytes,  # noqa: UP045 both spellings of a union are read
+    list, tuple, list[float], list[int | None], list[list[int]], tuple[int, str], tuple[int], dict[int, str], set[int],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("annotation", NO_KEYS)
 def test_a_key_of_another_type_is_refused(annotation: Any) -> None:
     def look(tx: Any, key: Any) -> None: ...
 
     look.__annotations__["key"] = annotation
-    with pytest.raises(SchemaError, match="'key' decides where it runs and must be int or str, not"):
+    with pytest.raises(
+        SchemaError, match="'key' decides where it runs and must be int or str, or a list of those, not"
+    ):
         registered(procedure(partition_by="key")(look))
 
 
@@ -132,7 +160,7 @@ REFUSED = {
         @procedure(partition_by="account")
         def f(tx, account): ...
     """,
-    "must be int or str, not float": """
+    "must be int or str, or a list of those, not float": """
         @procedure(partition_by="account")
         def f(tx, account: float): ...
     """,
@@ -182,7 +210,7 @@ REFUSED = {
         @procedure(everywhere=True)
         def f(tx, when: "datetime"): ...
     """,
-    "'target' decides where it runs and must be int or str, not float": """
+    "'target' decides where it runs and must be int or str, or a list of those, not float": """
         @procedure(partition_by=("source", "target"))
         def f(tx, source: int, target: float): ...
     """,
@@ -231,6 +259,68 @@ def test_procedures_may_cross_partitions() -> None:
     infos = {info.name: info for info in from_functions([richest, transfer]).infos()}
     assert (infos["richest"].key_positions, infos["richest"].everywhere) == ([], False)
     assert infos["transfer"].key_positions == [1, 2]
+
+
+BRANCHES = Table("branches", (Column("code", "STRING", False), Column("name", "STRING", True)), ("code",), False, None)
+COPIES = Schema((ACCOUNTS, BRANCHES), ())
+NO_COPIES = Schema((ACCOUNTS, Table("branches", BRANCHES.columns, ("code",), False, "code")), ())
+JOINT = {
+    "says the table's name": "def f(tx): tx.branches.get('a')",
+    "says it in a function of its own": """
+        def f(tx):
+            def close(code):
+                tx.branches.delete(code)
+            close('a')
+    """,
+    "passes tx on": "def f(tx): help_with(tx)",
+    "keeps tx": "def f(tx): mine = tx; mine.branches.delete('a')",
+    "looks tables up": "def f(tx): getattr(tx, 'bran' + 'ches').delete('a')",
+    "looks into tx": "def f(tx): tx.__dict__['branches'].delete('a')",
+    "runs SQL": "def f(tx): tx.execute('DELETE FROM branches')",
+    "calls tx _tx": "def f(_tx): _tx.branches.delete('a')",
+    "calls something else tx": "def f(tx): tx = None",
+}
+NOT_JOINT = {
+    "touches partitioned tables": "def f(tx): tx.accounts.update(1, balance=tx.unique_id())",
+    "has another branches": "def f(tx, branches: list[str]): return [tx.accounts.count(), branches]",
+    "touches none": "def f(tx): return tx.now()",
+}
+
+
+@pytest.mark.parametrize("text", JOINT.values(), ids=JOINT)
+def test_a_directed_procedure_that_may_write_copies_is_joint(tmp_path: Path, text: str) -> None:
+    text = "from voltpy import procedure\n@procedure(everywhere=True)\n" + dedent(text).strip()
+    assert load_text(tmp_path, text, COPIES).procedures["f"].info.joint
+    assert not load_text(tmp_path, text, NO_COPIES).procedures["f"].info.joint, "there are no copies"
+    read_only = text.replace("everywhere=True", "everywhere=True, read_only=True")
+    assert not load_text(tmp_path, read_only, COPIES).procedures["f"].info.joint
+    with_key = text.replace("everywhere=True", "")
+    assert not load_text(tmp_path, with_key, COPIES).procedures["f"].info.joint
+
+
+@pytest.mark.parametrize("text", NOT_JOINT.values(), ids=NOT_JOINT)
+def test_a_directed_procedure_that_writes_no_copies_is_not_joint(tmp_path: Path, text: str) -> None:
+    text = "from voltpy import procedure\n@procedure(everywhere=True)\n" + text
+    assert not load_text(tmp_path, text, COPIES).procedures["f"].info.joint
+
+
+def test_a_directed_procedure_in_a_decorator_that_sees_tx_is_joint() -> None:
+    def logged(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def wrapper(tx: Any) -> Any:
+            return body(tx)
+
+        return wrapper
+
+    @logged
+    @procedure(everywhere=True)
+    def f(tx: Any) -> None: ...
+
+    @procedure(everywhere=True)
+    def g(tx: Any) -> None: ...
+
+    infos = {info.name: info for info in from_functions([f, g], schema=COPIES).infos()}
+    assert (infos["f"].joint, infos["g"].joint) == (True, False)
 
 
 def test_a_plain_function_is_no_procedure() -> None:
