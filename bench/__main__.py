@@ -87,7 +87,9 @@ def _command(workload: str) -> click.Command:
         settings = Settings(seconds, in_flight or window, tasks, partitions, affinity, fsync, repeat, seed)
         results = Results(where, settings, datetime.now(UTC).isoformat(timespec="seconds"), {}, {}, [])
         try:
-            run_all(results, lines_of(workload), peers, directory, way, lambda run: _tell(report.summary(run)))
+            run_all(
+                results, lines_of(workload, partitions), peers, directory, way, lambda run: _tell(report.summary(run))
+            )
         except BenchError as error:
             raise click.ClickException(str(error)) from None
         finally:

@@ -1,11 +1,12 @@
 """tpcc: the five transactions of TPC-C, revision 5.11, clauses 2.4 to 2.8, and a check of its consistency conditions.
 
-A customer is named by number or, where an `int | str` is asked for, by last name. new_order and payment may reach over to
-other warehouses, and so to other partitions; the others stay in one. They are written key by key, and ask early for what
-does not depend on anything else.
+A customer is named by number or, where an `int | str` is asked for, by last name. new_order and payment may reach over
+to other warehouses, and so to other partitions; the others stay in one. They ask early for what does not depend on
+anything else.
 """
 
 from collections import Counter
+from typing import Any
 
 from voltpy import procedure
 
@@ -224,15 +225,18 @@ def check_consistency(tx) -> dict:
                 found.append(f"condition {condition}, {what} {key}: {left.get(key, 0)} and {right.get(key, 0)}")
 
     w_ytd = {row.w_id: row.w_ytd for row in tx.warehouse.scan()}
-    d_ytd, d_ytd_of_warehouse, last_given = {}, Counter(), {}
+    d_ytd, last_given = {}, {}
+    d_ytd_of_warehouse: Counter = Counter()
     for row in tx.district.scan():
         d_ytd[row.d_w_id, row.d_id] = row.d_ytd
         d_ytd_of_warehouse[row.d_w_id] += row.d_ytd
         last_given[row.d_w_id, row.d_id] = row.d_next_o_id - 1
     compare(1, "warehouse", w_ytd, d_ytd_of_warehouse)
 
-    waiting, oldest, newest = Counter(), {}, {}
     undelivered = set()
+    waiting: Counter = Counter()
+    oldest: dict = {}
+    newest: dict = {}
     for row in tx.new_order.scan():
         district = (row.no_w_id, row.no_d_id)
         waiting[district] += 1
@@ -241,7 +245,9 @@ def check_consistency(tx) -> dict:
         undelivered.add((*district, row.no_o_id))
     compare(3, "district", waiting, {district: newest[district] - oldest[district] + 1 for district in waiting})
 
-    last_order, lines_said, lines_said_of_district, carried, buyer = {}, {}, Counter(), set(), {}
+    lines_said, carried, buyer = {}, set(), {}
+    lines_said_of_district: Counter = Counter()
+    last_order: dict = {}
     for row in tx.orders.scan():
         district, order = (row.o_w_id, row.o_d_id), (row.o_w_id, row.o_d_id, row.o_id)
         last_order[district] = max(row.o_id, last_order.get(district, 0))
@@ -256,19 +262,25 @@ def check_consistency(tx) -> dict:
     for order in (lines_said.keys() - carried) ^ undelivered:
         found.append(f"condition 5, order {order}: it has a carrier and waits, or neither")
 
-    lines, lines_of_district, delivered = Counter(), Counter(), Counter()
+    lines: Counter = Counter()
+    lines_of_district: Counter = Counter()
+    delivered: Counter = Counter()
     for row in tx.order_line.scan():
         district, order = (row.ol_w_id, row.ol_d_id), (row.ol_w_id, row.ol_d_id, row.ol_o_id)
         lines[order] += 1
         lines_of_district[district] += 1
         if (row.ol_delivery_d is None) == (order in carried):
-            found.append(f"condition 7, order {order}, line {row.ol_number}: delivered without its order, or not with it")
+            found.append(
+                f"condition 7, order {order}, line {row.ol_number}: delivered without its order, or not with it"
+            )
         if row.ol_delivery_d is not None and order in buyer:
             delivered[*district, buyer[order]] += row.ol_amount
     compare(4, "district", lines_said_of_district, lines_of_district)
     compare(6, "order", lines_said, lines)
 
-    taken_at_warehouse, taken_at_district, paid = Counter(), Counter(), Counter()
+    taken_at_warehouse: Counter = Counter()
+    taken_at_district: Counter = Counter()
+    paid: Counter = Counter()
     for row in tx.history.scan():
         taken_at_warehouse[row.h_w_id] += row.h_amount
         taken_at_district[row.h_w_id, row.h_d_id] += row.h_amount
@@ -292,9 +304,9 @@ def check_consistency(tx) -> dict:
     }
 
 
-def inconsistencies(reports):
+def inconsistencies(reports: list[dict[str, Any]]) -> list[str]:
     """Everything that `check_consistency` found in all partitions, none of which had a call under way; [] is good."""
-    elsewhere = Counter()
+    elsewhere: Counter = Counter()
     for report in reports:
         for *customer, amount in report["paid_elsewhere"]:
             elsewhere[*customer] += amount

@@ -186,6 +186,7 @@ LINES = (
         count=500_000,
         cycles=True,
         verify=verify,
+        procedures=tuple(MOVED),
         voltpy=OnVoltpy("smallbank", _load_voltpy, _state_of_voltpy),
         dicts=OnDicts("smallbank", _load_dicts, _state_of_dicts),
         redis=OnRedis(REDIS, _load_redis, fcall, _state_of_redis),
