@@ -8,6 +8,7 @@ from statistics import median
 from bench.experiment import Results, Run
 from bench.machine import in_words
 from bench.measure import pairwise_ratio
+from bench.targets import targets
 
 BASELINE = "voltpy"
 COLUMNS = (
@@ -22,9 +23,10 @@ HEAD = "\n".join(
 
 
 def markdown(results: Results) -> str:
-    """The table, and below it what it was measured on."""
+    """The table, and below it which targets were held, and what it was measured on."""
     rows = "".join(_row(runs, _baselines(results.runs, runs[0].line)) for runs in _groups(results.runs))
-    return f"{HEAD}\n" + rows + "\n" + conditions(results)
+    held = "".join(f"- {line}\n" for line in targets(results))
+    return f"{HEAD}\n" + rows + "\n" + (held and f"{held}\n") + conditions(results)
 
 
 def summary(run: Run) -> str:
