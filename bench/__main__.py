@@ -58,7 +58,9 @@ def _crossing_option(workload: str) -> Callable[[Command], Command]:
 
 
 def _command(workload: str) -> click.Command:
-    @click.command(workload, help=f"Measures {workload}." if workload != "all" else "Measures all workloads.")
+    @click.command(
+        workload, help=f"Measures {workload}." if workload != "all" else "All whose calls stay in one partition."
+    )
     @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
     @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
     @click.option("--in-flight", type=click.IntRange(1, 65536), help="Default: 1,024 a partition, the client's window.")

@@ -23,7 +23,8 @@ from bench.workload import BenchError, Call, CallStream, Fsync, Line, NotInstall
 from voltpy.errors import Aborted
 
 PEERS = ("voltpy", "redis", "postgres", "two_postgres", "dicts")
-WORKLOADS = ("voter", "kv", "smallbank", "increment", "lone", "transfer", "tpcc")
+IN_ONE_PARTITION = ("voter", "kv", "smallbank", "increment", "lone")
+WORKLOADS = (*IN_ONE_PARTITION, "transfer", "tpcc")
 WARM_UP_S = 0.5
 MOST_CALLS_A_SECOND = 500_000  # a stream that does not cycle is made this long, and no longer
 
@@ -72,7 +73,7 @@ class Results(Struct):
 
 def lines_of(workload: str, partitions: int) -> list[Line]:
     """Where it matters which partitions a key lives in, a workload makes its lines for so many."""
-    names = WORKLOADS if workload == "all" else (workload,)
+    names = IN_ONE_PARTITION if workload == "all" else (workload,)
     modules = [import_module(f"bench.workloads.{name}") for name in names]
     return [
         line for module in modules for line in (module.lines(partitions) if hasattr(module, "lines") else module.LINES)

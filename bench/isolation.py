@@ -8,6 +8,7 @@ Afterwards the money on all accounts is what was there and what was deposited.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class Results(Struct):
 @click.option("--seed", default=1, show_default=True)
 @click.option(
     "--directory",
-    default="/tmp",
+    default=tempfile.gettempdir(),
     show_default=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     callback=on_a_disk,

@@ -38,13 +38,14 @@ def summary(run: Run) -> str:
 
 def conditions(results: Results) -> str:
     settings = results.settings
+    measured = {run.peer for run in results.runs}
     lines = [
         in_words(results.machine),
         f"One client process on the same machine, {settings.seconds:g} s a run, {settings.repeat} repetitions in turn; "
         f"{settings.in_flight} calls in flight, {settings.tasks} where asyncio tasks await them, 1 where it is lone.",
         "Medians of the repetitions; ratios pair by pair, of calls a second, or of p50 latency where the call is lone. "
         "After each run the tables held what was acknowledged.",
-        *(f"{name}: {text}." for name, text in results.peers.items()),
+        *(f"{name}: {text}." for name, text in results.peers.items() if name in measured),
         *(f"{name}: not measured, {why}." for name, why in results.skipped.items()),
         f"Measured {results.started_at}.",
     ]

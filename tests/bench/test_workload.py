@@ -6,7 +6,9 @@ from bench.experiment import lines_of
 from bench.workload import BenchError, CallStream, batches
 from bench.workloads import increment, kv, smallbank, voter
 
-LINES = {f"{line.workload}/{line.name}": line for line in lines_of("all", 2)}
+LINES = {
+    f"{line.workload}/{line.name}": line for workload in ("all", "transfer", "tpcc") for line in lines_of(workload, 2)
+}
 
 
 @pytest.mark.parametrize("name", LINES)
