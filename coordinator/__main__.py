@@ -35,6 +35,7 @@ from voltpy.door import Door
 from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, SchemaError
 from voltpy.events import configure
+from voltpy.forks import forbid_forks
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import Registry, load
@@ -60,6 +61,7 @@ def main() -> int:
     configure()
     if options.process == "router":
         return _route(options)
+    forbid_forks()
     try:
         return _coordinate(options)
     except Corruption as error:

@@ -148,6 +148,10 @@ class JointBatch:
         self.ran: dict[int, Ran] = {}
         self.outcomes: bytes = b"\x90"
 
+    @property
+    def result_bytes(self) -> int:
+        return sum(len(ran.result) for ran in self.ran.values())
+
     def close(self) -> ReplyGroup:
         """All have run: the call's result is the list of its parts' results."""
         results = joined([bytes(self.ran[partition].result) for partition in sorted(self.ran)])

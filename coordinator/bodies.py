@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from coordinator.borrowed import Table, Tables, Wish
+from coordinator.habits import Habit
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
 from voltpy.builtin import builtins
@@ -59,6 +60,7 @@ class Call(Struct, eq=False, gc=True):
     until_s: float = 0.0  # how long it waits for its partitions, once it does
     generated: Generated | None = None
     stand_ins: bool = True
+    guessed: bool = False  # its first wishes are its procedure's habit
     attempts: int = 0  # batches that were aborted with it
     tries: int = 0  # read rounds that came to nothing
     borrows: bool = False  # though it only reads
@@ -91,6 +93,7 @@ class Bodies:
         self._context = CallContext(running, ids, clock)
         self.tables = Tables(schema, partitions, self._context.next_id)
         self._large_bytes = 0
+        self._habits: dict[Procedure, Habit] = {}
         self._without_stand_ins: set[Procedure] = set()  # bodies that loop on them
         tables = self.tables.by_name
         read_only = {
@@ -102,6 +105,7 @@ class Bodies:
     def use(self, registry: Registry) -> None:
         """From the next call on, these procedures."""
         self.registry = registry
+        self._habits.clear()
         self.procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self.procedures))}
 
@@ -128,13 +132,14 @@ class Bodies:
         client_id = group.client_id
         calls: list[Call] = []
         errors: list[CallError] = []
+        mark = len(self.tables.undo)
         try:
             raws = argument_lists.split(group) if not procedure.arguments_are_immutable else None
             decoded = procedure.decode_many(group.args, len(group.numbers))
         except BaseException:  # noqa: BLE001 — the procedure boundary: an argument's type may be the user's
-            self.interrupted = None
-            self.tables.undo.clear()
+            self._forget_interruption(mark)
             return self._calls_one_by_one(origin, group, procedure)
+        self._forget_interruption(mark)
         for position, number in enumerate(group.numbers):
             raw = None if raws is None else bytes(raws[position][1])
             made = self._call(origin, client_id, number, procedure, decoded[position], raw)
@@ -168,16 +173,23 @@ class Bodies:
 
     def _decoded(self, procedure: Procedure, client_id: int, number: int, raw: Raw) -> tuple[Any, ...] | Error:
         self._runs(client_id, number, procedure)
+        mark = len(self.tables.undo)
         try:
             return procedure.decode_one(raw)
         except BadArguments as error:
             return error
         except BaseException as error:  # noqa: BLE001 — as in calls_of
-            self.tables.undo.clear()
             if self.interrupted:
-                self.interrupted = None
                 return ProcedureTimeout(f"{procedure.name}: its arguments took longer than the procedure timeout")
             return BadArguments(f"{procedure.name}: an argument's type raised {type(error).__name__}")
+        finally:
+            self._forget_interruption(mark)
+
+    def _forget_interruption(self, mark: int) -> None:
+        """Of decoding, which may be the user's code: it must not end the next run."""
+        if self.interrupted:
+            self.interrupted = None
+            self.tables.undo_to(mark)
 
     def _call(
         self,
@@ -208,14 +220,25 @@ class Bodies:
     # Runs.
 
     def discover(self, calls: Iterable[Call]) -> None:
-        """Runs calls that never ran, on stand-ins, to find out what they will want. Nothing else remains of it."""
-        tables = self.tables
+        """Finds out what calls that never ran want: by habit, or by a run on stand-ins that leaves nothing else."""
+        tables, habits = self.tables, self._habits
         for call in calls:
-            if call.wants is None:
-                call.wants = {}
-                self.run([call])
-                tables.undo_to(call.changed[0])
-                call.error = None
+            if call.wants is not None:
+                continue
+            habit = habits.get(call.procedure)
+            if habit is None:
+                habit = habits[call.procedure] = Habit()
+            elif habit.is_firm:
+                call.wants = habit.wishes(call.arguments, call.verified, tables.tables)
+                call.guessed = call.wants is not None
+                if call.guessed:
+                    continue
+            call.wants = {}
+            self.run([call])
+            tables.undo_to(call.changed[0])
+            call.error = None
+            if call.stand_ins:
+                habit.saw(call.arguments, call.wants)
 
     def run(self, calls: Iterable[Call]) -> list[Call]:
         """Runs them one after another, on what is in the cache. Returns those that missed something."""
@@ -259,8 +282,11 @@ class Bodies:
         wants = self.tables.wants
         interrupted, self.interrupted = self.interrupted, None
         if wants:
-            call.wants = wants | call.wants if call.wants else dict(wants)
+            call.wants = call.wants | wants if call.wants else dict(wants)
             wants.clear()
+            if call.guessed:
+                self._habits[call.procedure].broken()
+                call.guessed = False
             if interrupted and call.stand_ins:
                 call.stand_ins = False
                 self._without_stand_ins.add(call.procedure)

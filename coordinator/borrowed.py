@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from voltpy.errors import CODES, ConstraintViolation, DuplicateKey, Error, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -316,6 +317,12 @@ class Table:
     def decoded_key(self, key: bytes) -> Any:
         return self._format.decode_key(key)
 
+    def home_of_key(self, key: Any, verified: dict[Any, int]) -> int | None:
+        """The partition of the row with this key, if it is a plain one and in a partition among these; ANY: a copy."""
+        if type(key) is not self._key_type or (type(key) is int and not INT_MIN <= key <= INT_MAX):
+            return None
+        return ANY if self.replicated else verified.get(key) if self._part_of_key == -1 else None
+
     def forget(self) -> None:
         """Nothing is borrowed any more."""
         self.rows.clear()
@@ -367,15 +374,16 @@ class Table:
 
     def _stand_in(self, key: Any) -> Any:
         schema = self.schema
-        columns = schema.primary_key
-        of_key = dict(zip(columns, key if len(columns) > 1 else (key,), strict=True))
         if self.sample is None:
             values = [
                 None if column.nullable else column.default if column.has_default else _STAND_IN_VALUES[column.type]
                 for column in schema.columns
             ]
             self.sample = self._format.struct(*values)
-        return msgspec.structs.replace(self.sample, **of_key)
+        columns = schema.primary_key
+        if len(columns) == 1:
+            return replace(self.sample, **{columns[0]: key})
+        return replace(self.sample, **dict(zip(columns, key, strict=True)))
 
     def _partitions(self) -> frozenset[int]:
         """Those that the call may use."""

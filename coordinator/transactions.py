@@ -50,7 +50,7 @@ from coordinator.inquiries import IN_DOUBT_S, Inquiry
 from coordinator.reads import FAILED, READ, RELEASING, TRIES, Round
 from coordinator.session import ATTACHED, DOWN, Session
 from coordinator.two_phase import Ask, State
-from voltpy.answers import Answers
+from voltpy.answers import REPLY_BYTES, Answers
 from voltpy.call_error import call_error
 from voltpy.errors import (
     CODES,
@@ -604,6 +604,10 @@ class Transactions:
                         "partition 0: what it writes must depend on its arguments and on copied tables alone"
                     ),
                 )
+                return
+            if work.result_bytes > REPLY_BYTES:
+                text = f"results of {work.result_bytes:,} bytes together; the limit is {REPLY_BYTES:,}"
+                self._joint_aborted(work, ConstraintViolation(text))
                 return
             work.close()
             self._decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Hashable
 from pathlib import Path
-from typing import NoReturn
 
 import structlog
 import zmq
@@ -37,6 +36,7 @@ from voltpy.door import Door
 from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
 from voltpy.events import configure
+from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
@@ -62,7 +62,7 @@ LINGER_MS = 1000  # at the end, for replies that are on their way
 def main() -> int:
     arguments = _arguments()
     die_with_parent(int(os.environ.get(SUPERVISOR, "0")))
-    _forbid_forks()
+    forbid_forks()
     configure()
     events = structlog.get_logger().bind(partition=arguments.partition)
     try:
@@ -206,16 +206,6 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
     finally:
         wal.close()
     return 0
-
-
-def _forbid_forks() -> None:
-    """A copy of this process would serve from the same sockets, write to the same WAL and hold its lock."""
-
-    def refuse() -> NoReturn:
-        raise RuntimeError("a procedure can't fork its partition; start another program with subprocess instead")
-
-    os.fork = os.forkpty = refuse
-    os.register_at_fork(after_in_child=lambda: os._exit(EXIT_CRASHED))  # for a fork that does not come by there
 
 
 def _arguments() -> argparse.Namespace:
