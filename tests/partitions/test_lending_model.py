@@ -106,11 +106,14 @@ class World:
     def mark_flushed(self) -> None:
         self.flushed_at = self.log._path, self.log._offset
 
-    def remember(self) -> None:
+    def remember(self, lsn: int | None = None) -> None:
+        """How it is now, after the last record, or after this one, behind which others have come already."""
         if self.log._path != self.flushed_at[0]:  # a new segment: everything before it was flushed
             self.flushed_at = self.log._path, 40
         prepared = {batch: changes.copy() for batch, changes in self.prepared.items()}
-        self.moments[self.partition.lsn] = Moment(self.rows.copy(), prepared, self.committed.copy())
+        self.moments[self.partition.lsn if lsn is None else lsn] = Moment(
+            self.rows.copy(), prepared, self.committed.copy()
+        )
 
     def flush(self) -> None:
         self.partition.wal.flush()  # type: ignore[union-attr]  # there is one
@@ -305,6 +308,7 @@ class World:
             return
         changes = self.changes(batch)
         says_yes = self.holds(batch, changes)
+        lsn = self.partition.lsn
         (vote,) = self.partition.order(Prepare(batch, encoded(changes)))
         assert isinstance(vote, Vote)
         assert (not vote.error) == says_yes, vote
@@ -312,6 +316,7 @@ class World:
             self.lost.add(batch)
         elif changes:
             self.prepared[batch] = changes
+            self.remember(lsn + 1)
         self.give_back(batch)
 
     def commit(self) -> None:
@@ -320,6 +325,7 @@ class World:
             return
         changes = self.changes(batch)
         says_yes = self.holds(batch, changes)
+        lsn = self.partition.lsn
         outcomes = [ReplyGroup(COORDINATORS_CLIENT, [batch], joined([encode(batch * 2)]))]
         (vote,) = self.partition.order(Commit(batch, encoded(changes), Raw(encode(outcomes))))
         assert isinstance(vote, Vote)
@@ -327,6 +333,7 @@ class World:
         if says_yes:
             self.apply(changes)
             self.committed[batch] = batch * 2
+            self.remember(lsn + 1)
         else:
             self.lost.add(batch)
         self.give_back(batch)
@@ -341,10 +348,13 @@ class World:
     def decide(self) -> None:
         batch = self.rng.choice([*self.prepared, self.batch, self.batch + 5])
         commits = self.rng.random() < 0.6
+        lsn = self.partition.lsn
         assert self.partition.order(Decide(batch, commits)) == [Decided(batch)]
         changes = self.prepared.pop(batch, None)
-        if changes is not None and commits:
-            self.apply(changes)
+        if changes is not None:
+            if commits:
+                self.apply(changes)
+            self.remember(lsn + 1)
         self.lost.discard(batch)
         self.give_back(batch)
         if batch == self.batch:
