@@ -397,7 +397,6 @@ class Cluster:
         else:
             line = [
                 *(*self._partition_command, "--partition", str(start.child), "--fsync", options.fsync),
-                *("--memory", str(options.memory_bytes // self._directory.partitions)),
                 *("--core", str(self._cores[start.child % len(self._cores)])),
                 *("--warm", ",".join(options.warm), "--warm-rate", str(options.warm_bytes_per_s)),
             ]
@@ -406,6 +405,7 @@ class Cluster:
         line += [
             *("--data", str(self._directory.path), "--partitions", str(self._directory.partitions)),
             *("--runtime", str(self._runtime), "--host", options.host),
+            *("--memory", str(options.memory_bytes // self._directory.partitions)),
             *("--procedure-timeout", str(options.procedure_timeout_s)),
         ]
         if start.runaway is not None:

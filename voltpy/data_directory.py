@@ -47,9 +47,11 @@ SCHEMA = "schema.json"
 SCHEMA_SQL = "schema.sql"
 PROCEDURES = "procedures.json"
 RESTORING = "RESTORING"
+DECISIONS = "decisions"  # how the decision log's files begin
 _NEW = ".new"
+_COORDINATOR = "coordinator"
 _PARTITION_NAME = re.compile(r"partition-(0|[1-9][0-9]*)")
-_NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME"} | {
+_NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME", _COORDINATOR} | {
     name + suffix for name in (CLUSTER, SCHEMA, SCHEMA_SQL, PROCEDURES) for suffix in ("", _NEW)
 }
 
@@ -172,6 +174,8 @@ class DataDirectory:
                 raise Corruption(f"{self.path / CLUSTER} is missing, and {left} holds data")
             if number >= partitions:
                 left.rmdir()
+        if coordinator_directory(self.path).exists():
+            raise Corruption(f"{self.path / CLUSTER} is missing, and {coordinator_directory(self.path)} is there")
         for number in range(partitions):
             self.partition_directory(number).mkdir(mode=0o700, exist_ok=True)
         self.schema, self.schema_sql = schema, schema_text
@@ -276,7 +280,7 @@ def partition_directory(path: Path, partition: int) -> Path:
 
 def coordinator_directory(path: Path) -> Path:
     """Where the coordinator of the data directory at `path` keeps its decision log."""
-    return path / "coordinator"
+    return path / _COORDINATOR
 
 
 def read_schema(path: Path) -> Schema:

@@ -2,7 +2,8 @@
 
 Files are copied, never used in place, so a snapshot can be restored as often as wanted. What the partitions had in
 their WALs is in their checkpoints; each gets an empty WAL that goes on behind its checkpoint's LSN, under a higher
-epoch. The cluster id is a new one: it is another cluster, with the same beginning.
+epoch. Nothing was undecided, so the coordinator's decision log is empty too; its epoch goes on, for the sake of unique
+ids. The cluster id is a new one: it is another cluster, with the same beginning.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from voltpy.crash_point import crash_point
-from voltpy.data_directory import make_restored, partition_directory, read_schema
+from voltpy.data_directory import (
+    DECISIONS,
+    coordinator_directory,
+    make_restored,
+    partition_directory,
+    read_schema,
+)
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.record_log import DiskFull, RecordLog, flush_directory
 from voltpy.schema import Schema, grown
@@ -68,4 +75,11 @@ def _fill(snapshot: Path, manifest: Manifest, data: Path, progress: Callable[[in
             raise ClusterError(str(error)) from None
         flush_directory(directory)
         crash_point("restore.partition.copied")
+    if manifest.coordinator_epoch:
+        directory = coordinator_directory(data)
+        try:
+            RecordLog.make_after(directory, DECISIONS, len(manifest.partitions), 0, manifest.coordinator_epoch)
+        except DiskFull as error:
+            raise ClusterError(str(error)) from None
+        flush_directory(directory)
     flush_directory(data)

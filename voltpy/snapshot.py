@@ -33,7 +33,8 @@ from voltpy.errors import ClusterError, Corruption
 from voltpy.file_range import chunks, copy_range, data_ranges
 from voltpy.record_log import flush_directory
 
-VERSION = 1
+VERSION = 2
+OLDEST_VERSION = 1  # knew no coordinator
 MANIFEST = "manifest.json"
 UNFINISHED = "manifest.json.new"
 
@@ -64,7 +65,10 @@ class PartitionEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """`cluster_id` and `data`: whence it comes. `created_at`: ISO 8601, UTC."""
+    """`cluster_id` and `data`: whence it comes. `created_at`: ISO 8601, UTC.
+
+    `coordinator_epoch`: its unique ids of this epoch and those before may be in the rows. There was nothing undecided.
+    """
 
     version: int
     cluster_id: str
@@ -73,6 +77,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     catalog_version: Count
     partitions: Annotated[list[PartitionEntry], Meta(min_length=1, max_length=MAX_PARTITIONS)]
     files: list[FileEntry]
+    coordinator_epoch: Annotated[int, Meta(ge=0, lt=1 << 32)] = 0
 
     @property
     def bytes(self) -> int:
@@ -147,8 +152,8 @@ def read_manifest(directory: Path) -> Manifest:
         if crc32c(inner) != sealed.crc32c:
             raise Corruption(f"{path} offset 0: the manifest's CRC is wrong")
         version = msgspec.json.decode(inner, type=_Versioned).version
-        if version != VERSION:
-            raise ClusterError(f"{path} has version {version}; this program reads {VERSION}: use another voltpy")
+        if not OLDEST_VERSION <= version <= VERSION:
+            raise ClusterError(f"{path} has version {version}; this program reads up to {VERSION}: use another voltpy")
         manifest = msgspec.json.decode(inner, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corruption(f"{path} offset 0: not a manifest: {error}") from None

@@ -2,7 +2,8 @@
 
     1  claim DIR                                     nothing else may be in it                voltpy.snapshot
     2  every partition makes a checkpoint and holds  asked for and renewed by admin           voltpy.supervision
-       it, as long as we say that we are there       commands, at the router
+       it, as long as we say that we are there; all  commands, at the router
+       begin while nothing crosses partitions
     3  a process of its own copies them              started by name                          partitions.copier
     4  schema and procedures are copied
     5  the checkpoints are released                  each partition says whether it held its own to the end
@@ -52,6 +53,7 @@ class _Lease:
         described = db.begin_snapshot(str(directory), os.getpid(), lease_s)
         self._number: int = described["snapshot"]
         self.cut: list[PartitionEntry] = []
+        self.coordinator_epoch: int = described["coordinator_epoch"]
 
     def ask(self) -> str:
         """Says that we are there. The state that the snapshot is in; raises ClusterError when it has failed."""
@@ -125,7 +127,14 @@ def take(
         created_at = datetime.now(UTC).isoformat(timespec="seconds")
         catalog_version: int = status["catalog_version"]
         manifest = Manifest(
-            SNAPSHOT_VERSION, status["cluster_id"], str(data), created_at, catalog_version, lease.cut, files
+            SNAPSHOT_VERSION,
+            status["cluster_id"],
+            str(data),
+            created_at,
+            catalog_version,
+            lease.cut,
+            files,
+            lease.coordinator_epoch,
         )
         write_manifest(directory, manifest)
         crash_point("snapshot.complete")

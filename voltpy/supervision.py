@@ -239,12 +239,15 @@ class Snapshot:
     """
 
     __slots__ = (
-        "begun", "cut_until_s", "directory", "held", "lease_s", "number", "pid", "reason", "released", "state",
-        "until_s",
+        "begun", "coordinator_epoch", "cut_until_s", "directory", "held", "lease_s", "number", "pid", "reason",
+        "released", "state", "until_s",
     )  # fmt: skip
 
-    def __init__(self, number: int, directory: str, pid: int, lease_s: float, now_s: float) -> None:
+    def __init__(
+        self, number: int, directory: str, pid: int, lease_s: float, coordinator_epoch: int, now_s: float
+    ) -> None:
         self.number = number
+        self.coordinator_epoch = coordinator_epoch
         self.directory = directory
         self.pid = pid
         self.lease_s = lease_s
@@ -266,6 +269,7 @@ class Snapshot:
             "snapshot": self.number,
             "state": self.state,
             "reason": self.reason,
+            "coordinator_epoch": self.coordinator_epoch,
             "partitions": [
                 {"partition": number, "checkpoint": held.checkpoint, "lsn": held.lsn, "epoch": held.epoch}
                 for number, held in sorted(self.held.items())
@@ -502,7 +506,9 @@ class Supervision:
             why = "the cluster is stopping" if self.stopping else f"{', '.join(down)} can't take part: not serving"
             return self._refuse(admin_number, "Unavailable", why)
         self._snapshots_begun += 1
-        snapshot = self._snapshot = Snapshot(self._snapshots_begun, directory, pid, float(lease_s), now_s)
+        snapshot = self._snapshot = Snapshot(
+            self._snapshots_begun, directory, pid, float(lease_s), self.coordinator.incarnation, now_s
+        )
         if len(self.partitions) > 1:
             snapshot.state, snapshot.cut_until_s = "quieting", now_s + CUT_LIMIT_S
             self._actions.append(Tell(self.coordinator.number, HoldBatches(snapshot.number, CUT_LEASE_S)))

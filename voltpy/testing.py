@@ -7,6 +7,7 @@
             db.call("open_account", 42, "Kari")
             assert db.call("deposit", 42, 100) == 100
 
+There is one partition, so procedures that cross partitions run in it too, and `call_everywhere` gives one result.
 It is the engine that the partitions run, called in the same way: arguments and results take the form that they would
 have on the wire, errors are the same, and a ProcedureError carries the original exception as its `__cause__`.
 With pytest, the fixture `voltpy_engine` makes engines and closes them:
@@ -65,7 +66,9 @@ class Engine:
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
         registry: Registry = (
-            load_path(procedures, tables) if isinstance(procedures, str | Path) else from_functions(procedures)
+            load_path(procedures, tables)
+            if isinstance(procedures, str | Path)
+            else from_functions(procedures, schema=tables)
         )
         self._store: Store = Store(tables, 0, 1, memory_bytes)
         self._executor: Executor = Executor(

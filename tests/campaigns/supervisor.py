@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from voltpy import events, supervision
-from voltpy.cluster import PARTITION_COMMAND, Cluster, Options
+from voltpy.cluster import COORDINATOR_COMMAND, PARTITION_COMMAND, Cluster, Options
 from voltpy.data_directory import DataDirectory
 from voltpy.errors import Error
 from voltpy.parent_death import die_with_parent
@@ -44,7 +44,13 @@ def main() -> int:
         with DataDirectory.open(
             arguments.data, arguments.partitions, arguments.schema.read_text(), arguments.procedures
         ) as directory:
-            Cluster(directory, options, _ready, partition_command=partition_command).run()
+            Cluster(
+                directory,
+                options,
+                _ready,
+                partition_command=partition_command,
+                coordinator_command=(*COORDINATOR_COMMAND, "--segment-bytes", str(arguments.segment_bytes)),
+            ).run()
     except Error as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1

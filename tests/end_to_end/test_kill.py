@@ -120,7 +120,7 @@ def _times_out(client: Client, worker: int) -> None:
 
 def _nothing_was_restarted(db: Client) -> None:
     status: dict[str, Any] = db.status()
-    assert [child["restarts"] for child in (status["router"], *status["partitions"])] == [0, 0, 0]
+    assert [child["restarts"] for child in (status["router"], status["coordinator"], *status["partitions"])] == [0] * 4
 
 
 def _worker_of(partition: int, past: int = 0) -> int:

@@ -231,7 +231,7 @@ def test_the_children_die_with_their_supervisor_and_the_next_start_recovers(star
     running = start()
     running.db.call("open_account", 1, "Kari")
     status = running.db.status()
-    pids = [status["router"]["pid"], *(p["pid"] for p in status["partitions"])]
+    pids = [child["pid"] for child in (status["router"], status["coordinator"], *status["partitions"])]
     running.process.kill()
     running.process.wait()
     eventually(lambda: not any(Path(f"/proc/{pid}/statm").exists() and _runs(pid) for pid in pids))

@@ -4,8 +4,9 @@
 
 Clients reach the partitions by Unix stream; without `streams` by ipc, and if not on the `same_machine` by tcp.
 
-The procedures are `PROCEDURES` below. A partition remembers what each call id answered, so a retried call answers with
-its first result. Run as a program it serves until its standard input closes, and prints its URL: for measurements.
+The procedures are `PROCEDURES` below. Behind several partitions there is one for the coordinator, with the next number.
+Each remembers what each call id answered, so a retried call answers with its first result. Run as a program it serves
+until its standard input closes, and prints its URL: for measurements.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from msgspec import Raw
 from voltpy import wire
 from voltpy.errors import Aborted, Error
 from voltpy.messages import (
+    ELSEWHERE,
     NEVER_SENT,
     STALE,
     Admin,
@@ -71,18 +73,37 @@ def _where(node: FakePartition, *args: Any) -> int:
     return node.number
 
 
-PROCEDURES: dict[str, tuple[int, Callable[..., Any]]] = {
-    "add": (0, _add),
-    "echo": (0, _echo),
-    "refuse_odd": (0, _refuse_odd),
-    "second": (1, _echo),
-    "where": (0, _where),
-    "where_all": (-1, _where),
+def _rename(node: FakePartition, *args: Any) -> int:
+    """Writes what every partition has a copy of."""
+    if node.number < node.cluster.partition_count:
+        raise _Elsewhere("it needs the coordinator")
+    return node.number
+
+
+def _where_all(node: FakePartition, *args: Any) -> Any:
+    return node.number if node.number < node.cluster.partition_count else list(range(node.number))
+
+
+class _Elsewhere(Error):
+    """What it is raised in is for the coordinator."""
+
+
+def info(name: str, *key_positions: int, everywhere: bool = False, joint: bool = False) -> ProcedureInfo:
+    return ProcedureInfo(name, list(key_positions), everywhere, False, [], "", joint)
+
+
+PROCEDURES: dict[str, tuple[ProcedureInfo, Callable[..., Any]]] = {
+    "add": (info("add", 0), _add),
+    "echo": (info("echo", 0), _echo),
+    "refuse_odd": (info("refuse_odd", 0), _refuse_odd),
+    "second": (info("second", 1), _echo),
+    "where": (info("where", 0), _where),
+    "where_all": (info("where_all", everywhere=True), _where),
+    "move": (info("move", 0, 1), _where),
+    "anywhere": (info("anywhere"), _where),
+    "rename": (info("rename", 0), _rename),
+    "set_all": (info("set_all", everywhere=True, joint=True), _where_all),
 }
-
-
-def info(name: str, *key_positions: int) -> ProcedureInfo:
-    return ProcedureInfo(name, list(key_positions), not key_positions, False, [], "")
 
 
 class Node:
@@ -270,7 +291,8 @@ class FakePartition(Node):
                 try:
                     value = body(self, *args)
                 except Error as error:
-                    errors.append(CallError(client, number, type(error).__name__, str(error)))
+                    code = ELSEWHERE if isinstance(error, _Elsewhere) else type(error).__name__
+                    errors.append(CallError(client, number, code, str(error)))
                     continue
                 self.lsn += 1
                 if self.cluster.remember:
@@ -317,7 +339,10 @@ class FakeRouter(Node):
                 errors = [CallError(client, number, "Unavailable", "it is down") for number in group.numbers]
                 self.send(identity, Replies(-1, 0, 0, [], errors))
         elif isinstance(message, EverywhereCall):
-            for number in range(len(self.cluster.partitions)):
+            partitions = list(range(self.cluster.partition_count))
+            if PROCEDURES[message.procedure][0].joint and len(partitions) > 1:
+                partitions = [len(partitions)]
+            for number in partitions:
                 dealer = self._dealer(number)
                 if dealer is not None:
                     dealer.send(wire.encode(message))
@@ -332,7 +357,7 @@ class FakeRouter(Node):
             self.send(identity, reply)
 
     def _dealer(self, number: int) -> zmq.Socket[bytes] | None:
-        partition = self.cluster.partitions[number]
+        partition = self.cluster.processes[number]
         known = self.dealers.get(number)
         if known is not None and (partition is None or known[0] != partition.incarnation):
             self.poller.unregister(known[1])
@@ -364,14 +389,13 @@ class FakeCluster:
         self.version = 1
         self.catalog_version = 1
         self.partition_catalog_version = 1
-        self.procedures = {
-            name: info(name, *([position] if position >= 0 else [])) for name, (position, _body) in PROCEDURES.items()
-        }
+        self.procedures = {name: info for name, (info, _body) in PROCEDURES.items()}
         self.runaways: list[Runaway] = []
         self.former: dict[int, FakePartition] = {}
-        self.partitions: list[FakePartition | None] = []
-        for number in range(partitions):
-            self.partitions.append(FakePartition(self, number, 1, None))
+        self.partition_count = partitions
+        self.processes: list[FakePartition | None] = []  # the partitions, and behind several the coordinator
+        for number in range(partitions + (partitions > 1)):
+            self.processes.append(FakePartition(self, number, 1, None))
         self.router: FakeRouter | None = FakeRouter(self)
         self.url: str = f"voltpy://127.0.0.1:{self.router.tcp_port}"
 
@@ -379,13 +403,13 @@ class FakeCluster:
         return os.path.join(self.directory, name)
 
     def partition(self, number: int) -> FakePartition:
-        found = self.partitions[number]
+        found = self.processes[number]
         assert found is not None
         return found
 
     def topology(self) -> Topology:
         addresses = []
-        for number, partition in enumerate(self.partitions):
+        for number, partition in enumerate(self.processes):
             if partition is None:
                 addresses.append(PartitionAddress(number, 0, "", 0, 0))
             else:
@@ -394,6 +418,7 @@ class FakeCluster:
                         number, partition.incarnation, partition.ipc_path, partition.tcp_port, partition.lsn
                     )
                 )
+        coordinator = addresses.pop() if self.partition_count > 1 else None
         return Topology(
             self.version,
             self.catalog_version,
@@ -402,6 +427,7 @@ class FakeCluster:
             addresses,
             list(self.procedures.values()),
             list(self.runaways),
+            coordinator,
         )
 
     def announce(self) -> None:
@@ -414,14 +440,14 @@ class FakeCluster:
     def kill(self, number: int, *, announce: bool = True) -> None:
         partition = self.partition(number)
         self.former[number] = partition
-        self.partitions[number] = None
+        self.processes[number] = None
         partition.stop()
         if announce:
             self.announce()
 
     def restart(self, number: int) -> None:
         before = self.former[number]
-        self.partitions[number] = FakePartition(self, number, before.incarnation + 1, before)
+        self.processes[number] = FakePartition(self, number, before.incarnation + 1, before)
         self.announce()
 
     def kill_router(self) -> None:
@@ -434,10 +460,10 @@ class FakeCluster:
         self.router = FakeRouter(self, self.router_port)
 
     def call_frames(self) -> int:
-        return sum(node.call_frames() for node in [*self.partitions, self.router] if node is not None)
+        return sum(node.call_frames() for node in [*self.processes, self.router] if node is not None)
 
     def close(self) -> None:
-        for node in [*self.partitions, self.router]:
+        for node in [*self.processes, self.router]:
             if node is not None:
                 node.stop()
         if self.router is not None:

@@ -39,6 +39,23 @@ def run(cluster: FakeCluster, body: Callable[[AsyncClient], Awaitable[Any]], **o
     asyncio.run(main())
 
 
+def test_calls_across_partitions_are_awaited(cluster: FakeCluster) -> None:
+    here, there = key_of(0), key_of(1)
+
+    async def body(db: AsyncClient) -> None:
+        calls = [
+            db.call("move", here, there),
+            db.call("move", here, here),
+            db.call("anywhere"),
+            db.call("rename", here),
+        ]
+        assert await asyncio.gather(*calls) == [2, 0, 2, 2]
+        assert await db.call_many("move", [(here, there), (there, there)] * 200) == [2, 1] * 200
+        assert await db.call_everywhere("set_all") == [0, 1]
+
+    run(cluster, body)
+
+
 async def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 5
     while not condition():

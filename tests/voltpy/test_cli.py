@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -12,13 +13,16 @@ from typing import Any
 
 import click
 import pytest
+from rich.console import Console
 
 from voltpy.cli.call import argument_value, argument_values, signature
 from voltpy.cli.demo import AREA_CODES, VOTERS, _phone_numbers, shipped
 from voltpy.cli.options import size, size_text
 from voltpy.cli.procedures import where_it_runs
+from voltpy.cli.status import _summary, rendered
 from voltpy.errors import BadArguments
 from voltpy.messages import Parameter, ProcedureInfo
+from voltpy.supervision import Supervision
 
 LIMIT_S = 30.0
 
@@ -135,6 +139,42 @@ def test_a_signature_is_shown_and_bounds_the_arguments() -> None:
     assert argument_values(DEPOSIT, ("1",)) == [1]
     with pytest.raises(BadArguments, match="takes 2 arguments, 3 were given"):
         argument_values(DEPOSIT, ("1", "2", "3"))
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        (
+            ProcedureInfo("transfer", [0, 1], False, False, DEPOSIT.parameters, ""),
+            "by account and amount, across partitions",
+        ),
+        (
+            ProcedureInfo("sum", [0], False, True, [Parameter("keys", "list[int]", True)], ""),
+            "by keys, across partitions, read only",
+        ),
+        (ProcedureInfo("richest", [], False, True, [], ""), "across partitions, read only"),
+        (ProcedureInfo("count", [], True, True, [], ""), "everywhere, read only"),
+        (ProcedureInfo("set_all", [], True, False, [], "", joint=True), "everywhere, in one transaction"),
+    ],
+)
+def test_where_a_procedure_runs_is_shown(info: ProcedureInfo, words: str) -> None:
+    assert where_it_runs(info) == words
+
+
+def test_a_status_shows_every_process() -> None:
+    core = Supervision(2, cluster_id="c", runtime="/run/v", catalog_version=1, procedure_timeout_s=5.0)
+    core.begin(0.0)
+    core.exited(2, 1, "the decision log is gone", 1.0)
+    core.exited(2, 1, "the decision log is gone", 1.0)
+    report = {"url": "voltpy://x", "uptime_s": 61, "fsync": "always", "data": "/d", **core.status({}, 1.0)}
+    console = Console(width=200, file=io.StringIO())
+    console.print(rendered(report))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for name in ("router", "coordinator", "partition 0", "partition 1"):
+        assert f"\n{name}" in shown
+    assert "coordinator: exit status 1: the decision log is gone" in shown
+    assert "router starting, coordinator backoff, 0 of 2 partitions serving" in _summary(report)
 
 
 def test_sizes_are_read_and_shown() -> None:

@@ -509,6 +509,39 @@ def test_call_everywhere_gives_one_result_a_partition() -> None:
             db.call_everywhere("where_all")
 
 
+def test_calls_across_partitions_reach_the_coordinator(cluster: FakeCluster, db: Client) -> None:
+    here, there = key_of(0), key_of(1)
+    for _ in range(2):  # through the router at first, perhaps, and straight to it
+        assert db.call("move", here, here) == 0
+        assert db.call("move", here, there) == 2
+        assert db.call("anywhere") == 2
+        wait_until(lambda: 2 in db._links.links, "a link to the coordinator")
+    assert db.submit("move", there, here).result(5) == 2
+    rows = [(here, there), (there, there), (here, here)] * 300
+    assert db.call_many("move", rows) == [2, 1, 0] * 300
+    assert db.call_many("anywhere", [()] * 10) == [2] * 10
+    assert db.call_everywhere("set_all") == [0, 1]
+    with pytest.raises(voltpy.BadArguments, match="use call"):
+        db.call_everywhere("anywhere")
+
+
+def test_a_call_that_turns_out_to_need_the_coordinator_goes_there_unseen(cluster: FakeCluster, db: Client) -> None:
+    assert db.call("rename", key_of(0)) == 2
+    assert db.call_many("rename", [(key,) for key in range(300)]) == [2] * 300
+
+
+def test_a_coordinator_that_dies_and_comes_back(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, retry_s=5.0) as patient, voltpy.connect(cluster.url) as db:
+        cluster.kill(2)
+        db.procedures()  # the router has told by now
+        with pytest.raises(voltpy.Unavailable, match="the coordinator is down"):
+            db.call("anywhere")
+        assert db.call("where", key_of(1)) == 1
+        future = patient.submit("anywhere")
+        cluster.restart(2)
+        assert future.result(5) == 2
+
+
 def test_commands_reach_the_cluster(cluster: FakeCluster, db: Client) -> None:
     assert db.status() == {"command": "status", "body": {}}
     db.stop()

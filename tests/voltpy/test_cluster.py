@@ -210,6 +210,7 @@ def test_a_coordinator_is_started_told_of_the_cluster_and_started_again(
         "--partitions": "2",
         "--runtime": runtime,
         "--host": "127.0.0.1",
+        "--memory": str(1 << 29),
         "--procedure-timeout": "5.0",
     }
     assert (Path(runtime) / "heartbeat-2").exists()

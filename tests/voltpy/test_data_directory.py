@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from voltpy import data_directory
-from voltpy.data_directory import DataDirectory, read_procedures, read_schema, read_source
+from voltpy.data_directory import DataDirectory, coordinator_directory, read_procedures, read_schema, read_source
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.schema import describe
 
@@ -359,6 +359,15 @@ def test_missing_partition_directory_is_named(tmp_path: Path) -> None:
     (path / "partition-1").rmdir()
     with pytest.raises(Corruption, match=r"/d/partition-1 is missing: cluster.json says 2"):
         DataDirectory.open(path)
+
+
+def test_cluster_file_lost_beside_a_decision_log_is_not_made_anew(tmp_path: Path) -> None:
+    path = made(tmp_path / "d")
+    coordinator_directory(path).mkdir()
+    assert DataDirectory.open(path).close() is None
+    (path / "cluster.json").unlink()
+    with pytest.raises(Corruption, match=r"cluster.json is missing, and .*/d/coordinator is there"):
+        DataDirectory.open(path, 2, BANK)
 
 
 def test_cluster_file_lost_beside_data_is_not_made_anew(tmp_path: Path) -> None:

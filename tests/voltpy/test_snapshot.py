@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from google_crc32c import value as crc32c
 
 from partitions.wal import Wal
 from tests.partitions.one_snapshot import SQL, one_snapshot
@@ -20,6 +21,7 @@ from voltpy import crash_point, snapshot_check
 from voltpy.data_directory import CLUSTER, DataDirectory
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.file_range import copy_range, data_ranges
+from voltpy.record_log import RecordLog
 from voltpy.restore import restore
 from voltpy.snapshot import MANIFEST, UNFINISHED, FileEntry, Manifest, claim, read_manifest, write_manifest
 from voltpy.sql.ddl import parse_schema
@@ -82,12 +84,32 @@ def test_a_manifest_that_lists_something_else_is_refused(snapshot: Path, change:
 
 
 def test_a_manifest_of_another_version_names_it(snapshot: Path) -> None:
-    manifest = msgspec.structs.replace(read_manifest(snapshot), version=2)
+    manifest = msgspec.structs.replace(read_manifest(snapshot), version=3)
     (snapshot / MANIFEST).rename(snapshot / UNFINISHED)
     (snapshot / UNFINISHED).write_bytes(b"")
     write_manifest(snapshot, manifest)
-    with pytest.raises(ClusterError, match="has version 2; this program reads 1"):
+    with pytest.raises(ClusterError, match="has version 3; this program reads up to 2"):
         read_manifest(snapshot)
+
+
+def test_a_manifest_from_before_there_was_a_coordinator_is_read(snapshot: Path) -> None:
+    plain = msgspec.to_builtins(msgspec.structs.replace(read_manifest(snapshot), version=1))
+    del plain["coordinator_epoch"]
+    inner = msgspec.json.encode(plain)
+    (snapshot / MANIFEST).write_bytes(msgspec.json.encode({"crc32c": crc32c(inner), "manifest": msgspec.Raw(inner)}))
+    assert read_manifest(snapshot).coordinator_epoch == 0
+
+
+def test_a_restored_coordinator_goes_on_with_a_higher_epoch(snapshot: Path, tmp_path: Path) -> None:
+    manifest = msgspec.structs.replace(read_manifest(snapshot), coordinator_epoch=41)
+    (snapshot / MANIFEST).rename(snapshot / UNFINISHED)
+    (snapshot / UNFINISHED).write_bytes(b"")
+    write_manifest(snapshot, manifest)
+    restore(snapshot, tmp_path / "data")
+    log = RecordLog.open(tmp_path / "data" / "coordinator", "decisions", 1)
+    assert list(log.replay()) == []
+    assert log.begin() == 42
+    log.close()
 
 
 def test_a_claim_takes_an_absent_or_empty_directory_and_no_other(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def call(url: str, timeout: float, as_json: bool, show_traceback: bool, name: st
     """Call the stored procedure NAME and print what it returns.
 
     An ARGUMENT is text where the procedure wants a str, a time (2013-01-01T10:00:00Z) where it wants a datetime, and
-    JSON otherwise: 42, true, null, '[1, 2]'. Options go before NAME. A directed procedure (everywhere=True) runs in
-    every partition; its results are printed as an array, one a partition.
+    JSON otherwise: 42, true, null, '[1, 2]'. Options go before NAME. The procedure runs where its keys are, as one
+    transaction also where that is in several partitions. A directed procedure (everywhere=True) runs in every
+    partition; its results are printed as an array, one a partition.
     """
     with connect(url, timeout=timeout) as db:
         infos = {info.name: info for info in db.procedures()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from voltpy.cli.call import signature
 from voltpy.cli.options import console, json_option, print_value, timeout_option, url_option
@@ -36,14 +37,27 @@ def procedures(context: click.Context, url: str, timeout: float, as_json: bool) 
     for info in infos:
         if info.name.startswith(ENGINE_PREFIX):
             continue
-        table.add_row(signature(info), where_it_runs(info), info.doc.partition("\n")[0])
+        # As Text: what is in brackets would be taken for markup.
+        table.add_row(*map(Text, (signature(info), where_it_runs(info), info.doc.partition("\n")[0])))
     console().print(table)
 
 
 def where_it_runs(info: ProcedureInfo) -> str:
-    names = ", ".join(info.parameters[position].name for position in info.key_positions)
-    place = "everywhere" if info.everywhere else f"by {names}" if names else "across partitions"
+    """by account; by source and target, across partitions; everywhere, in one transaction; …"""
+    names = " and ".join(info.parameters[position].name for position in info.key_positions)
+    if info.everywhere:
+        place = "everywhere, in one transaction" if info.joint else "everywhere"
+    elif not names:
+        place = "across partitions"
+    else:
+        place = f"by {names}, across partitions" if _may_cross(info) else f"by {names}"
     return f"{place}, read only" if info.read_only else place
+
+
+def _may_cross(info: ProcedureInfo) -> bool:
+    """Whether a call may have several keys."""
+    types = [info.parameters[position].type_text for position in info.key_positions]
+    return len(types) > 1 or any("list" in text or "tuple" in text for text in types)
 
 
 @procedures.command("load")
@@ -52,7 +66,7 @@ def where_it_runs(info: ProcedureInfo) -> str:
 @json_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
-    """Replace the stored procedures by those in FILE, between two calls, in all partitions or in none."""
+    """Replace the stored procedures by those in FILE, between two calls, in the whole cluster or nowhere."""
     path, source = read_source(file)
     with connect(url, timeout=timeout) as db:
         answer = db.load_procedures(source, path)

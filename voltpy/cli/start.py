@@ -131,7 +131,7 @@ def start(
     warm_schedule: Path | None,
     with_parent: bool,
 ) -> None:
-    """Start a cluster: a router and one partition a core, watched and restarted.
+    """Start a cluster: a router, a coordinator and one partition a core, watched and restarted.
 
     Runs in the foreground. Prints one line when it is ready, with its URL; ends with exit status 0 after Ctrl-C,
     SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a line.

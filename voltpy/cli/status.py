@@ -37,7 +37,7 @@ _COLOURS = {"serving": "green", "starting": "yellow", "backoff": "yellow", "fail
     help="Show it again every second, until Ctrl-C. Into a file or a pipe: a line each time, while there is a reader.",
 )
 def status(url: str, timeout: float, as_json: bool, watch: bool) -> None:
-    """Show the router and every partition: state, memory, calls a second, flushes.
+    """Show the router, the coordinator and every partition: state, memory, calls a second, flushes.
 
     With --watch, Ctrl-C and a reader that leaves are the normal end: exit status 0.
     """
@@ -87,16 +87,17 @@ def _watch_lines(db: Client, *, as_json: bool) -> None:
 
 def _summary(report: dict[str, Any]) -> str:
     """A status in one line."""
-    children = [report["router"], *report["partitions"]]
+    children = _children(report)
     serving = sum(partition["state"] == "serving" for partition in report["partitions"])
     read_only = sum(bool(partition.get("metrics", {}).get("read_only")) for partition in report["partitions"])
     return (
         f"up {_duration(report['uptime_s'])}, router {report['router']['state']}, "
+        f"coordinator {report['coordinator']['state']}, "
         f"{serving} of {len(report['partitions'])} partitions serving, "
         + (f"{read_only} read only, " if read_only else "")
-        + f"{sum(child['restarts'] for child in children)} restarts, "
-        f"{size_text(sum(child.get('rss_bytes', 0) for child in children))}, "
-        f"{sum(partition.get('calls_per_s', 0.0) for partition in report['partitions']):,.0f} calls/s"
+        + f"{sum(child['restarts'] for child in children.values())} restarts, "
+        f"{size_text(sum(child.get('rss_bytes', 0) for child in children.values()))}, "
+        f"{sum(child.get('calls_per_s', 0.0) for name, child in children.items() if name != 'router'):,.0f} calls/s"
     )
 
 
@@ -112,15 +113,21 @@ def rendered(report: dict[str, Any]) -> RenderableType:
         table.add_column(name, justify="left" if name in ("", "state") else "right")
     for name in ("memory", "CPU", "calls/s", "calls", "flush", "LSN"):
         table.add_column(name, justify="right")
-    table.add_row("router", *_cells(report["router"]))
-    for partition in report["partitions"]:
-        table.add_row(f"partition {partition['partition']}", *_cells(partition))
+    children = _children(report)
+    for name, child in children.items():
+        table.add_row(name, *_cells(child))
     problems = [
-        Text(f"{child.get('partition', 'router')}: {_end(child)}{child['last_words']}", "red")
-        for child in (report["router"], *report["partitions"])
+        Text(f"{name}: {_end(child)}{child['last_words']}", "red")
+        for name, child in children.items()
         if child.get("last_words")
     ]
     return Group(heading, table, *problems)
+
+
+def _children(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The processes of a status, by name, in the order in which they are shown."""
+    partitions = {f"partition {partition['partition']}": partition for partition in report["partitions"]}
+    return {"router": report["router"], "coordinator": report["coordinator"], **partitions}
 
 
 def _end(child: dict[str, Any]) -> str:
@@ -143,7 +150,8 @@ def _cells(child: dict[str, Any]) -> list[Text | str]:
         f"{child['calls_per_s']:,.0f}" if "calls_per_s" in child else "–",
         f"{calls:,}" if isinstance(calls, int) else "–",
         f"{flush_us:,.0f} µs" if isinstance(flush_us, int | float) else "–",
-        f"{child['lsn']:,}" if child.get("incarnation") else "–",
+        # What the coordinator counts are batches, from a large number on in each epoch.
+        f"{child['lsn']:,}" if child.get("incarnation") and "partition" in child else "–",
     ]
 
 
