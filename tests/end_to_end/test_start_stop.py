@@ -293,7 +293,7 @@ def test_a_watched_status_is_a_line_each_time_until_its_reader_leaves(
             if as_json:
                 assert [partition["state"] for partition in json.loads(line)["partitions"]] == ["serving"] * 2
             else:
-                assert "router serving, 2 of 2 partitions serving, 0 restarts, " in line
+                assert "router serving, coordinator serving, 2 of 2 partitions serving, 0 restarts, " in line
         if ending == "reader":
             watch.stdout.close()
         else:
