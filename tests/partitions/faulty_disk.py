@@ -168,11 +168,7 @@ class FaultyDisk:
         self._dead = self.is_full = False
 
     def __enter__(self) -> Self:
-        for name in _COUNTED:
-            self._put(os, name, getattr(self, f"_{name}"))
-        self._put(io, "open", self._opened(io.open))
-        for name in ("start", "done", "wait"):
-            self._put(Flusher, name, getattr(self, f"_flusher_{name}")())
+        self._put_files()
         self._put(page_reader, "_system_call", self._system_call(page_reader._system_call))
         self._put(PageReader, "_set_up", self._reader_set_up(PageReader._set_up))
         self._put(PageReader, "_take", self._reader_take(PageReader._take))
@@ -182,6 +178,13 @@ class FaultyDisk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _put_files(self) -> None:
+        for name in _COUNTED:
+            self._put(os, name, getattr(self, f"_{name}"))
+        self._put(io, "open", self._opened(io.open))
+        for name in ("start", "done", "wait"):
+            self._put(Flusher, name, getattr(self, f"_flusher_{name}")(getattr(Flusher, name)))
 
     def _put(self, where: Any, name: str, new: Any) -> None:
         self._stack.enter_context(mock.patch.object(where, name, new))
@@ -369,25 +372,30 @@ class FaultyDisk:
         name = next((name for name, other in self._names.items() if other is file), None)
         return file.last if name is None else self._read_path(os.path.join(self._directory, name))
 
-    # Flushes beside execution: done at the second look.
+    # Flushes beside execution: done at the second look. Those of other directories are for whoever was here before.
 
-    def _flusher_start(self) -> Callable[..., None]:
+    def _flusher_start(self, real: Callable[..., None]) -> Callable[..., None]:
         def start(flusher: Any, fd: int) -> None:
+            if fd not in self._files:
+                return real(flusher, fd)
             if flusher._running:
                 raise RuntimeError("a flush is running already")
             file, what = self._files[fd]
             self._raise(self._count("flush.start", what))
             flusher._running = True
+            flusher.disk = self
             flusher.looks, flusher.under_way = 0, (file, what, self._read(fd), file.version)
+            return None
 
         return start
 
-    def _flusher_done(self) -> Callable[..., bool]:
+    def _flusher_done(self, real: Callable[..., bool]) -> Callable[..., bool]:
         def done(flusher: Any) -> bool:
             if not flusher._running:
                 return True
-            flusher.looks += 1
-            if flusher.looks == 1:
+            if flusher.disk is not self:
+                return real(flusher)
+            if not self._is_over(flusher):
                 return False
             flusher._running = False
             file, what, content, version = flusher.under_way
@@ -400,13 +408,18 @@ class FaultyDisk:
 
         return done
 
-    def _flusher_wait(self) -> Callable[..., bool]:
+    def _flusher_wait(self, real: Callable[..., bool]) -> Callable[..., bool]:
         def wait(flusher: Any, timeout_s: float | None = None) -> bool:
             while not flusher.done():
                 pass
             return True
 
         return wait
+
+    def _is_over(self, flusher: Any) -> bool:
+        flusher.looks += 1
+        over: bool = flusher.looks > 1
+        return over
 
     # Reads beside execution: all that were started are reported together, in the order of their tags.
 

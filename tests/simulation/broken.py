@@ -1,0 +1,348 @@
+"""Builds of the engine that are broken on purpose, each by one rule switched off: the simulation must find every one.
+
+`python -m tests.simulation --broken NAME` runs such a build; `--broken all` looks how soon each of them is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import inf
+from typing import Any
+from unittest import mock
+
+from coordinator.borrowed import Tables
+from coordinator.decision_log import DecisionLog
+from coordinator.reads import Round
+from coordinator.transactions import Transactions
+from partitions.checkpoint import Checkpointer
+from partitions.executor import Executor
+from partitions.lending import Loans
+from partitions.server import Server
+from partitions.store import Store
+from partitions.table import Table
+from partitions.wal import Wal
+from voltpy.messages import Decide, Decided, Released, Vote
+from voltpy.outcome_window import OutcomeWindow
+from voltpy.record_log import RecordLog
+
+Put = Callable[[Any, str, Any], None]
+
+
+def _replies_before_flush(put: Put) -> None:
+    put(Wal, "durable_lsn", property(lambda wal: wal.written_lsn))
+
+
+def _reports_before_flush(put: Put) -> None:
+    def report(server: Any) -> None:
+        while server._unreported:
+            server._send(server._coordinator, server._unreported.popleft()[1])
+
+    put(Server, "_report", report)
+
+
+def _votes_are_not_logged(put: Put) -> None:
+    """A participant forgets its prepare in a crash."""
+    real = Loans._log
+
+    def log(loans: Any, kind: int, batch: int, changes: Any, *outcomes: bytes) -> int:
+        from partitions.wal import ABORT, DECIDE, PREPARE
+
+        if kind in (PREPARE, ABORT):
+            return 0
+        if kind == DECIDE:  # what was not prepared on disk is written with the decision, so that the WAL stays readable
+            from partitions.wal import COMMIT
+
+            return real(loans, COMMIT, batch, loans._store.prepared[batch])
+        return real(loans, kind, batch, changes, *outcomes)
+
+    put(Loans, "_log", log)
+
+
+def _decisions_are_not_logged(put: Put) -> None:
+    def write(log: Any, decision: Any) -> None:
+        log._unacknowledged.add(decision.batch)
+
+    put(DecisionLog, "write", write)
+
+
+def _decisions_are_not_flushed(put: Put) -> None:
+    real = DecisionLog.write
+
+    def write(log: Any, decision: Any) -> None:
+        with mock.patch.object(RecordLog, "flush"):
+            real(log, decision)
+
+    put(DecisionLog, "write", write)
+
+
+def _decides_are_acknowledged_before_flush(put: Put) -> None:
+    real = Server._lend
+
+    def lend(server: Any, now_s: float) -> None:
+        before = len(server._unreported)
+        with mock.patch.object(Server, "_flush_in_background"):
+            real(server, now_s)
+        for at in range(before, len(server._unreported)):
+            frame = server._unreported[at][1]
+            if all(isinstance(report, Decided) for report in getattr(frame, "reports", [0])):
+                server._unreported[at] = (0, frame)
+        server._reply()
+        server._flush_in_background()
+
+    put(Server, "_lend", lend)
+
+
+def _lent_keys_are_not_guarded(put: Put) -> None:
+    real = Loans._lend
+
+    def lend(loans: Any, order: Any, now_s: float) -> Any:
+        with mock.patch.object(Table, "send_all_away"):
+            return real(loans, order, now_s)
+
+    put(Loans, "_lend", lend)
+
+
+def _absent_keys_are_not_lent(put: Put) -> None:
+    real = Loans._lend
+    send_all_away = Table.send_all_away
+
+    def send_those_that_are_there(table: Any, keys: Any) -> None:
+        images = table.images_of(list(keys))
+        send_all_away(table, [key for key, image in zip(keys, images, strict=True) if image is not None])
+
+    def lend(loans: Any, order: Any, now_s: float) -> Any:
+        with mock.patch.object(Table, "send_all_away", send_those_that_are_there):
+            return real(loans, order, now_s)
+
+    put(Loans, "_lend", lend)
+
+
+def _lent_tables_are_not_guarded(put: Put) -> None:
+    put(Executor, "lend_table", lambda executor, table: executor._lent_tables.add(table))
+
+
+def _prepared_keys_are_free_after_a_crash(put: Put) -> None:
+    real = Loans.__init__
+
+    def init(loans: Any, *arguments: Any) -> None:
+        with mock.patch.object(Table, "send_all_away"):
+            real(loans, *arguments)
+
+    put(Loans, "__init__", init)
+
+
+def _prepared_keys_are_free(put: Put) -> None:
+    real = Loans._prepare
+
+    def prepare(loans: Any, order: Any) -> Any:
+        vote = real(loans, order)
+        for table, keys, _, deleted in loans._prepared.get(order.batch, []):
+            loans._executor.keys_arrived(table.number, [*keys, *deleted])
+        return vote
+
+    put(Loans, "_prepare", prepare)
+
+
+def _lost_loans_are_forgotten(put: Put) -> None:
+    """A partition votes yes although it took back, or lost in a crash, what it had lent."""
+    put(Loans, "_still_held", lambda loans, batch, changes: loans._decoded(changes))
+
+
+def _checkpoints_forget_prepares(put: Put) -> None:
+    real = Checkpointer._begin if hasattr(Checkpointer, "_begin") else None
+    del real
+    put(Store, "take_prepared", lambda store, prepared: None)
+    replay = Store.replay
+
+    def replay_what_is_known(store: Any, record: Any, lsn: int) -> int:
+        from partitions.wal import DECIDE
+
+        step = record.step
+        if step is not None and step.kind == DECIDE and step.number not in store.prepared:
+            return 0
+        return replay(store, record, lsn)
+
+    put(Store, "replay", replay_what_is_known)
+
+
+def _replies_are_not_held_behind_reads(put: Put) -> None:
+    put(Loans, "first_open_round", property(lambda loans: inf))
+
+
+def _released_early_does_not_matter(put: Put) -> None:
+    real = Round.released
+
+    def released(round_: Any, partition: int, *, was_held: bool) -> None:
+        real(round_, partition, was_held=True)
+
+    put(Round, "released", released)
+
+
+def _coordinator_replies_while_a_round_is_open(put: Put) -> None:
+    put(Round, "is_open", property(lambda round_: False))
+
+
+def _reads_come_from_several_rounds(put: Put) -> None:
+    real = Transactions._end_round
+
+    def end_round(core: Any, again: Any) -> None:
+        if again:
+            with mock.patch.object(Tables, "give_back"):
+                real(core, again)
+        else:
+            real(core, again)
+
+    put(Transactions, "_end_round", end_round)
+    begin = Transactions._begin_round
+
+    def begin_round(core: Any) -> bool:
+        with mock.patch.object(type(core.bodies), "begin_batch"):
+            return begin(core)
+
+    put(Transactions, "_begin_round", begin_round)
+
+
+def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
+    put(Loans, "_check_free", lambda *_: None)
+
+
+def _replies_leave_before_the_outcome(put: Put) -> None:
+    real = Transactions._abort
+
+    def abort(core: Any, batch: Any) -> None:
+        if batch.done and batch.groups:
+            again = list(batch.waiting)
+            core._answer(batch)
+            batch.done, batch.waiting = [], again
+        real(core, batch)
+
+    put(Transactions, "_abort", abort)
+
+
+def _failed_calls_are_told_at_once(put: Put) -> None:
+    """An abort rests on what the batch did before, which may be undone."""
+    real = Transactions._run
+
+    def run(core: Any, batch: Any) -> None:
+        real(core, batch)
+        if core._work is batch:
+            for call in [call for call in batch.done if call.error is not None]:
+                core._answers_to(call.origin).errors.append(call.error)
+                del core._pending[call.client_id, call.number]
+                batch.done.remove(call)
+
+    put(Transactions, "_run", run)
+
+
+def _everybody_in_doubt_is_told_no(put: Put) -> None:
+    """Even about the batch that is under way, which may commit yet."""
+    real = Transactions._attached
+
+    def attached(core: Any, partition: int, in_doubt: list[int]) -> None:
+        real(core, partition, in_doubt)
+        work = core._work
+        if work is not None and getattr(work, "number", None) in in_doubt:
+            core._order(partition, Decide(work.number, False), 32)
+
+    put(Transactions, "_attached", attached)
+
+
+def _in_doubt_means_no(put: Put) -> None:
+    """A coordinator that comes back has forgotten what its decision log says."""
+    real = Transactions.__init__
+
+    def init(core: Any, lane: int, epoch: int, bodies: Any, decisions: Any, *rest: Any) -> None:
+        real(core, lane, epoch, bodies, [], *rest)
+
+    put(Transactions, "__init__", init)
+
+
+def _yes_is_no_and_no_is_yes_for_one(put: Put) -> None:
+    """One who votes no is taken for one who votes yes."""
+    real = Transactions._voted
+
+    def voted(core: Any, partition: int, vote: Any) -> None:
+        real(core, partition, Vote(vote.batch, ""))
+
+    put(Transactions, "_voted", voted)
+
+
+def _copies_are_written_in_one_partition(put: Put) -> None:
+    from coordinator.batch import Batch
+
+    real = Batch.close
+
+    def close(batch: Any, changes: Any, everywhere: Any) -> None:
+        real(batch, changes, list(everywhere)[:1])
+
+    put(Batch, "close", close)
+
+
+def _retries_run_again(put: Put) -> None:
+    """Nothing is remembered of what ran."""
+    put(OutcomeWindow, "first_result", lambda *_: None)
+
+
+def _one_phase_outcomes_are_not_asked_for(put: Put) -> None:
+    """A new coordinator runs retries without asking whether an earlier one had them committed in one partition."""
+    put(Transactions, "_inquire", lambda core, inquiry: [core._queue_of(call).append(call) for call in inquiry.calls])
+
+
+def _torn_tails_are_kept(put: Put) -> None:
+    """What is read after a crash counts as flushed."""
+    put(RecordLog, "_settle_tail", lambda log, path: None)
+
+
+def _restarted_partitions_answer_old_orders(put: Put) -> None:
+    """Sessions are not looked at: orders for a former life are obeyed."""
+
+    def take(loans: Any, frame: Any) -> None:
+        loans._in_session = True
+        loans._orders.extend(frame.orders)
+
+    put(Loans, "take", take)
+
+
+def _leases_end_in_silence(put: Put) -> None:
+    """Keys come back by themselves, and the batch may still be prepared."""
+
+    def lose(loans: Any, batch: int) -> None:
+        loan = loans._loans.get(batch)
+        if loan is not None:
+            loan.until_s = inf
+            loans._give_back(loan)
+            loan.tables.clear()
+
+    put(Loans, "_lose", lose)
+
+
+def _nobody_is_released(put: Put) -> None:
+    """Replies behind a read are held for ever."""
+    real = Loans._obeyed
+
+    def obeyed(loans: Any, order: Any, now_s: float) -> Any:
+        from voltpy.messages import Release
+
+        if isinstance(order, Release):
+            for round_ in loans._rounds.values():
+                round_.until_s = inf
+            return Released(order.round, order.round in loans._rounds)
+        return real(loans, order, now_s)
+
+    put(Loans, "_obeyed", obeyed)
+
+
+BROKEN: dict[str, Callable[[Put], None]] = {
+    name[1:]: function
+    for name, function in list(globals().items())
+    if name.startswith("_") and callable(function) and getattr(function, "__module__", "") == __name__
+}
+
+
+@contextmanager
+def broken(name: str) -> Iterator[None]:
+    """The build is broken so until the end of the block."""
+    with ExitStack() as stack:
+        BROKEN[name](lambda where, what, new: stack.enter_context(mock.patch.object(where, what, new)))
+        yield

@@ -1,0 +1,352 @@
+"""The processes of a simulated cluster: the real cores, in shells without sockets.
+
+Each function here is one process from its start to its end, as `__main__` and the shells of the real ones are; what
+it is given to work with is simulated. The supervisor starts, watches and restarts the others.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from coordinator.bodies import Bodies
+from coordinator.decision_log import DecisionLog
+from coordinator.router import Router
+from coordinator.server import Server as Coordinator
+from coordinator.transactions import Transactions
+from partitions.buffer_pool import BufferPool
+from partitions.checkpoint import Checkpointer, read_checkpoint
+from partitions.checkpoint import load as load_checkpoint
+from partitions.executor import Executor
+from partitions.page_reader import PageReader
+from partitions.recovery import recover
+from partitions.server import Server
+from partitions.store import Store
+from partitions.wal import Wal
+from tests.partitions.faulty_disk import PowerCut
+from tests.simulation.disk import Disk
+from tests.simulation.network import Dealer, Network, Peer
+from tests.simulation.network import Door as SimulatedDoor
+from tests.simulation.stage import ROUTER_PORT
+from tests.simulation.world import Killed, Process, World
+from voltpy.door import CLIENT, Door
+from voltpy.errors import Corruption
+from voltpy.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    Message,
+    StatusReply,
+    StatusRequest,
+    Topology,
+)
+from voltpy.outcome_window import OutcomeWindow
+from voltpy.procedure import Registry
+from voltpy.record_log import DiskFull
+from voltpy.schema import Schema
+from voltpy.supervision import ROUTER, Kill, Start, Supervision, Tell, Terminate
+from voltpy.transaction import unique_ids
+from voltpy.wire import decode, encode
+
+TOKEN = "token"
+MEMORY_BYTES = 2 << 20
+SUPERVISOR_ID = 1
+TICK_S = 0.1
+
+
+class Options(NamedTuple):
+    """Of one run."""
+
+    partitions: int
+    schema: Schema
+    registry: Registry
+    segment_bytes: int
+    checkpoint_bytes: int
+    window_bytes: int
+    fsync: str
+
+
+class _NoTimeout:
+    """Simulated procedures take no time."""
+
+    def arm(self) -> None: ...
+    def disarm(self) -> None: ...
+
+
+class _NoWarmUp:
+    """Nothing is read before it is asked for."""
+
+    def due_s(self, now_s: float) -> float | None:
+        return None
+
+    def step(self, now_s: float) -> None: ...
+    def dump(self, *, flush: bool) -> None: ...
+
+    def progress(self, now_s: float) -> list[Any]:
+        return []
+
+
+def run_partition(process: Process, network: Network, disk: Disk, number: int, options: Options) -> None:
+    """As partitions.__main__."""
+    world, directory = process.world, disk.path
+    disk.process = process
+    wal = Wal.open(directory, number, options.fsync, options.segment_bytes)
+    store = Store(options.schema, number, options.partitions, MEMORY_BYTES)
+    checkpoint = read_checkpoint(directory, number)
+    pages = load_checkpoint(directory, number, checkpoint, store)
+    reader = PageReader(pages.path, store.arena.memory)
+    pool = BufferPool(store.heaps, store.arena, reader, pages.path, MEMORY_BYTES + (64 << 20))
+    store.use(pool)
+    root = checkpoint.root
+    window = OutcomeWindow(root.outcomes_reach, options.window_bytes, root.batches_reach)
+    checkpointer = Checkpointer(
+        directory, number, store, window, wal, pages, checkpoint, every_bytes=options.checkpoint_bytes
+    )
+    recover(wal, store, checkpoint, window, checkpointer)
+    epoch = wal.begin()
+    checkpointer.begin()
+    running = array("Q", bytes(64))
+    executor = Executor(
+        store,
+        options.registry,
+        window,
+        unique_ids(number, epoch),
+        running,
+        lambda: datetime.fromtimestamp(world.time(), UTC),
+    )
+    door = Door[Hashable](TOKEN, at_partition=number, partitions=options.partitions)
+    door.catalog_version = options.registry.catalog_version
+    sockets = SimulatedDoor(network, process, f"p{number}")
+    server = Server(
+        sockets,  # type: ignore[arg-type]
+        number,
+        ROUTER_PORT + 1 + number,
+        door,
+        executor,
+        store,
+        pool,
+        _NoWarmUp(),  # type: ignore[arg-type]
+        wal,
+        checkpointer,
+        _NoTimeout(),  # type: ignore[arg-type]
+        lambda message: options.registry,
+        world.monotonic,
+    )
+    world.tell(f"{process.name} serves, epoch {epoch}")
+    try:
+        server.serve()
+    finally:
+        with suppress(Killed, PowerCut, OSError, AttributeError):
+            checkpointer._steps.close()  # type: ignore[attr-defined]  # later it would close a stranger's descriptor
+
+
+def run_coordinator(process: Process, network: Network, disk: Disk, options: Options) -> None:
+    """As coordinator.__main__."""
+    world, lane = process.world, options.partitions
+    disk.process = process
+    log = DecisionLog.open(disk.path, lane, segment_bytes=options.segment_bytes, window_bytes=options.window_bytes)
+    decisions = log.replay()
+    window = OutcomeWindow(log.reaches, options.window_bytes)
+    for decision in decisions:
+        window.add(decision.batch, bytes(decision.outcomes))
+    epoch = log.begin()
+    bodies = Bodies(
+        options.schema,
+        lane,
+        options.registry,
+        array("Q", bytes(64)),
+        unique_ids(lane, epoch),
+        lambda: datetime.fromtimestamp(world.time(), UTC),
+    )
+    core = Transactions(lane, epoch, bodies, decisions, window)
+    door = Door[Hashable](TOKEN, at_partition=lane, is_coordinator=True)
+    door.catalog_version = options.registry.catalog_version
+    server = Coordinator(
+        SimulatedDoor(network, process, f"p{lane}"),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        ROUTER_PORT + 1 + lane,
+        TOKEN,
+        door,
+        core,
+        log,
+        _NoTimeout(),  # type: ignore[arg-type]
+        lambda message: options.registry,
+    )
+    world.tell(f"{process.name} serves, epoch {epoch}")
+    server.serve()
+
+
+class _RouterShell:
+    """As coordinator.router_server."""
+
+    def __init__(self, process: Process, network: Network) -> None:
+        self.process = process
+        self.network = network
+        self.sockets = SimulatedDoor(network, process, "router")
+        self.router = Router(Door[bytes](TOKEN, at_partition=None))
+        self.dealers: dict[int, tuple[int, Dealer]] = {}
+
+    def serve(self) -> None:
+        while True:
+            if not any(dealer.arrived for _, dealer in self.dealers.values()):
+                self.sockets.wait(1.0)
+            else:
+                self.process.work(1e-5)
+            for partition in list(self.dealers):
+                self._receive_from_partition(partition)
+            self._receive_from_clients()
+            self._send()
+
+    def _receive_from_partition(self, partition: int) -> None:
+        arrived = self.dealers[partition][1].arrived
+        while arrived:
+            self.process.step("receive")
+            self.router.partition_message(partition, decode(arrived.popleft()))
+
+    def _receive_from_clients(self) -> None:
+        router, door = self.router, self.router.door
+        while (received := self.sockets.receive()) is not None:
+            peer, frame = received
+            assert isinstance(peer, Peer)
+            assert frame is not None
+            identity = peer.identity
+            message = door.receive(identity, frame, router.welcome)
+            if message is None:
+                continue
+            account = door.accounts[identity]
+            if account.role == CLIENT:
+                router.client_message(account, message, self.process.world.time_ns() // 1000)
+            elif isinstance(message, StatusRequest):
+                reply = StatusReply(message.number, 0, 0, door.catalog_version, ROUTER_PORT, [], router.metrics())
+                self._send_to_client(identity, encode(reply))
+            else:
+                if isinstance(message, Topology):
+                    for partition in list(self.dealers):
+                        self._receive_from_partition(partition)
+                router.supervisor_message(account, message)
+                self._connect()
+
+    def _connect(self) -> None:
+        for lane in self.router.lanes:
+            number, dealer = self.dealers.get(lane.partition, (-1, None))
+            if dealer is not None and number == lane.connection:
+                continue
+            if dealer is not None:
+                dealer.close()
+                del self.dealers[lane.partition]
+            if lane.is_up:
+                dealer = Dealer(self.network, self.process, "router", f"p{lane.partition}")
+                dealer.send_up(encode(Hello(PROTOCOL_VERSION, 0, "router", TOKEN)))
+                self.dealers[lane.partition] = (lane.connection, dealer)
+
+    def _send(self) -> None:
+        self._connect()
+        while outbox := self.router.flush():
+            for destination, message in outbox:
+                if isinstance(destination, bytes):
+                    self._send_to_client(destination, encode(message))
+                else:
+                    self.process.step("send")
+                    self.dealers[destination][1].send_up(encode(message))
+
+    def _send_to_client(self, identity: bytes, frame: bytes) -> None:
+        if not self.sockets.send(identity, frame):
+            self.router.lost(identity)
+
+
+def run_router(process: Process, network: Network) -> None:
+    _RouterShell(process, network).serve()
+
+
+class Supervisor:
+    """Starts and restarts the others; `topology` is published through the router. As voltpy.cluster.
+
+    `spawn` makes the process of a child.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        options: Options,
+        first_version: int,
+        spawn: Callable[[int, Callable[[Process, BaseException | None], None]], Process],
+    ) -> None:
+        self.core = Supervision(
+            options.partitions,
+            cluster_id="cluster",
+            runtime="/nowhere",
+            catalog_version=options.registry.catalog_version,
+            procedure_timeout_s=5.0,
+            first_version=first_version,
+        )
+        self.world = world
+        self.children: dict[int, Process] = {}
+        self.failures: list[str] = []  # what no child may end with
+        self._network = network
+        self._spawn = spawn
+        self._dealers: dict[int, Dealer] = {}
+        self._exits: deque[tuple[int, int, str]] = deque()
+
+    @property
+    def all_serve(self) -> bool:
+        return all(child.state == "serving" for child in self.core.children())
+
+    def run(self, process: Process) -> None:
+        self.process = process
+        self.core.begin(self.world.now_s)
+        while True:
+            self._carry_out()
+            if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
+                process.wait(TICK_S)
+            now_s = self.world.now_s
+            for number, dealer in list(self._dealers.items()):
+                while dealer.arrived:
+                    self.core.said(number, decode(dealer.arrived.popleft()), now_s)
+            while self._exits:
+                number, status, words = self._exits.popleft()
+                self._dealers.pop(number).close()
+                self.core.exited(number, status, words, now_s)
+            self.core.tick(now_s)
+
+    def _carry_out(self) -> None:
+        while actions := self.core.take():
+            for action in actions:
+                if isinstance(action, Tell):
+                    self._tell(action.child, action.message)
+                elif isinstance(action, Start):
+                    self._start(action.child)
+                elif isinstance(action, Kill | Terminate):
+                    self.world.tell(f"supervisor: {action}")
+                    self.children[action.child].kill()
+
+    def _tell(self, number: int, message: Message) -> None:
+        dealer = self._dealers.get(number)
+        if dealer is not None:
+            dealer.send_up(encode(message))
+
+    def _start(self, number: int) -> None:
+        self.children[number] = self._spawn(number, lambda process, error: self._ended(number, process, error))
+        door_name = "router" if number == ROUTER else f"p{number}"
+        self._dealers[number] = Dealer(self._network, self.process, "supervisor", door_name)
+        self._tell(number, Hello(PROTOCOL_VERSION, SUPERVISOR_ID, "supervisor", TOKEN))
+
+    def _ended(self, number: int, process: Process, error: BaseException | None) -> None:
+        words = "" if error is None else f"{type(error).__name__}: {error}"
+        if isinstance(error, Killed | PowerCut):
+            status = -9
+        elif isinstance(error, Corruption):
+            status = 3
+            self.failures.append(f"{process.name} found damage: {error}")
+        elif isinstance(error, OSError | DiskFull):
+            status = 1
+        else:
+            status = 1
+            self.failures.append(f"{process.name} ended: {words}")
+        self.world.tell(f"{process.name} ended: {words}")
+        if self.process.is_alive:
+            self._exits.append((number, status, words))
+            self.world.after(self.world.rng.uniform(1e-4, 2e-3), self.process.wake)

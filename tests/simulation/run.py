@@ -1,0 +1,328 @@
+"""One run: a cluster comes up, clients call while everything that can fail fails, all is mended, and it is judged.
+
+begin     until the cluster is ready; the bank's accounts are opened
+trouble   clients call; faults of a few kinds, drawn for this run, happen at random
+peace     nothing fails any more; every call that is under way must be answered
+judgement the lists and the bank are read, and the history goes to the checker
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
+from tests.simulation.checker import check
+from tests.simulation.disk import Disk
+from tests.simulation.network import Network
+from tests.simulation.processes import Options, Supervisor, run_coordinator, run_partition, run_router
+from tests.simulation.stage import Stage
+from tests.simulation.workload import Call, Client, Ledger
+from tests.simulation.world import Killed, Process, World, choose
+from voltpy.procedure import Registry, load
+from voltpy.schema import Schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.supervision import ROUTER
+
+HERE = Path(__file__).parent
+READY_S = 20.0
+ANSWER_S = 30.0  # in peace, everything is answered by then
+KINDS = {
+    "transact_one": 5.0, "look_at_one": 3.0, "transact": 6.0, "transact_and_give_up": 1.0, "look": 3.0,
+    "transact_anywhere": 1.0, "look_anywhere": 1.0, "append_copies": 1.0, "transfer": 3.0, "total": 2.0,
+    "total_of_all": 1.0,
+}  # fmt: skip
+ALONE = {"transact_one": 5.0, "look_at_one": 3.0}
+FAULTS = {
+    "kill": 3.0, "kill at a step": 3.0, "torn write": 1.5, "power cut": 0.7, "pause": 2.0, "cut": 1.5, "break": 2.0,
+    "slow": 1.0, "EIO": 0.7, "ENOSPC": 1.0, "restart all": 0.4,
+}  # fmt: skip
+
+
+class Result(NamedTuple):
+    """`violations`: empty where all is as promised."""
+
+    seed: int
+    violations: list[str]
+    faults: dict[str, int]
+    outcomes: dict[str, int]
+    done: dict[str, int]
+    transactions: int
+    simulated_s: float
+    events: int
+
+
+@cache
+def schema() -> Schema:
+    return parse_schema((HERE / "list_append.sql").read_text(encoding="utf-8"))
+
+
+@cache
+def registry() -> Registry:
+    path = HERE / "list_append.py"
+    return load(path.read_text(encoding="utf-8"), str(path), schema(), 1)
+
+
+class Run:
+    """`seed` decides everything. `trace` prints what happens."""
+
+    def __init__(self, stage: Stage, seed: int, *, trace: bool = False) -> None:
+        self.world = world = World(seed)
+        self.network = Network(world)
+        stage.world, stage.network = world, self.network
+        rng = world.rng
+        self.options = Options(
+            partitions=rng.choice((1, 2, 2, 2, 2, 2, 3, 3, 3)),
+            schema=schema(),
+            registry=registry(),
+            segment_bytes=rng.choice((1 << 12, 1 << 14, 1 << 16)),
+            checkpoint_bytes=rng.choice((1 << 12, 1 << 14, 1 << 30)),
+            window_bytes=rng.choice((1 << 12, 1 << 20)),
+            fsync="always",
+        )
+        if trace:
+            world.trace = lambda text: print(text, flush=True)
+        kinds = KINDS if self.options.partitions > 1 else ALONE
+        self.ledger = Ledger(rng, kinds=kinds, lists=rng.choice((2, 3, 6)), accounts=4)
+        self.processes: dict[str, Process] = {}
+        self.disks: dict[str, Disk] = {}
+        self.clients: list[Client] = []
+        self.violations: list[str] = []
+        self.is_troubled = False
+        self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
+        self._supervisors = 0
+        self.supervisor: Supervisor | None = None
+
+    def __call__(self) -> Result:
+        world = self.world
+        directory = Path(
+            tempfile.mkdtemp(prefix="voltpy-simulation-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        )
+        try:
+            with ExitStack() as stack:
+                for number in range(self.options.partitions + 1):
+                    place = directory / f"p{number}"
+                    place.mkdir()
+                    self.disks[f"p{number}"] = stack.enter_context(Disk(world, place))
+                self._run()
+                for process in list(self.processes.values()):
+                    process.kill()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.violations += self.ledger.violations
+        if self.supervisor is not None:
+            self.violations += self.supervisor.failures
+        self.violations += [str(anomaly) for anomaly in check(self.ledger.transactions)]
+        return Result(
+            world.seed,
+            self.violations,
+            dict(world.faults),
+            self.ledger.outcomes,
+            self.ledger.done,
+            len(self.ledger.transactions),
+            world.now_s,
+            world._counted,
+        )
+
+    def _run(self) -> None:
+        world, rng = self.world, self.world.rng
+        self._start_supervisor()
+        if not world.run(lambda: self._is_ready, READY_S):
+            self.violations.append("the cluster did not get ready")
+            return
+        for number in range(rng.choice((1, 2, 3))):
+            client = Client(
+                world,
+                self.ledger,
+                100 + number,
+                affinity=rng.random() < 0.7,
+                retry_s=rng.choice((0.0, 3.0)),
+                callers=rng.choice((2, 4, 8)),
+            )
+            self.clients.append(client)
+            self._start(f"c{number}", client.run)
+        first = self.clients[0]
+        first.queued = self.ledger.open_accounts()
+        opened = len(first.queued)
+        world.run(lambda: first.is_done, READY_S)
+        if self.ledger.outcomes != {"ok": opened}:
+            self.violations.append("the accounts were not opened")
+            return
+        for client in self.clients:
+            client.calling = True
+        self.is_troubled = True
+        kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
+        every_s = rng.choice((0.02, 0.06, 0.2))
+        self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
+        enough = rng.choice((60, 120, 250))
+        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, rng.uniform(0.3, 2.0))
+        self._make_peace()
+        for client in self.clients:
+            client.calling = False
+        if not world.run(lambda: all(client.is_done for client in self.clients), ANSWER_S):
+            pending = sum(client.under_way for client in self.clients)
+            self.violations.append(f"{pending} calls have not been answered {ANSWER_S:g} s after peace")
+        self._judge()
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.supervisor is not None and self.supervisor.core.ready and self.supervisor.all_serve
+
+    @property
+    def _all_serve(self) -> bool:
+        return self.supervisor is not None and all(
+            child.state == "serving" for child in self.supervisor.core.children()
+        )
+
+    def _judge(self) -> None:
+        if not self.world.run(lambda: self._all_serve, READY_S):
+            self.violations.append("not every process serves again")
+        client = self.clients[0]
+        client.timeout_s = 10.0
+        client.connection.retry_s = 10.0
+        failed: list[str] = []
+
+        def answered(call: Call) -> None:
+            if call.error is not None:
+                failed.append(f"{call.procedure_name}{call.arguments}, long after peace: {call.error!r}")
+
+        client.answered = answered
+        client.queued = self.ledger.read_all(with_total=self.options.partitions > 1)
+        self.processes["c0"].wake()
+        if not self.world.run(lambda: client.is_done, ANSWER_S):
+            self.violations.append("the lists can't be read when everything is over")
+        self.violations += failed
+
+    # ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, name: str, main: object) -> Process:
+        process = Process(self.world, name, main, self._client_ended)  # type: ignore[arg-type]
+        self.processes[name] = process
+        return process
+
+    def _client_ended(self, process: Process, error: BaseException | None) -> None:
+        if not isinstance(error, Killed):
+            self.violations.append(f"{process.name} ended: {error!r}")
+
+    def _start_supervisor(self) -> None:
+        self._supervisors += 1
+        if self.supervisor is not None:
+            self.violations += self.supervisor.failures
+        self.supervisor = Supervisor(self.world, self.network, self.options, self._supervisors * 10_000, self._spawn)
+        self._start("supervisor", self.supervisor.run)
+
+    def _spawn(self, number: int, ended: object) -> Process:
+        name = "router" if number == ROUTER else f"p{number}"
+        disk = self.disks.get(name)
+
+        def main(process: Process) -> None:
+            if disk is None:
+                run_router(process, self.network)
+            elif number == self.options.partitions:
+                run_coordinator(process, self.network, disk, self.options)
+            else:
+                run_partition(process, self.network, disk, number, self.options)
+
+        process = Process(self.world, name, main, ended)  # type: ignore[arg-type]
+        self.processes[name] = process
+
+        def cleanup() -> None:
+            if self.processes.get(name) is process:
+                self.network.process_died(name)
+                if disk is not None:
+                    disk.crashed()
+                    if self.is_troubled and self.loses_power and self.world.rng.random() < 0.5:
+                        self.world.fault("power cut", name)
+                        disk.lose_power()
+
+        process.cleanup = cleanup
+        return process
+
+    # ── trouble ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next_fault(self, kinds: dict[str, float], every_s: float) -> None:
+        def happen() -> None:
+            if self.is_troubled:
+                self._fault(choose(self.world.rng, kinds))
+                self._next_fault(kinds, every_s)
+
+        self.world.after(self.world.rng.expovariate(1 / every_s), happen)
+
+    def _fault(self, kind: str) -> None:
+        world, rng, network = self.world, self.world.rng, self.network
+        victims = [name for name, process in self.processes.items() if process.is_alive and name[0] in "pr"]
+        if not victims:
+            return
+        name = rng.choice(victims)
+        process, disk = self.processes[name], self.disks.get(name)
+        if kind == "kill":
+            world.fault(kind, name)
+            process.kill()
+        elif kind == "kill at a step":
+            what = rng.choice(("point", "send", "receive"))
+            process.doom(what, rng.randrange(1, 40))
+            world.after(0.3, lambda: process.doom("", 1))
+            world.fault(kind, f"{name} {what}")
+        elif kind == "pause":
+            time_s = rng.choice((0.01, 0.3, 1.5))
+            world.fault(kind, f"{name} for {time_s} s")
+            process.pause(time_s)
+        elif kind == "cut":
+            others = [other for other in self.processes if other != name]
+            other = rng.choice(others)
+            world.fault(kind, f"{name} {other}")
+            network.cut(name, other, rng.choice((0.01, 0.2, 1.0)))
+        elif kind == "break":
+            lane = f"p{self.options.partitions}"  # between it and the partitions the protocol mends what breaks
+            lines = [line for line in network.connections if not line.reconnects or line.caller_name == lane]
+            if not lines:
+                return
+            line = rng.choice(lines)
+            world.fault(kind, f"{line.caller_name} {line.door_name}")
+            line.break_()
+        elif kind == "slow":
+            world.fault(kind)
+            network.slowness = rng.choice((1.0, 5.0, 30.0))
+        elif kind == "restart all":
+            self._restart_all()
+        elif disk is None:
+            return
+        elif kind == "power cut":
+            world.fault(kind, name)
+            process.kill()
+            disk.lose_power()
+        elif kind == "torn write":
+            disk.fail(rng.randrange(1, 30), CUT)
+        elif kind == "EIO":
+            disk.fail_soon(EIO)
+        elif kind == "ENOSPC":
+            disk.fail_soon(ENOSPC)
+            world.after(rng.choice((0.05, 0.5)), disk.make_room)
+
+    def _restart_all(self) -> None:
+        """The machine goes down, and comes back."""
+        world, rng = self.world, self.world.rng
+        if not self.processes["supervisor"].is_alive:
+            return
+        world.fault("restart all")
+        self.processes["supervisor"].kill()
+        for name, process in list(self.processes.items()):
+            if name[0] in "pr":
+                process.kill()
+        for disk in self.disks.values():
+            disk.lose_power()
+        world.after(rng.uniform(0.01, 0.3), self._start_supervisor)
+
+    def _make_peace(self) -> None:
+        self.is_troubled = False
+        self.network.heal()
+        for disk in self.disks.values():
+            disk.fail(0, "")
+            disk.make_room()
+        for process in self.processes.values():
+            process.paused_until_s = 0.0
+            process.doom("", 1)

@@ -1,0 +1,267 @@
+"""What the clients of a simulated cluster do, and the history of what they saw.
+
+Each client is the real one's core (voltpy.connection and voltpy.links). It has a few callers, each of which has one
+call under way: transactions of appends and reads on few lists, transfers between few accounts, and the bank's total.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.simulation.history import Append, Outcome, Read, Transaction
+from tests.simulation.stage import ROUTER_PORT
+from tests.simulation.world import Process, World, choose
+from voltpy.address import Address
+from voltpy.calls import Everywhere, Pending
+from voltpy.connection import Connection
+from voltpy.errors import Aborted, Indeterminate, Overloaded, ReadOnly, Unavailable
+from voltpy.links import Links
+
+OPENING_BALANCE = 100
+PAUSE_S = 0.05  # after an error
+NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
+
+Operation = tuple[str, int, int]
+
+
+class Ledger:
+    """What all clients saw together. `kinds`: how likely each kind of call is."""
+
+    def __init__(self, rng: Random, *, kinds: dict[str, float], lists: int, accounts: int) -> None:
+        self.rng = rng
+        self.kinds = kinds
+        self.lists = lists
+        self.accounts = accounts
+        self.transactions: list[Transaction] = []
+        self.outcomes: dict[str, int] = {}
+        self.done: dict[str, int] = {}  # calls that returned, by procedure
+        self.violations: list[str] = []
+        self._numbers = 0
+        self._value = 0
+
+    @property
+    def total(self) -> int:
+        return self.accounts * OPENING_BALANCE
+
+    def next_call(self) -> Call:
+        rng, kind = self.rng, choose(self.rng, self.kinds)
+        self._numbers += 1
+        if kind in ("transact_one", "look_at_one"):
+            number = rng.randrange(self.lists)
+            operations = self._operations([number], writes=kind == "transact_one")
+            return Call(self, self._numbers, kind, (number, operations), operations)
+        if kind in ("transact", "transact_and_give_up", "look"):
+            numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((1, 2, 2, 3))))
+            writes = kind != "look"
+            operations = self._operations(numbers, writes=writes, writes_copies=writes)
+            return Call(self, self._numbers, kind, (numbers, operations), operations)
+        if kind in ("transact_anywhere", "look_anywhere"):
+            numbers = rng.sample(range(self.lists), 2)
+            operations = self._operations(
+                numbers, writes=kind == "transact_anywhere", writes_copies=kind == "transact_anywhere"
+            )
+            return Call(self, self._numbers, kind, (operations,), operations)
+        if kind == "append_copies":
+            number = rng.randrange(2)
+            self._value += 1
+            both = [("copies", number, 0), ("copies", number, self._value)]
+            return Call(self, self._numbers, kind, (number, self._value), both)
+        if kind == "transfer":
+            source, target = rng.randrange(self.accounts), rng.randrange(self.accounts)
+            return Call(self, self._numbers, kind, (source, target, rng.randrange(1, 40)), [])
+        if kind == "total":
+            return Call(self, self._numbers, kind, (list(range(self.accounts)),), [])
+        return Call(self, self._numbers, kind, (), [])
+
+    def open_accounts(self) -> list[Call]:
+        calls = []
+        for account in range(self.accounts):
+            self._numbers += 1
+            calls.append(Call(self, self._numbers, "open_account", (account, OPENING_BALANCE), []))
+        return calls
+
+    def read_all(self, *, with_total: bool) -> list[Call]:
+        """What is looked at when everything is over."""
+        calls = []
+        if with_total:
+            self._numbers += 1
+            calls.append(Call(self, self._numbers, "total", (list(range(self.accounts)),), []))
+        for number in range(self.lists):
+            self._numbers += 1
+            operations: list[Operation] = [("row", number, 0), ("elements", number, 0), ("copies", number % 2, 0)]
+            calls.append(Call(self, self._numbers, "look_at_one", (number, operations), operations))
+        return calls
+
+    def _operations(self, numbers: list[int], *, writes: bool, writes_copies: bool = False) -> list[Operation]:
+        rng = self.rng
+        operations: list[Operation] = []
+        for number in numbers:
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                storage = rng.choice(("row", "elements"))
+                if writes and rng.random() < 0.6:
+                    self._value += 1
+                    operations.append((storage, number, self._value))
+                else:
+                    operations.append((storage, number, 0))
+        if rng.random() < 0.25:
+            value = 0
+            if writes_copies and rng.random() < 0.5:
+                self._value += 1
+                value = self._value
+            operations.append(("copies", rng.randrange(2), value))
+        return operations
+
+    def settled(self, call: Call, now_s: float) -> None:
+        error = call.error
+        name = "ok" if error is None else type(error).__name__
+        self.outcomes[name] = self.outcomes.get(name, 0) + 1
+        if error is None:
+            self.done[call.procedure_name] = self.done.get(call.procedure_name, 0) + 1
+        if call.procedure_name in ("total", "total_of_all") and error is None and call.value != self.total:
+            self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
+        results: list[Any] | None = None
+        if error is None:
+            outcome = Outcome.OK
+            results = call.results()
+        elif isinstance(error, Indeterminate):
+            outcome = Outcome.UNKNOWN
+        elif isinstance(error, NEVER_RAN) or (isinstance(error, Aborted) and str(error) == "full"):
+            outcome = Outcome.ABORTED
+        elif isinstance(error, Aborted) and call.procedure_name == "transact_and_give_up":
+            outcome = Outcome.ABORTED
+            results = json.loads(str(error))
+        elif isinstance(error, Aborted) and call.procedure_name == "transfer":
+            outcome = Outcome.ABORTED
+        else:
+            outcome = Outcome.UNKNOWN
+            self.violations.append(f"T{call.transaction}, {call.procedure_name}, ended with {name}: {error}")
+        operations: list[Append | Read] = []
+        for position, (storage, number, value) in enumerate(call.operations):
+            key = f"{storage}{number}"
+            if value:
+                operations.append(Append(key, value))
+            else:
+                operations.append(Read(key, None if results is None else tuple(results[position])))
+        if operations:
+            completed_s = now_s if outcome is not Outcome.UNKNOWN else float("inf")
+            self.transactions.append(
+                Transaction(call.transaction, tuple(operations), outcome, call.invoked_s, completed_s)
+            )
+
+
+class Call(Pending):
+    """One call of a ledger."""
+
+    __slots__ = ("arguments", "invoked_s", "ledger", "operations", "procedure_name", "transaction")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        transaction: int,
+        procedure_name: str,
+        arguments: tuple[Any, ...],
+        operations: list[Operation],
+    ) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.transaction = transaction
+        self.procedure_name = procedure_name
+        self.arguments = arguments
+        self.operations = operations
+        self.invoked_s = 0.0
+
+    def results(self) -> list[Any]:
+        return list(self.value) if self.operations else []
+
+
+class DirectedCall(Everywhere):
+    """`append_copies`, in every partition: each says what the list was before, and all the same."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+class Client:
+    """One client process. `is_done` when it has stopped and nothing is under way."""
+
+    def __init__(self, world: World, ledger: Ledger, client_id: int, *, affinity: bool, retry_s: float, callers: int):
+        self.connection = Connection(client_id, affinity=affinity, retry_s=retry_s)
+        self.links = Links(Address(f"voltpy://simulated:{ROUTER_PORT}"), self.connection)
+        self.world = world
+        self.ledger = ledger
+        self.timeout_s = world.rng.choice((2.0, 5.0))
+        self.calling = False  # its callers call; else only what is queued is called
+        self.under_way = 0
+        self.think_s = world.rng.choice((0.001, 0.005, 0.03))
+        self.queued: list[Call] = []  # to be made now, beside what the callers do
+        self.answered: Callable[[Call], None] = lambda call: None
+        self._call_at_s = [world.rng.uniform(0.0, 0.05) for _ in range(callers)]
+        self._callers: dict[int, int] = {}  # by transaction
+
+    @property
+    def is_done(self) -> bool:
+        return not self.calling and not self.under_way and not self.queued
+
+    def run(self, process: Process) -> None:
+        connection, links, world = self.connection, self.links, self.world
+        while True:
+            now_s = world.now_s
+            links.pump(now_s)
+            self._deliver(now_s)
+            self._call(now_s)
+            links.flush(now_s)
+            self._deliver(now_s)
+            links.bury()
+            due_s = min(connection.next_time, links.next_time, now_s + 1.0)
+            if self.calling:
+                due_s = min(due_s, *self._call_at_s)
+            process.wait(max(due_s - now_s, 1e-5))
+
+    def _call(self, now_s: float) -> None:
+        while self.queued:
+            self._submit(self.queued.pop(0), -1, now_s)
+        if not self.calling:
+            return
+        for caller, when_s in enumerate(self._call_at_s):
+            if when_s <= now_s:
+                self._call_at_s[caller] = float("inf")
+                self._submit(self.ledger.next_call(), caller, now_s)
+
+    def _submit(self, call: Call, caller: int, now_s: float) -> None:
+        self.under_way += 1
+        self._callers[call.transaction] = caller
+        call.invoked_s = now_s
+        self.world.tell(f"T{call.transaction} {call.procedure_name}{call.arguments}")
+        if call.procedure_name == "append_copies":
+            self.connection.everywhere(DirectedCall(call), "append_copies", call.arguments, now_s, self.timeout_s)
+        else:
+            self.connection.submit(call, call.procedure_name, call.arguments, now_s, self.timeout_s)
+
+    def _deliver(self, now_s: float) -> None:
+        settled, self.connection.settled = self.connection.settled, []
+        for pending in settled:
+            call = pending
+            if isinstance(pending, DirectedCall):
+                call = pending.call
+                call.error = pending.error
+                if pending.error is None:
+                    before = pending.value[0]
+                    if any(other != before for other in pending.value):
+                        self.ledger.violations.append(f"T{call.transaction}: copies differ: {pending.value}")
+                    call.value = [before, None]
+            assert isinstance(call, Call)
+            self.world.tell(f"T{call.transaction} {call.value if call.error is None else repr(call.error)}")
+            self.under_way -= 1
+            self.ledger.settled(call, now_s)
+            caller = self._callers.pop(call.transaction)
+            if caller >= 0:
+                self._call_at_s[caller] = now_s + self.world.rng.expovariate(
+                    1 / (self.think_s if call.error is None or isinstance(call.error, Aborted) else PAUSE_S)
+                )
+            self.answered(call)
