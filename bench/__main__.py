@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -14,6 +16,7 @@ from bench import (
     checkpoint_latency,
     engine,
     hit_ratio,
+    isolation,
     larger_than_memory,
     machine,
     report,
@@ -22,7 +25,11 @@ from bench import (
 )
 from bench.experiment import PEERS, WORKLOADS, Results, Settings, lines_of, run_all
 from bench.workload import BenchError, Fsync
+from bench.workloads.smallbank import lines_with_payments
+from voltpy.errors import Error
 from voltpy.messages import CALLS_A_FRAME, FRAMES_IN_FLIGHT
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 
@@ -40,8 +47,20 @@ def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     return names
 
 
+def _crossing_option(workload: str) -> Callable[[Command], Command]:
+    if workload != "smallbank":
+        return lambda command: command
+    return click.option(
+        "--crossing",
+        type=click.FloatRange(0, 100),
+        help="Instead: so many percent of the calls are payments, between customers of one partition and of two.",
+    )
+
+
 def _command(workload: str) -> click.Command:
-    @click.command(workload, help=f"Measures {workload}." if workload != "all" else "Measures all workloads.")
+    @click.command(
+        workload, help=f"Measures {workload}." if workload != "all" else "All whose calls stay in one partition."
+    )
     @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
     @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
     @click.option("--in-flight", type=click.IntRange(1, 65536), help="Default: 1,024 a partition, the client's window.")
@@ -49,6 +68,7 @@ def _command(workload: str) -> click.Command:
         "--tasks", default=64, show_default=True, type=click.IntRange(1, 4096), help="Where tasks await calls."
     )
     @click.option("--partitions", default=2, show_default=True, type=click.IntRange(1, 1024))
+    @_crossing_option(workload)
     @click.option("--affinity", default="on", show_default=True, type=click.Choice(["on", "off", "both"]))
     @click.option("--fsync", default="always", show_default=True, type=click.Choice(["always", "everysec", "never"]))
     @click.option("--repeat", default=3, show_default=True, type=click.IntRange(1, 1000), help="Repetitions, in turn.")
@@ -79,7 +99,11 @@ def _command(workload: str) -> click.Command:
         directory: Path,
         json_file: Path | None,
         markdown: Path | None,
+        crossing: float | None = None,
     ) -> None:
+        if crossing is not None and partitions < 2:
+            raise click.UsageError("nothing crosses the partitions when there is one")
+        lines = lines_of(workload, partitions) if crossing is None else lines_with_payments(partitions, crossing)
         where = machine.describe(directory)
         if where.filesystem in MEMORY_FILESYSTEMS and fsync != "never":
             raise click.UsageError(f"{directory} is in memory ({where.filesystem}): flushing means nothing there")
@@ -87,8 +111,8 @@ def _command(workload: str) -> click.Command:
         settings = Settings(seconds, in_flight or window, tasks, partitions, affinity, fsync, repeat, seed)
         results = Results(where, settings, datetime.now(UTC).isoformat(timespec="seconds"), {}, {}, [])
         try:
-            run_all(results, lines_of(workload), peers, directory, way, lambda run: _tell(report.summary(run)))
-        except BenchError as error:
+            run_all(results, lines, peers, directory, way, lambda run: _tell(report.summary(run)))
+        except (BenchError, Error) as error:
             raise click.ClickException(str(error)) from None
         finally:
             # What was measured before a failure is worth keeping.
@@ -123,6 +147,7 @@ for _workload in (*WORKLOADS, "all"):
 main.add_command(engine.engine)
 main.add_command(engine.replay)
 main.add_command(hit_ratio.main)
+main.add_command(isolation.main)
 main.add_command(engine.load_checkpoint)
 main.add_command(larger_than_memory.main)
 main.add_command(checkpoint_latency.main)

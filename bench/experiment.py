@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
@@ -18,10 +19,12 @@ from msgspec import Struct
 
 from bench.machine import Machine
 from bench.measure import percentile
-from bench.workload import BenchError, Call, CallStream, Fsync, Line, NotInstalled
+from bench.workload import BenchError, Call, CallStream, Fsync, Line, NotInstalled, Outcome
+from voltpy.errors import Aborted
 
-PEERS = ("voltpy", "redis", "postgres", "dicts")
-WORKLOADS = ("voter", "kv", "smallbank", "increment", "lone")
+PEERS = ("voltpy", "redis", "postgres", "two_postgres", "dicts")
+IN_ONE_PARTITION = ("voter", "kv", "smallbank", "increment", "lone")
+WORKLOADS = (*IN_ONE_PARTITION, "transfer", "tpcc")
 WARM_UP_S = 0.5
 MOST_CALLS_A_SECOND = 500_000  # a stream that does not cycle is made this long, and no longer
 
@@ -38,7 +41,8 @@ class Settings(Struct, frozen=True):
 
 
 class Run(Struct, frozen=True):
-    """`cpu_us`: processor time a call by role: client, and server or partition, router, supervisor."""
+    """`calls`: those that count. `cpu_us`: processor time for each of them, by role: client, and server or partition,
+    coordinator, router, supervisor."""
 
     line: str
     drive: str
@@ -67,9 +71,13 @@ class Results(Struct):
     runs: list[Run]
 
 
-def lines_of(workload: str) -> list[Line]:
-    names = WORKLOADS if workload == "all" else (workload,)
-    return [line for name in names for line in import_module(f"bench.workloads.{name}").LINES]
+def lines_of(workload: str, partitions: int) -> list[Line]:
+    """Where it matters which partitions a key lives in, a workload makes its lines for so many."""
+    names = IN_ONE_PARTITION if workload == "all" else (workload,)
+    modules = [import_module(f"bench.workloads.{name}") for name in names]
+    return [
+        line for module in modules for line in (module.lines(partitions) if hasattr(module, "lines") else module.LINES)
+    ]
 
 
 def make_peer(name: str, directory: Path, settings: Settings) -> Any:
@@ -80,7 +88,7 @@ def make_peer(name: str, directory: Path, settings: Settings) -> Any:
         raise NotInstalled(f"the Python package {error.name} is not installed") from None
     if name == "voltpy":
         return module.Voltpy(directory, settings.fsync, partitions=settings.partitions, affinity=settings.affinity)
-    return getattr(module, name.capitalize())(directory, settings.fsync)
+    return getattr(module, name.title().replace("_", ""))(directory, settings.fsync)
 
 
 def run_all(
@@ -98,17 +106,22 @@ def run_all(
             results.peers[name] = make_peer(name, directory, settings).settings
         except NotInstalled as reason:
             results.skipped[name] = str(reason)
-    for line in lines:
-        count = min(line.count, int((settings.seconds + 2 * WARM_UP_S) * MOST_CALLS_A_SECOND))
-        calls = line.calls(settings.seed, count)
+    for _, together in groupby(lines, key=lambda line: line.workload):
+        # Lines of one workload are compared with one another too: they take turns.
+        streams = [(line, _stream(line, settings)) for line in together]
         gc.collect()
         gc.freeze()  # millions of tuples that never go away: no collection has to look at them
         for repetition in range(settings.repeat):
-            for name, way in _turns(results, line, only_way, directory):
-                run = run_once(name, line, way, calls, repetition, settings, directory)
-                results.runs.append(run)
-                tell(run)
+            for line, calls in streams:
+                for name, way in _turns(results, line, only_way, directory):
+                    run = run_once(name, line, way, calls, repetition, settings, directory)
+                    results.runs.append(run)
+                    tell(run)
         gc.unfreeze()
+
+
+def _stream(line: Line, settings: Settings) -> list[Call]:
+    return line.calls(settings.seed, min(line.count, int((settings.seconds + 2 * WARM_UP_S) * MOST_CALLS_A_SECOND)))
 
 
 def _turns(results: Results, line: Line, only_way: str, directory: Path) -> Iterator[tuple[str, str]]:
@@ -116,6 +129,16 @@ def _turns(results: Results, line: Line, only_way: str, directory: Path) -> Iter
         for way in make_peer(name, directory, results.settings).ways(line):
             if only_way in way:
                 yield name, way
+
+
+def counted(line: Line, outcome: Outcome) -> int:
+    """How many calls the figure is made of."""
+    if not line.counts:
+        return len(outcome.calls)
+    return sum(
+        call[0] == line.counts and not isinstance(result, Aborted)
+        for call, result in zip(outcome.calls, outcome.results, strict=True)
+    )
 
 
 def run_once(
@@ -140,7 +163,9 @@ def run_once(
             line.verify(warm_up.calls + measured.calls, warm_up.results + measured.results, peer.state(line))
         except BenchError as error:
             raise BenchError(f"{line.workload}/{line.name} on {name}, {way}: {error}") from None
-    count = len(measured.calls)
+    count = counted(line, measured)
+    if not count:
+        raise BenchError(f"{line.workload}/{line.name} on {name}, {way}: no {line.counts} was finished")
     return Run(
         line=f"{line.workload}/{line.name}",
         drive=line.drive,

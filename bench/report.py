@@ -8,6 +8,7 @@ from statistics import median
 from bench.experiment import Results, Run
 from bench.machine import in_words
 from bench.measure import pairwise_ratio
+from bench.targets import targets
 
 BASELINE = "voltpy"
 COLUMNS = (
@@ -22,9 +23,10 @@ HEAD = "\n".join(
 
 
 def markdown(results: Results) -> str:
-    """The table, and below it what it was measured on."""
+    """The table, and below it which targets were held, and what it was measured on."""
     rows = "".join(_row(runs, _baselines(results.runs, runs[0].line)) for runs in _groups(results.runs))
-    return f"{HEAD}\n" + rows + "\n" + conditions(results)
+    held = "".join(f"- {line}\n" for line in targets(results))
+    return f"{HEAD}\n" + rows + "\n" + (held and f"{held}\n") + conditions(results)
 
 
 def summary(run: Run) -> str:
@@ -36,13 +38,14 @@ def summary(run: Run) -> str:
 
 def conditions(results: Results) -> str:
     settings = results.settings
+    measured = {run.peer for run in results.runs}
     lines = [
         in_words(results.machine),
         f"One client process on the same machine, {settings.seconds:g} s a run, {settings.repeat} repetitions in turn; "
         f"{settings.in_flight} calls in flight, {settings.tasks} where asyncio tasks await them, 1 where it is lone.",
         "Medians of the repetitions; ratios pair by pair, of calls a second, or of p50 latency where the call is lone. "
         "After each run the tables held what was acknowledged.",
-        *(f"{name}: {text}." for name, text in results.peers.items()),
+        *(f"{name}: {text}." for name, text in results.peers.items() if name in measured),
         *(f"{name}: not measured, {why}." for name, why in results.skipped.items()),
         f"Measured {results.started_at}.",
     ]

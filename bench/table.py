@@ -18,6 +18,7 @@ from bench import machine
 from bench.workload import BenchError, Fsync
 from bench.workloads.ycsb import LEAST_ROW_BYTES, MOST_ROW_BYTES, Rows
 from voltpy.cli.options import size
+from voltpy.errors import Error
 
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 TOLD_EVERY_S = 2.0
@@ -76,7 +77,7 @@ def table_options(memory: str, ratio: float) -> Callable[[Command], Command]:
             default=tempfile.gettempdir(),
             show_default=True,
             type=click.Path(exists=True, file_okay=False, path_type=Path),
-            callback=_on_a_disk,
+            callback=on_a_disk,
             help="Holds everybody's data; a disk, not memory.",
         ),
         click.option(
@@ -92,7 +93,8 @@ def table_options(memory: str, ratio: float) -> Callable[[Command], Command]:
     return decorate
 
 
-def _on_a_disk(_context: click.Context, _parameter: click.Parameter, directory: Path) -> Path:
+def on_a_disk(_context: click.Context, _parameter: click.Parameter, directory: Path) -> Path:
+    """Refuses a --directory that is in memory."""
     filesystem = machine.filesystem_of(directory, Path("/proc/self/mounts").read_text())
     if filesystem in MEMORY_FILESYSTEMS:
         raise click.BadParameter(f"{directory} is in memory ({filesystem}): it is not read from a disk there")
@@ -124,7 +126,7 @@ def data_directory(parent: Path) -> Iterator[Path]:
 def errors_for_the_command_line() -> Iterator[None]:
     try:
         yield
-    except BenchError as error:
+    except (BenchError, Error) as error:
         raise click.ClickException(str(error)) from None
 
 

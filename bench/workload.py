@@ -6,6 +6,8 @@ manners:
     many    as many calls in flight as --in-flight says, in whatever manner suits the peer best
     tasks   --tasks asyncio tasks, each awaiting one call at a time
     lone    one call in flight
+    mix     calls of several procedures, some of which abort, as many in flight as --in-flight says; results stand
+            beside their calls, and an abort is the Aborted itself
 
 After a run the peer is asked for its `state`, and `verify` compares that with what was acknowledged: a figure made of
 calls that failed or were lost is an error, not a figure.
@@ -66,11 +68,15 @@ class OnVoltpy(Struct, frozen=True):
 
 
 class OnDicts(Struct, frozen=True):
-    """The same procedures on bench.plain_dicts; `load` and `state` get its Transaction."""
+    """The same procedures on bench.plain_dicts; `load` and `state` get its Transaction.
+
+    `runs`: whether a call is made at all; one that aborts after it has written would leave that behind.
+    """
 
     procedures: str
     load: Callable[[Any], None]
     state: Callable[[Any], Any]
+    runs: Callable[[Call], bool] | None = None
 
 
 class OnRedis(Struct, frozen=True):
@@ -83,28 +89,55 @@ class OnRedis(Struct, frozen=True):
 
 
 class OnPostgres(Struct, frozen=True):
-    """`statements`: SQL by procedure name, every parameter written %s::type. `state` gets a psycopg connection."""
+    """`statements`: SQL by procedure name, every parameter written %s::type. `state` gets a psycopg connection.
+
+    `batches`: whether calls may share a transaction; not those that lock rows of each other in any order.
+    `homes`: of a mix, how many different first arguments there are; calls with different ones seldom conflict.
+    """
 
     schema: str
     load: Callable[[Any], None]
     statements: dict[str, str]
     state: Callable[[Any], Any]
+    batches: bool = True
+    homes: int = 1
+
+
+class OnTwoPostgres(Struct, frozen=True):
+    """Two servers that each hold a part of the rows, and a transaction on both, with PREPARE TRANSACTION.
+
+    `load` gets a psycopg connection and which of the two it is. Each connection runs `prepared` once. `parts(call)`
+    says what each of the two does: a statement that changes one row, or else fails. `state` gets both connections.
+    """
+
+    schema: str
+    load: Callable[[Any, int], None]
+    prepared: str
+    parts: Callable[[Call], tuple[str, str]]
+    state: Callable[[Any, Any], Any]
 
 
 class Line(Struct, frozen=True):
-    """`calls(seed, count)` makes the stream; `verify(calls, results, state)` raises BenchError."""
+    """`calls(seed, count)` makes the stream; `verify(calls, results, state)` raises BenchError.
+
+    `procedures` are those that it calls. `counts`: the one whose calls are the figure, where not all of them are; those
+    that abort don't count then. A peer that a line says nothing for is not asked.
+    """
 
     workload: str
     name: str
-    drive: Literal["many", "tasks", "lone"]
+    drive: Literal["many", "tasks", "lone", "mix"]
     calls: Callable[[int, int], list[Call]]
     count: int
     cycles: bool
     verify: Callable[[Sequence[Call], Sequence[Any], Any], None]
+    procedures: tuple[str, ...]
     voltpy: OnVoltpy
-    redis: OnRedis
-    postgres: OnPostgres
-    dicts: OnDicts | None
+    redis: OnRedis | None = None
+    postgres: OnPostgres | None = None
+    two_postgres: OnTwoPostgres | None = None
+    dicts: OnDicts | None = None
+    counts: str = ""
 
 
 def fcall(call: Call) -> tuple[Any, ...]:

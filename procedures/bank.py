@@ -46,3 +46,25 @@ def balance(tx, account: int) -> int:
 def total_deposits(tx) -> int:
     """What is on this partition's accounts together; the caller adds up the partitions."""
     return sum(row.balance for row in tx.accounts.scan())
+
+
+@procedure(partition_by=("source", "target"))
+def transfer(tx, source: int, target: int, amount: int) -> None:
+    """Moves money from one account to another, wherever they live."""
+    if amount <= 0:
+        tx.abort("a transfer is more than nothing")
+    if source == target:
+        tx.abort(f"account {source} can't pay itself")
+    payer, payee = tx.accounts.get(source), tx.accounts.get(target)
+    if payer is None or payee is None:
+        tx.abort(f"there is no account {source if payer is None else target}")
+    if payer.balance < amount:
+        tx.abort(f"account {source} holds {payer.balance}, which is less than {amount}")
+    tx.accounts.update(source, balance=payer.balance - amount)
+    tx.accounts.update(target, balance=payee.balance + amount)
+
+
+@procedure(read_only=True)
+def total(tx) -> int:
+    """What is on all accounts of all partitions together, at one moment: transfers never change it."""
+    return sum(row.balance for row in tx.accounts.scan())

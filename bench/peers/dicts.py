@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -50,7 +50,9 @@ class Dicts:
 
     @contextmanager
     def session(self, line: Line, way: str, in_flight: int, tasks: int) -> Iterator[drive.Drive]:
-        bodies = {name: getattr(self._procedures, name) for name in line.postgres.statements}
+        assert line.dicts is not None
+        runs = line.dicts.runs
+        bodies = {name: getattr(self._procedures, name) for name in line.procedures}
 
         def call_one(call: Call) -> Any:
             return bodies[call[0]](self._tx, *call[1])
@@ -58,16 +60,24 @@ class Dicts:
         if line.drive == "lone":
             yield lambda stream, seconds: drive.lone(stream, seconds, call_one)
         else:
-            yield lambda stream, seconds: _loop(bodies, self._tx, stream, seconds)
+            yield lambda stream, seconds: _loop(bodies, self._tx, stream, seconds, runs)
 
 
-def _loop(bodies: dict[str, Any], tx: Transaction, stream: CallStream, seconds: float) -> Outcome:
+def _loop(
+    bodies: dict[str, Any],
+    tx: Transaction,
+    stream: CallStream,
+    seconds: float,
+    runs: Callable[[Call], bool] | None = None,
+) -> Outcome:
     outcome = Outcome([], [], [])
     deadline = perf_counter() + seconds
     while perf_counter() < deadline:
         calls = stream.take(CALLS_A_CHUNK)
         if not calls:
             break
+        if runs is not None:
+            calls = list(filter(runs, calls))
         outcome.results += [bodies[name](tx, *args) for name, args in calls]
         outcome.calls += calls
     return outcome

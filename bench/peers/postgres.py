@@ -8,6 +8,9 @@ failing call undoes the whole batch. That is cheaper and weaker than what the ot
     PIPELINE   psycopg as its manual shows it: `with connection.pipeline():` and `cursor.execute`; one sync a batch
     OWN        each call its own transaction: a sync after each one. The calls of a connection then commit one after
                another, and only those of different connections share a flush, so it is 16 connections, pipelined
+
+Calls that lock rows of one another in any order can't share a transaction over several connections: then there are
+PIPELINE and OWN. Those of a mix abort, and want to be SERIALIZABLE: see bench.peers.serializable.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ import psycopg
 from psycopg.pq import ExecStatus
 
 from bench import drive, measure
+from bench.peers import serializable
+from bench.peers.serializable import numbered
 from bench.peers.server import Server
 from bench.workload import BenchError, Call, CallStream, Fsync, Line, NotInstalled, Outcome
 
@@ -38,6 +43,9 @@ BATCH = "2 connections, a batch is one transaction"
 PIPELINE = "psycopg pipeline, a batch is one transaction"
 OWN = "16 connections, each call its own transaction"
 CONNECTION_A_TASK = "psycopg async, a connection a task"
+A_HOME = "SERIALIZABLE, a connection a warehouse"
+ANYWHERE = "SERIALIZABLE, 8 connections"
+ANYWHERE_CONNECTIONS = 8
 CALLER = "psycopg"
 BATCH_CONNECTIONS = 2
 OWN_CONNECTIONS = 16
@@ -51,6 +59,10 @@ TUNING = {
     "autovacuum": "off",
     "jit": "off",
     "max_connections": "200",
+    # Found by itself after a second otherwise, in which a mix of transactions stands still.
+    "deadlock_timeout": "20ms",
+    # Fewer, and rows that are read are remembered by the page, which makes more transactions fail.
+    "max_pred_locks_per_transaction": "1024",
 }
 SYNCHRONOUS_COMMIT = {"always": "on", "everysec": "off", "never": "off"}
 
@@ -58,7 +70,8 @@ SYNCHRONOUS_COMMIT = {"always": "on", "everysec": "off", "never": "off"}
 class Postgres:
     name = "postgres"
 
-    def __init__(self, directory: Path, fsync: Fsync) -> None:
+    def __init__(self, directory: Path, fsync: Fsync, **options: str) -> None:
+        """`options` of the server, beside those that all of them have."""
         self._programs = _programs()
         self._directory = directory
         # Both refuse to run as root.
@@ -66,6 +79,7 @@ class Postgres:
         self._options = TUNING | {
             "synchronous_commit": SYNCHRONOUS_COMMIT[fsync],
             "fsync": "off" if fsync == "never" else "on",
+            **options,
         }
 
     @property
@@ -126,34 +140,62 @@ class Postgres:
         if hasattr(self, "_server"):
             self._server.stop()
 
+    @property
+    def connection(self) -> Any:
+        return self._connection
+
+    @contextmanager
+    def connections(self, count: int, **options: str) -> Iterator[list[Any]]:
+        """As many connections, closed afterwards; `options` are settings of the server for them alone."""
+        words = " ".join(f"-c {name}={value}" for name, value in options.items())
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(psycopg.connect(self._conninfo, autocommit=True, options=words))
+                for _ in range(count)
+            ]
+
     def cpu_s(self) -> dict[str, float]:
         return {"server": measure.cpu_s(measure.process_tree(self._server.pid))}
 
     def ways(self, line: Line) -> tuple[str, ...]:
-        return {"many": (BATCH, PIPELINE, OWN), "tasks": (CONNECTION_A_TASK,), "lone": (CALLER,)}[line.drive]
+        if line.postgres is None:
+            return ()
+        many = (BATCH, PIPELINE, OWN) if line.postgres.batches else (PIPELINE, OWN)
+        return {"many": many, "tasks": (CONNECTION_A_TASK,), "lone": (CALLER,), "mix": (A_HOME, ANYWHERE)}[line.drive]
 
     def load(self, line: Line) -> None:
+        assert line.postgres is not None
         self._connection.execute(line.postgres.schema)
         line.postgres.load(self._connection)
 
     def state(self, line: Line) -> Any:
+        assert line.postgres is not None
         return line.postgres.state(self._connection)
 
     @contextmanager
     def session(self, line: Line, way: str, in_flight: int, tasks: int) -> Iterator[drive.Drive]:
+        assert line.postgres is not None
+        statements = line.postgres.statements
+        if line.drive == "mix":
+            by_home = way == A_HOME
+            count = line.postgres.homes if by_home else ANYWHERE_CONNECTIONS
+            with self.connections(count, default_transaction_isolation="serializable") as connections:
+                sessions = [serializable.Session(connection, statements) for connection in connections]
+                yield lambda stream, seconds: serializable.drive(sessions, stream, seconds, by_home=by_home)
+                for session in sessions:
+                    session.leave()
+            return
         if way == CONNECTION_A_TASK:
             with asyncio.Runner() as runner:
                 connections = runner.run(_connect_async(self._conninfo, tasks))
-                callers = [_async_caller(connection, line) for connection in connections]
+                callers = [_async_caller(connection, statements) for connection in connections]
                 yield lambda stream, seconds: runner.run(drive.tasks(stream, seconds, callers))
                 runner.run(_close_async(connections))
             return
         count = {BATCH: BATCH_CONNECTIONS, OWN: OWN_CONNECTIONS}.get(way, 1)
-        with ExitStack() as stack:
-            sessions = [stack.enter_context(psycopg.connect(self._conninfo, autocommit=True)) for _ in range(count)]
+        with self.connections(count) as connections:
             if way == CALLER:
-                cursor = sessions[0].cursor()
-                statements = line.postgres.statements
+                cursor = connections[0].cursor()
 
                 def call_one(call: Call) -> Any:
                     row = cursor.execute(statements[call[0]], call[1], prepare=True).fetchone()
@@ -161,9 +203,9 @@ class Postgres:
 
                 yield lambda stream, seconds: drive.lone(stream, seconds, call_one)
             elif way == PIPELINE:
-                yield lambda stream, seconds: _pipeline(sessions[0], line, stream, seconds, in_flight)
+                yield lambda stream, seconds: _pipeline(connections[0], statements, stream, seconds, in_flight)
             else:
-                lanes = [_Lane(session, line, sync_each=way == OWN) for session in sessions]
+                lanes = [_Lane(connection, statements, sync_each=way == OWN) for connection in connections]
                 yield lambda stream, seconds: _lanes(lanes, stream, seconds, in_flight)
                 for lane in lanes:
                     lane.leave()
@@ -172,13 +214,13 @@ class Postgres:
 class _Lane:
     """One connection in pipeline mode, with the statements prepared and at most one batch under way."""
 
-    def __init__(self, connection: Any, line: Line, *, sync_each: bool) -> None:
+    def __init__(self, connection: Any, statements: dict[str, str], *, sync_each: bool) -> None:
         self._pgconn = connection.pgconn
         self._sync_each = sync_each
         self._syncs_due = 0
-        self._statements = {name: name.encode() for name in line.postgres.statements}
-        for name, sql in line.postgres.statements.items():
-            prepared = self._pgconn.prepare(name.encode(), _numbered(sql).encode())
+        self._statements = {name: name.encode() for name in statements}
+        for name, sql in statements.items():
+            prepared = self._pgconn.prepare(name.encode(), numbered(sql).encode())
             if prepared.status != ExecStatus.COMMAND_OK:
                 raise BenchError(f"postgres: {prepared.error_message.decode(errors='replace')}")
         self._pgconn.enter_pipeline_mode()
@@ -248,9 +290,10 @@ def _lanes(lanes: Sequence[_Lane], stream: CallStream, seconds: float, in_flight
     return outcome
 
 
-def _pipeline(connection: Any, line: Line, stream: CallStream, seconds: float, in_flight: int) -> Outcome:
+def _pipeline(
+    connection: Any, statements: dict[str, str], stream: CallStream, seconds: float, in_flight: int
+) -> Outcome:
     outcome = Outcome([], [], [])
-    statements = line.postgres.statements
     cursors = [connection.cursor() for _ in range(in_flight)]
     deadline = perf_counter() + seconds
     while perf_counter() < deadline:
@@ -267,9 +310,8 @@ def _pipeline(connection: Any, line: Line, stream: CallStream, seconds: float, i
     return outcome
 
 
-def _async_caller(connection: Any, line: Line) -> Any:
+def _async_caller(connection: Any, statements: dict[str, str]) -> Any:
     cursor = connection.cursor()
-    statements = line.postgres.statements
 
     async def call_one(call: Call) -> Any:
         await cursor.execute(statements[call[0]], call[1], prepare=True)
@@ -285,12 +327,6 @@ async def _connect_async(conninfo: str, count: int) -> list[Any]:
 async def _close_async(connections: Sequence[Any]) -> None:
     for connection in connections:
         await connection.close()
-
-
-def _numbered(sql: str) -> str:
-    """psycopg writes parameters %s, the server $1, $2 …"""
-    parts = re.split(r"%s", sql)
-    return parts[0] + "".join(f"${number}{part}" for number, part in enumerate(parts[1:], start=1))
 
 
 def _programs() -> Path:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import hiredis  # noqa: F401  # redis-py takes it by itself when it is there; without it the comparison would be unfair
 import redis
@@ -31,6 +31,8 @@ PIPELINE = "Pipeline of redis-py"
 POOL = "redis.asyncio, connection pool"
 CALLER = "redis-py, loopback"
 UNIX_CALLER = "redis-py, Unix socket"
+
+Command: TypeAlias = Callable[[Call], tuple[Any, ...]]
 
 APPENDFSYNC = {"always": "always", "everysec": "everysec", "never": "no"}
 
@@ -83,18 +85,23 @@ class Redis:
         return {"server": measure.cpu_s(measure.process_tree(self._server.pid))}
 
     def ways(self, line: Line) -> tuple[str, ...]:
+        if line.redis is None or line.drive == "mix":
+            return ()
         return {"many": (CONNECTIONS, PIPELINE), "tasks": (POOL,), "lone": (CALLER, UNIX_CALLER)}[line.drive]
 
     def load(self, line: Line) -> None:
+        assert line.redis is not None
         if line.redis.library:
             self._client.function_load(line.redis.library)
         line.redis.load(self._client)
 
     def state(self, line: Line) -> Any:
+        assert line.redis is not None
         return line.redis.state(self._client)
 
     @contextmanager
     def session(self, line: Line, way: str, in_flight: int, tasks: int) -> Iterator[drive.Drive]:
+        assert line.redis is not None
         command = line.redis.command
         if way == POOL:
             with asyncio.Runner() as runner:
@@ -115,18 +122,17 @@ class Redis:
                     stream, seconds, lambda call: client.execute_command(*command(call))
                 )
             elif way == PIPELINE:
-                yield lambda stream, seconds: _pipeline(client, line, stream, seconds, in_flight)
+                yield lambda stream, seconds: _pipeline(client, command, stream, seconds, in_flight)
             else:
                 connections = [client.connection_pool.get_connection() for _ in range(CONNECTION_COUNT)]
-                yield lambda stream, seconds: _connections(connections, line, stream, seconds, in_flight)
+                yield lambda stream, seconds: _connections(connections, command, stream, seconds, in_flight)
                 for connection in connections:
                     client.connection_pool.release(connection)
 
 
-def _pipeline(client: Any, line: Line, stream: CallStream, seconds: float, in_flight: int) -> Outcome:
+def _pipeline(client: Any, command: Command, stream: CallStream, seconds: float, in_flight: int) -> Outcome:
     """All calls in one Pipeline: what most people write."""
     outcome = Outcome([], [], [])
-    command = line.redis.command
     deadline = perf_counter() + seconds
     while perf_counter() < deadline:
         calls = stream.take(in_flight)
@@ -140,11 +146,12 @@ def _pipeline(client: Any, line: Line, stream: CallStream, seconds: float, in_fl
     return outcome
 
 
-def _connections(connections: Sequence[Any], line: Line, stream: CallStream, seconds: float, in_flight: int) -> Outcome:
+def _connections(
+    connections: Sequence[Any], command: Command, stream: CallStream, seconds: float, in_flight: int
+) -> Outcome:
     """The calls over several connections in turn: while one part is packed or read, the server has the others."""
     outcome = Outcome([], [], [])
     results = outcome.results
-    command = line.redis.command
     share = max(1, in_flight // len(connections))
     unanswered = [0] * len(connections)
     deadline = perf_counter() + seconds

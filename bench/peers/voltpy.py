@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import voltpy
 from bench import drive, measure
 from bench.peers.server import Server, free_port
 from bench.workload import Call, CallStream, Fsync, Line, Outcome
+from voltpy.errors import Aborted
 from voltpy.messages import CALLS_A_FRAME, FRAMES_IN_FLIGHT
 
 STRAIGHT = "straight to the partitions"
@@ -52,15 +54,22 @@ class Voltpy:
         if hasattr(self, "_server"):
             self._server.stop()
 
+    def partition_pids(self) -> list[int]:
+        """By the partitions' numbers. The supervisor's word, half a second old at most."""
+        partitions: list[dict[str, Any]] = self._client.status()["partitions"]
+        return [status["pid"] for status in sorted(partitions, key=lambda status: status["partition"])]
+
     def cpu_s(self) -> dict[str, float]:
-        seconds: dict[str, float] = {"partition": 0.0, "router": 0.0, "coordinator": 0.0, "supervisor": 0.0}
+        seconds: dict[str, float] = {"partition": 0.0, "coordinator": 0.0, "router": 0.0, "supervisor": 0.0}
         supervisor, *children = measure.process_tree(self._server.pid)
         roles = {supervisor: "supervisor"}
         for pid in children:
             words = measure.command_line(pid)
             # What a partition starts for itself (to flush, say) counts as the partition.
-            front = "router" if "router" in words else "coordinator"
-            roles[pid] = front if "coordinator" in words else "partition"
+            if "coordinator" not in words:
+                roles[pid] = "partition"
+            else:
+                roles[pid] = "coordinator" if "transactions" in words else "router"
         for pid, role in roles.items():
             seconds[role] += measure.cpu_s([pid])
         return seconds
@@ -76,14 +85,14 @@ class Voltpy:
         command += ["--partitions", str(self._partitions)]
         self._server = Server(command, self._directory)
         self._server.wait_until(self._has_printed_its_url)
-        self._client = voltpy.connect(self._url, timeout=60)
+        self._client = voltpy.connect(self.url, timeout=60)
         line.voltpy.load(self._client)
 
     def _has_printed_its_url(self) -> bool:
         return re.search(r"voltpy://\S+", self._server.output()) is not None
 
     @property
-    def _url(self) -> str:
+    def url(self) -> str:
         return f"voltpy://127.0.0.1:{self._port}"
 
     def state(self, line: Line) -> Any:
@@ -91,7 +100,7 @@ class Voltpy:
 
     @contextmanager
     def session(self, line: Line, way: str, in_flight: int, tasks: int) -> Iterator[drive.Drive]:
-        url = self._url + ("?affinity=off" if way == ROUTED else "")
+        url = self.url + ("?affinity=off" if way == ROUTED else "")
         if line.drive == "tasks":
             with asyncio.Runner() as runner:
                 db = runner.run(_connect_async(url))
@@ -109,10 +118,12 @@ class Voltpy:
             # The client keeps at most these in flight by itself; for fewer, one call_many at a time has that many.
             window = FRAMES_IN_FLIGHT * CALLS_A_FRAME * self._partitions
             calls_at_once = in_flight if in_flight < window else CALL_MANY_WINDOWS * window
-            if len(line.postgres.statements) == 1:
+            if line.drive == "mix":
+                yield lambda stream, seconds: _submit(client, stream, seconds, in_flight)
+            elif len(line.procedures) == 1:
                 yield lambda stream, seconds: _call_many(client, stream, seconds, calls_at_once)
             else:
-                with ThreadPoolExecutor(len(line.postgres.statements)) as threads:
+                with ThreadPoolExecutor(len(line.procedures)) as threads:
                     yield lambda stream, seconds: _call_several(client, threads, stream, seconds, calls_at_once)
 
 
@@ -144,6 +155,30 @@ def _call_several(
         for results in threads.map(client.call_many, rows.keys(), rows.values()):
             outcome.results += results
         outcome.calls += calls
+    return outcome
+
+
+def _submit(client: Any, stream: CallStream, seconds: float, in_flight: int) -> Outcome:
+    """Call by call, in the order of the stream, with `in_flight` unanswered ones; the oldest is awaited."""
+    outcome = Outcome([], [], [])
+    waiting: deque[tuple[Call, Any]] = deque()
+
+    def await_down_to(count: int) -> None:
+        while len(waiting) > count:
+            call, future = waiting.popleft()
+            try:
+                result = future.result()
+            except Aborted as abort:
+                result = abort
+            outcome.calls.append(call)
+            outcome.results.append(result)
+
+    deadline = perf_counter() + seconds
+    while perf_counter() < deadline and (calls := stream.take(drive.TAKEN_AT_ONCE)):
+        for call in calls:
+            waiting.append((call, client.submit(call[0], *call[1])))
+        await_down_to(in_flight)
+    await_down_to(0)
     return outcome
 
 

@@ -55,6 +55,7 @@ LINES = (
         count=500_000,
         cycles=True,
         verify=verify,
+        procedures=("increment",),
         voltpy=OnVoltpy("counters", _load_voltpy, lambda client: sum(client.call_everywhere("total"))),
         dicts=OnDicts("counters", _load_dicts, lambda tx: sum(row.value for row in tx.counters.scan())),
         redis=OnRedis("", _load_redis, lambda call: ("INCR", f"counter:{call[1][0]}"), _state_of_redis),

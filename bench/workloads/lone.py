@@ -14,6 +14,7 @@ LINES = (
         count=200_000,
         cycles=True,
         verify=kv.verify_gets,
+        procedures=("get",),
         voltpy=kv.VOLTPY,
         dicts=None,
         redis=kv.REDIS,

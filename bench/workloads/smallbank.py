@@ -1,4 +1,7 @@
-"""smallbank: the four transactions of one customer, in equal parts; the two between customers cross partitions.
+"""smallbank: the four transactions of one customer, in equal parts; with --crossing, payments between two as well.
+
+Those lines are made for comparing with each other: the same calls, where the two customers of a payment live in one
+partition, and where they live in different ones.
 
 Accounts are opened so well filled that no call aborts and no fee is due: in a pipeline of PostgreSQL one abort would
 undo all calls of its batch. So the money in all accounts is what was there before, plus what the calls moved.
@@ -7,16 +10,21 @@ undo all calls of its batch. So the money in all accounts is what was there befo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 from bench.workload import Call, Line, OnDicts, OnPostgres, OnRedis, OnVoltpy, expect, fcall, send_in_pipelines
 from procedures.smallbank import OVERDRAFT_FEE
+from voltpy.hash_slot import hash_slot, slot_owners
 
 CUSTOMERS = 100_000
 OPENING_BALANCE = 1_000_000_000
 MOVED = {"balance": 0, "deposit_checking": 1, "transact_savings": 1, "write_check": -1}  # sign of the amount
 MAX_AMOUNT = 10_000
+
+PAYMENT = "send_payment"
+CROSSING, WITHIN = "crossing", "within"
 
 CUSTOMER_ROWS = [
     (customer, f"customer {customer:06d}", OPENING_BALANCE, OPENING_BALANCE) for customer in range(CUSTOMERS)
@@ -34,9 +42,31 @@ def calls(seed: int, count: int) -> list[Call]:
     ]
 
 
+def calls_with_payments(partitions: int, percent: float, crosses: bool, seed: int, count: int) -> list[Call]:
+    """This percentage of the calls are payments; whether they cross changes nothing but who is paid."""
+    owners = slot_owners(partitions)
+    customers_of: list[list[int]] = [[] for _ in range(partitions)]
+    for customer in range(CUSTOMERS):
+        customers_of[owners[hash_slot(customer)]].append(customer)
+    random = Random(f"{seed}:payments")
+    mixed = calls(seed, count)
+    for number, (_, (payer, *_amount)) in enumerate(mixed):
+        if random.random() * 100 < percent:
+            home, amount, away = (
+                owners[hash_slot(payer)],
+                random.randint(1, MAX_AMOUNT),
+                random.randrange(1, partitions),
+            )
+            near, far = random.choice(customers_of[home]), random.choice(customers_of[(home + away) % partitions])
+            if near == payer:
+                near = customers_of[home][0] if payer != customers_of[home][0] else customers_of[home][1]
+            mixed[number] = (PAYMENT, (payer, far if crosses else near, amount))
+    return mixed
+
+
 def verify(calls: Sequence[Call], results: Sequence[Any], total: int) -> None:
     expect("answers", sum(result is not None for result in results), len(calls))
-    moved = sum(MOVED[name] * args[1] for name, args in calls if name != "balance")
+    moved = sum(MOVED[name] * args[1] for name, args in calls if name not in ("balance", PAYMENT))
     expect("money", total, 2 * OPENING_BALANCE * CUSTOMERS + moved)
 
 
@@ -186,9 +216,28 @@ LINES = (
         count=500_000,
         cycles=True,
         verify=verify,
+        procedures=tuple(MOVED),
         voltpy=OnVoltpy("smallbank", _load_voltpy, _state_of_voltpy),
         dicts=OnDicts("smallbank", _load_dicts, _state_of_dicts),
         redis=OnRedis(REDIS, _load_redis, fcall, _state_of_redis),
         postgres=OnPostgres(POSTGRES, _load_postgres, STATEMENTS, _state_of_postgres),
     ),
 )
+
+
+def lines_with_payments(partitions: int, percent: float) -> list[Line]:
+    """Two lines: no payment crosses partitions, and each of them does. There must be several partitions."""
+    return [
+        Line(
+            workload="smallbank",
+            name=f"{name} {percent:g} %",
+            drive="many",
+            calls=partial(calls_with_payments, partitions, percent, name == CROSSING),
+            count=500_000,
+            cycles=True,
+            verify=verify,
+            procedures=(*MOVED, PAYMENT),
+            voltpy=OnVoltpy("smallbank", _load_voltpy, _state_of_voltpy),
+        )
+        for name in (WITHIN, CROSSING)
+    ]

@@ -109,6 +109,7 @@ LINES = (
         count=2_000_000,
         cycles=False,
         verify=verify,
+        procedures=("vote",),
         voltpy=OnVoltpy("voter", _load_voltpy, lambda client: sum(client.call_everywhere("count_votes"))),
         dicts=OnDicts("voter", _load_dicts, lambda tx: tx.votes.count()),
         redis=OnRedis(REDIS, _load_redis, fcall, lambda client: client.llen("votes")),

@@ -46,4 +46,4 @@ def test_an_unknown_peer_is_refused_with_the_known_ones():
     refused = bench("voter", "--peers", "voltpy,oracle")
     assert refused.exit_code == 2
     assert "oracle" in refused.output
-    assert "voltpy,redis,postgres,dicts" in refused.output
+    assert "voltpy,redis,postgres,two_postgres,dicts" in refused.output

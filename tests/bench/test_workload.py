@@ -6,7 +6,9 @@ from bench.experiment import lines_of
 from bench.workload import BenchError, CallStream, batches
 from bench.workloads import increment, kv, smallbank, voter
 
-LINES = {f"{line.workload}/{line.name}": line for line in lines_of("all")}
+LINES = {
+    f"{line.workload}/{line.name}": line for workload in ("all", "transfer", "tpcc") for line in lines_of(workload, 2)
+}
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -16,7 +18,7 @@ def test_the_same_seed_makes_the_same_calls(name):
     assert len(calls) == 300
     assert line.calls(7, 300) == calls
     assert line.calls(8, 300) != calls
-    assert {procedure for procedure, _ in calls} <= set(line.postgres.statements)
+    assert {procedure for procedure, _ in calls} <= set(line.procedures)
 
 
 def test_a_stream_that_cycles_never_ends():
