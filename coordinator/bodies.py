@@ -64,7 +64,7 @@ class Call(Struct, eq=False, gc=True):
     attempts: int = 0  # batches that were aborted with it
     tries: int = 0  # read rounds that came to nothing
     borrows: bool = False  # though it only reads
-    needs_all: bool = False  # it has written a table of which every partition has a copy
+    needs_all: bool = False  # it begins when every partition is attached: it may need any, or writes what all copy
     result: bytes = b""
     error: CallError | None = None
     changed: tuple[int, int] = (0, 0)

@@ -407,6 +407,10 @@ class Transactions:
         knows = self._tables.knows
         wishes = {wish: None for wish in batch.wishes() if not knows(wish)}
         asked = fetches(wishes, self._attached_partition()) if wishes else {}
+        if not self._all_attached(asked):  # lost since the batch began, and nobody would ever answer
+            self._wait_for_all(batch.waiting)
+            self._abort(batch)
+            return
         for partition, of_partition in asked.items():
             batch.awaited[partition] = deque(of_partition)
             for fetch in of_partition:
@@ -656,6 +660,9 @@ class Transactions:
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():
             self._order(partition, Read(work.number, fetch.keys, fetch.scans), fetch.bytes)
+        if not self._all_attached(asked):
+            self._wait_for_all(calls)
+            work.state = FAILED
         self._round_moved(work)
         return True
 
@@ -899,6 +906,14 @@ class Transactions:
         session = self.sessions[partition]
         if session.state == ATTACHED:
             session.order(order, order_bytes, self._now_s)
+
+    def _all_attached(self, partitions: Iterable[int]) -> bool:
+        return all(self.sessions[partition].state == ATTACHED for partition in partitions)
+
+    def _wait_for_all(self, calls: Iterable[Call]) -> None:
+        """Which partitions these calls need is known only as they run: they begin when all of them are there."""
+        for call in calls:
+            call.needs_all = True
 
     def _attached_partition(self) -> int:
         return next((session.partition for session in self.sessions if session.state == ATTACHED), 0)

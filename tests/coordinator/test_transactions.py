@@ -70,6 +70,25 @@ def transfer(tx, source: int, target: int, amount: int) -> int:
     return giver.balance - amount
 
 
+def _give(tx, source: int, target: int, amount: int) -> int:
+    left = tx.accounts.get(source).balance - amount
+    if left < 0:
+        tx.abort("no funds")
+    tx.accounts.update(source, balance=left)
+    tx.accounts.update(target, balance=tx.accounts.get(target).balance + amount)
+    return left
+
+
+@procedure(partition_by=("source", "target"))
+def gift(tx, source: int, target: int, amount: int) -> int:
+    return _give(tx, source, target, amount)
+
+
+@procedure
+def gift_anywhere(tx, source: int, target: int, amount: int) -> int:
+    return _give(tx, source, target, amount)
+
+
 @procedure
 def spread(tx, keys: list[int], amount: int) -> int:
     for key in keys:
@@ -163,7 +182,7 @@ def directed(tx) -> None:
 
 PROCEDURES = [
     transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
-    add_note, change, directed,
+    add_note, change, directed, gift, gift_anywhere,
 ]  # fmt: skip
 
 
@@ -707,6 +726,34 @@ def test_a_call_waits_a_while_for_a_partition_that_is_being_attached(cluster: Fa
     cluster.step()
     with pytest.raises(Unavailable):
         cluster.answer(number)
+
+
+@pytest.mark.parametrize("procedure_name", ["gift", "gift_anywhere"])
+def test_a_partition_that_is_lost_before_a_later_round_needs_it_holds_nobody_up(
+    cluster: FakeCluster, procedure_name: str
+) -> None:
+    """What it was ordered then would be void, and never answered."""
+    cluster.put("accounts", A, 1000)  # unlike any row seen before: on stand-ins the body gives up, and never comes to B
+    number = cluster.send(procedure_name, A, B, 500)
+    until(cluster, lambda: cluster.partitions[0].log)
+    assert not cluster.partitions[1].log
+    cluster.take_down(1)
+    cluster.settle()
+    with pytest.raises(Unavailable):
+        cluster.answer(number)
+    cluster.bring_up(1)
+    cluster.settle()
+    assert cluster.call(procedure_name, A, B, 500) == 500
+
+
+def test_a_partition_that_restarts_before_a_later_round_needs_it_is_waited_for(cluster: FakeCluster) -> None:
+    cluster.put("accounts", A, 1000)
+    number = cluster.send("gift_anywhere", A, B, 500)
+    until(cluster, lambda: cluster.partitions[0].log)
+    cluster.restart(1)
+    cluster.settle()
+    assert cluster.answer(number) == 500
+    assert balances(cluster, A, B) == [500, 600]
 
 
 def test_a_write_to_every_copy_waits_for_all_partitions(cluster: FakeCluster) -> None:
