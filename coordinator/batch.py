@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from coordinator.bodies import Call, Origin
-from coordinator.borrowed import ANY, Undo, Wish
+from coordinator.borrowed import ANY, Undo
 from coordinator.fetch import Fetch
 from coordinator.two_phase import TwoPhase
 from voltpy.messages import (
@@ -80,11 +80,6 @@ class Batch:
     def calls(self) -> Iterator[Call]:
         yield from self.done
         yield from self.waiting
-
-    def wishes(self) -> Iterator[Wish]:
-        for call in self.waiting:
-            if call.wants:
-                yield from call.wants
 
     def ran(self, missed: list[Call]) -> None:
         """All that were waiting have run; these have to run again."""

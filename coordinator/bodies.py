@@ -9,6 +9,7 @@ process got too large       again, and never on stand-ins any more
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import CodeType
@@ -28,9 +29,12 @@ from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
 from voltpy.messages import CallError, CallGroup, ProcedureInfo
 from voltpy.not_here import NotHere
 from voltpy.procedure import Procedure, Registry
+from voltpy.routing import SLOT_MASK
 from voltpy.row import encode
 from voltpy.schema import Schema
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
+
+ALLOWED_KEPT = 4096  # sets of partitions
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
 
@@ -93,6 +97,7 @@ class Bodies:
         self._context = CallContext(running, ids, clock)
         self.tables = Tables(schema, partitions, self._context.next_id)
         self._large_bytes = 0
+        self._allowed: dict[frozenset[int], frozenset[int]] = {}  # one object for all that are equal
         self._habits: dict[Procedure, Habit] = {}
         self._without_stand_ins: set[Procedure] = set()  # bodies that loop on them
         tables = self.tables.by_name
@@ -124,6 +129,8 @@ class Bodies:
 
     def begin_batch(self) -> None:
         self._large_bytes = 0
+        if len(self._allowed) > ALLOWED_KEPT:
+            self._allowed.clear()
 
     # Arguments.
 
@@ -208,12 +215,16 @@ class Bodies:
             try:
                 for position in procedure.key_positions:
                     key = arguments[position]
+                    if type(key) is int:  # hash_slot, spelled out
+                        verified[key] = owners[crc_hqx(b"%d" % key, 0) & SLOT_MASK]
+                        continue
                     for each in key if type(key) in (list, tuple, set, frozenset) else (key,):
                         verified[each] = owners[hash_slot(each)]
             except (TypeError, UnicodeEncodeError) as error:
                 text = f"{procedure.name}, argument {position + 1}: {error}"
                 return call_error(client_id, number, BadArguments(text))
             allowed = frozenset(verified.values())
+            allowed = self._allowed.setdefault(allowed, allowed)
         stand_ins = procedure not in self._without_stand_ins
         return Call(origin, client_id, number, procedure, arguments, raw, allowed, verified, stand_ins=stand_ins)
 
@@ -230,8 +241,8 @@ class Bodies:
                 habit = habits[call.procedure] = Habit()
             elif habit.is_firm:
                 call.wants = habit.wishes(call.arguments, call.verified, tables.tables)
-                call.guessed = call.wants is not None
-                if call.guessed:
+                if call.wants is not None:
+                    call.guessed = True
                     continue
             call.wants = {}
             self.run([call])
@@ -243,26 +254,33 @@ class Bodies:
     def run(self, calls: Iterable[Call]) -> list[Call]:
         """Runs them one after another, on what is in the cache. Returns those that missed something."""
         tables, context, running, views = self.tables, self._context, self._running, self._views
-        undo, wants, places = tables.undo, tables.wants, self._places
+        undo, wants, places, begin = tables.undo, tables.wants, self._places, tables.begin
         missed: list[Call] = []
+        returned = 0
+        procedure: Procedure | None = None
         for call in calls:
-            procedure = call.procedure
-            running[CLIENT_ID], running[CALL_NUMBER] = call.client_id, call.number
-            running[PROCEDURE] = places.get(procedure.name, 0)  # it may outlive a reload
-            tables.begin(call.allowed, call.verified, stand_ins=call.stand_ins)
-            context.resume(call.generated)
+            if call.procedure is not procedure:
+                procedure = call.procedure
+                body, tx = procedure.body, views[procedure.read_only]
+                running[PROCEDURE] = places.get(procedure.name, 0)  # it may outlive a reload
+            running[CLIENT_ID] = call.client_id
+            running[CALL_NUMBER] = call.number
+            begin(call.allowed, call.verified, call.stand_ins)
+            if call.generated is not None or context.has_generated:
+                context.resume(call.generated)
             call.error = None
             mark = len(undo)
             try:
                 arguments = call.arguments if call.raw is None else procedure.decode_one(call.raw)
-                result = encode(procedure.body(views[procedure.read_only], *arguments))
+                result = encode(body(tx, *arguments))
                 if len(result) > LARGE_RESULT_BYTES:
                     self._admit_large(len(result))
                 if wants or self.interrupted:
                     raise NotHere
             except BaseException as error:  # noqa: BLE001 — the procedure boundary: whatever the user's code raised
                 tables.undo_to(mark)
-                call.generated = context.set_aside()
+                if context.has_generated:
+                    call.generated = context.set_aside()
                 call.changed = (mark, mark)
                 if not self._ended_badly(call, error):
                     missed.append(call)
@@ -271,10 +289,12 @@ class Bodies:
                     wants.clear()
                     self.interrupted = None
                 continue
-            call.generated = context.set_aside()
+            if context.has_generated:
+                call.generated = context.set_aside()
             call.result = result
             call.changed = (mark, len(undo))
-            self.counts["returned"] += 1
+            returned += 1
+        self.counts["returned"] += returned
         return missed
 
     def _ended_badly(self, call: Call, raised: BaseException) -> bool:

@@ -39,6 +39,7 @@ from voltpy.schema import Table as TableSchema
 ANY = -1  # in the place of a partition: whichever one has a copy of the table
 UNKNOWN: Any = object()
 STAND_INS = 256  # in one run; then it ends
+VERIFIED_KEPT = 1 << 14  # values of partition columns
 COPIES_KEPT = 1 << 16  # rows of tables that every partition has a copy of, kept from batch to batch
 
 _NO_ARGUMENTS = b"\xc0"
@@ -269,10 +270,21 @@ class Table:
 
     # What the batch does with it.
 
-    def learn(self, key: Any, image: bytes | None) -> None:
-        """A partition's answer for one key. Raises ProtocolError for what is no row."""
-        if key not in self.rows:
-            self.rows[key] = None if image is None else self._row(image)
+    def learn(self, keys: list[Any], images: list[bytes | None]) -> None:
+        """A partition's answer for keys, image by image. Raises ProtocolError for what is no row."""
+        rows, decode = self.rows, self._format.decode
+        row = None
+        try:
+            for key, image in zip(keys, images, strict=True):
+                if key not in rows:
+                    if image is None:
+                        rows[key] = None
+                    else:
+                        rows[key] = row = decode(image)
+        except _UNDECODABLE as error:
+            raise ProtocolError(f"table {self.name}: no row came from a partition: {error}") from None
+        if row is not None:
+            self.sample = row
 
     def learn_answer(self, partition: int, scan: Scan, answer: ScanAnswer) -> None:
         """A partition's answer to a read that is not by key. Raises ProtocolError."""
@@ -296,14 +308,27 @@ class Table:
         else:
             self.answers[place] = keys
 
-    def changes(self) -> Iterator[tuple[int, Any, bytes | None]]:
-        """(partition, key, image or None where it is gone) of each row that the batch has left other than it was."""
-        rows = self.rows
+    def changes(self) -> dict[int, TableChanges]:
+        """The rows that the batch has left other than they were, by partition (ANY: in all of them)."""
+        rows, number = self.rows, self.number
+        # Most homes were looked up for the calls' own keys.
+        home_of = self._tables.verified.get if self._part_of_key == -1 else _nowhere
+        changes: dict[int, TableChanges] = {}
         for key, before in self.written.items():
             row = rows[key]
-            if row is not before:
-                home = ANY if self.replicated else self._home(key, before if row is None else row)
-                yield home, key, None if row is None else encode(row)
+            if row is before:
+                continue
+            home = home_of(key)
+            if home is None:
+                home = self._home(key, before if row is None else row)
+            of_home = changes.get(home)
+            if of_home is None:
+                of_home = changes[home] = TableChanges(number, [], [])
+            if row is None:
+                of_home.deleted.append(encode(key))
+            else:
+                of_home.images.append(encode(row))
+        return changes
 
     def knows(self, wish: Wish) -> bool:
         """Whether the cache has what is wished for."""
@@ -534,11 +559,16 @@ class Table:
 _ANY_ONE = frozenset({ANY})
 
 
+def _nowhere(_: Any) -> None:
+    return None
+
+
 class Tables:
     """All tables, and what the running call may do with them.
 
     `begin` before each run. `allowed`: the partitions that it may use; `verified`: values of partition columns, with
-    their partitions, that are known to be among them. `wants`: what the run has missed.
+    their partitions, that are known to be among them. `wants`: what the run has missed. Equal sets of partitions had
+    better be the same object.
     """
 
     def __init__(self, schema: Schema, partitions: int, new_id: Callable[[], int]) -> None:
@@ -554,10 +584,11 @@ class Tables:
         self.tables = [Table(table, number, self) for number, table in enumerate(schema.tables)]
         self.by_name = {table.name: table for table in self.tables}
 
-    def begin(self, allowed: frozenset[int], verified: Mapping[Any, int], *, stand_ins: bool) -> None:
-        """A run begins."""
-        self.allowed = allowed
-        self.verified.clear()
+    def begin(self, allowed: frozenset[int], verified: Mapping[Any, int], stand_ins: bool) -> None:
+        """A run begins. What was verified for the run before stays so where it might use the same partitions."""
+        if allowed is not self.allowed or len(self.verified) > VERIFIED_KEPT:
+            self.allowed = allowed
+            self.verified.clear()
         self.verified.update(verified)
         self._stand_ins = STAND_INS if stand_ins else 0
 
@@ -594,14 +625,8 @@ class Tables:
         changed: dict[int, dict[int, TableChanges]] = {}
         for table in self.tables:
             if table.written:
-                for home, key, image in table.changes():
-                    of_table = changed.setdefault(home, {}).get(table.number)
-                    if of_table is None:
-                        of_table = changed[home][table.number] = TableChanges(table.number, [], [])
-                    if image is None:
-                        of_table.deleted.append(encode(key))
-                    else:
-                        of_table.images.append(image)
+                for home, of_table in table.changes().items():
+                    changed.setdefault(home, {})[table.number] = of_table
         return changed
 
     def changed_keys(self, changes: list[TableChanges]) -> set[tuple[int, Any]]:

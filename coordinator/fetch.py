@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
-from coordinator.borrowed import ANY, ScanWish, Tables, Wish, scan_of
+from coordinator.bodies import Call
+from coordinator.borrowed import ANY, KeyWish, ScanWish, Tables, scan_of
 from voltpy.errors import ProtocolError
 from voltpy.messages import Scan, ScanAnswer, TableKeys
 from voltpy.row import encode
@@ -16,7 +18,7 @@ KEYS_AN_ORDER = 4096
 class Fetch:
     """The keys and scans for one partition. `takes`: some of it is borrowed, and not only read."""
 
-    __slots__ = ("_of_table", "bytes", "keys", "scans", "takes", "wished_keys", "wished_scans")
+    __slots__ = ("bytes", "keys", "scans", "takes", "wished_keys", "wished_scans")
 
     def __init__(self) -> None:
         self.keys: list[TableKeys] = []
@@ -25,82 +27,104 @@ class Fetch:
         self.wished_scans: list[ScanWish] = []
         self.takes = False
         self.bytes = 64
-        self._of_table: dict[int, int] = {}  # table → place in `keys`
 
-    def add(self, wish: Wish) -> None:
+    def add_keys(self, table: int, keys: list[Any], *, takes: bool) -> None:
+        """Keys of a table of which none have been added."""
+        encoded = list(map(encode, keys))
+        self.keys.append(TableKeys(table, encoded))
+        self.wished_keys.append(keys)
+        self.takes |= takes
+        self.bytes += sum(map(len, encoded)) + 5 * len(encoded)
+
+    def add_scan(self, wish: ScanWish) -> None:
+        self.scans.append(scan_of(wish))
+        self.wished_scans.append(wish)
         self.takes |= wish.partition != ANY
-        if isinstance(wish, ScanWish):
-            self.scans.append(scan_of(wish))
-            self.wished_scans.append(wish)
-            self.bytes += len(wish.arguments) + 16
-            return
-        place = self._of_table.get(wish.table)
-        if place is None:
-            place = self._of_table[wish.table] = len(self.keys)
-            self.keys.append(TableKeys(wish.table, []))
-            self.wished_keys.append([])
-        encoded = encode(wish.key)
-        self.keys[place].keys.append(encoded)
-        self.wished_keys[place].append(wish.key)
-        self.bytes += len(encoded) + 5
+        self.bytes += len(wish.arguments) + 16
 
     def learn(self, tables: Tables, images: list[list[bytes | None]], scans: list[ScanAnswer]) -> None:
         """Takes the answer into the cache. Raises ProtocolError when it is none to these questions."""
         if list(map(len, images)) != list(map(len, self.wished_keys)) or len(scans) != len(self.scans):
             raise ProtocolError("a partition answered other questions than it was asked")
         for asked, keys, found in zip(self.keys, self.wished_keys, images, strict=True):
-            learn = tables.tables[asked.table].learn
-            for key, image in zip(keys, found, strict=True):
-                learn(key, image)
+            tables.tables[asked.table].learn(keys, found)
         for wish, scan, answer in zip(self.wished_scans, self.scans, scans, strict=True):
             tables.tables[wish.table].learn_answer(wish.partition, scan, answer)
 
 
-def fetches(wishes: Iterable[Wish], copies_from: int) -> dict[int, list[Fetch]]:
-    """By partition, in pieces whose answers are likely to fit into a frame each.
+class Missing:
+    """What the cache has not, of one partition: keys by table, and scans."""
+
+    __slots__ = ("keys", "scans")
+
+    def __init__(self) -> None:
+        self.keys: dict[int, dict[Any, None]] = {}
+        self.scans: dict[ScanWish, None] = {}
+
+
+def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, list[Fetch]]:
+    """For what these calls wish for and the cache has not, by partition, in pieces whose answers fit into a frame each.
 
     What every partition has a copy of is asked of one that is asked anyway, else of `copies_from`.
     """
     by_partition: dict[int, list[Fetch]] = {}
-    for partition, of_partition in _sorted_out(wishes, copies_from).items():
+    for partition, missing in _missing(calls, tables, copies_from).items():
         pieces = by_partition[partition] = []
         piece = Fetch()
         left = KEYS_AN_ORDER
-        for wish in of_partition:
-            if isinstance(wish, ScanWish):
-                alone = Fetch()
-                alone.add(wish)
-                pieces.append(alone)
-                continue
-            if not left:
-                pieces.append(piece)
-                piece, left = Fetch(), KEYS_AN_ORDER
-            piece.add(wish)
-            left -= 1
+        for number, wanted in missing.keys.items():
+            keys = iter(wanted)
+            while some := list(islice(keys, left)):
+                piece.add_keys(number, some, takes=not tables.tables[number].replicated)
+                left -= len(some)
+                if not left:
+                    pieces.append(piece)
+                    piece, left = Fetch(), KEYS_AN_ORDER
         if left < KEYS_AN_ORDER:
             pieces.append(piece)
+        for wish in missing.scans:
+            alone = Fetch()
+            alone.add_scan(wish)
+            pieces.append(alone)
     return by_partition
 
 
-def one_fetch_each(wishes: Iterable[Wish], copies_from: int) -> dict[int, Fetch]:
-    """By partition, in one piece."""
+def one_fetch_each(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, Fetch]:
+    """The same, in one piece for each partition."""
     by_partition: dict[int, Fetch] = {}
-    for partition, of_partition in _sorted_out(wishes, copies_from).items():
+    for partition, missing in _missing(calls, tables, copies_from).items():
         fetch = by_partition[partition] = Fetch()
-        for wish in of_partition:
-            fetch.add(wish)
+        for number, wanted in missing.keys.items():
+            fetch.add_keys(number, list(wanted), takes=not tables.tables[number].replicated)
+        for wish in missing.scans:
+            fetch.add_scan(wish)
     return by_partition
 
 
-def _sorted_out(wishes: Iterable[Wish], copies_from: int) -> dict[int, list[Wish]]:
-    by_partition: dict[int, list[Wish]] = {}
-    for wish in wishes:
-        of_partition = by_partition.get(wish.partition)
-        if of_partition is None:
-            by_partition[wish.partition] = [wish]
-        else:
-            of_partition.append(wish)
-    of_any = by_partition.pop(ANY, [])
-    if of_any:
-        by_partition.setdefault(min(by_partition, default=copies_from), []).extend(of_any)
+def _missing(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, Missing]:
+    rows = [table.rows for table in tables.tables]
+    whole = [table.whole for table in tables.tables]
+    knows = tables.knows
+    by_partition: dict[int, Missing] = {}
+    for call in calls:
+        for wish in call.wants or ():
+            partition, number = wish[0], wish[1]
+            of_partition = by_partition.get(partition)
+            if of_partition is None:
+                of_partition = by_partition[partition] = Missing()
+            if type(wish) is KeyWish:
+                key = wish.key
+                if key not in rows[number] and partition not in whole[number]:
+                    of_table = of_partition.keys.get(number)
+                    if of_table is None:
+                        of_table = of_partition.keys[number] = {}
+                    of_table[key] = None
+            elif isinstance(wish, ScanWish) and not knows(wish):
+                of_partition.scans[wish] = None
+    by_partition = {partition: missing for partition, missing in by_partition.items() if missing.keys or missing.scans}
+    copies = by_partition.pop(ANY, None)
+    if copies is not None:
+        asked = by_partition.setdefault(min(by_partition, default=copies_from), Missing())
+        asked.keys |= copies.keys  # of other tables than those that are borrowed from
+        asked.scans |= copies.scans
     return by_partition

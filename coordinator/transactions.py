@@ -178,6 +178,11 @@ class Transactions:
         overtaken = self._window.overtaken(group.client_id, group.numbers)
         pending = self._pending
         queue = self._reads if procedure.read_only else self._queue
+        new = {(call.client_id, call.number): call for call in calls}
+        if not overtaken and len(new) == len(calls) and pending.keys().isdisjoint(new):
+            pending.update(new)
+            queue.extend(calls)
+            return
         for call in calls:
             call_id = call.client_id, call.number
             if overtaken and call.number in overtaken:
@@ -374,7 +379,12 @@ class Transactions:
         return is_ready
 
     def _taken(self, queue: deque[Call], limit: int) -> list[Call]:
-        taken: list[Call] = []
+        if all(session.state == ATTACHED for session in self.sessions):
+            taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+            for call in taken:
+                call.until_s = 0.0
+            return taken
+        taken = []
         while queue and len(taken) < limit:
             call = queue.popleft()
             if self._is_ready(call):
@@ -404,9 +414,7 @@ class Transactions:
 
     def _borrow(self, batch: Batch) -> None:
         """Asks for everything that is missing, of all partitions at once; without any, the bodies run."""
-        knows = self._tables.knows
-        wishes = {wish: None for wish in batch.wishes() if not knows(wish)}
-        asked = fetches(wishes, self._attached_partition()) if wishes else {}
+        asked = fetches(batch.waiting, self._tables, self._attached_partition())
         if not self._all_attached(asked):  # lost since the batch began, and nobody would ever answer
             self._wait_for_all(batch.waiting)
             self._abort(batch)
@@ -653,9 +661,7 @@ class Transactions:
         self._rounds += 1
         self.bodies.begin_batch()
         self.bodies.discover(calls)
-        knows = self._tables.knows
-        wishes = {wish: None for call in calls for wish in call.wants or () if not knows(wish)}
-        asked = one_fetch_each(wishes, self._attached_partition()) if wishes else {}
+        asked = one_fetch_each(calls, self._tables, self._attached_partition())
         work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s)
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():

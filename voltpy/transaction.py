@@ -99,6 +99,11 @@ class CallContext:
         self._issued += 1
         return generated.nth_id(self._issued - 1)
 
+    @property
+    def has_generated(self) -> bool:
+        """Whether some value may have been generated since the last `set_aside`."""
+        return self._generated is not None
+
     def set_aside(self) -> Generated | None:
         """The running call's values, to be given back to `resume` when it runs again."""
         generated, call_id = self._generated, (self._running[0], self._running[1])

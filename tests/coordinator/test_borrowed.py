@@ -125,14 +125,14 @@ def tables_of(rows: dict[int, int]) -> Tables:
     tables = Tables(SCHEMA, 2, iter(range(1, 1000)).__next__)
     accounts = tables.by_name["accounts"]
     for key, balance in rows.items():
-        accounts.learn(key, encode([key, "o", None, balance]))
+        accounts.learn([key], [encode([key, "o", None, balance])])
     return tables
 
 
 def test_a_miss_gets_a_stand_in_like_the_last_row_seen_and_is_undone() -> None:
     tables = tables_of({1: 50})
     accounts = tables.by_name["accounts"]
-    tables.begin(tables.everywhere, {}, stand_ins=True)
+    tables.begin(tables.everywhere, {}, True)
     row = accounts.get(2)
     assert (row.id, row.balance) == (2, 50)
     assert accounts.update(2, balance=9).balance == accounts.get(2).balance == 9
@@ -145,7 +145,7 @@ def test_a_miss_gets_a_stand_in_like_the_last_row_seen_and_is_undone() -> None:
 
 def test_without_stand_ins_a_miss_ends_the_run() -> None:
     tables = tables_of({})
-    tables.begin(tables.everywhere, {}, stand_ins=False)
+    tables.begin(tables.everywhere, {}, False)
     with pytest.raises(NotHere):
         tables.by_name["accounts"].get(2)
     assert len(tables.wants) == 1
@@ -153,7 +153,7 @@ def test_without_stand_ins_a_miss_ends_the_run() -> None:
 
 def test_a_body_that_walks_on_and_on_over_stand_ins_is_ended() -> None:
     tables = tables_of({})
-    tables.begin(tables.everywhere, {}, stand_ins=True)
+    tables.begin(tables.everywhere, {}, True)
     for key in range(256):
         tables.by_name["accounts"].get(key)
     with pytest.raises(NotHere):
@@ -167,7 +167,7 @@ def test_a_key_outside_the_declared_partitions_is_refused_also_when_it_is_in_the
     )
     tables = tables_of({mine: 1, other: 1})
     accounts = tables.by_name["accounts"]
-    tables.begin(frozenset({0}), {mine: 0}, stand_ins=True)
+    tables.begin(frozenset({0}), {mine: 0}, True)
     assert accounts.get(mine).balance == 1
     for refused in (
         lambda: accounts.get(other),
@@ -243,7 +243,7 @@ def test_an_error_that_a_partition_gave_for_a_scan_is_raised_in_the_procedure() 
     accounts = tables.by_name["accounts"]
     wish = ScanWish(0, 0, "scan", b"\xc0")
     accounts.learn_answer(0, scan_of(wish), ScanAnswer([], 0, "ConstraintViolation", "too large"))
-    tables.begin(frozenset({0}), {}, stand_ins=True)
+    tables.begin(frozenset({0}), {}, True)
     with pytest.raises(Exception, match="too large") as raised:
         list(accounts.scan())
     assert type(raised.value).__name__ == "ConstraintViolation"
@@ -280,7 +280,7 @@ def test_a_transfer_s_body_is_cheap() -> None:
     for _ in range(20):
         began_s = perf_counter()
         for _ in range(500):
-            tables.begin(tables.everywhere, {1: 0, 2: 1}, stand_ins=True)
+            tables.begin(tables.everywhere, {1: 0, 2: 1}, True)
             one, two = accounts.get(1), accounts.get(2)
             accounts.update(1, balance=one.balance - 1)
             accounts.update(2, balance=two.balance + 1)
