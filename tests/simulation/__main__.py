@@ -69,6 +69,7 @@ def main() -> int:
         "seeds": done,
         "failed": failed,
         "seconds": round(took_s, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "seeds_a_second": round(done / took_s, 2),
         "transactions": transactions,
         "outcomes": dict(sorted(outcomes.items())),

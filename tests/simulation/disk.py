@@ -77,6 +77,7 @@ class Disk(FaultyDisk):
         """One of the next calls that can fail so does."""
         calls = {
             EIO: ("fdatasync wal", "fdatasync wal", "pwrite wal", "flush.done wal", "pwrite pages", "fdatasync pages"),
+            CUT: ("pwrite wal", "pwrite wal", "pwrite wal", "pwrite pages", "pwrite run", "pwrite root"),
             ENOSPC: ("pwrite wal", "fallocate wal", "pwrite pages", "fdatasync wal"),
         }
         self.fail_next(self._world.rng.choice(calls[fault]), fault)

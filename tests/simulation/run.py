@@ -39,7 +39,8 @@ KINDS = {
 ALONE = {"transact_one": 5.0, "look_at_one": 3.0}
 FAULTS = {
     "kill": 3.0, "kill at a step": 3.0, "torn write": 1.5, "power cut": 0.7, "pause": 2.0, "cut": 1.5, "break": 2.0,
-    "slow": 1.0, "EIO": 0.7, "ENOSPC": 1.0, "restart all": 0.4,
+    "slow": 1.0, "EIO": 1.0, "ENOSPC": 1.0, "restart all": 0.4,
+    "duplicate frame": 1.0,
 }  # fmt: skip
 
 
@@ -152,8 +153,9 @@ class Run:
         if self.ledger.outcomes != {"ok": opened}:
             self.violations.append("the accounts were not opened")
             return
-        for client in self.clients:
+        for number, client in enumerate(self.clients):
             client.calling = True
+            self.processes[f"c{number}"].wake()
         self.is_troubled = True
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
@@ -292,6 +294,10 @@ class Run:
             line = rng.choice(lines)
             world.fault(kind, f"{line.caller_name} {line.door_name}")
             line.break_()
+        elif kind == "duplicate frame":
+            for line in network.connections:
+                if line.caller_name == f"p{self.options.partitions}":  # they are numbered there
+                    line.duplicates = 0.05
         elif kind == "slow":
             world.fault(kind)
             network.slowness = rng.choice((1.0, 5.0, 30.0))
@@ -304,7 +310,7 @@ class Run:
             process.kill()
             disk.lose_power()
         elif kind == "torn write":
-            disk.fail(rng.randrange(1, 30), CUT)
+            disk.fail_soon(CUT)
         elif kind == "EIO":
             disk.fail_soon(EIO)
         elif kind == "ENOSPC":

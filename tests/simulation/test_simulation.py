@@ -1,0 +1,64 @@
+"""The whole cluster from a few seeds; `python -m tests.simulation --seeds N` for thousands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation.broken import BROKEN, broken
+from tests.simulation.run import FAULTS, Run
+from tests.simulation.stage import Stage, setting
+
+SEEDS = range(1, 41)
+# Broken builds that a few seeds are enough for, and these seeds.
+SOON_FOUND = {
+    "decisions_are_not_logged": 4,
+    "lent_keys_are_not_guarded": 3,
+    "nobody_is_released": 1,
+    "prepared_keys_are_free": 3,
+    "replies_before_flush": 1,
+    "retries_run_again": 4,
+    "votes_are_not_logged": 6,
+}
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with setting() as made:
+        yield made
+        made.world = made.network = None
+
+
+def test_a_cluster_in_which_everything_fails_keeps_its_promises(stage: Stage) -> None:
+    faults: Counter[str] = Counter()
+    for seed in SEEDS:
+        result = Run(stage, seed)()
+        repeat = f"python -m tests.simulation --first {seed} --trace"
+        assert result.violations == [], f"repeat it: {repeat}"
+        faults.update(result.faults)
+    assert set(FAULTS) <= set(faults)  # each kind has fired
+
+
+def test_a_seed_brings_the_same_run_again(stage: Stage) -> None:
+    told: list[list[str]] = []
+    for _ in range(2):
+        run = Run(stage, 2)
+        told.append([])
+        run.world.trace = told[-1].append
+        run()
+    assert told[0] == told[1]
+    assert len(told[0]) > 100
+
+
+@pytest.mark.parametrize("name", sorted(SOON_FOUND))
+def test_a_broken_build_is_found_out(stage: Stage, name: str) -> None:
+    with broken(name):
+        assert any(Run(stage, seed)().violations for seed in range(1, SOON_FOUND[name] + 30))
+
+
+def test_every_broken_build_has_something_to_break(stage: Stage) -> None:
+    for name in BROKEN:
+        with broken(name):
+            pass
