@@ -53,6 +53,7 @@ from voltpy.not_here import WHOLE_TABLE, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry, announced_length
 from voltpy.row import encode
+from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from voltpy.wire import joined
 
@@ -546,6 +547,10 @@ class Executor:
         self.registry = registry
         self._procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self._procedures))}
+
+    def plan_with(self, statements: Statements | None) -> None:
+        """From the next call on, `tx.execute` runs these; None: it runs nothing."""
+        self._context.statements = statements
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""

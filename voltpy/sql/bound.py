@@ -40,6 +40,12 @@ class Column(Expr, frozen=True):
     column: int
 
 
+class Slot(Expr, frozen=True):
+    """What the "let" of this number around it has computed once."""
+
+    number: int
+
+
 class Op(Expr, frozen=True):
     """An operator or function: see voltpy.sql.emit for what each name does. `extra` is part of its meaning."""
 
@@ -63,8 +69,9 @@ class Field(Struct, frozen=True):
 
 
 class Source(Struct, eq=False):
-    """What stands in FROM. `kind` table, catalog, query or shipped (rows that fragments sent, by position).
+    """What stands in FROM. `kind` table, catalog, query or shipped (rows that fragments sent).
 
+    `origin`: the catalog table's name; which of the shipped lists of rows. `name` is what the statement calls it.
     `left`: it is the right side of a LEFT JOIN, under the conditions `on`.
     """
 
@@ -76,6 +83,7 @@ class Source(Struct, eq=False):
     query: BoundQuery | None = None
     left: bool = False
     on: list[Expr] = []
+    origin: str = ""
 
 
 class Aggregate(Struct, frozen=True):

@@ -17,19 +17,19 @@
     delete     = DELETE FROM name [ [ AS ] alias ] [ WHERE … ] [ RETURNING … ]
 
 Operators bind as in PostgreSQL, loosest first: OR, AND, NOT, IS, comparisons, BETWEEN IN LIKE, ||, + -, * / %, ^,
-signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever it does not
-have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
+signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever it
+does not have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import isfinite
 from typing import TypeVar
 
 from voltpy.errors import SchemaError, SqlError
 from voltpy.schema import RESERVED_WORDS, TypeName
-
 from voltpy.sql.ddl import TYPES
 from voltpy.sql.syntax import (
     Assignment,
@@ -140,6 +140,9 @@ _UNSUPPORTED = {
     "UUID": "UUID is not supported: keep a STRING",
     "JSON": "JSON is not supported: keep a STRING",
 }
+_A_STATEMENT = "SELECT, INSERT, UPDATE, DELETE, VALUES, WITH or EXPLAIN"
+_STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "VALUES", "WITH", "EXPLAIN")
+_FIRST_WORD = re.compile(r"(?:\s|--[^\r\n]*|/\*(?:(?!/\*|\*/)[\s\S])*\*/)*([A-Za-z_]+)")
 _NEGATED_TESTS = ("BETWEEN", "IN", "LIKE", "ILIKE", "SIMILAR")
 _NAMED_TIMES = {"CURRENT_TIMESTAMP": "now", "LOCALTIMESTAMP": "now"}
 
@@ -152,13 +155,21 @@ def parse_statement(text: str) -> tuple[Statement, int]:
         raise SqlError(placed(text, error.start, "half a surrogate pair, which UTF-8 can't write")) from None
     if size > MAX_TEXT_BYTES:
         raise SqlError(f"a statement of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}")
+    # sqlglot takes EXPLAIN, SHOW and others as commands, and what follows as one string.
+    explain = _FIRST_WORD.match(text)
+    first = "" if explain is None else explain[1].upper()
+    if explain is not None and first not in _STATEMENTS:
+        hint = _UNSUPPORTED.get(first, "")
+        message = f'found "{explain[1][:40]}", expected {_A_STATEMENT}{"; " + hint if hint else ""}'
+        raise SqlError(placed(text, explain.start(1), message))
+    is_explained = explain is not None and first == "EXPLAIN"
     try:
-        tokens = tokens_of(text)
+        tokens = tokens_of(" " * explain.end(1) + text[explain.end(1) :] if explain and is_explained else text)
     except SchemaError as error:
         raise SqlError(str(error)) from None
     reader = _Reader(text, tokens)
     try:
-        statement = reader.whole()
+        statement = reader.whole(is_explained)
     except RecursionError:  # called from deep inside the user's own program
         raise SqlError("the statement is nested too deeply for the stack that is left") from None
     return statement, reader.parameters
@@ -176,11 +187,12 @@ class _Reader:
 
     # Statements
 
-    def whole(self) -> Statement:
-        token = self.peek()
-        if self.take("EXPLAIN"):
-            analyze = self.take("ANALYZE")
-            statement: Statement = Explain(self.statement(), analyze, at=token.start)
+    def whole(self, is_explained: bool) -> Statement:
+        statement: Statement
+        if is_explained:
+            if self.sees("ANALYZE"):
+                raise self.unsupported("EXPLAIN ANALYZE")
+            statement = Explain(self.statement())
         else:
             statement = self.statement()
         self.take_symbol(";")
@@ -198,7 +210,7 @@ class _Reader:
             return self.delete(tables)
         if self.sees("SELECT") or self.sees("VALUES") or self.sees_symbol("("):
             return self.query(tables)
-        raise self.error("SELECT, INSERT, UPDATE, DELETE, VALUES, WITH or EXPLAIN")
+        raise self.error(_A_STATEMENT)
 
     def insert(self, tables: tuple[CommonTable, ...]) -> Insert:
         at = self.expect("INSERT").start
@@ -328,7 +340,7 @@ class _Reader:
         return CommonTable(name, columns, query, at=token.start)
 
     def set_operations(self) -> Query | Select | Values | SetOperation:
-        left = self.intersections()
+        left: Query | Select | Values | SetOperation = self.intersections()
         chain = 0
         while self.sees("UNION") or self.sees("EXCEPT"):
             token = self.next()
@@ -338,7 +350,7 @@ class _Reader:
         return left
 
     def intersections(self) -> Query | Select | Values | SetOperation:
-        left = self.simple_query()
+        left: Query | Select | Values | SetOperation = self.simple_query()
         chain = 0
         while self.sees("INTERSECT"):
             token = self.next()
@@ -451,7 +463,8 @@ class _Reader:
 
     def joined(self, left: From, kind: str, natural: bool, token: Token) -> Join:
         right = self.source()
-        condition, using = None, ()
+        condition: Expression | None = None
+        using: tuple[str, ...] = ()
         if kind != "CROSS" and not natural:
             if self.take("ON"):
                 condition = self.expression()

@@ -13,27 +13,20 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from heapq import nlargest, nsmallest
 from itertools import chain
-from math import isinf, isnan, pi
+from math import isinf, isnan
 from operator import itemgetter
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NoReturn
 
 from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPartition
 from voltpy.schema import INT_MAX, INT_MIN
+from voltpy.sql import values as conversions
 from voltpy.sql.catalog import catalog_rows
 from voltpy.sql.values import (
     MAX_STRING,
-    assign,
-    cast,
     checked_int,
-    float_to_int,
-    float_to_text,
     int_overflow,
-    text_to_bool,
-    text_to_float,
-    text_to_int,
     text_to_timestamp,
-    timestamp_to_text,
     to_text,
     type_of,
 )
@@ -293,6 +286,23 @@ def less(left: Any, right: Any) -> bool:
 def less_or_equal(left: Any, right: Any) -> bool:
     _comparable(left, right)
     return bool(left <= right)
+
+
+def checked(value: Any, kind: str) -> Any:
+    """A value whose type only the run knows, where one of this type must stand."""
+    own = type_of(value)
+    if own != kind and not (kind == "NUMBER" and own in ("INT", "FLOAT")):
+        raise DataError(f"a value of type {kind} is wanted here, not {own} {value!r:.60}")
+    return value
+
+
+def greatest(*values: Any) -> Any:
+    """NULLs are left out."""
+    return max((value for value in values if value is not None), default=None)
+
+
+def least(*values: Any) -> Any:
+    return min((value for value in values if value is not None), default=None)
 
 
 # -- Truth values, which may be None
@@ -701,8 +711,9 @@ def intersect_all(left_rows: list[Row], right_rows: list[Row]) -> list[Row]:
 # -- Aggregates
 
 
-def int_sum(total: int | None) -> int | None:
-    return total if total is None or INT_MIN <= total <= INT_MAX else int_overflow()
+def number_sum(total: Any) -> Any:
+    """A SUM, or None of nothing: one of INTs has 64 bits, too."""
+    return total if type(total) is not int or INT_MIN <= total <= INT_MAX else int_overflow()
 
 
 def average(total: Any, count: int) -> float | None:
@@ -744,12 +755,22 @@ def get_row(table: Any, key: Any) -> Any:
         return None
 
 
-def key_range(table: Any, low: Any, high: Any) -> Iterator[Any]:
-    """The rows with low <= primary key <= high, in order. A bound may be a float, or infinite."""
-    if low != low or high != high:  # NaN
-        return
-    low = max(math.ceil(low), INT_MIN) if not isinf(low) else INT_MIN if low < 0 else INT_MAX + 1
-    high = min(math.floor(high), INT_MAX) if not isinf(high) else INT_MAX if high > 0 else INT_MIN - 1
+Ends = tuple[tuple[Any, bool], ...]  # (value, is it outside itself?)
+
+
+def key_range(table: Any, lows: Ends, highs: Ends) -> Iterator[Any]:
+    """The rows whose INT primary key is within all bounds, in order. A bound may be a float, or None: then nothing is."""
+    low, high = INT_MIN, INT_MAX
+    for value, is_open in lows:
+        if value is None or value != value or value == math.inf:
+            return
+        if value != -math.inf:
+            low = max(low, math.floor(value) + 1 if is_open else math.ceil(value))
+    for value, is_open in highs:
+        if value is None or value != value or value == -math.inf:
+            return
+        if value != math.inf:
+            high = min(high, math.ceil(value) - 1 if is_open else math.floor(value))
     if low > high:
         return
     yield from table.range(low, min(high + 1, INT_MAX))
@@ -757,6 +778,15 @@ def key_range(table: Any, low: Any, high: Any) -> Iterator[Any]:
         last = get_row(table, INT_MAX)
         if last is not None:
             yield last
+
+
+def keys_of(values: Iterable[Any], whole: bool) -> Iterable[Any]:
+    """The different keys among the values of an IN; `whole`: they are INTs."""
+    if whole:
+        values = map(key_of_int, values)
+    keys = dict.fromkeys(values)
+    keys.pop(None, None)
+    return keys
 
 
 def index_equal(table: Any, lookups: tuple[tuple[str, Row], ...]) -> Iterable[Any]:
@@ -811,8 +841,14 @@ def second_time(table: str, key: Any) -> NoReturn:
     raise DataError(f"table {table}: ON CONFLICT DO UPDATE can't change the row with key {key!r:.60} a second time")
 
 
+def _public(module: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in module.items() if isinstance(value, FunctionType) and not name.startswith("_")
+    }
+
+
+# What a generated program finds under its names.
 NAMES: dict[str, Any] = {
-    name: value
-    for name, value in globals().items()
-    if not name.startswith("_") and (callable(value) or name in ("NONE", "pi", "INT_MAX", "INT_MIN"))
-}
+    **_public(vars(conversions)), **_public(globals()), "catalog_rows": catalog_rows, "DuplicateKey": DuplicateKey,
+    "NONE": NONE, "pi": math.pi,
+}  # fmt: skip

@@ -264,7 +264,6 @@ class Delete(Node, frozen=True):
 
 class Explain(Node, frozen=True):
     statement: Query | Insert | Update | Delete
-    analyze: bool = False
 
 
 Statement: TypeAlias = Query | Insert | Update | Delete | Explain
