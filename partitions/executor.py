@@ -68,6 +68,7 @@ from voltpy.not_here import COORDINATOR, WHOLE_TABLE, Miss, Misses, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry
 from voltpy.row import encode
+from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from voltpy.wire import joined
 
@@ -726,6 +727,10 @@ class Executor:
         self.registry = registry
         self._procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self._procedures))}
+
+    def plan_with(self, statements: Statements | None) -> None:
+        """From the next call on, `tx.execute` runs these; None: it runs nothing."""
+        self._context.statements = statements
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""
