@@ -421,7 +421,7 @@ def _split_groups(query: BoundQuery, block: Block, group: Group) -> Pieces:
         columns: list[Expr] = []
         for one, kind, nullable in _partials(aggregate):
             result: Expr = Column(kind, nullable, group.results_source, len(partial))
-            if one.name == "sum":
+            if one.name == "sum_partial":
                 result = Op(kind, nullable, "wide", (result,))
             columns.append(Column(kind, nullable, fresh + 1, len(sent)))
             partial.append(one)
@@ -452,13 +452,15 @@ def _partials(aggregate: Aggregate) -> list[tuple[Aggregate, SqlType, bool]]:
     if aggregate.name == "avg":
         kind: SqlType = "ANY" if arg is None else arg.type
         return [
-            (Aggregate("sum", arg, False, condition), kind, True),
+            (Aggregate("sum_partial", arg, False, condition), kind, True),
             (Aggregate("count", arg, False, condition), "INT", False),
         ]
     if aggregate.name == "string_agg":
         return [(Aggregate("list", arg, False, condition), "ANY", False)]
     if aggregate.name == "count":
         return [(aggregate, "INT", False)]
+    if aggregate.name == "sum":
+        return [(Aggregate("sum_partial", arg, False, condition), "ANY" if arg is None else arg.type, True)]
     return [(aggregate, "ANY" if arg is None else arg.type, True)]
 
 

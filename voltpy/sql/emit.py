@@ -684,7 +684,7 @@ class _Function:
                 self.line(f"{state} += 1")
             case "count_merged":
                 self.line(f"{state} += {text}")
-            case "sum":
+            case "sum" | "sum_partial":
                 self.line(f"{state} = {text} if {state} is None else {state} + {text}")
             case "sum_merged":
                 self.line(f"{state} = narrow({text}) if {state} is None else {state} + narrow({text})")
@@ -972,7 +972,7 @@ class _Function:
                 return f"({self.value(operand)} not in {known})"
             text, again = self.operand(operand)
             return f"({text} is not None and {again} not in {known})"
-        return f"({self.value(expr)} is {wanted})"
+        return f"({self.in_value(expr)} is {wanted})"
 
     def set_text(self, constants: list[Const]) -> str:
         texts = [self.value(each) for each in constants]

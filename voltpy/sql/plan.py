@@ -80,8 +80,8 @@ class Plan(Struct, frozen=True, array_like=True):
     version: int = 0  # the catalog's, when it was made
 
     @property
-    def columns(self) -> list[str]:
-        return [field.name for field in self.fields]
+    def columns(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
 
 
 def compiled(source: str, schema: Schema) -> Run:
