@@ -226,6 +226,9 @@ class Generator:
         def value(of: str = kind) -> str:
             return self.expression(of, sources, depth - 1)
 
+        def inner() -> str:
+            return self.condition(sources, depth - 1)
+
         def items() -> str:
             return ", ".join(self.leaf(kind, sources) for _ in range(self.pick([1, 2, 3])))
 
@@ -241,13 +244,9 @@ class Generator:
         ]
         if depth > 0:
             shapes += [
-                lambda: (
-                    f"({self.condition(sources, depth - 1)} {self.pick(['AND', 'OR'])} {self.condition(sources, depth - 1)})"
-                ),
-                lambda: (
-                    f"({self.condition(sources, depth - 1)} {self.pick(['AND', 'OR'])} {self.condition(sources, depth - 1)})"
-                ),
-                lambda: f"NOT ({self.condition(sources, depth - 1)})",
+                lambda: f"({inner()} {self.pick(['AND', 'OR'])} {inner()})",
+                lambda: f"({inner()} {self.pick(['AND', 'OR'])} {inner()})",
+                lambda: f"NOT ({inner()})",
             ]
         if depth > 0 and self.nesting < 2:
             shapes += [

@@ -19,7 +19,7 @@ MEMORY_BYTES = 8 << 20
 
 
 class Parts:
-    """`engines[i]` has the rows whose partition column `place` puts there, and all rows of tables that aren't divided."""
+    """`engines[i]` has the rows whose partition column `place` puts there, and all rows of the other tables."""
 
     def __init__(self, schema: Schema, parts: int, place: Callable[[Any], int] = hash) -> None:
         self.schema = schema

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 
 from tests.voltpy.sql_queries import Case, cases
 from tests.voltpy.sql_split import Parts, in_some_order
-from voltpy.errors import DataError
 from voltpy.sql.ddl import parse_schema
 
 EXAMPLES = int(os.environ.get("VOLTPY_EXAMPLES", "300"))
@@ -45,11 +44,7 @@ def check(case: Case) -> None:
     for query in case.queries:
         note(query)
         expected = compared(database.execute(query.replace("FLOAT", "REAL")), query)
-        try:
-            found = parts.whole.execute(query).rows
-        except DataError as error:
-            assert "division by zero" in str(error) or "out of range" in str(error), error
-            continue
+        found = parts.whole.execute(query).rows
         assert compared(found, query) == expected
         assert compared(parts.select(query), query) == expected
 

@@ -24,7 +24,8 @@ MOMENT = datetime(2024, 5, 17, 8, 30, 15, 250000, tzinfo=UTC)
 def db() -> Engine:
     engine = Engine(SCHEMA, memory_bytes=32 << 20, clock=lambda: MOMENT)
     engine.execute(
-        "INSERT INTO a VALUES (1, 10, 1.5, 'one', TRUE, ?), (2, NULL, NULL, NULL, NULL, NULL), (3, -7, -0.5, 'b', FALSE, ?)",
+        "INSERT INTO a VALUES (1, 10, 1.5, 'one', TRUE, ?), (2, NULL, NULL, NULL, NULL, NULL), "
+        "(3, -7, -0.5, 'b', FALSE, ?)",
         (MOMENT, MOMENT),
     )
     return engine
@@ -290,7 +291,10 @@ def test_set_operations_treat_nulls_as_equal(db: Engine) -> None:
 
 
 def test_names_of_columns_are_postgresqls(db: Engine) -> None:
-    sql = "SELECT id, x AS y, count(*), 1 + 1, CASE WHEN TRUE THEN 1 END, CAST(1 AS STRING), EXISTS (SELECT 1) FROM a GROUP BY id"
+    sql = (
+        "SELECT id, x AS y, count(*), 1 + 1, CASE WHEN TRUE THEN 1 END, CAST(1 AS STRING), EXISTS (SELECT 1) "
+        "FROM a GROUP BY id"
+    )
     assert db.execute(sql).columns == ("id", "y", "count", "?column?", "case", "string", "exists")
 
 
@@ -303,7 +307,7 @@ def test_using_shows_the_common_column_once(db: Engine) -> None:
 
 
 def test_a_right_join_is_a_left_join_the_other_way(db: Engine) -> None:
-    sql = "SELECT l.v, r.w FROM (VALUES (1, 'l')) AS l(k, v) RIGHT JOIN (VALUES (1, 'r'), (2, 's')) AS r(k, w) ON l.k = r.k"
+    sql = "SELECT v, w FROM (VALUES (1, 'l')) AS l(k, v) RIGHT JOIN (VALUES (1, 'r'), (2, 's')) AS r(k, w) ON l.k = r.k"
     assert sorted(db.execute(sql).rows, key=str) == [("l", "r"), (None, "s")]
 
 
@@ -344,7 +348,10 @@ class TestWrites:
         assert db.execute("INSERT INTO a (id, x) VALUES (1, 5), (2, 5) ON CONFLICT DO NOTHING RETURNING id").rows == [
             (2,)
         ]
-        sql = "INSERT INTO a (id, x) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET x = a.x + EXCLUDED.x WHERE a.x < 100 RETURNING x"
+        sql = (
+            "INSERT INTO a (id, x) VALUES (?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET x = a.x + EXCLUDED.x WHERE a.x < 100 RETURNING x"
+        )
         assert db.execute(sql, (1, 100)).rows == [(110,)]
         assert db.execute(sql, (1, 100)).rows == []
         assert db.execute(sql, (3, 1)).rows == [(1,)]

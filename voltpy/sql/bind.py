@@ -1,8 +1,8 @@
 """Syntax → meaning: which column a name is, what type an expression has, what is grouped. All checks of a statement.
 
 Types follow PostgreSQL: INT with INT gives INT, with FLOAT FLOAT; other types mix with themselves only. A string
-literal becomes what its place wants. A parameter takes the type of its place too: NUMBER beside numbers, so that 1.5 may be
-compared with an INT; what nothing tells stays ANY, and is checked when it runs.
+literal becomes what its place wants. A parameter takes the type of its place too: NUMBER beside numbers, so that 1.5
+may be compared with an INT; what nothing tells stays ANY, and is checked when it runs.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@
     delete     = DELETE FROM name [ [ AS ] alias ] [ WHERE … ] [ RETURNING … ]
 
 Operators bind as in PostgreSQL, loosest first: OR, AND, NOT, IS, comparisons, BETWEEN IN LIKE, ||, + -, * / %, ^,
-signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever it
-does not have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
+signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever
+it does not have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
 """
 
 from __future__ import annotations
@@ -486,7 +486,7 @@ class _Reader:
             if self.sees("LATERAL"):
                 raise self.error("a table")
             return self.table_ref()
-        if self.tokens[self.at + 1].kind == "word" and self.starts_query(1) or self.is_query_in_parentheses():
+        if (self.tokens[self.at + 1].kind == "word" and self.starts_query(1)) or self.is_query_in_parentheses():
             self.at += 1
             query = self.query()
             self.expect_symbol(")")

@@ -7,6 +7,7 @@ partition has none, and asks for the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -55,7 +56,11 @@ class Statements:
         self._prepared: dict[str, Prepared] = {}
         self._bytes = 0
 
-    def execute(self, tx: Any, text: str, parameters: Sequence[Any] = ()) -> Result:
+    def on(self, tx: Any) -> Callable[..., Result]:
+        """`tx.execute` of this `tx`."""
+        return partial(self.execute, tx)
+
+    def execute(self, tx: Any, text: str, parameters: Sequence[Any] = (), /) -> Result:
         """Runs the statement on `tx`. Raises SqlError, DataError and what the tables raise."""
         prepared = self._prepared.get(text)
         if prepared is None:
