@@ -61,9 +61,11 @@ class Parts:
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The statement's rows, from fragments and their merge."""
         made = self.plan(sql)
-        if made.routing.kind == "anywhere":
-            return self.engines[0].execute(sql, parameters).rows
-        assert made.fragment is not None
+        if made.fragment is None:
+            keys = made.routing.values(parameters)
+            assert made.routing.kind == "anywhere" or len(keys) < 2
+            home = self.place(keys[0]) % len(self.engines) if keys else 0
+            return self.engines[home].execute(sql, parameters).rows
         assert made.merge is not None
         fragment, merge = compiled(made.fragment, self.schema), compiled(made.merge, self.schema)
         results = [

@@ -12,10 +12,10 @@ partition that takes part, and `merge` makes the answer of the fragments' result
 transaction across partitions.
 
 A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition;
-exactly one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream being
-one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of RETURNING);
-there is no merge: numbers add up and rows are joined, or, where every partition changed its copy (`writes_copies`), are
-those of any one.
+exactly one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream
+being one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of
+RETURNING); there is no merge: numbers add up and rows are joined, or, where every partition changed its copy
+(`writes_copies`), are those of any one.
 """
 
 from __future__ import annotations
