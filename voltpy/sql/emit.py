@@ -68,9 +68,9 @@ _SYMBOLS = {"add": "+", "sub": "-", "mul": "*"}
 _CASTS = {
     ("INT", "FLOAT"): "float({0})", ("INT", "STRING"): "str({0})", ("INT", "BOOL"): "({0} != 0)",
     ("FLOAT", "INT"): "float_to_int({0})", ("FLOAT", "STRING"): "float_to_text({0})", ("BOOL", "INT"): "int({0})",
-    ("BOOL", "STRING"): "to_text({0})", ("STRING", "INT"): "text_to_int({0})", ("STRING", "FLOAT"): "text_to_float({0})",
-    ("STRING", "BOOL"): "text_to_bool({0})", ("STRING", "TIMESTAMP"): "text_to_timestamp({0})",
-    ("TIMESTAMP", "STRING"): "timestamp_to_text({0})",
+    ("BOOL", "STRING"): "to_text({0})", ("STRING", "INT"): "text_to_int({0})",
+    ("STRING", "FLOAT"): "text_to_float({0})", ("STRING", "BOOL"): "text_to_bool({0})",
+    ("STRING", "TIMESTAMP"): "text_to_timestamp({0})", ("TIMESTAMP", "STRING"): "timestamp_to_text({0})",
 }  # fmt: skip
 _PARAMETERS: dict[SqlType, tuple[str, str]] = {
     "INT": ("is not int", "int_parameter"), "NUMBER": ("is not int", "number_parameter"),
@@ -684,7 +684,7 @@ class _Function:
                 self.line(f"{state} += 1")
             case "count_merged":
                 self.line(f"{state} += {text}")
-            case "sum":
+            case "sum" | "sum_partial":
                 self.line(f"{state} = {text} if {state} is None else {state} + {text}")
             case "sum_merged":
                 self.line(f"{state} = narrow({text}) if {state} is None else {state} + narrow({text})")
@@ -972,7 +972,7 @@ class _Function:
                 return f"({self.value(operand)} not in {known})"
             text, again = self.operand(operand)
             return f"({text} is not None and {again} not in {known})"
-        return f"({self.value(expr)} is {wanted})"
+        return f"({self.in_value(expr)} is {wanted})"
 
     def set_text(self, constants: list[Const]) -> str:
         texts = [self.value(each) for each in constants]
@@ -1159,12 +1159,8 @@ class _Function:
         result = self.program.new("v")
         sign = _SYMBOLS[name]
         if expr.type == "INT":
-            return self.strict(
-                args,
-                lambda texts: (
-                    f"({result} if {INT_MIN} <= ({result} := {texts[0]} {sign} {texts[1]}) <= {INT_MAX} else int_overflow())"
-                ),
-            )
+            fits = f"({result} if {INT_MIN} <= ({result} := {{0}} {sign} {{1}}) <= {INT_MAX} else int_overflow())"
+            return self.strict(args, lambda texts: fits.format(*texts))
         first: list[str] = []
         names: list[str] = []
         checks = []
@@ -1175,7 +1171,9 @@ class _Function:
                 text = again
             first.append(text)
             names.append(again)
-        inner = f"({result} if ({result} := {first[0]} {sign} {first[1]}) - {result} == 0.0 else real({result}, {', '.join(names)}))"
+        # Only what is infinite, or no number, is not zero when it is taken from itself.
+        is_finite = f"({result} := {first[0]} {sign} {first[1]}) - {result} == 0.0"
+        inner = f"({result} if {is_finite} else real({result}, {', '.join(names)}))"
         return f"(None if {' or '.join(checks)} else {inner})" if checks else inner
 
     def negative(self, expr: Op) -> str:

@@ -7,6 +7,7 @@ partition has none, and asks for the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -22,7 +23,7 @@ MAX_CACHED_BYTES = 64 << 20  # of texts and sources
 class Result(Struct, array_like=True):
     """`rows` are tuples. `rowcount`: rows answered, or rows that INSERT, UPDATE or DELETE changed."""
 
-    columns: list[str]
+    columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     rowcount: int
 
@@ -45,18 +46,6 @@ class Prepared:
         self.writes = plan.kind not in ("select", "explain")
         self.run: Run = compiled(plan.source, schema)
 
-    def execute(self, tx: Any, parameters: Sequence[Any]) -> Result:
-        if len(parameters) != self.parameters:
-            raise SqlError(f"the statement has {self.parameters} parameters, and {len(parameters)} were given")
-        try:
-            if self.writes:
-                count, rows = self.run(tx, parameters)
-                return Result(self.columns, rows, count)
-            rows = self.run(tx, parameters)
-        except TypeError as error:
-            raise DataError(f"values of different types meet: {error}") from error
-        return Result(self.columns, rows, len(rows))
-
 
 class Statements:
     """The statements of one process, by text."""
@@ -67,12 +56,24 @@ class Statements:
         self._prepared: dict[str, Prepared] = {}
         self._bytes = 0
 
-    def execute(self, tx: Any, text: str, parameters: Sequence[Any] = ()) -> Result:
+    def on(self, tx: Any) -> Callable[..., Result]:
+        """`tx.execute` of this `tx`."""
+        return partial(self.execute, tx)
+
+    def execute(self, tx: Any, text: str, parameters: Sequence[Any] = (), /) -> Result:
         """Runs the statement on `tx`. Raises SqlError, DataError and what the tables raise."""
         prepared = self._prepared.get(text)
         if prepared is None:
             prepared = self.prepare(text)
-        return prepared.execute(tx, parameters)
+        if len(parameters) != prepared.parameters:
+            raise SqlError(f"the statement has {prepared.parameters} parameters, and {len(parameters)} were given")
+        try:
+            rows = prepared.run(tx, parameters)
+        except TypeError as error:  # parameters of which only the run could know that they don't go together
+            raise DataError(f"values of different types meet: {error}") from error
+        if prepared.writes:
+            return Result(prepared.columns, rows[1], rows[0])
+        return Result(prepared.columns, rows, len(rows))
 
     def prepare(self, text: str) -> Prepared:
         prepared = self._prepared.get(text)
