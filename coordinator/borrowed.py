@@ -65,7 +65,17 @@ class ScanWish(NamedTuple):
     arguments: bytes
 
 
-Wish: TypeAlias = KeyWish | ScanWish
+class FragmentWish(NamedTuple):
+    """What a partition sends for a SELECT: see voltpy.messages.Fragment, whose fields these are."""
+
+    partition: int
+    text: str
+    parameters: bytes
+    sends_copies: bool
+    call: tuple[int, int, datetime] | None
+
+
+Wish: TypeAlias = KeyWish | ScanWish | FragmentWish
 Undo: TypeAlias = tuple["Table | None", Any, Any, bool]
 
 # Each looks in the cache, and checks that the call may use the partition where the row lives: that is known by the
@@ -305,7 +315,7 @@ class Table:
                 home = ANY if self.replicated else self._home(key, before if row is None else row)
                 yield home, key, None if row is None else encode(row)
 
-    def knows(self, wish: Wish) -> bool:
+    def knows(self, wish: KeyWish | ScanWish) -> bool:
         """Whether the cache has what is wished for."""
         if isinstance(wish, KeyWish):
             return wish.key in self.rows or wish.partition in self.whole
@@ -550,12 +560,18 @@ class Tables:
         self.verified: dict[Any, int] = {}
         self.allowed: frozenset[int] = self.everywhere
         self.wants: dict[Wish, None] = {}
+        self.in_round = False  # whether the running call is answered from a read round: nobody writes
+        # What partitions sent for SELECTs, or (class name of voltpy.errors, message).
+        self.fragments: dict[FragmentWish, list[list[list[Any]]] | tuple[str, str]] = {}
         self._stand_ins = 0  # that this run may still use
         self.tables = [Table(table, number, self) for number, table in enumerate(schema.tables)]
         self.by_name = {table.name: table for table in self.tables}
 
-    def begin(self, allowed: frozenset[int], verified: Mapping[Any, int], *, stand_ins: bool) -> None:
+    def begin(
+        self, allowed: frozenset[int], verified: Mapping[Any, int], *, stand_ins: bool, in_round: bool = False
+    ) -> None:
         """A run begins."""
+        self.in_round = in_round
         self.allowed = allowed
         self.verified.clear()
         self.verified.update(verified)
@@ -573,6 +589,12 @@ class Tables:
             raise NotHere
         self._stand_ins -= 1
 
+    def miss_all(self, wishes: Iterable[Wish]) -> None:
+        """The same for several at once: they have one stand-in."""
+        for wish in wishes:
+            self.wants[wish] = None
+        self.miss(wish)
+
     def undo_to(self, mark: int) -> None:
         """Takes back what was changed since the undo log had this length."""
         undo = self.undo
@@ -587,6 +609,8 @@ class Tables:
                     table.rows[key] = row
 
     def knows(self, wish: Wish) -> bool:
+        if isinstance(wish, FragmentWish):
+            return wish in self.fragments
         return self.tables[wish.table].knows(wish)
 
     def changes(self) -> dict[int, dict[int, TableChanges]]:
@@ -615,6 +639,7 @@ class Tables:
 
     def give_back(self) -> None:
         """What was borrowed is not ours any more. Copies of tables that every partition has are kept, with changes."""
+        self.fragments.clear()
         for table in self.tables:
             if not table.replicated:
                 table.forget()

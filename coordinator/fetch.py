@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from coordinator.borrowed import ANY, ScanWish, Tables, Wish, scan_of
+import msgspec
+from msgspec import Raw
+
+from coordinator.borrowed import ANY, FragmentWish, ScanWish, Tables, Wish, scan_of
 from voltpy.errors import ProtocolError
-from voltpy.messages import Scan, ScanAnswer, TableKeys
+from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKeys
 from voltpy.row import encode
 
 KEYS_AN_ORDER = 4096
+
+_decode_streams = msgspec.msgpack.Decoder(list[list[list[Any]]]).decode
 
 
 class Fetch:
     """The keys and scans for one partition. `takes`: some of it is borrowed, and not only read."""
 
-    __slots__ = ("_of_table", "bytes", "keys", "scans", "takes", "wished_keys", "wished_scans")
+    __slots__ = (
+        "_of_table", "bytes", "fragments", "keys", "scans", "takes", "wished_fragments", "wished_keys", "wished_scans",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.keys: list[TableKeys] = []
         self.scans: list[Scan] = []
+        self.fragments: list[Fragment] = []
+        self.wished_fragments: list[FragmentWish] = []
         self.wished_keys: list[list[Any]] = []  # as in `keys`, not encoded
         self.wished_scans: list[ScanWish] = []
         self.takes = False
@@ -28,6 +37,11 @@ class Fetch:
         self._of_table: dict[int, int] = {}  # table → place in `keys`
 
     def add(self, wish: Wish) -> None:
+        if isinstance(wish, FragmentWish):
+            self.fragments.append(Fragment(wish.text, Raw(wish.parameters), wish.sends_copies, wish.call))
+            self.wished_fragments.append(wish)
+            self.bytes += len(wish.text) + len(wish.parameters) + 64
+            return
         self.takes |= wish.partition != ANY
         if isinstance(wish, ScanWish):
             self.scans.append(scan_of(wish))
@@ -43,6 +57,19 @@ class Fetch:
         self.keys[place].keys.append(encoded)
         self.wished_keys[place].append(wish.key)
         self.bytes += len(encoded) + 5
+
+    def learn_fragments(self, tables: Tables, answers: list[FragmentAnswer]) -> None:
+        """Takes what the partition sent for SELECTs. Raises ProtocolError when it is none to these questions."""
+        if len(answers) != len(self.wished_fragments):
+            raise ProtocolError("a partition answered for other statements than it was asked")
+        for wish, answer in zip(self.wished_fragments, answers, strict=True):
+            if answer.error:
+                tables.fragments[wish] = answer.error, answer.message
+                continue
+            try:
+                tables.fragments[wish] = _decode_streams(answer.streams)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolError(f"a partition sent no rows for a statement: {error}") from None
 
     def learn(self, tables: Tables, images: list[list[bytes | None]], scans: list[ScanAnswer]) -> None:
         """Takes the answer into the cache. Raises ProtocolError when it is none to these questions."""

@@ -26,7 +26,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
     "copier", "verify",
-    "__main__", "server", "lending", "rates", "executor", "recovery", "checkpoint", "pace", "warm_up",
+    "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
     "store", "table", "buffer_pool", "accessors", "heap", "index",
     "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",

@@ -72,7 +72,11 @@ class Engine:
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
         given = [] if isinstance(procedures, str | Path) else [*procedures, *self._own_procedures()]
-        registry = load_path(procedures, tables) if isinstance(procedures, str | Path) else from_functions(given, schema=tables)
+        registry = (
+            load_path(procedures, tables)
+            if isinstance(procedures, str | Path)
+            else from_functions(given, schema=tables)
+        )
         if isinstance(procedures, str | Path):
             own = from_functions(self._own_procedures(), schema=tables).procedures.values()
             root = os.path.dirname(registry.path)

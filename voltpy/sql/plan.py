@@ -33,6 +33,8 @@ from voltpy.sql.runtime import NAMES, key_of_int
 
 Run = Callable[..., Any]
 
+FILE = "<sql>"  # that the code of statements says to come from
+
 
 class Key(Struct, frozen=True, array_like=True):
     """One value of a partition column: a parameter's, or a constant. `whole`: the column is INT."""
@@ -88,7 +90,7 @@ def compiled(source: str, schema: Schema) -> Run:
     """The source as a function `run(tx, parameters, shipped)`. Raises SqlError where Python finds it too large."""
     namespace: dict[str, Any] = {**NAMES, "SCHEMA": schema}
     try:
-        exec(compile(source, "<sql>", "exec", dont_inherit=True), namespace)
+        exec(compile(source, FILE, "exec", dont_inherit=True), namespace)
     except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:
         raise SqlError(f"the statement is too complex: {type(error).__name__}: {error}") from None
     run: Run = namespace["run"]
