@@ -267,7 +267,7 @@ def test_sums_never_see_half_of_a_transfer(cluster: Cluster, db: voltpy.Client) 
     thread = threading.Thread(target=transfer)
     thread.start()
     try:
-        for _ in range(60):
+        for _ in range(30):
             assert db.execute("SELECT SUM(balance), COUNT(*) FROM accounts").rows == [(1900, 20)]
         assert db.execute("UPDATE accounts SET balance = balance + 1").rowcount == 20
         assert db.execute("SELECT SUM(balance) FROM accounts").rows == [(1920,)]
