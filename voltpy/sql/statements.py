@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -47,12 +47,21 @@ class Prepared:
         self.run: Run = compiled(plan.source, schema)
 
 
+class Undo(Protocol):
+    """Where what a statement changed can be taken back: partitions.store.Store."""
+
+    undo_log: list[Any]
+
+    def undo_to(self, mark: int) -> None: ...
+
+
 class Statements:
     """The statements of one process, by text."""
 
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan]) -> None:
         self._schema = schema
         self.plan_of = plan_of
+        self.undo: Undo | None = None
         self._prepared: dict[str, Prepared] = {}
         self._bytes = 0
 
@@ -67,13 +76,27 @@ class Statements:
             prepared = self.prepare(text)
         if len(parameters) != prepared.parameters:
             raise SqlError(f"the statement has {prepared.parameters} parameters, and {len(parameters)} were given")
+        if prepared.writes:
+            return self._write(prepared, tx, parameters)
         try:
             rows = prepared.run(tx, parameters)
         except TypeError as error:  # parameters of which only the run could know that they don't go together
             raise DataError(f"values of different types meet: {error}") from error
-        if prepared.writes:
-            return Result(prepared.columns, rows[1], rows[0])
         return Result(prepared.columns, rows, len(rows))
+
+    def _write(self, prepared: Prepared, tx: Any, parameters: Sequence[Any]) -> Result:
+        """A statement that fails changes nothing, also where the procedure goes on after its error."""
+        undo = self.undo
+        mark = 0 if undo is None else len(undo.undo_log)
+        try:
+            count, rows = prepared.run(tx, parameters)
+        except Exception as error:  # NotHere is none: what it leaves in the log ends the whole call
+            if undo is not None:
+                undo.undo_to(mark)
+            if isinstance(error, TypeError):
+                raise DataError(f"values of different types meet: {error}") from error
+            raise
+        return Result(prepared.columns, rows, count)
 
     def prepare(self, text: str) -> Prepared:
         prepared = self._prepared.get(text)
