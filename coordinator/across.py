@@ -25,6 +25,7 @@ _UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
 class StatementsAcross(Statements):
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan], tables: Tables, running: Words) -> None:
         super().__init__(schema, plan_of)
+        self.undo = tables
         self._tables = tables
         self._running = running
 

@@ -581,6 +581,10 @@ class Tables:
         """The partition where rows with this value in the partition column live."""
         return self.owners[hash_slot(part)]
 
+    @property
+    def undo_log(self) -> list[Undo]:
+        return self.undo
+
     def miss(self, wish: Wish) -> None:
         """The run needs this, and is poisoned: it will be undone. Raises NotHere where it may have no stand-in."""
         self.wants[wish] = None

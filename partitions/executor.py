@@ -181,8 +181,7 @@ class Executor:
         self._split_group: CallGroup | None = None
         self._split_arguments: dict[int, Raw] = {}
         self._plans = Plans(store.misses)
-        self._context.statements = Statements(store.schema, self._plans.plan_of)
-        self.accept_writes()
+        self.plan_with(Statements(store.schema, self._plans.plan_of))
         self.use(registry)
 
     # Running calls.
@@ -792,6 +791,8 @@ class Executor:
     def plan_with(self, statements: Statements | None) -> None:
         """From the next call on, `tx.execute` runs these; None: it runs nothing."""
         self._context.statements = statements
+        if statements is not None:
+            statements.undo = self._store
         self.accept_writes()
 
     def accept_writes(self) -> None:

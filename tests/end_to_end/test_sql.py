@@ -304,6 +304,8 @@ def test_explain_tells_partitions_and_access_paths(db: voltpy.Client) -> None:
 
 
 def test_what_changed_procedures_does_not_stop_known_statements(cluster: Cluster, db: voltpy.Client) -> None:
-    db.load_procedures(PROCEDURES + "\n\n@procedure(partition_by='key')\ndef new(tx, key: int) -> int:\n    return key\n", "new.py")
+    db.load_procedures(
+        PROCEDURES + "\n\n@procedure(partition_by='key')\ndef new(tx, key: int) -> int:\n    return key\n", "new.py"
+    )
     assert db.call("new", 1) == 1
     assert db.execute("SELECT balance FROM accounts WHERE id = ?", (4,)).rows == [(40,)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from voltpy import procedure
-from voltpy.errors import Aborted, ConstraintViolation, DataError, SqlError
+from voltpy.errors import Aborted, ConstraintViolation, DataError, DuplicateKey, SqlError
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_schema
 from voltpy.sql.plan import compiled
@@ -38,6 +38,16 @@ def move(tx: Any, source: int, target: int, amount: int) -> Any:
     return tx.execute("SELECT id, balance FROM accounts ORDER BY id")
 
 
+@procedure(partition_by="key")
+def try_twice(tx: Any, key: int) -> Any:
+    tx.execute("UPDATE accounts SET balance = 7 WHERE id = ?", (key,))
+    try:
+        tx.execute("INSERT INTO accounts VALUES (8, 'Liv', 'Bergen', 1), (?, 'Kari', 'Oslo', 1)", (key,))
+    except DuplicateKey:
+        tx.execute("INSERT INTO accounts VALUES (9, 'Liv', 'Bergen', 1)")
+    return tx.execute("SELECT id, balance FROM accounts ORDER BY id").rows
+
+
 @procedure(partition_by="key", read_only=True)
 def write_anyway(tx: Any, key: int) -> Any:
     tx.execute("DELETE FROM accounts WHERE id = ?", (key,))
@@ -45,7 +55,7 @@ def write_anyway(tx: Any, key: int) -> Any:
 
 @pytest.fixture
 def db(voltpy_engine: Callable[..., Engine]) -> Engine:
-    engine = voltpy_engine(SCHEMA, [move, write_anyway])
+    engine = voltpy_engine(SCHEMA, [move, try_twice, write_anyway])
     engine.execute("INSERT INTO accounts VALUES (1, 'Kari', 'Oslo', 100), (2, 'Ola', 'Oslo', 5), (3, 'Per', NULL, 0)")
     return engine
 
@@ -55,6 +65,11 @@ def test_statements_in_a_procedure_are_one_transaction(db: Engine) -> None:
     with pytest.raises(Aborted, match="not enough"):
         db.call("move", 1, 2, 100)
     assert db.execute("SELECT balance FROM accounts ORDER BY id").rows == [(60,), (45,), (0,)]
+    db.check()
+
+
+def test_a_statement_that_fails_changes_nothing_and_the_call_goes_on(db: Engine) -> None:
+    assert db.call("try_twice", 1) == [[1, 7], [2, 5], [3, 0], [9, 1]]
     db.check()
 
 

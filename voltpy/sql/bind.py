@@ -272,9 +272,7 @@ class _Binder:
             orders = [
                 Order(o.position, o.descending, o.nulls_first, block.outputs[o.position].nullable) for o in orders
             ]
-        fields = [
-            Field(name, _named_type(expr), expr.nullable) for name, expr in zip(names, block.outputs, strict=False)
-        ]
+        fields = [Field(name, expr.type, expr.nullable) for name, expr in zip(names, block.outputs, strict=False)]
         return BoundQuery(self.new_number(), block, fields[:width], orders)
 
     def expanded(self, nodes: Sequence[syntax.Item], scope: _Scope) -> list[tuple[syntax.Expression | Expr, str]]:
@@ -618,7 +616,7 @@ class _Binder:
         items = self.expanded(nodes, scope)
         exprs = [each if isinstance(each, Expr) else self.expr(each, scope) for each, _ in items]
         names = [name for _, name in items]
-        return exprs, [Field(name, _named_type(expr), expr.nullable) for name, expr in zip(names, exprs, strict=True)]
+        return exprs, [Field(name, expr.type, expr.nullable) for name, expr in zip(names, exprs, strict=True)]
 
     def change(self, node: syntax.Update | syntax.Delete) -> BoundChange:
         table, source = self.target(node.table)
@@ -1139,10 +1137,6 @@ def _fields(table: Table) -> list[Field]:
 def _column(source: Source, position: int) -> Column:
     field = source.fields[position]
     return Column(field.type, field.nullable or source.left, source.number, position)
-
-
-def _named_type(expr: Expr) -> SqlType:
-    return expr.type
 
 
 def _family(kind: SqlType) -> str:

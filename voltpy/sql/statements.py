@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from voltpy.errors import DataError, SqlError
 from voltpy.result import Result
@@ -65,12 +65,22 @@ class Prepared:
         return compiled(source, self._schema)
 
 
+class Undo(Protocol):
+    """Where what a statement changed can be taken back: a partition's Store, the coordinator's Tables."""
+
+    @property
+    def undo_log(self) -> list[Any]: ...
+
+    def undo_to(self, mark: int) -> None: ...
+
+
 class Statements:
     """The statements of one process, by text."""
 
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan]) -> None:
         self.schema = schema
         self.plan_of = plan_of
+        self.undo: Undo | None = None
         self._prepared: dict[str, Prepared] = {}
         self._bytes = 0
 
@@ -99,10 +109,25 @@ class Statements:
         """What `answer` answers."""
         if len(parameters) != prepared.parameters:
             prepared.check(parameters)
+        if prepared.writes:
+            return self._write(prepared, tx, parameters)
         try:
             return prepared.run(tx, parameters)
         except TypeError as error:  # parameters of which only the run could know that they don't go together
             raise DataError(f"values of different types meet: {error}") from error
+
+    def _write(self, prepared: Prepared, tx: Any, parameters: Sequence[Any]) -> Any:
+        """A statement that fails changes nothing, also where the procedure goes on after its error."""
+        undo = self.undo
+        mark = 0 if undo is None else len(undo.undo_log)
+        try:
+            return prepared.run(tx, parameters)
+        except Exception as error:  # NotHere is none: what it leaves in the log ends the whole call
+            if undo is not None:
+                undo.undo_to(mark)
+            if isinstance(error, TypeError):
+                raise DataError(f"values of different types meet: {error}") from error
+            raise
 
     def prepare(self, text: str) -> Prepared:
         """Raises SqlError, and what `plan_of` raises."""
