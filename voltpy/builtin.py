@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
-from voltpy.errors import ConstraintViolation, SchemaError, SqlError, WrongPartition
+from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, WrongPartition
 from voltpy.procedure import Procedure, procedure
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
@@ -57,7 +57,18 @@ def _answer(tx: Any, text: str, parameters: list[Any]) -> Any:
 
 def _answer_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
     """Runs a statement all of whose rows are in the partition of this key."""
-    return tx._context.statements.answer(tx, text, parameters)
+    return _statements(tx).answer(tx, text, parameters)
+
+
+def _query_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
+    """The same for one that only reads: the shortest way, for the most frequent of statements."""
+    prepared = tx._prepared.get(text)
+    if prepared is None or len(parameters) != prepared.parameters:
+        return _statements(tx).answer(tx, text, parameters)
+    try:
+        return prepared.run(tx, parameters)
+    except TypeError as error:
+        raise DataError(f"values of different types meet: {error}") from error
 
 
 def _answer_by_keys(tx: Any, keys: list[int | str], text: str, parameters: list[Any]) -> Any:
@@ -78,7 +89,7 @@ def builtins() -> dict[str, Procedure]:
         _named("voltpy.load", _load, partition_by="key"),
         _named("voltpy.load_everywhere", _load_everywhere, everywhere=True),
         _named(PLAN, _plan, read_only=True),
-        _named(QUERY, _answer_by_key, partition_by="key", read_only=True),
+        _named(QUERY, _query_by_key, partition_by="key", read_only=True),
         _named(QUERY_KEYS, _answer_by_keys, partition_by="keys", read_only=True),
         _named(QUERY_ALL, _answer, read_only=True),
         _named(EXECUTE, _answer_by_key, partition_by="key"),

@@ -154,9 +154,10 @@ class Transaction:
     """`tx`. Tables are attributes; a table's name never collides with a method (the schema sees to it)."""
 
     def __init__(self, tables: Mapping[str, Any], context: CallContext) -> None:
-        self.__dict__.update(tables, _context=context)
-        if context.statements is not None:
-            self.__dict__["execute"] = context.statements.on(self)  # found sooner than the method
+        statements = context.statements
+        self.__dict__.update(tables, _context=context, _prepared={} if statements is None else statements.prepared)
+        if statements is not None:
+            self.__dict__["execute"] = statements.on(self)  # found sooner than the method
 
     def abort(self, reason: str = "aborted") -> NoReturn:
         """Ends the call: every change is undone, the caller gets `Aborted(reason)`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
 
 import voltpy
-from tests.campaigns.cluster import Cluster
+from tests.campaigns.bank import COORDINATOR
+from tests.campaigns.cluster import Cluster, happened
 from voltpy.client import connect
 from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, SqlError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -253,7 +255,7 @@ def test_sums_never_see_half_of_a_transfer(cluster: Cluster, db: voltpy.Client) 
     seed = 7
     print("seed", seed)
     done = threading.Event()
-    failed: list[BaseException] = []
+    failed: list[voltpy.Error] = []
 
     def transfer() -> None:
         random = Random(seed)
@@ -261,7 +263,7 @@ def test_sums_never_see_half_of_a_transfer(cluster: Cluster, db: voltpy.Client) 
             with connect(cluster.url, timeout=30.0) as other:
                 while not done.is_set():
                     other.call("transfer", random.choice(LEFT[:8]), random.choice(RIGHT[:8]), random.randrange(5))
-        except BaseException as error:
+        except voltpy.Error as error:
             failed.append(error)
 
     thread = threading.Thread(target=transfer)
@@ -301,6 +303,29 @@ def test_explain_tells_partitions_and_access_paths(db: voltpy.Client) -> None:
     assert "Partitions: those of ?1" in by_key.rows[0][0]
     summed = [row[0] for row in db.execute("EXPLAIN SELECT SUM(balance) FROM accounts").rows]
     assert summed[0].startswith("Partitions: all;")
+
+
+def test_a_cluster_of_one_partition_executes_too(tmp_path: Path) -> None:
+    with Cluster(tmp_path / "cluster", SCHEMA, PROCEDURES, partitions=1) as cluster:
+        cluster.start()
+        with connect(cluster.url, timeout=30.0) as db:
+            db.execute("INSERT INTO cities VALUES ('Oslo', 'Norway')")
+            assert db.execute("INSERT INTO accounts VALUES (1, 'Oslo', 10), (2, 'Oslo', 20)").rowcount == 2
+            by_country = "SELECT country, SUM(balance) FROM accounts JOIN cities ON name = city GROUP BY country"
+            assert db.execute(by_country).rows == [("Norway", 30)]
+            assert db.execute("UPDATE accounts SET balance = balance + 1").rowcount == 2
+            assert db.call("pay", 2, 5) == [["Oslo", 26]]
+            with pytest.raises(SqlError):
+                db.execute("SELECT FROM")
+
+
+def test_statements_go_on_after_the_coordinator_was_killed(cluster: Cluster, db: voltpy.Client) -> None:
+    with connect(cluster.url, timeout=30.0, retry_s=30.0) as patient:
+        before = cluster.mark()
+        cluster.kill(COORDINATOR)
+        cluster.wait(happened("serving", COORDINATOR), before)
+        assert patient.execute("SELECT SUM(balance), 'a new text' FROM accounts").rows == [(1900, "a new text")]
+        assert patient.execute("SELECT balance, 'another' FROM accounts WHERE id = 4").rows == [(40, "another")]
 
 
 def test_what_changed_procedures_does_not_stop_known_statements(cluster: Cluster, db: voltpy.Client) -> None:

@@ -75,13 +75,13 @@ class Undo(Protocol):
 
 
 class Statements:
-    """The statements of one process, by text."""
+    """The statements of one process: `prepared` by text."""
 
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan]) -> None:
         self.schema = schema
         self.plan_of = plan_of
         self.undo: Undo | None = None
-        self._prepared: dict[str, Prepared] = {}
+        self.prepared: dict[str, Prepared] = {}  # always the same object
         self._bytes = 0
 
     def on(self, tx: Any) -> Callable[..., Result]:
@@ -90,7 +90,7 @@ class Statements:
 
     def execute(self, tx: Any, text: str, parameters: Sequence[Any] = (), /) -> Result:
         """Runs the statement on `tx`. Raises SqlError, DataError and what the tables raise."""
-        prepared = self._prepared.get(text)
+        prepared = self.prepared.get(text)
         if prepared is None:
             prepared = self.prepare(text)
         rows = self.run(prepared, tx, parameters)
@@ -100,7 +100,7 @@ class Statements:
 
     def answer(self, tx: Any, text: str, parameters: Sequence[Any]) -> Any:
         """As `execute`, without what is the same for all runs: rows, or (rows changed, rows of RETURNING)."""
-        prepared = self._prepared.get(text)
+        prepared = self.prepared.get(text)
         if prepared is None:
             prepared = self.prepare(text)
         return self.run(prepared, tx, parameters)
@@ -133,16 +133,16 @@ class Statements:
         """Raises SqlError, and what `plan_of` raises."""
         if type(text) is not str:
             raise SqlError(f"a statement is a str, not {type(text).__name__}")
-        prepared = self._prepared.get(text)
+        prepared = self.prepared.get(text)
         if prepared is None:
             prepared = Prepared(self.plan_of(text), self.schema)
             self._bytes += len(text) + len(prepared.plan.source)
-            if len(self._prepared) >= MAX_CACHED or self._bytes > MAX_CACHED_BYTES:
+            if len(self.prepared) >= MAX_CACHED or self._bytes > MAX_CACHED_BYTES:
                 self.forget()
-            self._prepared[text] = prepared
+            self.prepared[text] = prepared
         return prepared
 
     def forget(self) -> None:
         """Drops all plans: the schema has changed, or there are too many."""
-        self._prepared.clear()
+        self.prepared.clear()
         self._bytes = 0
