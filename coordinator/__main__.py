@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import structlog
@@ -43,6 +43,8 @@ from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
+from voltpy.sql.catalogue import Catalogue
+from voltpy.sql.plan import Plan
 from voltpy.stream import stream_path
 from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids, utc_now
@@ -130,6 +132,7 @@ def _coordinate(options: argparse.Namespace) -> int:
         log,
         timeout,
         lambda message: load(message.source, message.path, schema, message.catalog_version),
+        bodies.plan_with(_planner(schema)),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -179,6 +182,18 @@ def _registry(data: Path, schema: Schema) -> Registry:
     if not stored.source:
         return Registry([], stored.catalog_version)
     return load(stored.source, stored.path, schema, stored.catalog_version)
+
+
+def _planner(schema: Schema) -> Callable[[str], Plan]:
+    """Plans statements. The parser is large, and loaded for the first of them."""
+    catalogue = Catalogue(schema)
+
+    def plan_of(text: str) -> Plan:
+        from voltpy.sql.planner import plan
+
+        return plan(text, catalogue)
+
+    return plan_of
 
 
 def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
+from coordinator.across import StatementsAcross
 from coordinator.borrowed import Table, Tables, Wish
 from coordinator.habits import Habit
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
-from voltpy.builtin import builtins
+from voltpy.builtin import PLAN, builtins
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError
 from voltpy.hash_slot import hash_slot
@@ -32,6 +33,8 @@ from voltpy.procedure import Procedure, Registry
 from voltpy.routing import SLOT_MASK
 from voltpy.row import encode
 from voltpy.schema import Schema
+from voltpy.sql.plan import FILE, Plan
+from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
@@ -94,6 +97,7 @@ class Bodies:
         self.failed: Callable[[BaseException], None] = let_go
         self.counts = {"returned": 0, "raised": 0, "missed": 0, "timed_out": 0}
         self._running = running
+        self._schema = schema
         self._context = CallContext(running, ids, clock)
         self.tables = Tables(schema, partitions, self._context.next_id)
         self._large_bytes = 0
@@ -101,11 +105,23 @@ class Bodies:
         self._habits: dict[Procedure, Habit] = {}
         self._without_stand_ins: set[Procedure] = set()  # bodies that loop on them
         tables = self.tables.by_name
-        read_only = {
+        read_only: dict[str, Any] = {
             name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
         }
-        self._views = {False: Transaction(tables, self._context), True: Transaction(read_only, self._context)}
+        self._view_tables = {False: tables, True: read_only}
+        self._views = self._made_views()
         self.use(registry)
+
+    def plan_with(self, plan_of: Callable[[str], Plan]) -> Statements:
+        """From the next call on statements run, as they are planned so."""
+        statements = StatementsAcross(self._schema, plan_of, self.tables, self._running)
+        self._context.statements = statements
+        self._views = self._made_views()
+        return statements
+
+    def _made_views(self) -> dict[bool, Transaction]:
+        """What `tx` is, by whether the procedure is read-only."""
+        return {read_only: Transaction(tables, self._context) for read_only, tables in self._view_tables.items()}
 
     def use(self, registry: Registry) -> None:
         """From the next call on, these procedures."""
@@ -119,8 +135,8 @@ class Bodies:
         return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
 
     def may_be_interrupted(self, code: CodeType) -> bool:
-        """Whether an Interruption may be raised in a frame of this code: the user's, or a read of ours."""
-        return code in _READERS or self.registry.is_user_code(code)
+        """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours."""
+        return code in _READERS or code.co_filename == FILE or self.registry.is_user_code(code)
 
     def interrupt(self, error: Error) -> None:
         """Ends the running call with this error, whatever it catches."""
@@ -225,6 +241,8 @@ class Bodies:
                 return call_error(client_id, number, BadArguments(text))
             allowed = frozenset(verified.values())
             allowed = self._allowed.setdefault(allowed, allowed)
+        elif procedure.name == PLAN:
+            allowed = frozenset()  # it reads nothing
         stand_ins = procedure not in self._without_stand_ins
         return Call(origin, client_id, number, procedure, arguments, raw, allowed, verified, stand_ins=stand_ins)
 
@@ -265,7 +283,7 @@ class Bodies:
                 running[PROCEDURE] = places.get(procedure.name, 0)  # it may outlive a reload
             running[CLIENT_ID] = call.client_id
             running[CALL_NUMBER] = call.number
-            begin(call.allowed, call.verified, call.stand_ins)
+            begin(call.allowed, call.verified, call.stand_ins, procedure.read_only and not call.borrows)
             if call.generated is not None or context.has_generated:
                 context.resume(call.generated)
             call.error = None

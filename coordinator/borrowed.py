@@ -66,7 +66,17 @@ class ScanWish(NamedTuple):
     arguments: bytes
 
 
-Wish: TypeAlias = KeyWish | ScanWish
+class FragmentWish(NamedTuple):
+    """What a partition sends for a SELECT: see voltpy.messages.Fragment, whose fields these are."""
+
+    partition: int
+    text: str
+    parameters: bytes
+    sends_copies: bool
+    call: tuple[int, int, datetime] | None
+
+
+Wish: TypeAlias = KeyWish | ScanWish | FragmentWish
 Undo: TypeAlias = tuple["Table | None", Any, Any, bool]
 
 # Each looks in the cache, and checks that the call may use the partition where the row lives: that is known by the
@@ -330,7 +340,7 @@ class Table:
                 of_home.images.append(encode(row))
         return changes
 
-    def knows(self, wish: Wish) -> bool:
+    def knows(self, wish: KeyWish | ScanWish) -> bool:
         """Whether the cache has what is wished for."""
         if isinstance(wish, KeyWish):
             return wish.key in self.rows or wish.partition in self.whole
@@ -580,12 +590,18 @@ class Tables:
         self.verified: dict[Any, int] = {}
         self.allowed: frozenset[int] = self.everywhere
         self.wants: dict[Wish, None] = {}
+        self.in_round = False  # whether the running call is answered from a read round: nobody writes
+        # What partitions sent for SELECTs, or (class name of voltpy.errors, message).
+        self.fragments: dict[FragmentWish, list[list[list[Any]]] | tuple[str, str]] = {}
         self._stand_ins = 0  # that this run may still use
         self.tables = [Table(table, number, self) for number, table in enumerate(schema.tables)]
         self.by_name = {table.name: table for table in self.tables}
 
-    def begin(self, allowed: frozenset[int], verified: Mapping[Any, int], stand_ins: bool) -> None:
+    def begin(
+        self, allowed: frozenset[int], verified: Mapping[Any, int], stand_ins: bool, in_round: bool = False
+    ) -> None:
         """A run begins. What was verified for the run before stays so where it might use the same partitions."""
+        self.in_round = in_round
         if allowed is not self.allowed or len(self.verified) > VERIFIED_KEPT:
             self.allowed = allowed
             self.verified.clear()
@@ -596,6 +612,10 @@ class Tables:
         """The partition where rows with this value in the partition column live."""
         return self.owners[hash_slot(part)]
 
+    @property
+    def undo_log(self) -> list[Undo]:
+        return self.undo
+
     def miss(self, wish: Wish) -> None:
         """The run needs this, and is poisoned: it will be undone. Raises NotHere where it may have no stand-in."""
         self.wants[wish] = None
@@ -603,6 +623,12 @@ class Tables:
         if not self._stand_ins:
             raise NotHere
         self._stand_ins -= 1
+
+    def miss_all(self, wishes: Iterable[Wish]) -> None:
+        """The same for several at once: they have one stand-in."""
+        for wish in wishes:
+            self.wants[wish] = None
+        self.miss(wish)
 
     def undo_to(self, mark: int) -> None:
         """Takes back what was changed since the undo log had this length."""
@@ -618,6 +644,8 @@ class Tables:
                     table.rows[key] = row
 
     def knows(self, wish: Wish) -> bool:
+        if isinstance(wish, FragmentWish):
+            return wish in self.fragments
         return self.tables[wish.table].knows(wish)
 
     def changes(self) -> dict[int, dict[int, TableChanges]]:
@@ -640,6 +668,7 @@ class Tables:
 
     def give_back(self) -> None:
         """What was borrowed is not ours any more. Copies of tables that every partition has are kept, with changes."""
+        self.fragments.clear()
         for table in self.tables:
             if not table.replicated:
                 table.forget()

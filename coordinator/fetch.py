@@ -6,23 +6,32 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+import msgspec
+from msgspec import Raw
+
 from coordinator.bodies import Call
-from coordinator.borrowed import ANY, KeyWish, ScanWish, Tables, scan_of
+from coordinator.borrowed import ANY, FragmentWish, KeyWish, ScanWish, Tables, scan_of
 from voltpy.errors import ProtocolError
-from voltpy.messages import Scan, ScanAnswer, TableKeys
+from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKeys
 from voltpy.row import encode
 
 KEYS_AN_ORDER = 4096
+
+_decode_streams = msgspec.msgpack.Decoder(list[list[list[Any]]]).decode
 
 
 class Fetch:
     """The keys and scans for one partition. `takes`: some of it is borrowed, and not only read."""
 
-    __slots__ = ("bytes", "keys", "scans", "takes", "wished_keys", "wished_scans")
+    __slots__ = (
+        "bytes", "fragments", "keys", "scans", "takes", "wished_fragments", "wished_keys", "wished_scans",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.keys: list[TableKeys] = []
         self.scans: list[Scan] = []
+        self.fragments: list[Fragment] = []
+        self.wished_fragments: list[FragmentWish] = []
         self.wished_keys: list[list[Any]] = []  # as in `keys`, not encoded
         self.wished_scans: list[ScanWish] = []
         self.takes = False
@@ -36,11 +45,29 @@ class Fetch:
         self.takes |= takes
         self.bytes += sum(map(len, encoded)) + 5 * len(encoded)
 
+    def add_fragment(self, wish: FragmentWish) -> None:
+        self.fragments.append(Fragment(wish.text, Raw(wish.parameters), wish.sends_copies, wish.call))
+        self.wished_fragments.append(wish)
+        self.bytes += len(wish.text) + len(wish.parameters) + 64
+
     def add_scan(self, wish: ScanWish) -> None:
         self.scans.append(scan_of(wish))
         self.wished_scans.append(wish)
         self.takes |= wish.partition != ANY
         self.bytes += len(wish.arguments) + 16
+
+    def learn_fragments(self, tables: Tables, answers: list[FragmentAnswer]) -> None:
+        """Takes what the partition sent for SELECTs. Raises ProtocolError when it is none to these questions."""
+        if len(answers) != len(self.wished_fragments):
+            raise ProtocolError("a partition answered for other statements than it was asked")
+        for wish, answer in zip(self.wished_fragments, answers, strict=True):
+            if answer.error:
+                tables.fragments[wish] = answer.error, answer.message
+                continue
+            try:
+                tables.fragments[wish] = _decode_streams(answer.streams)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProtocolError(f"a partition sent no rows for a statement: {error}") from None
 
     def learn(self, tables: Tables, images: list[list[bytes | None]], scans: list[ScanAnswer]) -> None:
         """Takes the answer into the cache. Raises ProtocolError when it is none to these questions."""
@@ -55,11 +82,15 @@ class Fetch:
 class Missing:
     """What the cache has not, of one partition: keys by table, and scans."""
 
-    __slots__ = ("keys", "scans")
+    __slots__ = ("fragments", "keys", "scans")
 
     def __init__(self) -> None:
         self.keys: dict[int, dict[Any, None]] = {}
         self.scans: dict[ScanWish, None] = {}
+        self.fragments: dict[FragmentWish, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.scans or self.fragments)
 
 
 def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, list[Fetch]]:
@@ -98,6 +129,8 @@ def one_fetch_each(calls: Iterable[Call], tables: Tables, copies_from: int) -> d
             fetch.add_keys(number, list(wanted), takes=not tables.tables[number].replicated)
         for wish in missing.scans:
             fetch.add_scan(wish)
+        for fragment in missing.fragments:
+            fetch.add_fragment(fragment)
     return by_partition
 
 
@@ -108,23 +141,27 @@ def _missing(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[in
     by_partition: dict[int, Missing] = {}
     for call in calls:
         for wish in call.wants or ():
-            partition, number = wish[0], wish[1]
+            partition = wish[0]
             of_partition = by_partition.get(partition)
             if of_partition is None:
                 of_partition = by_partition[partition] = Missing()
             if type(wish) is KeyWish:
-                key = wish.key
+                number, key = wish.table, wish.key
                 if key not in rows[number] and partition not in whole[number]:
                     of_table = of_partition.keys.get(number)
                     if of_table is None:
                         of_table = of_partition.keys[number] = {}
                     of_table[key] = None
-            elif isinstance(wish, ScanWish) and not knows(wish):
-                of_partition.scans[wish] = None
-    by_partition = {partition: missing for partition, missing in by_partition.items() if missing.keys or missing.scans}
+            elif not knows(wish):
+                if isinstance(wish, ScanWish):
+                    of_partition.scans[wish] = None
+                elif isinstance(wish, FragmentWish):
+                    of_partition.fragments[wish] = None
+    by_partition = {partition: missing for partition, missing in by_partition.items() if missing}
     copies = by_partition.pop(ANY, None)
     if copies is not None:
         asked = by_partition.setdefault(min(by_partition, default=copies_from), Missing())
         asked.keys |= copies.keys  # of other tables than those that are borrowed from
         asked.scans |= copies.scans
+        asked.fragments |= copies.fragments
     return by_partition

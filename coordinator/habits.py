@@ -38,7 +38,10 @@ class Habit:
             return
         places = []
         for wish in wants:
-            place = _place_of(wish.key, arguments) if isinstance(wish, KeyWish) else None
+            if not isinstance(wish, KeyWish):
+                self.broken()
+                return
+            place = _place_of(wish.key, arguments)
             if place is None:
                 self.broken()
                 return

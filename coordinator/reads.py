@@ -9,17 +9,17 @@
     failed     it is to be released, and tried again        –
 
 While it is reading or releasing no body runs here and nobody is answered: an answer could tell of something that the
-round does not see. A session that ends, and an overdue round, fail it.
+round does not see. A session that ends, and an overdue round, fail it. The partitions hold nothing back for longer
+than it takes to be overdue: HOLD_S; where statements run, four times as long with each try.
 """
 
 from __future__ import annotations
 
 from coordinator.bodies import Call
 from coordinator.fetch import Fetch
-from voltpy.messages import HOLD_S
+from voltpy.messages import HOLD_S, MAX_HOLD_S
 
 TRIES = 3  # then a call borrows what it reads
-ROUND_DUE_S = HOLD_S  # the partitions hold nothing back for longer
 
 READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
 
@@ -27,13 +27,16 @@ READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
 class Round:
     """`awaited`: who is still to answer in this state."""
 
-    __slots__ = ("awaited", "began_s", "calls", "fetches", "number", "state")
+    __slots__ = ("awaited", "calls", "due_s", "fetches", "hold_s", "number", "state")
 
     def __init__(self, number: int, calls: list[Call], fetches: dict[int, Fetch], now_s: float) -> None:
+        tries = max((call.tries for call in calls), default=0)
+        has_fragments = any(fetch.fragments for fetch in fetches.values())
+        self.hold_s = min(HOLD_S * 4**tries, MAX_HOLD_S) if has_fragments else HOLD_S
+        self.due_s = now_s + self.hold_s
         self.number = number
         self.calls = calls
         self.fetches = fetches
-        self.began_s = now_s
         self.awaited = set(fetches)
         self.state = READING if fetches else READ
 
@@ -66,5 +69,5 @@ class Round:
             self.state = FAILED
 
     def look(self, now_s: float) -> None:
-        if self.is_open and now_s - self.began_s > ROUND_DUE_S:
+        if self.is_open and now_s > self.due_s:
             self.state = FAILED

@@ -18,16 +18,18 @@ from typing import NamedTuple
 
 import structlog
 import zmq
+from msgspec import Raw
 from zmq import zmq_poll
 
 from coordinator.decision_log import DecisionLog
 from coordinator.session import DOWN
 from coordinator.transactions import Transactions
 from voltpy.answers import Answers
+from voltpy.call_error import call_error
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
-from voltpy.errors import ProtocolError, SchemaError
+from voltpy.errors import Error, ProtocolError, SchemaError, SqlError
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
@@ -44,6 +46,8 @@ from voltpy.messages import (
     Message,
     Order,
     Orders,
+    PlanReply,
+    PlanRequest,
     Prepare,
     PrepareLoad,
     Read,
@@ -59,6 +63,7 @@ from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.sockets import COPY_FREE_BYTES, partition_socket
+from voltpy.sql.statements import Statements
 from voltpy.timeout import Timeout
 from voltpy.wire import decode, encode
 
@@ -91,8 +96,10 @@ class Server:
         log: DecisionLog,
         timeout: Timeout,
         load: Callable[[PrepareLoad], Registry],
+        statements: Statements,
     ) -> None:
         self.core = core
+        self._statements = statements
         self._sockets = sockets
         self._context = context
         self._tcp_port = tcp_port
@@ -153,7 +160,10 @@ class Server:
                 except ProtocolError as error:
                     _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
                     continue
-                core.receive(partition, message, time.monotonic())
+                if isinstance(message, PlanRequest):
+                    self._plan(connection, message)
+                else:
+                    core.receive(partition, message, time.monotonic())
 
     def _drain_door(self) -> None:
         receive, door, welcome, core = self._sockets.receive, self._door, self._welcome, self.core
@@ -273,6 +283,19 @@ class Server:
         self._sockets.unwatch(connection.fd)
         self._dealers = [each for each in self._dealers if each[0] is not connection.socket]
         connection.socket.close()
+
+    def _plan(self, connection: Connection, message: PlanRequest) -> None:
+        """Tells a partition how statements are run, each in a frame of its own."""
+        for text in message.texts:
+            try:
+                reply = PlanReply(text, Raw(encode(self._statements.prepare(text).plan)))
+            except Exception as error:  # noqa: BLE001 — whatever the parser makes of the user's text
+                if not isinstance(error, Error):
+                    _events.error("statement_not_planned", text=text[:1000], reason=repr(error))
+                    error = SqlError(f"the statement can't be planned: {type(error).__name__}: {error}")
+                described = call_error(1, 1, error)
+                reply = PlanReply(text, Raw(b"\xc0"), described.code, described.message)
+            connection.socket.send(encode(reply), zmq.NOBLOCK)
 
     # What the supervisor asks for.
 

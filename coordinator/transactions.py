@@ -436,7 +436,8 @@ class Transactions:
         if not isinstance(batch, Batch) or lent.batch != batch.number or partition not in batch.awaited:
             return
         if lent.refused:
-            batch.refusal = "Unavailable", lent.refused
+            code, _, text = lent.refused.partition(": ")
+            batch.refusal = (code, text) if code == "ConstraintViolation" else ("Unavailable", lent.refused)
             self._abort(batch)
             return
         awaited = batch.awaited[partition]
@@ -665,7 +666,8 @@ class Transactions:
         work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s)
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():
-            self._order(partition, Read(work.number, fetch.keys, fetch.scans), fetch.bytes)
+            order = Read(work.number, fetch.keys, fetch.scans, fetch.fragments, work.hold_s)
+            self._order(partition, order, fetch.bytes)
         if not self._all_attached(asked):
             self._wait_for_all(calls)
             work.state = FAILED
@@ -678,6 +680,7 @@ class Transactions:
             return
         if answer.is_here:
             work.fetches[partition].learn(self._tables, answer.images, answer.scans)
+            work.fetches[partition].learn_fragments(self._tables, answer.fragments)
         work.answered(partition, is_here=answer.is_here)
         if work.state == RELEASING:
             for each in work.fetches:
@@ -718,7 +721,9 @@ class Transactions:
         self.counts["read_retries"] += len(again)
         for call in again:
             call.tries += 1
-            call.borrows = call.tries >= TRIES
+            if call.tries >= TRIES:
+                call.borrows = True
+                call.wants = None  # it wants rows now, where it wanted statements' parts
         self._requeue(again)
 
     # Retries, and what is not known.

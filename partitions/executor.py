@@ -34,21 +34,24 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.heap import Heap
+from partitions.plans import Plans
 from partitions.store import Store
 from partitions.table import Table
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES, Answers
-from voltpy.builtin import builtins
+from voltpy.builtin import QUERY_ALL, builtins
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import (
     BadArguments,
     ConstraintViolation,
+    DataError,
     Error,
     Indeterminate,
     Overloaded,
     ProcedureTimeout,
     ProtocolError,
     ReadOnly,
+    SqlError,
     Unavailable,
     UnknownProcedure,
 )
@@ -60,14 +63,18 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     EverywhereCall,
+    Fragment,
+    PlanReply,
     ProcedureInfo,
     ReplyGroup,
     TableChanges,
 )
-from voltpy.not_here import COORDINATOR, WHOLE_TABLE, Miss, Misses, NotHere
+from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, Misses, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry
 from voltpy.row import encode
+from voltpy.sql.plan import FILE
+from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 from voltpy.wire import joined
 
@@ -84,6 +91,7 @@ _INTS = {int}
 _SEVERAL_KEYS = (list, tuple)
 _PART: Origin = object()  # who gets the answer of one partition's part of a joint call: see `run_part`
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
+_decode_values = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 # What only reads: stopping it anywhere leaves nothing half done.
@@ -168,10 +176,12 @@ class Executor:
         self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what is still to come
         self._awaited: dict[Miss, int] = {}  # by how many calls that have not run again, come or not
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
+        self._missed_plans: list[str] = []  # since `missed_plans` was asked
         self._arrivals = 0
         self._split_group: CallGroup | None = None
         self._split_arguments: dict[int, Raw] = {}
-        self.accept_writes()
+        self._plans = Plans(store.misses)
+        self.plan_with(Statements(store.schema, self._plans.plan_of))
         self.use(registry)
 
     # Running calls.
@@ -470,7 +480,7 @@ class Executor:
         for call in overdue:
             self._take_waiting((call.client_id, call.number))
             self._stop_waiting(call)
-            error = Unavailable(f"{call.procedure.name}: {self._what_is_lent(call)} to an undecided transaction")
+            error = Unavailable(f"{call.procedure.name}: {self._what_it_lacks(call)}")
             answer = call_error(call.client_id, call.number, error)
             self.window.remember([answer])
             answers = self._settled.get(call.origin)
@@ -480,13 +490,16 @@ class Executor:
         self.counts["raised"] += len(overdue)
         return bool(overdue)
 
-    def _what_is_lent(self, call: SetAside) -> str:
+    def _what_it_lacks(self, call: SetAside) -> str:
         for miss in call.missed:
             if type(miss) is tuple:
                 table, key = miss
+                if table == PLAN:
+                    return "the coordinator, which plans its statement, does not answer"
                 name = self._store.tables[table].name
-                return f"{name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
-        return "a key was lent"
+                lent = f"{name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
+                return f"{lent} to an undecided transaction"
+        return "a key was lent to an undecided transaction"
 
     def pages_arrived(self, pages: list[int]) -> None:
         """These pages are in memory: calls that waited only for them may run, in the order in which they came."""
@@ -498,6 +511,17 @@ class Executor:
         """The pages that calls have been set aside for since the last time."""
         missed, self._missed_pages = self._missed_pages, []
         return missed
+
+    def missed_plans(self) -> list[str]:
+        """The statements that calls have been set aside for, since the last time: their plans are needed."""
+        missed, self._missed_plans = self._missed_plans, []
+        return missed
+
+    def plan_arrived(self, reply: PlanReply) -> None:
+        """This is how a statement is run, or what is wrong with it: calls that waited for it run again."""
+        self._plans.arrived(reply)
+        self._here((PLAN, reply.text))
+        self._put_in_order()
 
     def is_awaited(self, miss: Miss) -> bool:
         """Whether a call that is set aside, and has not run again, has missed this."""
@@ -511,8 +535,10 @@ class Executor:
                 awaiting[miss].append(call)
             else:
                 awaiting[miss] = [call]
-                if type(miss) is int:
+                if isinstance(miss, int):
                     self._missed_pages.append(miss)
+                elif miss[0] == PLAN:
+                    self._missed_plans.append(miss[1])
 
     def _here(self, miss: Miss) -> None:
         for call in self._awaiting.pop(miss, ()):
@@ -586,6 +612,41 @@ class Executor:
                 self._run_directed(first.origin, group, first.procedure, values, first.directed_now)
         misses.bring = bring
         rerunning.clear()
+
+    # Statements' parts.
+
+    def run_fragment(self, fragment: Fragment) -> bytes:
+        """What this partition sends for a SELECT, encoded. Between two batches; the undo log may be left poisoned.
+
+        Raises NotHere, with the misses; SqlError, DataError, ProcedureTimeout, ConstraintViolation for too much.
+        """
+        context, running, statements = self._context, self._running, self._context.statements
+        if statements is None:
+            raise SqlError("nothing here runs statements")
+        tx = self._views[False, True]
+        running[CLIENT_ID], running[CALL_NUMBER], now = fragment.call or (0, 0, None)
+        running[PROCEDURE] = self._places.get(QUERY_ALL, 0)
+        context.resume(None)
+        context.directed_now = now
+        try:
+            parameters = _decode_values(fragment.parameters)
+            prepared = statements.prepare(fragment.text)
+            prepared.check(parameters)
+            rows = prepared.fragment(tx, parameters, fragment.sends_copies)
+            if self._store.misses or self.interrupted:
+                raise NotHere
+            return encode(rows)
+        except BaseException as error:
+            interrupted, self.interrupted = self.interrupted, None
+            if interrupted is not None:
+                self._store.misses.clear()
+                self.counts["timed_out"] += 1
+                raise type(interrupted)(f"the statement {interrupted}") from None
+            if isinstance(error, Error | NotHere):
+                raise
+            raise DataError(f"values of different types meet: {error}") from None
+        finally:
+            context.resume(None)
 
     # Retried calls.
 
@@ -709,8 +770,8 @@ class Executor:
         self._make_views()
 
     def may_be_interrupted(self, code: CodeType) -> bool:
-        """Whether an Interruption may be raised in a frame of this code: the user's, or a read of ours."""
-        return code in _READERS or self.registry.is_user_code(code)
+        """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours."""
+        return code in _READERS or code.co_filename == FILE or self.registry.is_user_code(code)
 
     def interrupt(self, error: Error) -> None:
         """Ends the running call with this error. Its undo log is poisoned: it can't commit, whatever it catches."""
@@ -726,6 +787,13 @@ class Executor:
         self.registry = registry
         self._procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self._procedures))}
+
+    def plan_with(self, statements: Statements | None) -> None:
+        """From the next call on, `tx.execute` runs these; None: it runs nothing."""
+        self._context.statements = statements
+        if statements is not None:
+            statements.undo = self._store
+        self.accept_writes()
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""

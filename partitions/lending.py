@@ -54,7 +54,6 @@ from voltpy.errors import (
     Unavailable,
 )
 from voltpy.messages import (
-    HOLD_S,
     LEASE_S,
     MAX_FRAME_BYTES,
     Attach,
@@ -65,6 +64,8 @@ from voltpy.messages import (
     Decided,
     Detach,
     EverywhereCall,
+    Fragment,
+    FragmentAnswer,
     Lent,
     Order,
     Orders,
@@ -85,7 +86,7 @@ from voltpy.messages import (
     TableKeys,
     Vote,
 )
-from voltpy.not_here import Miss, NotHere
+from voltpy.not_here import PLAN, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
 from voltpy.record_log import DiskFull
 
@@ -142,8 +143,9 @@ class Loans:
         self._frames_taken = self._frames_made = 0  # of this session
         self._orders: deque[Order] = deque()
         self._attempts = 0  # at the first of them
-        self._awaited: set[int] = set()  # pages that it needs
+        self._awaited: set[Miss] = set()  # pages that it needs, and plans
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
+        self._missed_plans: list[str] = []  # since `missed_plans` was asked
         self._reports: list[Report] = []
         self._loans: dict[int, Loan] = {}  # by batch
         self._lost: dict[int, None] = {}  # batches whose loan ended by itself, the first one first
@@ -241,7 +243,7 @@ class Loans:
         try:
             report = self._obeyed(order, now_s)
         except NotHere:
-            self._await_pages(list(misses))
+            self._await(list(misses))
             misses.clear()
             self._store.undo_batch()
             return
@@ -277,8 +279,11 @@ class Loans:
 
     @property
     def runs_a_body(self) -> bool:
-        """Whether the next order runs a procedure, which may have to be ended."""
-        return bool(self._orders) and isinstance(self._orders[0], RunDirected)
+        """Whether the next order runs a procedure or a statement, which may have to be ended."""
+        if not self._orders:
+            return False
+        order = self._orders[0]
+        return isinstance(order, RunDirected) or (isinstance(order, Read) and bool(order.fragments))
 
     @property
     def due_s(self) -> float:
@@ -321,10 +326,18 @@ class Loans:
     def is_awaited(self, page: int) -> bool:
         return page in self._awaited
 
-    def _await_pages(self, missed: Iterable[Miss]) -> None:
-        pages = {miss for miss in missed if isinstance(miss, int)}
-        self._awaited = pages
-        self._missed_pages.extend(pages)
+    def missed_plans(self) -> list[str]:
+        """The statements whose plans orders wait for, since the last time."""
+        missed, self._missed_plans = self._missed_plans, []
+        return missed
+
+    def plan_arrived(self, text: str) -> None:
+        self._awaited.discard((PLAN, text))
+
+    def _await(self, missed: Iterable[Miss]) -> None:
+        self._awaited = {miss for miss in missed if _may_be_awaited(miss)}
+        self._missed_pages.extend(miss for miss in self._awaited if isinstance(miss, int))
+        self._missed_plans.extend(miss[1] for miss in self._awaited if not isinstance(miss, int))
         self._attempts += 1
 
     # Lending.
@@ -567,7 +580,7 @@ class Loans:
     def _check_missed(self, part: Part) -> None:
         """Raises NotHere for pages, Unavailable for keys: those come back by an order, and orders don't pass."""
         if part.missed:
-            if not all(isinstance(miss, int) for miss in part.missed):
+            if not all(map(_may_be_awaited, part.missed)):
                 raise Unavailable("a key is lent to another batch, or in doubt")
             self._store.misses.extend(part.missed)
             raise NotHere
@@ -582,10 +595,41 @@ class Loans:
             images, answers = self._read_images(wanted, scanned, order.scans)
         except Error:
             return ReadAnswer(order.round, [], [], is_here=False)
+        fragments = self._run_fragments(order.fragments) if order.fragments else []
+        if fragments is None:
+            return ReadAnswer(order.round, [], [], is_here=False)
         self.rounds_opened += 1
-        self._rounds[order.round] = Round(self.rounds_opened, now_s + HOLD_S)
+        self._rounds[order.round] = Round(self.rounds_opened, now_s + order.hold_s)
         crash_point("lending.read")
-        return ReadAnswer(order.round, images, answers)
+        return ReadAnswer(order.round, images, answers, fragments=fragments)
+
+    def _run_fragments(self, fragments: list[Fragment]) -> list[FragmentAnswer] | None:
+        """What these say; None where something that they touch is lent or in doubt. Raises NotHere for pages and plans.
+
+        Together they are as large as a frame of reports may be: what finds no room is told so.
+        """
+        answers: list[FragmentAnswer] = []
+        left = REPORT_BYTES
+        for fragment in fragments:
+            try:
+                streams = self._executor.run_fragment(fragment)
+                if len(streams) > left:
+                    raise ConstraintViolation(
+                        f"a partition's part of the answer has {len(streams):,} bytes; the limit is {REPORT_BYTES:,}"
+                    )
+                left -= len(streams)
+                answers.append(FragmentAnswer(Raw(streams)))
+            except NotHere:
+                if all(map(_may_be_awaited, self._store.misses)):
+                    raise
+                self._store.misses.clear()
+                self._store.undo_batch()
+                return None
+            except Error as error:
+                answer = call_error(1, 1, error)
+                answers.append(FragmentAnswer(Raw(b"\x90"), answer.code, answer.message))
+            self._store.undo_batch()  # it may have been poisoned
+        return answers
 
     @property
     def first_open_round(self) -> float:
@@ -668,6 +712,11 @@ def _scanned(table: Table, scan: Scan) -> ScanAnswer:
     return ScanAnswer(images, len(images))
 
 
+def _may_be_awaited(miss: Miss) -> bool:
+    """Whether an order waits for it: pages and plans come, keys come back by an order, and orders don't pass."""
+    return isinstance(miss, int) or miss[0] == PLAN
+
+
 def _as_key(bound: Any) -> Any:
     """A key of several columns is a tuple."""
     return tuple(bound) if isinstance(bound, list) else bound
@@ -692,6 +741,8 @@ def _bytes_of(report: Report) -> int:
     if isinstance(report, Lent | ReadAnswer):
         size += sum(9 if image is None else len(image) for images in report.images for image in images)
         size += sum(len(image) for answer in report.scans for image in answer.images)
+        if isinstance(report, ReadAnswer):
+            size += sum(len(answer.streams) for answer in report.fragments)
     elif isinstance(report, Ran):
         size += len(bytes(report.result)) + sum(map(_bytes_of_changes, report.copies))
     elif isinstance(report, Recalled):

@@ -54,6 +54,8 @@ from voltpy.messages import (
     LoadPrepared,
     Message,
     Orders,
+    PlanReply,
+    PlanRequest,
     PrepareLoad,
     ReleaseCheckpoint,
     RenewHold,
@@ -73,6 +75,7 @@ CALLS_A_BATCH = 2048
 IDLE_WAIT_S = 0.2
 WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
+PLANS_WANTED = 4096  # of the coordinator at a time
 GIVE_UP_S = 0.1  # between two looks at whether calls have waited too long for what is lent
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
@@ -122,6 +125,7 @@ class Server:
         self._loans = Loans(store, executor, executor.window, self._append_step)
         self._coordinator: Hashable = None  # who attached last
         self._unreported: deque[tuple[int, Attached | Reports]] = deque()  # and the LSN that they rest on
+        self._wanted_plans: dict[str, None] = {}  # texts that the coordinator is asked about
         self._clock = clock
         pool.is_wanted = self._is_wanted
         pool.clean_some = checkpointer.clean_some
@@ -155,6 +159,9 @@ class Server:
         """Waits for something to do, not for long, and does it. Any OSError ends the process."""
         executor, loans = self._executor, self._loans
         self._pool.fetch(executor.missed_pages() + loans.missed_pages())
+        missed_plans = executor.missed_plans() + loans.missed_plans()
+        if missed_plans:
+            self._ask_for_plans(missed_plans)
         is_idle = not self._has_work
         is_reading = self._pool.is_reading
         self._sockets.wait(self._idle_wait_s() if is_idle and not is_reading else 0)
@@ -442,6 +449,12 @@ class Server:
                 self._coordinator = identity
                 self._unreported.clear()
                 self._unreported.append((self._wal.written_lsn, attached))
+                if self._wanted_plans:
+                    self._send(identity, PlanRequest(list(self._wanted_plans)))
+        elif isinstance(message, PlanReply):
+            self._wanted_plans.pop(message.text, None)
+            self._executor.plan_arrived(message)
+            self._loans.plan_arrived(message.text)
         elif isinstance(message, Detach):
             self._loans.detach(message)
 
@@ -462,6 +475,15 @@ class Server:
             else:
                 loans.obey(now_s)
         self._unreported.extend((self._wal.written_lsn, frame) for frame in loans.reports())
+
+    def _ask_for_plans(self, texts: list[str]) -> None:
+        """Of the coordinator; one that attaches later is asked then."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._wanted_plans]
+        if len(self._wanted_plans) > PLANS_WANTED:
+            self._wanted_plans.clear()  # whoever still waits gives up
+        self._wanted_plans.update(dict.fromkeys(new))
+        if new and self._coordinator is not None:
+            self._send(self._coordinator, PlanRequest(new))
 
     def _append_step(self, record: bytes) -> int:
         """Appends a step of a batch of the coordinator's to the WAL. Raises ReadOnly, DiskFull."""

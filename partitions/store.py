@@ -47,6 +47,7 @@ class Store:
         "partitions",
         "pool",
         "prepared",
+        "schema",
         "tables",
         "undo_log",
     )
@@ -55,6 +56,7 @@ class Store:
         self._memory_bytes = memory_bytes
         self._empty_bytes = resident_bytes()
         self.arena = Arena(memory_bytes, spare_bytes=memory_bytes // 2)
+        self.schema = schema
         self.undo_log: UndoLog = []
         self.misses = Misses(self.undo_log)
         self.pool: BufferPool | None = None  # without one, everything stays in memory

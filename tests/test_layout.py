@@ -26,7 +26,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
     "copier", "verify",
-    "__main__", "server", "lending", "rates", "executor", "recovery", "checkpoint", "pace", "warm_up",
+    "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
     "store", "table", "buffer_pool", "accessors", "heap", "index",
     "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",
@@ -78,6 +78,14 @@ def test_a_partition_does_not_load_what_it_does_not_execute_with() -> None:
     modules = set(loaded.stdout.split())
     assert "partitions.executor" in modules
     assert modules.isdisjoint({"sqlglot", "click", "numpy", "zmq.asyncio", "prometheus_client", "voltpy.client"})
+
+
+@pytest.mark.parametrize("module", ["statements", "plan", "runtime", "catalog"])
+def test_what_runs_statements_loads_no_parser(module: str) -> None:
+    program = f"import sys, voltpy.sql.{module}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    parser = {"sqlglot", *(f"voltpy.sql.{name}" for name in ("ddl", "tokens", "parse", "bind", "emit", "planner"))}
+    assert parser.isdisjoint(loaded.stdout.split())
 
 
 def test_the_client_package_loads_without_zmq() -> None:

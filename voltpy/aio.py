@@ -16,12 +16,15 @@ from typing import Any, Self, cast
 
 from voltpy.address import Address
 from voltpy.batch import Batch
+from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Unavailable
+from voltpy.known_statements import KnownStatements, checked_parameters
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
+from voltpy.result import Result
 
 ROWS_A_TURN = 256
 TURNS_A_TICK = 16  # of call_many, before other tasks have theirs
@@ -106,6 +109,7 @@ class AsyncClient:
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
+        self._statements = KnownStatements()
         self._watched: dict[int, Link | StreamLink] = {}
         self._generation = -1
         self._tick_due = False
@@ -163,6 +167,19 @@ class AsyncClient:
             call, lambda now: self._connection.everywhere(call, name, args, now, limit)
         )
         return result
+
+    async def execute(self, sql: str, parameters: Iterable[Any] = (), /, *, timeout: float | None = None) -> Result:
+        """Runs one SQL statement as a transaction of its own, over all partitions that it needs.
+
+        `?` in it stand for the parameters. How it is routed is asked for once for each text. Raises SqlError for a
+        statement that is wrong, DataError where its values don't fit, and what `call` raises.
+        """
+        given = checked_parameters(parameters)
+        statement = self._statements.get(sql, self._connection.catalog_version)
+        if statement is None:
+            statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
+        name, args = statement.call(given, self._statements.any_key())
+        return statement.result(await self.call(name, *args, timeout=timeout))
 
     async def procedures(self) -> list[ProcedureInfo]:
         """The procedures that are loaded, by name."""

@@ -1,13 +1,24 @@
-"""Procedures that every partition has, and the coordinator: what `voltpy load` calls."""
+"""Procedures that every partition has, and the coordinator: what `voltpy load` and `db.execute` call.
+
+voltpy.plan(text)                            how a statement is routed, and what it answers with
+voltpy.query(key, text, parameters)          SELECT in the partition of a key
+voltpy.query_keys(keys, …), query_all(…)     … in those of several keys, in all of them
+voltpy.execute(key, …), _keys, _all          the same for statements that write
+"""
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
-from voltpy.errors import ConstraintViolation, SchemaError, WrongPartition
+from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, WrongPartition
 from voltpy.procedure import Procedure, procedure
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
+
+PLAN = "voltpy.plan"
+QUERY, QUERY_KEYS, QUERY_ALL = "voltpy.query", "voltpy.query_keys", "voltpy.query_all"
+EXECUTE, EXECUTE_KEYS, EXECUTE_ALL = "voltpy.execute", "voltpy.execute_keys", "voltpy.execute_all"
 
 
 def _insert_each(tx: Any, name: str, rows: list[list[Any]]) -> Rejected:
@@ -33,11 +44,69 @@ def _load_everywhere(tx: Any, table: str, rows: list[list[Any]]) -> Rejected:
     return _insert_each(tx, table, rows)
 
 
+def _plan(tx: Any, text: str) -> Any:
+    """What a client needs to know of a statement: a voltpy.known_statements.Outline."""
+    plan = _statements(tx).prepare(text).plan
+    return plan.kind, plan.columns, [field.type for field in plan.fields], len(plan.parameters), plan.routing
+
+
+def _answer(tx: Any, text: str, parameters: list[Any]) -> Any:
+    """Runs a statement: its rows; of one that writes (rows changed, rows of RETURNING)."""
+    return _statements(tx).answer(tx, text, parameters)
+
+
+def _answer_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
+    """Runs a statement all of whose rows are in the partition of this key."""
+    return _statements(tx).answer(tx, text, parameters)
+
+
+def _query_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
+    """The same for one that only reads: the shortest way, for the most frequent of statements."""
+    prepared = tx._prepared.get(text)
+    if prepared is None or len(parameters) != prepared.parameters:
+        return _statements(tx).answer(tx, text, parameters)
+    try:
+        return prepared.run(tx, parameters)
+    except TypeError as error:
+        raise DataError(f"values of different types meet: {error}") from error
+
+
+def _answer_by_keys(tx: Any, keys: list[int | str], text: str, parameters: list[Any]) -> Any:
+    """Runs a statement all of whose rows are in the partitions of these keys."""
+    return _statements(tx).answer(tx, text, parameters)
+
+
+def _statements(tx: Any) -> Any:
+    statements = tx._context.statements
+    if statements is None:
+        raise SqlError("nothing here knows how to plan statements")
+    return statements
+
+
 def builtins() -> dict[str, Procedure]:
     """By name. The dots keep them apart from users' procedures, whose names are Python identifiers."""
-    _load.__name__, _load_everywhere.__name__ = "voltpy.load", "voltpy.load_everywhere"
     found = (
-        Procedure(procedure(partition_by="key")(_load), globals()),
-        Procedure(procedure(everywhere=True)(_load_everywhere), globals(), joint=True),
+        _named("voltpy.load", _load, partition_by="key"),
+        _named("voltpy.load_everywhere", _load_everywhere, everywhere=True),
+        _named(PLAN, _plan, read_only=True),
+        _named(QUERY, _query_by_key, partition_by="key", read_only=True),
+        _named(QUERY_KEYS, _answer_by_keys, partition_by="keys", read_only=True),
+        _named(QUERY_ALL, _answer, read_only=True),
+        _named(EXECUTE, _answer_by_key, partition_by="key"),
+        _named(EXECUTE_KEYS, _answer_by_keys, partition_by="keys"),
+        _named(EXECUTE_ALL, _answer),
     )
     return {each.name: each for each in found}
+
+
+def _named(name: str, body: Any, **declared: Any) -> Procedure:
+    body = _copied(body)
+    body.__name__ = name
+    return Procedure(procedure(**declared)(body), globals(), joint=bool(declared.get("everywhere")))
+
+
+def _copied(body: Any) -> Any:
+    """The same function as one of its own: a declaration is attached to it."""
+    copy = FunctionType(body.__code__, body.__globals__, body.__name__, body.__defaults__, body.__closure__)
+    copy.__annotations__, copy.__doc__ = body.__annotations__, body.__doc__
+    return copy

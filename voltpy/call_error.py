@@ -13,10 +13,12 @@ from voltpy.errors import (
     CODES,
     Aborted,
     ConstraintViolation,
+    DataError,
     Overloaded,
     ProcedureError,
     ReadOnly,
     SchemaError,
+    SqlError,
     WrongPartition,
 )
 from voltpy.messages import CallError
@@ -30,7 +32,7 @@ class ResultsWait(Overloaded):
 
 
 # What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran.
-BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, ReadOnly, ResultsWait)
+BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, SqlError, DataError, ReadOnly, ResultsWait)
 
 
 def call_error(client_id: int, number: int, error: BaseException) -> CallError:

@@ -28,12 +28,15 @@ from typing import Any, Self, cast
 
 from voltpy.address import Address
 from voltpy.batch import Batch
+from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Error, Unavailable
+from voltpy.known_statements import KnownStatement, KnownStatements, checked_parameters
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
+from voltpy.result import Result
 
 IO_IDLE_S = 0.2
 SLICE_S = 0.2  # the longest sleep: what is due by time is looked after at least as often
@@ -113,6 +116,7 @@ class Client:
             raise ValueError(f"retry_s is a number of seconds, not {retry_s!r}")
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
+        self._statements = KnownStatements()
         self._mutex = threading.Lock()
         self._room = threading.Condition(self._mutex)
         self._submitters = 0  # threads that wait for room
@@ -225,6 +229,16 @@ class Client:
         limit = self._timeout if timeout is None else _positive(timeout)
         result: list[Any] = self._run(call, lambda now: self._connection.everywhere(call, name, args, now, limit))
         return result
+
+    def execute(self, sql: str, parameters: Iterable[Any] = (), /, *, timeout: float | None = None) -> Result:
+        """Runs one SQL statement as a transaction of its own, over all partitions that it needs.
+
+        `?` in it stand for the parameters. How it is routed is asked for once for each text. Raises SqlError for a
+        statement that is wrong, DataError where its values don't fit, and what `call` raises.
+        """
+        statement = self._statement(sql, timeout)
+        name, args = statement.call(checked_parameters(parameters), self._statements.any_key())
+        return statement.result(self.call(name, *args, timeout=timeout))
 
     # ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -452,6 +466,15 @@ class Client:
             self._leave()
         else:
             self._poller = _NOBODY
+
+    def _statement(self, sql: str, timeout: float | None) -> KnownStatement:
+        with self._mutex:
+            known = self._statements.get(sql, self._connection.catalog_version)
+        if known is None:
+            answer = self.call(PLAN, sql, timeout=timeout)
+            with self._mutex:
+                known = self._statements.learn(sql, answer)
+        return known
 
     def _info(self, name: str, timeout: float) -> ProcedureInfo:
         info = self._connection.procedures.get(name)

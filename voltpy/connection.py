@@ -102,7 +102,7 @@ class Connection:
         self.outstanding = 0  # single calls that are not settled
         self.urgent = False  # a lane holds a full frame, and has room for it
         self.next_time = inf  # when `expire` has something to do
-        self._catalog_version = 0
+        self.catalog_version = 0  # names the set of procedures that it routes by
         self._partitions = 0
         self._owners: list[Lane] = []  # the lane of each hash slot
         self._coordinator = Lane(0, 1)  # the lane of what belongs to no partition; with one partition it is that one's
@@ -191,7 +191,7 @@ class Connection:
         call.lsn = lane.lsn
         call.via = partition = lane.partition
         call.incarnation = incarnation = lane.incarnation
-        call.catalog_version = catalog_version = self._catalog_version
+        call.catalog_version = catalog_version = self.catalog_version
         self._calls[number] = call
         raw = Raw(b"\x91" + encoded)
         group = CallGroup(self.client_id, procedure, partition, incarnation, [number], [slot], raw)
@@ -320,7 +320,7 @@ class Connection:
                     if size > FRAME_BYTES and count:
                         break
                     count += 1
-                out.append(frame_of_calls(self.client_id, self._catalog_version, ROUTER, through_router[:count]))
+                out.append(frame_of_calls(self.client_id, self.catalog_version, ROUTER, through_router[:count]))
                 del through_router[:count]
         return out
 
@@ -365,7 +365,7 @@ class Connection:
                     lanes = [self._coordinator]
                 call.expect({lane.partition: lane.incarnation for lane in lanes}, self._partitions)
                 message = EverywhereCall(
-                    self._catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
+                    self.catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
                 )
             try:
                 frame = Frame(ROUTER, _encode(message))
@@ -395,7 +395,7 @@ class Connection:
                 lane.unanswered += 1
                 lane.unanswered_bytes += len(call.args)
                 self._send(call, lane, via)
-                out.append(frame_of_calls(self.client_id, self._catalog_version, via, [call]))
+                out.append(frame_of_calls(self.client_id, self.catalog_version, via, [call]))
             else:
                 self.withdraw(call)
             if not lane.ready:
@@ -425,7 +425,7 @@ class Connection:
             if via == ROUTER:
                 through_router.extend(calls)  # calls for several partitions share a frame to the router
             else:
-                out.append(frame_of_calls(self.client_id, self._catalog_version, via, calls))
+                out.append(frame_of_calls(self.client_id, self.catalog_version, via, calls))
         while lane.ready and lane.has_room():
             group, room = lane.ready[0], lane.window - lane.unanswered
             if group.count > lane.window:  # hundreds of partitions share the router's limit
@@ -443,7 +443,7 @@ class Connection:
             call.lsn = lane.lsn
         call.via = via
         call.incarnation = lane.incarnation
-        call.catalog_version = self._catalog_version
+        call.catalog_version = self.catalog_version
         self._calls[call.number] = call
 
     def _put_group(self, group: Group, via: int, out: list[Frame]) -> None:
@@ -468,7 +468,7 @@ class Connection:
             cast(Raw, group.rows),
         )
         try:
-            data = _encode(Calls(self._catalog_version, [columns]))
+            data = _encode(Calls(self.catalog_version, [columns]))
         except UNENCODABLE as error:
             rest = group.encodable(error)
             if rest is not None:
@@ -480,7 +480,7 @@ class Connection:
         group.first = first
         group.via = via
         group.incarnation = lane.incarnation
-        group.catalog_version = self._catalog_version
+        group.catalog_version = self.catalog_version
         group.lsn = lane.lsn
         group.bytes = len(data)
         self._in_flight.add_group(group)
@@ -630,7 +630,7 @@ class Connection:
 
     def _stale(self, call: Pending, now: float) -> None:
         """Routed by an old set of procedures, and not run: goes again once a newer one is known."""
-        if self._catalog_version != call.catalog_version:
+        if self.catalog_version != call.catalog_version:
             self._requeue(call)
             return
         self._hello_wanted = True
@@ -784,11 +784,11 @@ class Connection:
                 self._change_lane(lane, address, now)
             elif address.lsn > lane.lsn:
                 lane.lsn = address.lsn
-        if self._catalog_version != topology.catalog_version or known is None:
+        if self.catalog_version != topology.catalog_version or known is None:
             self._change_catalog(topology)
         held, self._held = self._held, []
         for _when, call in held:
-            if call.catalog_version != self._catalog_version or call.incarnation != call.lane.incarnation:
+            if call.catalog_version != self.catalog_version or call.incarnation != call.lane.incarnation:
                 self._requeue(call)
             else:
                 self._held.append((_when, call))
@@ -841,7 +841,7 @@ class Connection:
         """What is unsent and was routed by an old signature is routed again."""
         former = self.procedures
         self.procedures = {info.name: info for info in topology.procedures}
-        self._catalog_version = topology.catalog_version
+        self.catalog_version = topology.catalog_version
         changed = {name for name, info in former.items() if not routes_alike(info, self.procedures.get(name))}
         if not changed:
             return
@@ -925,7 +925,7 @@ class Connection:
     def _requeue(self, call: Pending) -> None:
         if call.done:
             return
-        if call.catalog_version != self._catalog_version or call.lane not in self.lanes:
+        if call.catalog_version != self.catalog_version or call.lane not in self.lanes:
             self._route_again(call)
             return
         self._enqueue(call)

@@ -47,6 +47,7 @@ from voltpy.messages import (
     HoldCheckpoint,
     Message,
     Orders,
+    PlanReply,
     PrepareLoad,
     Refusal,
     ReleaseCheckpoint,
@@ -82,7 +83,7 @@ AT_PARTITION: dict[str, frozenset[type]] = {
     SUPERVISOR: frozenset(
         {StatusRequest, PrepareLoad, SwitchLoad, DiscardLoad, HoldCheckpoint, RenewHold, ReleaseCheckpoint, Detach}
     ),
-    COORDINATOR: frozenset({Attach, Orders}),
+    COORDINATOR: frozenset({Attach, Orders, PlanReply}),
 }
 AT_COORDINATOR: dict[str, frozenset[type]] = {
     CLIENT: frozenset({Calls}),

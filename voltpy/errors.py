@@ -10,6 +10,8 @@
     │   └── DuplicateKey      a row with this key exists      the application decides         ran, no effect
     ├── WrongPartition        a key that lives elsewhere      its author mends the routing    ran, no effect
     ├── SchemaError           the DDL, or its use, is wrong   the author of the schema        nothing changed
+    ├── SqlError              the statement is wrong          its author mends it             never ran
+    ├── DataError             its data don't fit: overflow …  the application decides         ran, no effect
     ├── Overloaded            too much is in flight           retry later: safe               no effect
     ├── ReadOnly              disk or memory is full          the operator makes room: safe   ran, no effect
     ├── Unavailable           the partition is not there      retry later: safe               never ran
@@ -76,6 +78,14 @@ class SchemaError(Error):
     """The DDL is wrong, or a procedure uses tables against it. Names line, column and what was expected."""
 
 
+class SqlError(Error):
+    """A statement is wrong, or asks for what is not supported. Names line, column and what was expected."""
+
+
+class DataError(Error):
+    """A statement met values that it can't compute with: overflow, division by zero, text that is no number."""
+
+
 class Overloaded(Error):
     """Too many calls, or too large results, are in flight; nothing of this one remains. Retry later."""
 
@@ -114,8 +124,8 @@ CODES: dict[str, type[Error]] = {
     cls.__name__: cls
     for cls in (
         Aborted, ProcedureError, ProcedureTimeout, BadArguments, UnknownProcedure, ConstraintViolation, DuplicateKey,
-        WrongPartition, SchemaError, Overloaded, ReadOnly, Unavailable, Indeterminate, ProtocolError, Corruption,
-        ClusterError,
+        WrongPartition, SchemaError, SqlError, DataError, Overloaded, ReadOnly, Unavailable, Indeterminate,
+        ProtocolError, Corruption, ClusterError,
     )
 }  # fmt: skip
 

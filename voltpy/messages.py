@@ -31,6 +31,8 @@
     Orders           coordinator → partition            lend, prepare, decide, read: in this order
     Reports          partition → coordinator            what became of them
     Detach           supervisor → partition             that coordinator is dead: what it borrowed is here again
+    PlanRequest      partition → coordinator            how are these statements run?
+    PlanReply        coordinator → partition            like this; or they are wrong
 
 A *door* is where client frames come in: the router, and each partition (client affinity). Both speak the same messages
 with the same limits. A client id is a random 63-bit number that a client chooses; with the call's own number it is the
@@ -47,6 +49,7 @@ Types are checked as the bytes are decoded; sizes are bounded by MAX_FRAME_BYTES
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
@@ -61,7 +64,8 @@ CALLS_A_GROUP = GROUPS_A_FRAME = 4096
 BATCH_BITS = 40
 MAX_LEASE_S = 600.0  # of a checkpoint that is held
 LEASE_S = 1.0  # after which a partition takes back what it lent and was not asked to prepare
-HOLD_S = 0.25  # after which it lets go of replies that it holds back for a read
+HOLD_S = 0.25  # after which it lets go of replies that it holds back for a read of rows
+MAX_HOLD_S = 4.0  # … for one that runs statements, however long it wants; less than what a report may take
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
 # Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
@@ -486,15 +490,38 @@ class Decided(Struct, array_like=True, tag="decided", forbid_unknown_fields=True
     batch: int
 
 
+class Fragment(Struct, array_like=True, forbid_unknown_fields=True):
+    """One partition's part of a SELECT, by its text; `parameters` are its parameters' MessagePack array.
+
+    `sends_copies`: of tables that all partitions have a copy of, this one sends the rows. `call` is where values like
+    now() come from: client id, call number, and the time.
+    """
+
+    text: str
+    parameters: Raw
+    sends_copies: bool
+    call: tuple[int, int, datetime] | None = None
+
+
+class FragmentAnswer(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """`streams`: lists of rows, as voltpy.sql.plan has them. `error`: a class name of voltpy.errors, and its text."""
+
+    streams: Raw
+    error: str = ""
+    message: str = ""
+
+
 class Read(Struct, array_like=True, tag="read", forbid_unknown_fields=True):
     """Reads these without borrowing, at once. Until Release the partition holds back the replies of what runs after.
 
-    Answered by ReadAnswer. The partition lets the replies go by itself after HOLD_S, and tells so in Released.
+    Answered by ReadAnswer. The partition lets the replies go by itself after `hold_s`, and tells so in Released.
     """
 
     round: int
     keys: list[TableKeys]
     scans: list[Scan]
+    fragments: list[Fragment] = []
+    hold_s: Annotated[float, Meta(gt=0, le=MAX_HOLD_S)] = HOLD_S
 
 
 class ReadAnswer(Struct, array_like=True, tag="read_answer", forbid_unknown_fields=True):
@@ -504,6 +531,7 @@ class ReadAnswer(Struct, array_like=True, tag="read_answer", forbid_unknown_fiel
     images: list[list[bytes | None]]
     scans: list[ScanAnswer]
     is_here: bool = True
+    fragments: list[FragmentAnswer] = []
 
 
 class Release(Struct, array_like=True, tag="release", forbid_unknown_fields=True):
@@ -585,10 +613,25 @@ class Detach(Struct, array_like=True, tag=26, forbid_unknown_fields=True):
     epoch: int
 
 
+class PlanRequest(Struct, array_like=True, tag=31, forbid_unknown_fields=True):
+    """What these statements are planned to do; a PlanReply answers each."""
+
+    texts: list[str]
+
+
+class PlanReply(Struct, array_like=True, tag=32, forbid_unknown_fields=True):
+    """`plan` is a voltpy.sql.plan.Plan: Python that will run. `error`: a class name of voltpy.errors, and its text."""
+
+    text: str
+    plan: Raw
+    error: str = ""
+    message: str = ""
+
+
 Message = (
     Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
     | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
     | CheckpointBegun | HoldBatches | BatchesHeld | ResumeBatches
-    | Attach | Attached | Orders | Reports | Detach
+    | Attach | Attached | Orders | Reports | Detach | PlanRequest | PlanReply
 )  # fmt: skip

@@ -7,6 +7,7 @@ for is named by a *miss*:
     (table number, key)       a key that is away; WHOLE_TABLE for the key of a read that is not by key, and for any read
                               of a table that is lent whole
     COORDINATOR               nothing that will ever be here: the call is not run again, but sent there
+    (PLAN, text)              how a statement is run, which the coordinator plans
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Miss: TypeAlias = "int | tuple[int, Any]"
 WHOLE_TABLE: Any = object()  # the key in the miss of a read that is not by key
 # The miss of what only the coordinator may do: to write a row that every partition has a copy of.
 COORDINATOR: Miss = (-1, None)
+PLAN = -2  # in the place of a table
 
 
 class NotHere(BaseException):

@@ -16,6 +16,7 @@ With pytest, the fixture `voltpy_engine` makes engines and closes them:
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -28,7 +29,8 @@ import msgspec
 
 from voltpy.errors import BadArguments, Error, ReadOnly, Unavailable, from_wire
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
-from voltpy.procedure import Registry, from_functions, load_path
+from voltpy.procedure import Registry, from_functions, load_path, procedure
+from voltpy.result import Result
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 from voltpy.wire import joined
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _CLIENT = 1
+_EXECUTE = "voltpy.execute"  # the dot keeps it apart from users' procedures
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,7 +56,7 @@ class Engine:
     def __init__(
         self,
         schema: str | Path | Schema,
-        procedures: str | Path | Iterable[Callable[..., Any]],
+        procedures: str | Path | Iterable[Callable[..., Any]] = (),
         *,
         clock: Callable[[], datetime] | None = None,
         memory_bytes: int = 8 << 30,
@@ -62,19 +65,33 @@ class Engine:
         from partitions.executor import Executor
         from partitions.store import Store
         from voltpy.outcome_window import OutcomeWindow
+        from voltpy.sql.catalogue import Catalogue
+        from voltpy.sql.planner import plan
+        from voltpy.sql.statements import Statements
         from voltpy.transaction import unique_ids, utc_now
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
-        registry: Registry = (
+        given = [] if isinstance(procedures, str | Path) else [*procedures, *self._own_procedures()]
+        registry = (
             load_path(procedures, tables)
             if isinstance(procedures, str | Path)
-            else from_functions(procedures, schema=tables)
+            else from_functions(given, schema=tables)
         )
+        if isinstance(procedures, str | Path):
+            own = from_functions(self._own_procedures(), schema=tables).procedures.values()
+            root = os.path.dirname(registry.path)
+            registry = Registry(
+                [*registry.procedures.values(), *own], registry.catalog_version, registry.path, registry.source, root
+            )
+        catalogue = Catalogue(tables)
+        self.statements = Statements(tables, lambda text: plan(text, catalogue))
         self._store: Store = Store(tables, 0, 1, memory_bytes)
         self._executor: Executor = Executor(
             self._store, registry, OutcomeWindow(0), unique_ids(0, 1), array("Q", bytes(64)), clock or utc_now
         )
         self._executor.failed = self._remember
+        self._executor.plan_with(self.statements)
+        self._result: Result | None = None
         self._cause: BaseException | None = None
         self._number = 0
         self._closed = False
@@ -123,8 +140,15 @@ class Engine:
         self._executor.run_everywhere(b"", EverywhereCall(0, _CLIENT, name, self._number, encoded, now_us))
         return [self._outcome()]
 
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
+        """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""
+        self.call_everywhere(_EXECUTE, sql, list(parameters))
+        result, self._result = self._result, None
+        assert result is not None  # the call would have raised
+        return result
+
     def procedures(self) -> list[ProcedureInfo]:
-        return self._executor.registry.infos()
+        return [info for info in self._executor.registry.infos() if info.name != _EXECUTE]
 
     def check(self) -> None:
         """Raises Corruption unless every invariant of the storage holds."""
@@ -140,6 +164,13 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _own_procedures(self) -> list[Callable[..., Any]]:
+        def execute(tx: Any, sql: str, parameters: list[Any]) -> None:
+            self._result = tx.execute(sql, parameters)
+
+        execute.__name__ = _EXECUTE
+        return [procedure(everywhere=True)(execute)]
 
     def _encoded(self, name: str, arguments: tuple[Any, ...]) -> bytes:
         if self._closed:

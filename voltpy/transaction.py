@@ -6,15 +6,19 @@ rerun gets the same ones, and a directed call gets the same ones in every partit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from uuid import UUID
 
 from xxhash import xxh3_64_intdigest
 
-from voltpy.errors import Aborted, Error, SchemaError
+from voltpy.errors import Aborted, Error, SchemaError, SqlError
+
+if TYPE_CHECKING:
+    from voltpy.result import Result
+    from voltpy.sql.statements import Statements
 
 # unique_id, 63 bits: 0 | partition, 9 bits | epoch, 17 bits | counter, 36 bits. The epoch is raised at every start, so
 # neither a clock nor a stored counter is needed. In directed calls: 1 | 62 bits of a hash of the call id.
@@ -74,7 +78,7 @@ class Generated:
 class CallContext:
     """Which call is running, and its generated values, made when they are first asked for."""
 
-    __slots__ = ("_clock", "_generated", "_ids", "_issued", "_running", "directed_now")
+    __slots__ = ("_clock", "_generated", "_ids", "_issued", "_running", "directed_now", "statements")
 
     def __init__(self, running: Any, ids: Callable[[], int], clock: Callable[[], datetime]) -> None:
         self._running = running  # words 0 and 1: client id and number of the running call
@@ -83,6 +87,7 @@ class CallContext:
         self._generated: Generated | None = None
         self._issued = 0
         self.directed_now: datetime | None = None  # set while a directed call runs
+        self.statements: Statements | None = None  # what `tx.execute` runs
 
     def generated(self) -> Generated:
         call_id = (self._running[0], self._running[1])
@@ -154,11 +159,18 @@ class Transaction:
     """`tx`. Tables are attributes; a table's name never collides with a method (the schema sees to it)."""
 
     def __init__(self, tables: Mapping[str, Any], context: CallContext) -> None:
-        self.__dict__.update(tables, _context=context)
+        statements = context.statements
+        self.__dict__.update(tables, _context=context, _prepared={} if statements is None else statements.prepared)
+        if statements is not None:
+            self.__dict__["execute"] = statements.on(self)  # found sooner than the method
 
     def abort(self, reason: str = "aborted") -> NoReturn:
         """Ends the call: every change is undone, the caller gets `Aborted(reason)`."""
         raise Aborted(str(reason))
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
+        """Runs a statement on the rows that live here; `?` stand for the parameters. Raises SqlError, DataError."""
+        raise SqlError("tx.execute: nothing here knows how to plan statements")
 
     def now(self) -> datetime:
         """The time of this call, in UTC, to the microsecond: always the same within a call."""

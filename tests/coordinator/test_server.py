@@ -17,6 +17,7 @@ import zmq
 
 from tests.coordinator.fake_partition import CLIENT, FakePartition, decode
 from voltpy import heartbeat, wire
+from voltpy.builtin import builtins
 from voltpy.data_directory import DataDirectory
 from voltpy.messages import (
     NEVER_SENT,
@@ -222,7 +223,7 @@ def test_a_transfer_is_committed_answered_and_remembered_over_a_kill(process: Pr
     assert result_of(replies) == 70
     status = process.status()
     assert (status.incarnation, status.lsn) == (1, replies.lsn)
-    assert {info.name for info in status.procedures} == {"transfer", "loop", "voltpy.load", "voltpy.load_everywhere"}
+    assert {info.name for info in status.procedures} == {"transfer", "loop", *builtins()}
     assert status.metrics["batches"] == 1
     assert status.metrics["calls"] == 1
     eventually(lambda: process.status().metrics["in_doubt"] == 0)

@@ -28,11 +28,6 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
-from typing import Literal, NamedTuple, cast
-
-from sqlglot import TokenType
-from sqlglot.dialects.postgres import Postgres
-from sqlglot.errors import TokenError
 
 from voltpy.errors import SchemaError
 from voltpy.schema import (
@@ -55,6 +50,7 @@ from voltpy.schema import (
     table_name_problem,
     utc,
 )
+from voltpy.sql.tokens import Token, error_at, folded, found_as, tokens_of
 
 __all__ = ["MAX_TEXT_BYTES", "describe", "parse_schema"]
 
@@ -144,119 +140,9 @@ def _check_text(text: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise _error(text, error.start, "half a surrogate pair", "text that UTF-8 can write") from None
+        raise error_at(text, error.start, "half a surrogate pair", "text that UTF-8 can write") from None
     if size > MAX_TEXT_BYTES:
-        raise _error(text, 0, f"a schema of {size:,} bytes", f"at most {MAX_TEXT_BYTES:,}")
-
-
-# -- Errors
-
-
-def _error(text: str, offset: int, found: str, expected: str, hint: str = "") -> SchemaError:
-    line_start = text.rfind("\n", 0, offset) + 1
-    line_end = text.find("\n", offset)
-    line = text[line_start : line_end if line_end >= 0 else len(text)].rstrip("\r")
-    column = offset - line_start
-    # A window of the line: a schema generated on one line has no end.
-    first = max(0, column - 60)
-    shown = _printable(line[first : first + 120])
-    indent = "".join("\t" if character == "\t" else " " for character in shown[: column - first])
-    return SchemaError(
-        f"line {text.count(chr(10), 0, offset) + 1}, column {column + 1}: found {found}, expected {expected}"
-        f"{'; ' + hint if hint else ''}\n{shown}\n{indent}^"
-    )
-
-
-def _printable(text: str) -> str:
-    """Of the same length, so that the caret stays in place, and harmless to a terminal."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-# -- Tokens
-
-
-class _Token(NamedTuple):
-    """`text[start:end]` of the whole text. `value`: a word in upper case, a name or string without its quotes."""
-
-    kind: Literal["word", "name", "string", "number", "symbol", "end"]
-    value: str
-    start: int
-    end: int
-
-
-def _tokens(text: str) -> list[_Token]:
-    """All tokens of the text, an end token last. Raises SchemaError for quotes and comments that are never closed."""
-    try:
-        raw_tokens = Postgres().tokenize(text)
-    except TokenError:
-        raise _unreadable(text) from None
-    tokens: list[_Token] = []
-    end = 0
-    for raw_token in raw_tokens:
-        start = raw_token.start
-        _check_gap(text, end, start)
-        end = raw_token.end + 1
-        raw = text[start:end]
-        if raw_token.token_type == TokenType.STRING and raw[0] == "'":
-            tokens.append(_Token("string", raw[1:-1].replace("''", "'"), start, end))
-        elif raw_token.token_type == TokenType.IDENTIFIER and raw[0] == '"':
-            tokens.append(_Token("name", raw[1:-1].replace('""', '"'), start, end))
-        elif raw_token.token_type == TokenType.NUMBER:
-            tokens.append(_Token("number", raw, start, end))
-        elif all(word.isidentifier() for word in raw.split()):
-            # One token may be several words: sqlglot joins PRIMARY KEY, DOUBLE PRECISION and others, by version.
-            for word in re.finditer(r"\S+", raw):
-                tokens.append(_Token("word", word[0].upper(), start + word.start(), start + word.end()))
-        else:
-            tokens.append(_Token("symbol", raw, start, end))
-    _check_gap(text, end, len(text))
-    tokens.append(_Token("end", "", end, end))
-    return tokens
-
-
-def _check_gap(text: str, start: int, end: int) -> None:
-    """Between tokens stand blanks and comments only: sqlglot skips some other things too, and unclosed comments."""
-    at = start
-    while at < end and not text[at:end].isspace():
-        if text[at].isspace():
-            at += 1
-        elif text.startswith("--", at):
-            newline = re.compile(r"[\r\n]").search(text, at, end)
-            at = newline.end() if newline else end
-        elif text.startswith("/*", at):
-            at = _comment_end(text, at)
-        else:
-            raise _error(text, at, f'"{_printable(text[at : at + 2])}"', "SQL")
-
-
-def _comment_end(text: str, start: int) -> int:
-    """Where the comment ends that begins at `start`; comments nest."""
-    depth = 0
-    for mark in re.compile(r"/\*|\*/").finditer(text, start):
-        depth += 1 if mark[0] == "/*" else -1
-        if depth == 0:
-            return mark.end()
-    raise _error(text, start, "a comment that is never closed", "*/ at its end")
-
-
-def _unreadable(text: str) -> SchemaError:
-    """Why sqlglot could not cut the text into tokens: its message does not say where."""
-    at = 0
-    piece = re.compile(r"--[^\r\n]*|/\*|'|\"|[^-/'\"]+|.", re.DOTALL)
-    while at < len(text):
-        match = cast("re.Match[str]", piece.match(text, at))  # the last branch takes any character
-        end = match.end()
-        if match[0] == "/*":
-            try:
-                end = _comment_end(text, at)
-            except SchemaError as error:
-                return error
-        elif match[0] in ("'", '"'):
-            end = text.find(match[0], at + 1) + 1
-            if end == 0:
-                return _error(text, at, "a quote that is never closed", f"{match[0]} at its end")
-        at = end
-    return _error(text, len(text), "the end of the text", "the end of a quote, or SQL without $ quotes and prefixes")
+        raise error_at(text, 0, f"a schema of {size:,} bytes", f"at most {MAX_TEXT_BYTES:,}")
 
 
 # -- The grammar
@@ -266,14 +152,14 @@ def _unreadable(text: str) -> SchemaError:
 class _ColumnDraft:
     """A column while its clauses are read. `not_null` None: neither NOT NULL nor NULL stands there."""
 
-    token: _Token
+    token: Token
     name: str
     type: TypeName
     not_null: bool | None = None
     has_default: bool = False
     default: Value = None
-    default_token: _Token | None = None
-    null_token: _Token | None = None
+    default_token: Token | None = None
+    null_token: Token | None = None
 
     def finished(self) -> Column:
         # DEFAULT NULL on a nullable column says nothing.
@@ -287,7 +173,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = _tokens(text)
+        self.tokens = tokens_of(text)
         self.at = 0
         self.tables: dict[str, Table] = {}
         self.indexes: dict[str, Index] = {}
@@ -350,7 +236,7 @@ class _Reader:
     def table_elements(self) -> tuple[dict[str, _ColumnDraft], tuple[str, ...]]:
         """The columns by name, and the names in the primary key: none when it is not declared."""
         columns: dict[str, _ColumnDraft] = {}
-        key: list[_Token] = []  # read after all columns, since PRIMARY KEY may stand in front of those that it names
+        key: list[Token] = []  # read after all columns, since PRIMARY KEY may stand in front of those that it names
         self.expect_symbol("(", '"(" and the columns')
         while True:
             key_token = self.peek()
@@ -367,7 +253,7 @@ class _Reader:
             raise self.error("a column: a table has at least one", self.tokens[self.at - 1])
         return columns, self.key_names(columns, key)
 
-    def column(self, columns: dict[str, _ColumnDraft], key: list[_Token]) -> _ColumnDraft:
+    def column(self, columns: dict[str, _ColumnDraft], key: list[Token]) -> _ColumnDraft:
         """One column with its clauses. PRIMARY KEY adds its name to `key`."""
         token = self.peek()
         name = self.name("the name of a column, or PRIMARY KEY")
@@ -383,7 +269,7 @@ class _Reader:
             raise self.error("a value, or no default: the column is NOT NULL", column.default_token)
         return column
 
-    def column_clause(self, column: _ColumnDraft, key: list[_Token]) -> None:
+    def column_clause(self, column: _ColumnDraft, key: list[Token]) -> None:
         token = self.peek()
         if self.take_words("PRIMARY", "KEY"):
             self.refuse_second_key(key, token)
@@ -443,14 +329,14 @@ class _Reader:
             raise self.error(_FITTING[type_name], first)
         return value
 
-    def refuse_second_key(self, key: list[_Token], token: _Token) -> None:
+    def refuse_second_key(self, key: list[Token], token: Token) -> None:
         if key:
             raise self.error("one PRIMARY KEY: for several columns write PRIMARY KEY (a, b) after them", token)
 
-    def key_names(self, columns: dict[str, _ColumnDraft], key: list[_Token]) -> tuple[str, ...]:
+    def key_names(self, columns: dict[str, _ColumnDraft], key: list[Token]) -> tuple[str, ...]:
         """The names in the primary key, whose columns become NOT NULL."""
         for token in key:
-            name = _folded(self.text, token)
+            name = folded(self.text, token)
             column = columns.get(name)
             if column is None:
                 raise self.error(f"a column of the table ({_some(columns)})", token)
@@ -459,7 +345,7 @@ class _Reader:
             if column.has_default and column.default is None:
                 raise self.error("a value, or no default: the column is in the primary key", column.default_token)
             column.not_null = True
-        return tuple(_folded(self.text, token) for token in key)
+        return tuple(folded(self.text, token) for token in key)
 
     # PARTITION TABLE
 
@@ -519,15 +405,15 @@ class _Reader:
         self.name("the name of a column")
         return self.column_of(table, token)
 
-    def column_of(self, table: Table, token: _Token) -> Column:
-        name = _folded(self.text, token)
+    def column_of(self, table: Table, token: Token) -> Column:
+        name = folded(self.text, token)
         if name not in table.positions or (table.hidden_key and name == HIDDEN_KEY):
             raise self.error(f"a column of table {table.name} ({_some(table.positions)})", token)
         return table.column(name)
 
-    def name_tokens(self, what: str, opening: str = '"("') -> list[_Token]:
+    def name_tokens(self, what: str, opening: str = '"("') -> list[Token]:
         """The tokens of names in parentheses, each one once."""
-        tokens: list[_Token] = []
+        tokens: list[Token] = []
         names: set[str] = set()
         self.expect_symbol("(", opening)
         while True:
@@ -556,16 +442,16 @@ class _Reader:
             self.at += 1
         if self.peek().kind == "symbol" and self.peek().value == ".":
             raise self.error("one name")
-        return _folded(self.text, token)
+        return folded(self.text, token)
 
-    def refuse_bad_name(self, name: str, token: _Token, of: str) -> None:
+    def refuse_bad_name(self, name: str, token: Token, of: str) -> None:
         problem = name_problem(name)
         if problem is not None:
             raise self.error(f"another name for {of}: this is {problem}", token)
 
     # Steps
 
-    def peek(self) -> _Token:
+    def peek(self) -> Token:
         return self.tokens[self.at]
 
     def take_words(self, *words: str) -> bool:
@@ -592,11 +478,11 @@ class _Reader:
         if not self.take_symbol(symbol):
             raise self.error(expected)
 
-    def error(self, expected: str, token: _Token | None = None) -> SchemaError:
+    def error(self, expected: str, token: Token | None = None) -> SchemaError:
         """The next token is not what the grammar wants; or a `token` that it did want is wrong in its place."""
         hint = self.hint() if token is None else ""
         token = token or self.peek()
-        return _error(self.text, token.start, _found(self.text, token), expected, hint)
+        return error_at(self.text, token.start, found_as(self.text, token), expected, hint)
 
     def hint(self) -> str:
         """What to say about the next token beyond its being wrong here."""
@@ -608,18 +494,6 @@ class _Reader:
     def hint_of_pair(self) -> str:
         """The same for the next two tokens, where only both together mean something: PARTITION BY, IF NOT EXISTS."""
         return _UNSUPPORTED.get(" ".join(token.value for token in self.tokens[self.at : self.at + 2]), "")
-
-
-def _found(text: str, token: _Token) -> str:
-    if token.kind == "end":
-        return "the end of the text"
-    raw = text[token.start : token.end]
-    short = _printable(raw if len(raw) <= 40 else raw[:39] + "…").replace("\t", " ")
-    return short if token.kind in ("name", "string") else f'"{short}"'
-
-
-def _folded(text: str, token: _Token) -> str:
-    return token.value if token.kind == "name" else text[token.start : token.end].lower()
 
 
 def _some(names: dict[str, _ColumnDraft] | dict[str, int]) -> str:
@@ -638,7 +512,7 @@ def _table(name: str, columns: dict[str, _ColumnDraft], key: tuple[str, ...]) ->
     )
 
 
-def _value(type_name: TypeName, token: _Token, sign: str) -> Value:
+def _value(type_name: TypeName, token: Token, sign: str) -> Value:
     """The value of a literal in a column of this type; None when it doesn't fit."""
     if type_name == "INT" and token.kind == "number" and re.fullmatch("[0-9]+", token.value):
         digits = token.value.lstrip("0") or "0"

@@ -1,0 +1,71 @@
+"""Statements in the coordinator: on borrowed rows, or made of what the partitions' fragments send.
+
+in a batch             the whole statement runs on `tx`, as any code of a procedure: rows are borrowed by key, tables
+                       by scan, and it sees what the batch has written
+in a read round        nothing is written, so a SELECT that can be taken apart is: each partition that the call may
+                       use runs its fragment, all of them at once, and what they sent is merged here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coordinator.borrowed import FragmentWish, Tables
+from voltpy.errors import CODES, DataError, ProtocolError
+from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, Words
+from voltpy.row import encode
+from voltpy.schema import Schema
+from voltpy.sql.plan import Plan, streams
+from voltpy.sql.statements import Prepared, Statements
+
+_UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+class StatementsAcross(Statements):
+    def __init__(self, schema: Schema, plan_of: Callable[[str], Plan], tables: Tables, running: Words) -> None:
+        super().__init__(schema, plan_of)
+        self.undo = tables
+        self._tables = tables
+        self._running = running
+
+    def run(self, prepared: Prepared, tx: Any, parameters: Sequence[Any]) -> Any:
+        tables = self._tables
+        if not tables.in_round or prepared.plan.merge is None or not tables.allowed:
+            return super().run(prepared, tx, parameters)
+        prepared.check(parameters)
+        try:
+            encoded = encode(list(parameters))
+        except _UNSENDABLE:
+            return super().run(prepared, tx, parameters)  # which says what is wrong with them
+        call = None
+        if prepared.uses_generated:
+            call = self._running[CLIENT_ID], self._running[CALL_NUMBER], tx.now()
+        first = min(tables.allowed)
+        wishes = [
+            FragmentWish(partition, prepared.plan.text, encoded, partition == first, call)
+            for partition in sorted(tables.allowed)
+        ]
+        answers = [tables.fragments.get(wish) for wish in wishes]
+        sent: Any = _NOTHING
+        if None in answers:
+            tables.miss_all([wish for wish, answer in zip(wishes, answers, strict=True) if answer is None])
+        else:
+            for answer in answers:
+                if isinstance(answer, tuple):
+                    raise CODES.get(answer[0], ProtocolError)(answer[1])
+            sent = streams(answers)  # type: ignore[arg-type]
+        try:
+            return prepared.merge(tx, parameters, sent)
+        except TypeError as error:
+            raise DataError(f"values of different types meet: {error}") from error
+
+
+class _Nothing:
+    """What is merged on stand-ins: no rows from anywhere, in however many streams the statement has."""
+
+    def __getitem__(self, stream: int) -> list[Any]:
+        return []
+
+
+_NOTHING = _Nothing()

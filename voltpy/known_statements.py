@@ -1,0 +1,118 @@
+"""What a client knows of the statements that it has executed: which call runs one, and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from voltpy.builtin import EXECUTE, EXECUTE_ALL, EXECUTE_KEYS, QUERY, QUERY_ALL, QUERY_KEYS
+from voltpy.errors import BadArguments, ProtocolError, SqlError
+from voltpy.result import Result
+from voltpy.sql.plan import Routing
+
+MAX_KNOWN = 4096
+MAX_KNOWN_CHARACTERS = 16 << 20
+
+
+class Outline(Struct, array_like=True, frozen=True):
+    """What voltpy.plan answers: the kind of statement, its columns, their types, how many parameters it has."""
+
+    kind: str
+    columns: list[str]
+    types: list[str]
+    parameters: int
+    routing: Routing
+
+
+class KnownStatement:
+    """One statement. `call` says how it is run, `result` takes the answer."""
+
+    __slots__ = ("_alone", "_names", "_outline", "_parameters", "_routing", "_writes", "text")
+
+    def __init__(self, text: str, answer: Any) -> None:
+        """`answer`: of voltpy.plan(text). Raises ProtocolError."""
+        try:
+            outline = msgspec.convert(answer, Outline)
+        except msgspec.ValidationError as error:
+            raise ProtocolError(f"not what a plan's outline looks like: {error}") from None
+        self.text = text
+        self._outline = outline
+        self._parameters = outline.parameters
+        self._routing = routing = outline.routing
+        self._writes = outline.kind not in ("select", "explain")
+        self._names = (EXECUTE, EXECUTE_KEYS, EXECUTE_ALL) if self._writes else (QUERY, QUERY_KEYS, QUERY_ALL)
+        keys = routing.keys
+        # The usual case: the parameter that alone is the key.
+        self._alone = keys[0].parameter if routing.kind == "keys" and len(keys) == 1 else None
+
+    def call(self, parameters: Sequence[Any], any_key: int) -> tuple[str, tuple[Any, ...]]:
+        """(procedure, arguments). `any_key` is one for a statement that any partition can run. Raises SqlError."""
+        if len(parameters) != self._parameters:
+            raise SqlError(f"the statement has {self._parameters} parameters, and {len(parameters)} were given")
+        if self._alone is not None:
+            key = parameters[self._alone]
+            if type(key) is int:
+                return self._names[0], (key, self.text, parameters)
+        routing = self._routing
+        if routing.kind == "everywhere":
+            return self._names[2], (self.text, parameters)
+        keys = routing.values(parameters) or [any_key]
+        if len(keys) == 1:
+            return self._names[0], (keys[0], self.text, parameters)
+        return self._names[1], (keys, self.text, parameters)
+
+    def result(self, answer: Any) -> Result:
+        """Raises ProtocolError."""
+        outline = self._outline
+        try:
+            if self._writes:
+                count, rows = answer
+                return Result(outline.columns, list(map(tuple, rows)), count, outline.types, outline.kind)
+            return Result(outline.columns, list(map(tuple, answer)), len(answer), outline.types, outline.kind)
+        except (TypeError, ValueError):
+            raise ProtocolError("what was answered is not what a statement answers") from None
+
+
+class KnownStatements:
+    """By text, of one client, for one catalog."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, KnownStatement] = {}
+        self._characters = 0
+        self._catalog_version = 0
+        self._executed = 0
+
+    def get(self, text: str, catalog_version: int) -> KnownStatement | None:
+        """None: ask voltpy.plan, and `learn` its answer."""
+        if catalog_version != self._catalog_version:
+            self._known.clear()
+            self._characters = 0
+            self._catalog_version = catalog_version
+        return self._known.get(text)
+
+    def learn(self, text: str, answer: Any) -> KnownStatement:
+        """Raises ProtocolError for what is no answer."""
+        statement = KnownStatement(text, answer)
+        self._characters += len(text)
+        if len(self._known) >= MAX_KNOWN or self._characters > MAX_KNOWN_CHARACTERS:
+            self._known.clear()
+            self._characters = len(text)
+        self._known[text] = statement
+        return statement
+
+    def any_key(self) -> int:
+        """Another one each time, so that all partitions have their share."""
+        self._executed += 1
+        return self._executed
+
+
+def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
+    """As they travel. Raises BadArguments for a bare text, which is hardly meant as a list of its characters."""
+    if type(parameters) is tuple or type(parameters) is list:
+        return parameters
+    if isinstance(parameters, str | bytes | dict):
+        raise BadArguments(f"parameters are a tuple or list of values, not {type(parameters).__name__}")
+    return list(parameters)

@@ -1,0 +1,95 @@
+"""The catalog's tables: db_tables, db_columns, db_indexes. They are made when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from voltpy.schema import Schema
+from voltpy.sql.bound import Field
+
+CATALOG: dict[str, list[Field]] = {
+    "db_tables": [
+        Field("table_id", "INT", False),
+        Field("table_name", "STRING", False),
+        Field("column_count", "INT", False),
+        Field("row_count", "INT", False),
+        Field("pk_column_idx", "INT", True),
+        Field("created_at", "TIMESTAMP", True),
+    ],
+    "db_columns": [
+        Field("table_id", "INT", False),
+        Field("table_name", "STRING", False),
+        Field("column_idx", "INT", False),
+        Field("column_name", "STRING", False),
+        Field("column_type", "STRING", False),
+        Field("is_indexed", "BOOL", False),
+        Field("is_nullable", "BOOL", False),
+    ],
+    "db_indexes": [
+        Field("table_id", "INT", False),
+        Field("table_name", "STRING", False),
+        Field("index_id", "INT", False),
+        Field("index_name", "STRING", False),
+        Field("index_type", "STRING", False),
+        Field("columns", "STRING", False),
+        Field("entry_count", "INT", False),
+    ],
+}
+
+
+def catalog_rows(name: str, schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The rows of one of them. `tables` by name: what `tx` has. Counts are this partition's."""
+    make = {"db_tables": _tables, "db_columns": _columns, "db_indexes": _indexes}[name]
+    return make(schema, tables)
+
+
+def catalog_merged(name: str, schema: Schema, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """One catalog table out of the rows that all partitions have of it: counts of partitioned tables add up."""
+    counted = [position for position, field in enumerate(CATALOG[name]) if field.name in ("row_count", "entry_count")]
+    identity = 0 if name == "db_tables" else 2
+    merged: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        key = (row[0], row[identity])
+        known = merged.get(key)
+        if known is None:
+            merged[key] = list(row)
+        elif schema.tables[row[0]].partition_column is not None:
+            for position in counted:
+                known[position] += row[position]
+    return [tuple(row) for row in merged.values()]
+
+
+def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """A hidden key is no column that anybody declared, so there its index is NULL."""
+    return [
+        (
+            number, table.name, len(table.columns) - table.hidden_key, tables[table.name].count(),
+            None if table.hidden_key else table.key_positions[0], None,
+        )
+        for number, table in enumerate(schema.tables)
+    ]  # fmt: skip
+
+
+def _columns(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for number, table in enumerate(schema.tables):
+        indexed = {column for index in schema.indexes_of(table.name) for column in index.columns}
+        indexed.update(table.primary_key)
+        declared = table.columns[:-1] if table.hidden_key else table.columns
+        rows += [
+            (number, table.name, position, column.name, column.type, column.name in indexed, column.nullable)
+            for position, column in enumerate(declared)
+        ]
+    return rows
+
+
+def _indexes(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Every row has its entry in each of its table's indexes."""
+    return [
+        (
+            schema.numbers[index.table], index.table, number, index.name, index.kind, ", ".join(index.columns),
+            tables[index.table].count(),
+        )
+        for number, index in enumerate(schema.indexes)
+    ]  # fmt: skip
