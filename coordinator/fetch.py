@@ -80,7 +80,7 @@ class Fetch:
 
 
 class Missing:
-    """What the cache has not, of one partition: keys by table, and scans."""
+    """What the cache has not, of one partition: keys by table, scans, and what it is to send for SELECTs."""
 
     __slots__ = ("fragments", "keys", "scans")
 
