@@ -29,6 +29,7 @@ import msgspec
 from voltpy.errors import BadArguments, Error, ReadOnly, Unavailable, from_wire
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.procedure import Registry, from_functions, load_path, procedure
+from voltpy.result import Result
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 from voltpy.wire import joined
@@ -36,7 +37,6 @@ from voltpy.wire import joined
 if TYPE_CHECKING:
     from partitions.executor import Executor
     from partitions.store import Store
-    from voltpy.sql.statements import Result
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode

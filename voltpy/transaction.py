@@ -17,7 +17,8 @@ from xxhash import xxh3_64_intdigest
 from voltpy.errors import Aborted, Error, SchemaError, SqlError
 
 if TYPE_CHECKING:
-    from voltpy.sql.statements import Result, Statements
+    from voltpy.result import Result
+    from voltpy.sql.statements import Statements
 
 # unique_id, 63 bits: 0 | partition, 9 bits | epoch, 17 bits | counter, 36 bits. The epoch is raised at every start, so
 # neither a clock nor a stored counter is needed. In directed calls: 1 | 62 bits of a hash of the call id.

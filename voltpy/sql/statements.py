@@ -6,12 +6,11 @@ partition has none, and asks for the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from voltpy.errors import DataError, SqlError
+from voltpy.result import Result
 from voltpy.schema import Schema
 from voltpy.sql.plan import Plan, Run, compiled
 
@@ -19,28 +18,15 @@ MAX_CACHED = 4096
 MAX_CACHED_BYTES = 64 << 20  # of texts and sources
 
 
-class Result(Struct, array_like=True):
-    """`rows` are tuples. `rowcount`: rows answered, or rows that INSERT, UPDATE or DELETE changed."""
-
-    columns: list[str]
-    rows: list[tuple[Any, ...]]
-    rowcount: int
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
 class Prepared:
     """One statement, ready to run."""
 
-    __slots__ = ("columns", "parameters", "plan", "run", "writes")
+    __slots__ = ("columns", "parameters", "plan", "run", "types", "writes")
 
     def __init__(self, plan: Plan, schema: Schema) -> None:
         self.plan = plan
         self.columns = plan.columns
+        self.types = [str(field.type) for field in plan.fields]
         self.parameters = len(plan.parameters)
         self.writes = plan.kind not in ("select", "explain")
         self.run: Run = compiled(plan.source, schema)
@@ -51,11 +37,11 @@ class Prepared:
         try:
             if self.writes:
                 count, rows = self.run(tx, parameters)
-                return Result(self.columns, rows, count)
+                return Result(self.columns, rows, count, self.types, self.plan.kind)
             rows = self.run(tx, parameters)
         except TypeError as error:
             raise DataError(f"values of different types meet: {error}") from error
-        return Result(self.columns, rows, len(rows))
+        return Result(self.columns, rows, len(rows), self.types, self.plan.kind)
 
 
 class Statements:
