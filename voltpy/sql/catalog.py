@@ -16,6 +16,8 @@ CATALOG: dict[str, list[Field]] = {
         Field("row_count", "INT", False),
         Field("pk_column_idx", "INT", True),
         Field("created_at", "TIMESTAMP", True),
+        Field("primary_key", "STRING", True),
+        Field("partition_column", "STRING", True),
     ],
     "db_columns": [
         Field("table_id", "INT", False),
@@ -50,6 +52,7 @@ def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         (
             number, table.name, len(table.columns) - table.hidden_key, tables[table.name].count(),
             None if table.hidden_key else table.key_positions[0], None,
+            None if table.hidden_key else ", ".join(table.primary_key), table.partition_column,
         )
         for number, table in enumerate(schema.tables)
     ]  # fmt: skip
