@@ -162,7 +162,7 @@ class Transaction:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
         """Runs a statement on the rows that live here; `?` stand for the parameters. Raises SqlError, DataError."""
-        statements = self._context.statements
+        statements: Statements | None = self._context.statements
         if statements is None:
             raise SqlError("tx.execute: nothing here knows how to plan statements")
         result: Result = statements.execute(self, sql, parameters)

@@ -251,7 +251,8 @@ def _index(source: Source, equalities: Sequence[tuple[int, Expr, Expr]], catalog
     if not fitting:
         return None
     fitting.sort(key=lambda index: -len(index.columns))
-    chosen, covered = [], set[str]()
+    chosen: list[Index] = []
+    covered: set[str] = set()
     for index in fitting:
         if not chosen or (
             index.kind == "INVERTED" and chosen[0].kind == "INVERTED" and not covered & set(index.columns)

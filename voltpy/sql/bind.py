@@ -733,7 +733,10 @@ class _Binder:
         if node.operator == "NOT":
             operand = self.condition(node.operand, scope, "NOT")
             return Op("BOOL", operand.nullable, "not", (operand,))
-        operand = self.fitted(self.expr(node.operand, scope), "NUMBER", node, f"{node.operator} wants")
+        operand = self.expr(node.operand, scope)
+        if node.operator == "+" and operand.type not in ("ANY", "NULL"):
+            return operand  # of any type, as in SQLite
+        operand = self.fitted(operand, "NUMBER", node, f"{node.operator} wants")
         if node.operator == "+" or operand.type == "NULL":
             return operand
         return Op(operand.type, operand.nullable, "neg", (operand,))

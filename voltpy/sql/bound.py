@@ -87,13 +87,18 @@ class Source(Struct, eq=False):
 
 
 class Aggregate(Struct, frozen=True):
-    """`merged`: it puts partial results together (voltpy.sql.distribute)."""
+    """COUNT(*) has no `arg`. `second` is string_agg's separator.
+
+    Beside SQL's own there are those of statements over several partitions (voltpy.sql.distribute): `values` and `list`
+    ship what they are given, and the `…_merged` put partial results together; avg_merged's `second` is the count.
+    """
 
     name: str
     arg: Expr | None
     distinct: bool = False
     condition: Expr | None = None
-    separator: Expr | None = None
+    second: Expr | None = None
+    merges: str = ""  # the aggregate whose values it brings together
 
 
 class Group(Struct, eq=False):
@@ -190,6 +195,13 @@ class BoundChange(Struct, eq=False):
     fields: list[Field]
 
 
+class Gather(Struct, eq=False):
+    """What a partition sends for a statement: the rows of several queries, those of `copies` from one partition only."""
+
+    queries: list[BoundQuery]
+    copies: list[bool]
+
+
 BoundStatement: TypeAlias = BoundQuery | BoundInsert | BoundChange
 
 
@@ -239,7 +251,7 @@ def block_expressions(block: Block) -> Iterator[Expr]:
         for expr in block.group.keys:
             yield from all_parts(expr)
         for aggregate in block.group.aggregates:
-            for part in (aggregate.arg, aggregate.condition, aggregate.separator):
+            for part in (aggregate.arg, aggregate.condition, aggregate.second):
                 if part is not None:
                     yield from all_parts(part)
 
@@ -311,50 +323,59 @@ def tables_of(query: BoundQuery) -> Iterator[Source]:
             yield from tables_of(part.query)
 
 
-def mapped(expr: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
-    """The expression with every part replaced for which `change` has an answer, subqueries' insides too."""
+def mapped(expr: Expr, change: Callable[[Expr], Expr | None], seen: set[int] | None = None) -> Expr:
+    """The expression with every part replaced for which `change` has an answer, subqueries' insides too.
+
+    `seen` are the queries whose insides have been replaced: a query of WITH stands in several places.
+    """
+    seen = set() if seen is None else seen
     new = change(expr)
     if new is not None:
         return new
     if isinstance(expr, Op):
-        return Op(expr.type, expr.nullable, expr.name, tuple(mapped(arg, change) for arg in expr.args), expr.extra)
+        args = tuple(mapped(arg, change, seen) for arg in expr.args)
+        return Op(expr.type, expr.nullable, expr.name, args, expr.extra)
     if isinstance(expr, Subquery):
-        map_query(expr.query, change)
-        operand = None if expr.operand is None else mapped(expr.operand, change)
+        map_query(expr.query, change, seen)
+        operand = None if expr.operand is None else mapped(expr.operand, change, seen)
         return Subquery(expr.type, expr.nullable, expr.kind, expr.query, operand)
     return expr
 
 
-def map_query(query: BoundQuery, change: Callable[[Expr], Expr | None]) -> None:
+def map_query(query: BoundQuery, change: Callable[[Expr], Expr | None], seen: set[int] | None = None) -> None:
     """Replaces parts of all the query's expressions, in place."""
-    if query.limit is not None:
-        query.limit = mapped(query.limit, change)
-    if query.offset is not None:
-        query.offset = mapped(query.offset, change)
+    seen = set() if seen is None else seen
+    if query.number in seen:
+        return
+    seen.add(query.number)
+
+    def one(expr: Expr) -> Expr:
+        return mapped(expr, change, seen)
+
+    def maybe(expr: Expr | None) -> Expr | None:
+        return None if expr is None else mapped(expr, change, seen)
+
+    query.limit, query.offset = maybe(query.limit), maybe(query.offset)
     body = query.body
     if isinstance(body, SetOp):
-        map_query(body.left, change)
-        map_query(body.right, change)
+        map_query(body.left, change, seen)
+        map_query(body.right, change, seen)
         return
     if isinstance(body, Rows):
-        body.rows = [[mapped(expr, change) for expr in row] for row in body.rows]
+        body.rows = [[one(expr) for expr in row] for row in body.rows]
         return
     for source in body.sources:
-        source.on = [mapped(expr, change) for expr in source.on]
+        source.on = [one(expr) for expr in source.on]
         if source.query is not None:
-            map_query(source.query, change)
-    body.where = [mapped(expr, change) for expr in body.where]
-    body.outputs = [mapped(expr, change) for expr in body.outputs]
-    body.having = [mapped(expr, change) for expr in body.having]
+            map_query(source.query, change, seen)
+    body.where = [one(expr) for expr in body.where]
+    body.outputs = [one(expr) for expr in body.outputs]
+    body.having = [one(expr) for expr in body.having]
     if body.group is not None:
-        body.group.keys = [mapped(expr, change) for expr in body.group.keys]
+        body.group.keys = [one(expr) for expr in body.group.keys]
         body.group.aggregates = [
             Aggregate(
-                each.name,
-                None if each.arg is None else mapped(each.arg, change),
-                each.distinct,
-                None if each.condition is None else mapped(each.condition, change),
-                None if each.separator is None else mapped(each.separator, change),
+                each.name, maybe(each.arg), each.distinct, maybe(each.condition), maybe(each.second), each.merges
             )
             for each in body.group.aggregates
-        ]
+        ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from voltpy.schema import Schema
@@ -44,6 +44,22 @@ def catalog_rows(name: str, schema: Schema, tables: Mapping[str, Any]) -> list[t
     """The rows of one of them. `tables` by name: what `tx` has. Counts are this partition's."""
     make = {"db_tables": _tables, "db_columns": _columns, "db_indexes": _indexes}[name]
     return make(schema, tables)
+
+
+def catalog_merged(name: str, schema: Schema, rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """One catalog table out of the rows that all partitions have of it: counts of partitioned tables add up."""
+    counted = [position for position, field in enumerate(CATALOG[name]) if field.name in ("row_count", "entry_count")]
+    identity = 0 if name == "db_tables" else 2
+    merged: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        key = (row[0], row[identity])
+        known = merged.get(key)
+        if known is None:
+            merged[key] = list(row)
+        elif schema.tables[row[0]].partition_column is not None:
+            for position in counted:
+                known[position] += row[position]
+    return [tuple(row) for row in merged.values()]
 
 
 def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -40,6 +40,7 @@ from voltpy.sql.bound import (
     Column,
     Const,
     Expr,
+    Gather,
     Group,
     Op,
     Param,
@@ -85,7 +86,7 @@ _PLAIN_CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge", "is_null", "is_not_null
 
 
 def emit(
-    statement: BoundStatement, parameters: Sequence[SqlType], catalogue: Catalogue, *, fragment: bool = False
+    statement: BoundStatement | Gather, parameters: Sequence[SqlType], catalogue: Catalogue, *, fragment: bool = False
 ) -> tuple[str, list[str]]:
     """(the source, what the plan does in words). `fragment`: keys that it looks up may live in other partitions."""
     program = _Program(parameters, catalogue, fragment)
@@ -94,6 +95,8 @@ def emit(
         body.query(statement)
     elif isinstance(statement, BoundInsert):
         body.insert(statement)
+    elif isinstance(statement, Gather):
+        body.gather(statement)
     else:
         body.change(statement)
     return program.source(body), program.notes
@@ -185,6 +188,14 @@ class _Function:
         self.program.note(self.depth, text)
 
     # Queries
+
+    def gather(self, statement: Gather) -> None:
+        """A fragment: `shipped` says whether this partition is the one that sends copies."""
+        rows = []
+        for query, is_copy in zip(statement.queries, statement.copies, strict=True):
+            text = self.rows_of(query)
+            rows.append(f"{text} if shipped else []" if is_copy else text)
+        self.line(f"return [{', '.join(rows)}]")
 
     def query(self, query: BoundQuery, *, exists: bool = False) -> None:
         """Writes statements that return the query's rows, or whether there are any."""
@@ -493,7 +504,8 @@ class _Function:
         if source.kind == "query":
             return self.rows_of(_query(source))
         if source.kind == "shipped":
-            return f"shipped[{source.origin}]"
+            number, _, catalog = source.origin.partition(" ")
+            return f"catalog_merged({catalog!r}, SCHEMA, shipped[{number}])" if catalog else f"shipped[{number}]"
         if source.kind == "catalog":
             return f"catalog_rows({source.origin!r}, SCHEMA, vars(tx))"
         table = self.program.table(_table(source).name)
@@ -658,8 +670,14 @@ class _Function:
         if arg.nullable:
             self.open(f"if {text} is not None:")
         match aggregate.name:
-            case "count_values" | "sum_values" | "avg_values" | "join_values":
-                self.line(f"{state}.update({text})")
+            case "values_merged":
+                self.line(f"{state}.update(dict.fromkeys({text}))")
+            case "list_merged":
+                self.line(f"{state}.extend({text})")
+            case "avg_merged":
+                assert aggregate.second is not None
+                self.line(f"{state} += narrow({text})")
+                self.line(f"{states[1]} += {self.value(aggregate.second)}")
             case _ if aggregate.distinct:
                 self.line(f"{state}[{text}] = None")
             case "count":
@@ -680,7 +698,7 @@ class _Function:
                 self.line(f"{state} = {text} if {state} is None else {state} and {text}")
             case "bool_or":
                 self.line(f"{state} = {text} if {state} is None else {state} or {text}")
-            case "string_agg":
+            case "string_agg" | "list":
                 self.line(f"{state}.append({text})")
             case name:
                 raise AssertionError(name)
@@ -688,30 +706,23 @@ class _Function:
 
     def result(self, aggregate: Aggregate, states: list[str]) -> str:
         state = states[0]
-        is_int = aggregate.arg is not None and aggregate.arg.type in ("INT", "NUMBER", "NULL")
-        separator = "" if aggregate.separator is None else f"({self.value(aggregate.separator)} or '')"
-        match aggregate.name:
-            case "count_values":
-                return f"len({state})"
-            case "sum_values":
-                return f"number_sum(sum_of({state}))"
-            case "avg_values":
-                return f"average(sum_of({state}) or 0, len({state}))"
-            case "join_values":
-                return f"(bounded({separator}.join({state})) if {state} else None)"
-            case "string_agg":
-                return f"(bounded({separator}.join({state})) if {state} else None)"
-            case "count" if aggregate.distinct:
-                return f"len({state})"
-            case "sum" if aggregate.distinct:
-                return f"number_sum(sum_of({state}))"
-            case "avg" if aggregate.distinct:
-                return f"average(sum_of({state}) or 0, len({state}))"
-            case "sum" | "sum_merged" if is_int or aggregate.name == "sum_merged":
-                return f"number_sum({state})"
-            case "avg":
-                return f"average({state}, {states[1]})"
-        return state
+        name = aggregate.name
+        if name in ("values_merged", "list_merged"):
+            name = aggregate.merges
+        if name in ("values", "list"):
+            return f"tuple({state})"
+        if name == "string_agg":
+            assert aggregate.second is not None
+            return f"(bounded(({self.value(aggregate.second)} or '').join({state})) if {state} else None)"
+        if aggregate.distinct or aggregate.merges:
+            return {
+                "count": f"len({state})",
+                "sum": f"number_sum(sum_of({state}))",
+                "avg": f"average(sum_of({state}) or 0, len({state}))",
+            }[name]
+        if name in ("avg", "avg_merged"):
+            return f"average({state}, {states[1]})"
+        return f"number_sum({state})" if name in ("sum", "sum_merged") else state
 
     # Statements that write
 
@@ -1263,16 +1274,15 @@ def _key_text(table: Table, row: str) -> str:
 
 
 def _initial(aggregate: Aggregate) -> list[str]:
-    if aggregate.name in ("count_values", "sum_values", "avg_values", "join_values"):
-        return ["set()"]
-    if aggregate.distinct:
+    """What an aggregate's states begin as."""
+    if aggregate.distinct or aggregate.name in ("values", "values_merged"):
         return ["{}"]
     match aggregate.name:
         case "count" | "count_merged":
             return ["0"]
-        case "avg":
+        case "avg" | "avg_merged":
             return ["0", "0"]
-        case "string_agg":
+        case "string_agg" | "list" | "list_merged":
             return ["[]"]
     return ["None"]
 

@@ -10,6 +10,12 @@ own processes only. How it is routed:
 Where one partition has all the keys, `source` runs there. Otherwise a plan with a `fragment` runs that in every
 partition that takes part, and `merge` makes the answer of the fragments' results; without one, `source` runs as a
 transaction across partitions.
+
+A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition; exactly
+one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream being
+one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of RETURNING);
+there is no merge: numbers add up and rows are joined, or, where every partition changed its copy (`writes_copies`), are
+those of any one.
 """
 
 from __future__ import annotations
@@ -29,25 +35,23 @@ Run = Callable[..., Any]
 
 
 class Key(Struct, frozen=True, array_like=True):
-    """One value of the partition column: a parameter's, or a constant."""
+    """One value of a partition column: a parameter's, or a constant. `whole`: the column is INT."""
 
     parameter: int | None
-    constant: int | str | None = None
+    constant: Any
+    whole: bool
 
 
 class Routing(Struct, frozen=True, array_like=True):
-    """`whole_numbers`: the keys are INTs."""
-
     kind: Literal["anywhere", "keys", "everywhere"]
     keys: tuple[Key, ...] = ()
-    whole_numbers: bool = False
 
     def values(self, parameters: Sequence[Any]) -> list[int | str]:
         """The keys of a run with these parameters. None at all: no row can be meant, and any partition can say so."""
         found: dict[int | str, None] = {}
         for key in self.keys:
             value = key.constant if key.parameter is None else parameters[key.parameter]
-            value = key_of_int(value) if self.whole_numbers else value
+            value = key_of_int(value) if key.whole else value
             if type(value) is int or type(value) is str:
                 found[value] = None
         return list(found)
@@ -72,6 +76,7 @@ class Plan(Struct, frozen=True, array_like=True):
     merge: str | None
     notes: tuple[str, ...]
     returns_rows: bool
+    writes_copies: bool
     version: int = 0  # the catalog's, when it was made
 
     @property
@@ -88,3 +93,8 @@ def compiled(source: str, schema: Schema) -> Run:
         raise SqlError(f"the statement is too complex: {type(error).__name__}: {error}") from None
     run: Run = namespace["run"]
     return run
+
+
+def streams(results: Sequence[Sequence[Sequence[Any]]]) -> list[list[tuple[Any, ...]]]:
+    """What all partitions' fragments sent, as `merge` takes it."""
+    return [[tuple(row) for rows in parts for row in rows] for parts in zip(*results, strict=True)]

@@ -26,19 +26,20 @@ def plan(text: str, catalogue: Catalogue, version: int = 0) -> Plan:
 
 def _planned(text: str, statement: syntax.Statement, parameters: int, catalogue: Catalogue, version: int) -> Plan:
     bound, types = bind(text, statement, parameters, catalogue)
-    routing = routing_of(bound, catalogue)
+    routing = routing_of(bound)
     # `split` takes a statement of its own apart: what is bound is changed on the way.
     fragment, merge = None, None
-    pieces = split(bind(text, statement, parameters, catalogue)[0], catalogue)
+    pieces = split(bind(text, statement, parameters, catalogue)[0])
     if pieces is not None:
         fragment = emit(pieces.fragment, types, catalogue, fragment=True)[0]
         merge = emit(pieces.merge, types, catalogue)[0] if pieces.merge is not None else None
     source, notes = emit(bound, types, catalogue)
     reads, writes = _tables(bound, catalogue)
-    how = _routed(routing, catalogue) + ("" if pieces is None else f"; {pieces.how}")
+    how = _routed(routing) + ("" if pieces is None else f"; {pieces.how}")
     return Plan(
         text, _kind(bound), tuple(_fields(bound)), tuple(types), reads, writes, routing, source, fragment, merge,
-        (f"Partitions: {how}", *notes), _returns_rows(bound), version,
+        (f"Partitions: {how}", *notes), _returns_rows(bound),
+        _writes_copies(bound), version,
     )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def _explained(text: str, statement: syntax.Explain, parameters: int, catalogue:
     source, _ = emit(query, types, catalogue)
     return Plan(
         text, "explain", (Field("plan", "STRING", False),), (), (), (), Routing("anywhere"), source, None, None,
-        explained.notes, True, version,
+        explained.notes, True, False, version,
     )  # fmt: skip
 
 
@@ -70,6 +71,10 @@ def _returns_rows(bound: BoundStatement) -> bool:
     return isinstance(bound, BoundQuery) or bound.returning is not None
 
 
+def _writes_copies(bound: BoundStatement) -> bool:
+    return not isinstance(bound, BoundQuery) and bound.table.partition_column is None
+
+
 def _tables(bound: BoundStatement, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(numbers of the tables that it reads, of those that it writes)"""
     sources: list[Source] = []
@@ -87,7 +92,7 @@ def _tables(bound: BoundStatement, catalogue: Catalogue) -> tuple[tuple[int, ...
     return tuple(sorted(reads)), tuple(catalogue.number(name) for name in written)
 
 
-def _routed(routing: Routing, catalogue: Catalogue) -> str:
+def _routed(routing: Routing) -> str:
     if routing.kind == "anywhere":
         return "any one"
     if routing.kind == "keys":

@@ -15,13 +15,13 @@ from heapq import nlargest, nsmallest
 from itertools import chain
 from math import isinf, isnan
 from operator import itemgetter
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPartition
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql import values as conversions
-from voltpy.sql.catalog import catalog_rows
+from voltpy.sql.catalog import catalog_merged, catalog_rows
 from voltpy.sql.values import (
     MAX_STRING,
     checked_int,
@@ -843,12 +843,14 @@ def second_time(table: str, key: Any) -> NoReturn:
 
 def _public(module: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: value for name, value in module.items() if isinstance(value, FunctionType) and not name.startswith("_")
+        name: value
+        for name, value in module.items()
+        if callable(value) and not name.startswith("_") and str(value.__module__).startswith("voltpy.sql.")
     }
 
 
 # What a generated program finds under its names.
 NAMES: dict[str, Any] = {
-    **_public(vars(conversions)), **_public(globals()), "catalog_rows": catalog_rows, "DuplicateKey": DuplicateKey,
+    **_public(vars(conversions)), **_public(globals()), "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
     "NONE": NONE, "pi": math.pi,
 }  # fmt: skip
