@@ -551,6 +551,9 @@ class Executor:
     def plan_with(self, statements: Statements | None) -> None:
         """From the next call on, `tx.execute` runs these; None: it runs nothing."""
         self._context.statements = statements
+        if statements is not None:
+            statements.undo = self._store
+        self.accept_writes()
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""

@@ -80,6 +80,14 @@ def test_a_partition_does_not_load_what_it_does_not_execute_with() -> None:
     assert modules.isdisjoint({"sqlglot", "click", "numpy", "zmq.asyncio", "prometheus_client", "voltpy.client"})
 
 
+@pytest.mark.parametrize("module", ["statements", "plan", "runtime", "catalog"])
+def test_what_runs_statements_loads_no_parser(module: str) -> None:
+    program = f"import sys, voltpy.sql.{module}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    parser = {"sqlglot", *(f"voltpy.sql.{name}" for name in ("ddl", "tokens", "parse", "bind", "emit", "planner"))}
+    assert parser.isdisjoint(loaded.stdout.split())
+
+
 def test_the_client_package_loads_without_zmq() -> None:
     program = "import sys, voltpy; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

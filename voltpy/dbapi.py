@@ -321,7 +321,7 @@ class Cursor:
         result = self.connection._execute(operation, _checked(parameters))
         self.rowcount = result.rowcount
         if result.columns:
-            types = result.types or ["ANY"] * len(result.columns)
+            types = result.types or ("ANY",) * len(result.columns)
             self._answer(list(zip(result.columns, types, strict=True)), result.rows)
         return self
 

@@ -20,10 +20,10 @@ class Result(Struct, array_like=True):
     update, delete, explain, …
     """
 
-    columns: list[str]
+    columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     rowcount: int
-    types: list[str] = []
+    types: tuple[str, ...] = ()
     kind: str = ""
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -47,7 +47,7 @@ class Result(Struct, array_like=True):
             "TIMESTAMP": pyarrow.timestamp("us", tz="UTC"),
         }
         arrays = [pyarrow.array(values, type=types.get(type_name)) for values, type_name in self._by_column()]
-        return pyarrow.Table.from_arrays(arrays, names=self.columns)
+        return pyarrow.Table.from_arrays(arrays, names=list(self.columns))
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a pandas.DataFrame; NULL is pandas.NA, so that INT stays exact.
@@ -78,7 +78,7 @@ class Result(Struct, array_like=True):
 
     def _by_column(self) -> Iterator[tuple[list[Any], str]]:
         """(values, type) of each column."""
-        types = self.types or ["ANY"] * len(self.columns)
+        types = self.types or ("ANY",) * len(self.columns)
         for number, type_name in enumerate(types):
             yield [row[number] for row in self.rows], type_name
 

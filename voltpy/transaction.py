@@ -155,6 +155,8 @@ class Transaction:
 
     def __init__(self, tables: Mapping[str, Any], context: CallContext) -> None:
         self.__dict__.update(tables, _context=context)
+        if context.statements is not None:
+            self.__dict__["execute"] = context.statements.on(self)  # found sooner than the method
 
     def abort(self, reason: str = "aborted") -> NoReturn:
         """Ends the call: every change is undone, the caller gets `Aborted(reason)`."""
@@ -162,11 +164,7 @@ class Transaction:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
         """Runs a statement on the rows that live here; `?` stand for the parameters. Raises SqlError, DataError."""
-        statements: Statements | None = self._context.statements
-        if statements is None:
-            raise SqlError("tx.execute: nothing here knows how to plan statements")
-        result: Result = statements.execute(self, sql, parameters)
-        return result
+        raise SqlError("tx.execute: nothing here knows how to plan statements")
 
     def now(self) -> datetime:
         """The time of this call, in UTC, to the microsecond: always the same within a call."""

@@ -3,7 +3,8 @@
     file       = { record | comment | blank line }
     record     = { "skipif" name | "onlyif" name } ( statement | query ), ended by a blank line
     statement  = "statement" ( "ok" | "error" ) newline sql
-    query      = "query" types [ "nosort" | "rowsort" | "valuesort" ] [ label ] newline sql newline "----" newline results
+    query      = "query" types [ sort ] [ label ] newline sql newline "----" newline results
+    sort       = "nosort" | "rowsort" | "valuesort"
     results    = one value a line, or "N values hashing to" MD5
     control    = "hash-threshold" N | "halt"
 

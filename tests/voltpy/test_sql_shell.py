@@ -213,10 +213,10 @@ def test_a_command_that_is_none_is_an_error(sql: Any) -> None:
 def test_a_table_is_aligned_whatever_stands_in_it() -> None:
     long = "x" * (MAX_PADDED + 1)
     result = Result(
-        ["n", "text", "b"],
+        ("n", "text", "b"),
         [(1, "漢字", True), (-22, "a\x1b[31m\nb", None), (None, long, False)],
         3,
-        ["INT", "STRING", "BOOL"],
+        ("INT", "STRING", "BOOL"),
         "select",
     )
     assert "".join(table(result)).splitlines() == [
@@ -228,11 +228,11 @@ def test_a_table_is_aligned_whatever_stands_in_it() -> None:
         "(3 rows)",
     ]
     assert "\x1b[2mNULL\x1b[0m" in "".join(table(result, styled=True))
-    assert "".join(table(Result(["n"], [], 0, ["INT"], "select"))) == "n\n-\n(0 rows)\n"
+    assert "".join(table(Result(("n",), [], 0, ("INT",), "select"))) == "n\n-\n(0 rows)\n"
 
 
 def test_many_rows_come_in_pieces() -> None:
-    result = Result(["n"], [(n,) for n in range(2000)], 2000, ["INT"], "select")
+    result = Result(("n",), [(n,) for n in range(2000)], 2000, ("INT",), "select")
     for pieces in (list(table(result)), list(as_csv(result))):
         assert len(pieces) > 4
         assert [int(line) for line in "".join(pieces).splitlines() if line.strip().isdigit()] == list(range(2000))

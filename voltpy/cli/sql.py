@@ -165,36 +165,33 @@ class Shell:
     def _describe(self, name: str) -> bool:
         self.schema_may_differ = True
         if not name:
-            listed = "SELECT table_name, column_count, row_count, primary_key, partition_column FROM db_tables"
-            self._show(self._db.execute(f"{listed} ORDER BY table_name", ()))
+            self._show(self._db.execute(_LISTED, ()))
             return True
         table = name[1:-1].replace('""', '"') if name.startswith('"') and name.endswith('"') else name.lower()
         if table in CATALOG:
             fields: list[tuple[Any, ...]] = [
                 (field.name, str(field.type), field.nullable, False) for field in CATALOG[table]
             ]
-            self._show(Result(_DESCRIBED, fields, len(fields), ["STRING", "STRING", "BOOL", "BOOL"], "select"))
+            self._show(_described(fields))
             return True
-        facts = self._db.execute(
-            "SELECT row_count, primary_key, partition_column FROM db_tables WHERE table_name = ?", (table,)
-        )
-        if not facts.rows:
+        counts = self._db.execute("SELECT row_count FROM db_tables WHERE table_name = ?", (table,)).rows
+        if not counts:
             raise SqlError(f"there is no table {table}; \\d lists them")
-        [(count, key, partition_column)] = facts.rows
-        columns = self._db.execute(
-            f"SELECT {', '.join(_DESCRIBED)} FROM db_columns WHERE table_name = ? ORDER BY column_idx", (table,)
-        )
+        rows = self._db.execute(
+            f"SELECT {', '.join(_DESCRIBED)}, key_position, is_partition_column FROM db_columns"
+            " WHERE table_name = ? ORDER BY column_idx",
+            (table,),
+        ).rows
         indexes = self._db.execute(
             "SELECT index_name, index_type, columns, entry_count FROM db_indexes WHERE table_name = ?"
             " ORDER BY index_name",
             (table,),
         )
         if self._form == "table":
-            where = f"partitioned on {partition_column}" if partition_column else "a full copy in every partition"
+            [(count,)] = counts
             _write(["\n"] if self._has_shown else [])
-            click.echo(f"Table {table}: {count:,} row{'' if count == 1 else 's'}, {where}")
-            click.echo(f"Primary key: {f'({key})' if key else 'hidden'}")
-        self._show(columns)
+            _write([f"Table {table}: {count:,} row{'' if count == 1 else 's'}, {_partitioned(rows)}\n", _key(rows)])
+        self._show(_described([row[:4] for row in rows]))
         if indexes.rows or self._form == "json":
             self._show(indexes)
         return True
@@ -233,7 +230,29 @@ class Quit(Exception):
     r"""\q, from wherever it stands."""
 
 
-_DESCRIBED = ["column_name", "column_type", "is_nullable", "is_indexed"]
+_LISTED = """
+SELECT t.table_name, column_count, row_count, c.column_name AS partition_column
+FROM db_tables t LEFT JOIN db_columns c ON c.table_id = t.table_id AND c.is_partition_column
+ORDER BY t.table_name
+"""
+_DESCRIBED = ("column_name", "column_type", "is_nullable", "is_indexed")
+
+
+def _described(columns: list[tuple[Any, ...]]) -> Result:
+    return Result(_DESCRIBED, columns, len(columns), ("STRING", "STRING", "BOOL", "BOOL"), "select")
+
+
+# Of rows that end with key_position and is_partition_column.
+
+
+def _partitioned(columns: list[tuple[Any, ...]]) -> str:
+    names = [name for name, *_, is_partition_column in columns if is_partition_column]
+    return f"partitioned on {names[0]}" if names else "a full copy in every partition"
+
+
+def _key(columns: list[tuple[Any, ...]]) -> str:
+    key = sorted((position, name) for name, *_, position, _ in columns if position is not None)
+    return f"Primary key: {'(' + ', '.join(name for _, name in key) + ')' if key else 'hidden'}\n"
 
 
 def open_script(path: str) -> io.TextIOWrapper:

@@ -32,7 +32,7 @@ def table(result: Result, *, styled: bool = False) -> Iterator[str]:
             yield "".join(f"{shown(row[0])}\n" for row in rows)
         return
     titles = [shown(name) for name in result.columns]
-    numbers = [type_name in NUMBERS for type_name in result.types or [""] * len(titles)]
+    numbers = [type_name in NUMBERS for type_name in result.types or ("",) * len(titles)]
     columns = list(zip(column_widths(titles, result.rows), numbers, strict=True))
     yield _line(titles, columns) + "-+-".join("-" * width for width, _ in columns) + "\n"
     null = click.style(NULL, dim=True) if styled else NULL

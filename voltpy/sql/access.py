@@ -146,9 +146,9 @@ def _path(
         )
         if path is not None:
             return path
-    joined = [(column, value, condition) for column, value, condition in equalities if _moves(value, available, looped)]
+    joined = [(column, value, condition) for column, value, condition in equalities if _moves(value)]
     if joined and looped:
-        local = [c for c in conditions if sources_of(c) == {source.number} and not _correlated(c, source)]
+        local = [c for c in conditions if sources_of(c) == {source.number} and not _has_query(c)]
         columns = list(dict.fromkeys(column for column, _, _ in joined))
         chosen = [next(each for each in joined if each[0] == column) for column in columns]
         return Path(
@@ -163,12 +163,12 @@ def _path(
     return Path("scan")
 
 
-def _moves(value: Expr, available: set[int], looped: bool) -> bool:
+def _moves(value: Expr) -> bool:
     """Whether the value comes from rows, and so changes."""
     return any(isinstance(part, Column) for part in all_parts(value))
 
 
-def _correlated(condition: Expr, source: Source) -> bool:
+def _has_query(condition: Expr) -> bool:
     return any(isinstance(part, Subquery) for part in all_parts(condition))
 
 

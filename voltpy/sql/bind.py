@@ -1,8 +1,8 @@
 """Syntax → meaning: which column a name is, what type an expression has, what is grouped. All checks of a statement.
 
 Types follow PostgreSQL: INT with INT gives INT, with FLOAT FLOAT; other types mix with themselves only. A string
-literal becomes what its place wants. A parameter takes the type of its place too: NUMBER beside numbers, so that 1.5 may be
-compared with an INT; what nothing tells stays ANY, and is checked when it runs.
+literal becomes what its place wants. A parameter takes the type of its place too: NUMBER beside numbers, so that 1.5
+may be compared with an INT; what nothing tells stays ANY, and is checked when it runs.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class _Scope:
         self.aggregates: list[Aggregate] | None = None
         self.results_source = -1
         self.has_keys = False
+        self.key_nodes: list[tuple[syntax.Expression, Expr]] = []  # keys of GROUP BY that hold queries
         self.clause = "FROM"
 
 
@@ -271,9 +272,7 @@ class _Binder:
             orders = [
                 Order(o.position, o.descending, o.nulls_first, block.outputs[o.position].nullable) for o in orders
             ]
-        fields = [
-            Field(name, _named_type(expr), expr.nullable) for name, expr in zip(names, block.outputs, strict=False)
-        ]
+        fields = [Field(name, expr.type, expr.nullable) for name, expr in zip(names, block.outputs, strict=False)]
         return BoundQuery(self.new_number(), block, fields[:width], orders)
 
     def expanded(self, nodes: Sequence[syntax.Item], scope: _Scope) -> list[tuple[syntax.Expression | Expr, str]]:
@@ -317,6 +316,8 @@ class _Binder:
                 if position is not None:
                     chosen = items[position][0]
             keys.append(chosen if isinstance(chosen, Expr) else self.expr(chosen, scope))
+            if not isinstance(chosen, Expr) and any(isinstance(part, Subquery) for part in parts(keys[-1])):
+                scope.key_nodes.append((chosen, keys[-1]))
         return keys
 
     def orders(self, nodes: Sequence[syntax.OrderItem], names: list[str], block: Block, scope: _Scope) -> list[Order]:
@@ -615,7 +616,7 @@ class _Binder:
         items = self.expanded(nodes, scope)
         exprs = [each if isinstance(each, Expr) else self.expr(each, scope) for each, _ in items]
         names = [name for _, name in items]
-        return exprs, [Field(name, _named_type(expr), expr.nullable) for name, expr in zip(names, exprs, strict=True)]
+        return exprs, [Field(name, expr.type, expr.nullable) for name, expr in zip(names, exprs, strict=True)]
 
     def change(self, node: syntax.Update | syntax.Delete) -> BoundChange:
         table, source = self.target(node.table)
@@ -636,7 +637,9 @@ class _Binder:
         self.levels += 1
         if self.levels > MAX_LEVELS:
             raise self.wrong(f"more than {MAX_LEVELS} operators in each other", node.at)
-        bound = self.node(node, scope)
+        # A query is equal to itself alone once it is bound, so such keys are known by what was written.
+        known = [key for written, key in scope.key_nodes if _is_same(written, node)]
+        bound = known[0] if known and scope.aggregates is not None else self.node(node, scope)
         self.levels -= 1
         return bound
 
@@ -1115,6 +1118,18 @@ class _Binder:
         return SqlError(placed(self.text, at, message))
 
 
+def _is_same(one: object, other: object) -> bool:
+    """Whether two pieces of syntax are the same but for their places."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, syntax.Node):
+        names = [name for name in one.__struct_fields__ if name != "at"]
+        return all(_is_same(getattr(one, name), getattr(other, name)) for name in names)
+    return one == other
+
+
 def _fields(table: Table) -> list[Field]:
     return [Field(column.name, column.type, column.nullable) for column in table.columns]
 
@@ -1122,10 +1137,6 @@ def _fields(table: Table) -> list[Field]:
 def _column(source: Source, position: int) -> Column:
     field = source.fields[position]
     return Column(field.type, field.nullable or source.left, source.number, position)
-
-
-def _named_type(expr: Expr) -> SqlType:
-    return expr.type
 
 
 def _family(kind: SqlType) -> str:

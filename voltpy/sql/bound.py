@@ -196,7 +196,7 @@ class BoundChange(Struct, eq=False):
 
 
 class Gather(Struct, eq=False):
-    """What a partition sends for a statement: the rows of several queries, those of `copies` from one partition only."""
+    """What a partition sends for a statement: the rows of several queries; those of `copies` one partition alone."""
 
     queries: list[BoundQuery]
     copies: list[bool]

@@ -1,8 +1,8 @@
 """Which partitions a statement needs, and how it is taken apart for several of them.
 
-**Routing.** Every partitioned table in the statement must have its partition column bound to constants or parameters: by
-`=`, by IN, by ORs of them, or by `=` to a column that is bound. A condition binds only sources whose rows it can keep
-out: WHERE those of its query, ON of a LEFT JOIN its right side, a subquery's WHERE not those around it.
+**Routing.** Every partitioned table in the statement must have its partition column bound to constants or parameters:
+by `=`, by IN, by ORs of them, or by `=` to a column that is bound. A condition binds only sources whose rows it can
+keep out: WHERE those of its query, ON of a LEFT JOIN its right side, a subquery's WHERE not those around it.
 
 **Taking apart.** When all partitioned tables of a SELECT are joined on their partition columns, no row joins rows of
 other partitions, so each partition can do the joins and conditions alone. Then
@@ -178,10 +178,10 @@ class _Bindings:
         own = {source.number for source in block.sources if not source.left}
         changed = True
         while changed:
-            changed = any([self.learn(condition, own, block) for condition in block.where])
+            changed = self.learn_all(block.where, own, block)
             for source in block.sources:
                 if source.left:
-                    changed = any([self.learn(condition, {source.number}, block) for condition in source.on]) or changed
+                    changed = self.learn_all(source.on, {source.number}, block) or changed
         for expr in _direct(block):
             self.subqueries(expr)
 
@@ -189,6 +189,12 @@ class _Bindings:
         for part in parts(expr):
             if isinstance(part, Subquery):
                 self.query(part.query)
+
+    def learn_all(self, conditions: Iterable[Expr], sources: set[int], block: Block) -> bool:
+        learnt = False
+        for condition in conditions:
+            learnt = self.learn(condition, sources, block) or learnt
+        return learnt
 
     def learn(self, condition: Expr, sources: set[int], block: Block) -> bool:
         """Whether the condition binds a column that was not bound."""
@@ -421,7 +427,7 @@ def _split_groups(query: BoundQuery, block: Block, group: Group) -> Pieces:
         columns: list[Expr] = []
         for one, kind, nullable in _partials(aggregate):
             result: Expr = Column(kind, nullable, group.results_source, len(partial))
-            if one.name == "sum":
+            if one.name == "sum_partial":
                 result = Op(kind, nullable, "wide", (result,))
             columns.append(Column(kind, nullable, fresh + 1, len(sent)))
             partial.append(one)
@@ -452,13 +458,15 @@ def _partials(aggregate: Aggregate) -> list[tuple[Aggregate, SqlType, bool]]:
     if aggregate.name == "avg":
         kind: SqlType = "ANY" if arg is None else arg.type
         return [
-            (Aggregate("sum", arg, False, condition), kind, True),
+            (Aggregate("sum_partial", arg, False, condition), kind, True),
             (Aggregate("count", arg, False, condition), "INT", False),
         ]
     if aggregate.name == "string_agg":
         return [(Aggregate("list", arg, False, condition), "ANY", False)]
     if aggregate.name == "count":
         return [(aggregate, "INT", False)]
+    if aggregate.name == "sum":
+        return [(Aggregate("sum_partial", arg, False, condition), "ANY" if arg is None else arg.type, True)]
     return [(aggregate, "ANY" if arg is None else arg.type, True)]
 
 

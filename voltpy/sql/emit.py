@@ -24,11 +24,8 @@ becomes code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from math import isfinite
 
-from voltpy.errors import DataError
-from voltpy.schema import INT_MAX, INT_MIN, PYTHON_TYPES, Table, TypeName
+from voltpy.schema import PYTHON_TYPES, Table, TypeName
 from voltpy.sql.access import Bound, Path, Step, steps_of
 from voltpy.sql.bound import (
     Aggregate,
@@ -42,54 +39,29 @@ from voltpy.sql.bound import (
     Expr,
     Gather,
     Group,
-    Op,
-    Param,
     Rows,
     SetOp,
-    Slot,
     Source,
     SqlType,
-    Subquery,
     outer_sources,
 )
 from voltpy.sql.catalogue import Catalogue
-from voltpy.sql.runtime import like_pattern
+from voltpy.sql.expression import Expressions, is_atom
+from voltpy.sql.program import Program, tuple_text
 
 LOOPS = 8  # in each other, before their rows are put into a list: Python allows 20
 
-_OPERATORS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_OPPOSITE = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}
-_DYNAMIC = {
-    "eq": "equal({0}, {1})", "ne": "(not equal({0}, {1}))", "lt": "less({0}, {1})", "le": "less_or_equal({0}, {1})",
-    "gt": "less({1}, {0})", "ge": "less_or_equal({1}, {0})",
-}  # fmt: skip
-_ANY_ARITHMETIC = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "mod": "modulo"}
-_SYMBOLS = {"add": "+", "sub": "-", "mul": "*"}
-_CASTS = {
-    ("INT", "FLOAT"): "float({0})", ("INT", "STRING"): "str({0})", ("INT", "BOOL"): "({0} != 0)",
-    ("FLOAT", "INT"): "float_to_int({0})", ("FLOAT", "STRING"): "float_to_text({0})", ("BOOL", "INT"): "int({0})",
-    ("BOOL", "STRING"): "to_text({0})", ("STRING", "INT"): "text_to_int({0})", ("STRING", "FLOAT"): "text_to_float({0})",
-    ("STRING", "BOOL"): "text_to_bool({0})", ("STRING", "TIMESTAMP"): "text_to_timestamp({0})",
-    ("TIMESTAMP", "STRING"): "timestamp_to_text({0})",
-}  # fmt: skip
-_PARAMETERS: dict[SqlType, tuple[str, str]] = {
-    "INT": ("is not int", "int_parameter"), "NUMBER": ("is not int", "number_parameter"),
-    "FLOAT": ("is not float", "number_parameter"), "STRING": ("is not str", "string_parameter"),
-    "BOOL": ("is not bool", "bool_parameter"), "TIMESTAMP": ("is not None", "timestamp_parameter"),
-    "ANY": ("is not str", "any_parameter"), "NULL": ("is not str", "any_parameter"),
-}  # fmt: skip
 _SET_OPERATIONS = {
     ("UNION", False): "union", ("EXCEPT", False): "except_rows", ("INTERSECT", False): "intersect_rows",
     ("EXCEPT", True): "except_all", ("INTERSECT", True): "intersect_all",
 }  # fmt: skip
-_PLAIN_CONDITIONS = ("eq", "ne", "lt", "le", "gt", "ge", "is_null", "is_not_null", "distinct", "same")
 
 
 def emit(
     statement: BoundStatement | Gather, parameters: Sequence[SqlType], catalogue: Catalogue, *, fragment: bool = False
 ) -> tuple[str, list[str]]:
     """(the source, what the plan does in words). `fragment`: keys that it looks up may live in other partitions."""
-    program = _Program(parameters, catalogue, fragment)
+    program = Program(parameters, catalogue, fragment)
     body = _Function(program, 1)
     if isinstance(statement, BoundQuery):
         body.query(statement)
@@ -99,83 +71,25 @@ def emit(
         body.gather(statement)
     else:
         body.change(statement)
-    return program.source(body), program.notes
-
-
-class _Program:
-    """What the functions of one program share."""
-
-    def __init__(self, parameters: Sequence[SqlType], catalogue: Catalogue, fragment: bool) -> None:
-        self.parameters = parameters
-        self.catalogue = catalogue
-        self.fragment = fragment
-        self.constants: dict[str, str] = {}  # expression → name
-        self.tables: dict[str, str] = {}  # table → variable
-        self.functions: list[str] = []
-        self.queries: dict[int, tuple[str, tuple[str, ...]]] = {}  # query number → its function, and what it wants
-        self.texts: dict[tuple[int, int], tuple[str, str]] = {}  # (source, column) → (expression, variable in it)
-        self.notes: list[str] = []
-        self.numbers = 0
-
-    def new(self, letter: str) -> str:
-        self.numbers += 1
-        return f"{letter}{self.numbers}"
-
-    def constant(self, expression: str) -> str:
-        return self.constants.setdefault(expression, f"K{len(self.constants)}")
-
-    def table(self, name: str) -> str:
-        if name not in self.tables:
-            self.tables[name] = f"t{self.catalogue.number(name)}"
-        return self.tables[name]
-
-    def place(self, source: Source) -> str:
-        """Says how the columns of a source's rows are read; the variable that holds such a row."""
-        variable = f"r{source.number}"
-        for position in range(len(source.fields)):
-            if source.table is not None:
-                text = f"{variable}.{source.table.columns[position].name}"
-            else:
-                text = f"{variable}[{position}]"
-            self.texts[source.number, position] = (text, variable)
-        return variable
-
-    def place_variables(self, source: int, letter: str, count: int) -> list[str]:
-        """The same for a source each of whose columns is a variable of its own."""
-        names = [f"{letter}{source}_{position}" for position in range(count)]
-        for position, name in enumerate(names):
-            self.texts[source, position] = (name, name)
-        return names
-
-    def note(self, depth: int, text: str) -> None:
-        self.notes.append("  " * depth + text)
-
-    def source(self, body: _Function) -> str:
-        lines = [f"{name} = {expression}" for expression, name in self.constants.items()]
-        lines.append("def run(tx, p, shipped=()):")
-        if self.parameters:
-            lines.append(f"    {', '.join(f'p{i}' for i in range(len(self.parameters)))}, = p")
-            for i, kind in enumerate(self.parameters):
-                test, check = _PARAMETERS[kind]
-                lines.append(f"    if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
-        lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
-        return "\n".join([*lines, *self.functions, *body.lines]) + "\n"
+    return program.source(body.lines), program.notes
 
 
 class _Function:
     """One Python function while it is written."""
 
-    def __init__(self, program: _Program, indent: int) -> None:
+    def __init__(self, program: Program, indent: int) -> None:
         self.program = program
         self.indent = indent
         self.lines: list[str] = []
         self.own: set[str] = set()  # variables for rows, that this function sets
         self.wanted: dict[str, None] = {}  # those that it takes from outside
         self.loops = 0
-        self.slots: dict[int, str] = {}
         self.depth = 0  # for the plan in words
         self.correlated = False  # it runs for each row of another query
         self.gathers = False  # rows go into the list `out`
+        expressions = Expressions(program, self.use, self.rows_of)
+        self.value, self.true, self.conditions = expressions.value, expressions.true, expressions.conditions
+        self.all_true, self.reused_unless_atom = expressions.all_true, expressions.reused_unless_atom
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -205,7 +119,7 @@ class _Function:
             self.block(body, query, limit, offset, exists)
             return
         if isinstance(body, Rows):
-            rows = "[" + ", ".join(_tuple([self.value(each) for each in row]) for row in body.rows) + "]"
+            rows = "[" + ", ".join(tuple_text([self.value(each) for each in row]) for row in body.rows) + "]"
             self.note(f"Values: {len(body.rows)}")
         else:
             rows = self.set_operation(body)
@@ -331,7 +245,7 @@ class _Function:
         """Writes what appends the block's rows to `out`, or returns the one that there can be."""
 
         def row() -> None:
-            outputs = _tuple([self.value(expr) for expr in block.outputs])
+            outputs = tuple_text([self.value(expr) for expr in block.outputs])
             if simple and not self.loops and not limit and not offset and not exists:
                 self.line(f"return [{outputs}]")
                 return
@@ -385,7 +299,7 @@ class _Function:
             counted = f"index_count({table}, {values[0]}) if {known} else 0"
             self.note(f"Count in {', '.join(index.name for index, _ in path.indexes)} of {block.sources[0].table.name}")
         self.line(f"{' = '.join(names)} = {counted}")
-        self.line(f"return [{_tuple([self.value(expr) for expr in block.outputs])}]")
+        self.line(f"return [{tuple_text([self.value(expr) for expr in block.outputs])}]")
         return True
 
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
@@ -404,7 +318,7 @@ class _Function:
     def gathered(self, variables: list[str], start: int, indent: int) -> tuple[int, int]:
         """Puts the rows so far into a list, and goes on in a loop over it: Python's blocks nest only so deep."""
         name = self.program.new("b")
-        self.line(f"{name}.append({_tuple(variables)})")
+        self.line(f"{name}.append({tuple_text(variables)})")
         self.indent = indent
         self.lines.insert(start, "    " * indent + f"{name} = []")
         start = len(self.lines)
@@ -498,7 +412,9 @@ class _Function:
             name, wanted = self.hashed(source, path)
             for variable in wanted:
                 self.use(variable)
-            key = _tuple([self.value(each) for each in path.keys]) if len(path.keys) > 1 else self.value(path.keys[0])
+            key = (
+                tuple_text([self.value(each) for each in path.keys]) if len(path.keys) > 1 else self.value(path.keys[0])
+            )
             call = f"{name}({', '.join(wanted)})" if wanted else f"{name}()"
             return f"{call}.get({key}, NONE)"
         if source.kind == "query":
@@ -512,7 +428,7 @@ class _Function:
         match path.kind:
             case "gets":
                 whole = _table(source).columns[path.columns[0]].type == "INT"
-                return f"keys_of({_tuple([self.value(each) for each in path.keys])}, {whole})"
+                return f"keys_of({tuple_text([self.value(each) for each in path.keys])}, {whole})"
             case "key_range":
                 return f"key_range({table}, {self.bounds(path.lows)}, {self.bounds(path.highs)})"
             case "index":
@@ -528,7 +444,7 @@ class _Function:
         return f"{table}.scan()"
 
     def bounds(self, bounds: Sequence[Bound]) -> str:
-        return _tuple([f"({self.value(bound.value)}, {bound.open})" for bound in bounds])
+        return tuple_text([f"({self.value(bound.value)}, {bound.open})" for bound in bounds])
 
     def index_values(self, path: Path) -> tuple[str, list[str]]:
         """(the lookups of `index_equal`, names of values that must not be NULL), the values computed in front."""
@@ -544,8 +460,8 @@ class _Function:
                     values.append(variable)
                     text = variable
                 names.append(text)
-            lookups.append(f"({index.name!r}, {_tuple(names)})")
-        return _tuple(lookups), values
+            lookups.append(f"({index.name!r}, {tuple_text(names)})")
+        return tuple_text(lookups), values
 
     def index_range(self, path: Path, table: str) -> str:
         index = path.indexes[0][0]
@@ -560,7 +476,7 @@ class _Function:
                 return variable
             return text
 
-        prefix = _tuple([named(expr) for expr in path.keys])
+        prefix = tuple_text([named(expr) for expr in path.keys])
         low = f"{named(path.lows[0].value)}, {path.lows[0].open}" if path.lows else "None, False"
         high = f"{named(path.highs[0].value)}, {path.highs[0].open}" if path.highs else "None, False"
         call = f"index_range({table}, {index.name!r}, {prefix}, {low}, {high}, False)"
@@ -581,7 +497,7 @@ class _Function:
         if tests:
             function.open(f"if {' and '.join(tests)}:")
         key = function.program.new("k")
-        function.line(f"{key} = {texts[0] if len(texts) == 1 else _tuple(texts)}")
+        function.line(f"{key} = {texts[0] if len(texts) == 1 else tuple_text(texts)}")
         function.line(f"if {key} in found: found[{key}].append({variable})")
         function.line(f"else: found[{key}] = [{variable}]")
         function.indent = 2
@@ -617,7 +533,7 @@ class _Function:
         def update() -> None:
             if group.keys:
                 key = (
-                    _tuple([self.value(each) for each in group.keys])
+                    tuple_text([self.value(each) for each in group.keys])
                     if len(group.keys) > 1
                     else self.value(group.keys[0])
                 )
@@ -664,7 +580,7 @@ class _Function:
             self.line(f"{state} += 1")
             self.indent = indent
             return
-        if not _is_atom(arg):
+        if not is_atom(arg):
             self.line(f"v = {text}")
             text = "v"
         if arg.nullable:
@@ -684,7 +600,7 @@ class _Function:
                 self.line(f"{state} += 1")
             case "count_merged":
                 self.line(f"{state} += {text}")
-            case "sum":
+            case "sum" | "sum_partial":
                 self.line(f"{state} = {text} if {state} is None else {state} + {text}")
             case "sum_merged":
                 self.line(f"{state} = narrow({text}) if {state} is None else {state} + narrow({text})")
@@ -742,7 +658,7 @@ class _Function:
         if statement.returning is not None:
             self.line("out = []")
         if statement.given is None:
-            self.line(f"rows = [{_tuple([self.value(each) for each in statement.row])}]")
+            self.line(f"rows = [{tuple_text([self.value(each) for each in statement.row])}]")
         else:
             for position in range(len(statement.given.fields)):
                 self.program.texts[statement.given_source, position] = (f"{given}[{position}]", given)
@@ -756,14 +672,14 @@ class _Function:
             else:
                 self.line("rows = []")
                 self.open(f"for {given} in {rows}:")
-                self.line(f"rows.append({_tuple([self.value(each) for each in statement.row])})")
+                self.line(f"rows.append({tuple_text([self.value(each) for each in statement.row])})")
                 self.indent -= 1
         if statement.on_conflict == "update":
             self.line("touched = set()")
         self.open(f"for {excluded} in rows:")
         self.insert_row(statement, name, old, excluded)
         if statement.returning is not None:
-            self.line(f"out.append({_tuple([self.value(each) for each in statement.returning])})")
+            self.line(f"out.append({tuple_text([self.value(each) for each in statement.returning])})")
         self.line("count += 1")
         self.indent -= 1
         self.line(f"return count, {'out' if statement.returning is not None else '[]'}")
@@ -814,7 +730,7 @@ class _Function:
         new = dict(values)
         row = [new.get(at, f"{old}.{column.name}") for at, column in enumerate(table.columns)]
         row = row[: len(row) - table.hidden_key]
-        self.line(f"new = {_tuple(row)}")
+        self.line(f"new = {tuple_text(row)}")
         self.line(f"{name}.delete({_key_of(table, old)})")
         self.line(f"{old} = {name}.insert(*new)")
 
@@ -832,7 +748,7 @@ class _Function:
 
         def row() -> None:
             values = [self.value(each.value) for each in assignments]
-            self.line(f"found.append({_tuple([variable, *values])})")
+            self.line(f"found.append({tuple_text([variable, *values])})")
 
         self.pipeline(statement.query, row)
         self.indent = base
@@ -859,394 +775,9 @@ class _Function:
             values = list(zip((each.position for each in assignments), new, strict=True))
             self.apply_update(table, name, variable, values)
         if statement.returning is not None:
-            self.line(f"out.append({_tuple([self.value(each) for each in statement.returning])})")
+            self.line(f"out.append({tuple_text([self.value(each) for each in statement.returning])})")
         self.indent -= 1
         self.line(f"return len(found), {'out' if statement.returning is not None else '[]'}")
-
-    # Expressions: conditions
-
-    def conditions(self, exprs: Sequence[Expr]) -> list[str]:
-        return [self.true(expr) for expr in exprs]
-
-    def all_true(self, exprs: Sequence[Expr]) -> str:
-        return " and ".join(self.conditions(exprs))
-
-    def true(self, expr: Expr) -> str:
-        """Python that is true when the expression is, and false when it is false or NULL."""
-        if isinstance(expr, Const):
-            return str(expr.value is True)
-        if isinstance(expr, Subquery):
-            return self.subquery_is(expr, True)
-        if not isinstance(expr, Op):
-            return self.value(expr)
-        name, args = expr.name, expr.args
-        if name in ("and", "or"):
-            return "(" + f" {name} ".join(self.true(arg) for arg in args) + ")"
-        if name == "not":
-            return self.false(args[0])
-        if name in _OPERATORS:
-            return self.comparison(expr, name)
-        match name:
-            case "is_null" | "is_not_null":
-                return self.null_test(args[0], name == "is_null")
-            case "is":
-                wanted = expr.extra
-                if wanted is None:
-                    return f"({self.value(args[0])} is None)"
-                return self.true(args[0]) if wanted else self.false(args[0])
-            case "distinct" | "same":
-                sign = "!=" if name == "distinct" else "=="
-                return f"({self.value(args[0])} {sign} {self.value(args[1])})"
-            case "in":
-                return self.in_list(expr, True)
-            case "like":
-                return self.strict_condition(args, self.like_test(expr))
-            case "let":
-                return self.let(expr, self.true)
-        return self.value(expr)
-
-    def false(self, expr: Expr) -> str:
-        """Python that is true when the expression is false, and false when it is true or NULL."""
-        if isinstance(expr, Const):
-            return str(expr.value is False)
-        if isinstance(expr, Subquery):
-            return self.subquery_is(expr, False)
-        if isinstance(expr, Op):
-            name, args = expr.name, expr.args
-            if name in ("and", "or"):
-                other = "or" if name == "and" else "and"
-                return "(" + f" {other} ".join(self.false(arg) for arg in args) + ")"
-            if name == "not":
-                return self.true(args[0])
-            if name in _OPERATORS:
-                opposite = {sign: each for each, sign in _OPERATORS.items()}[_OPPOSITE[name]]
-                if name in ("eq", "ne") or not self.may_be_nan(args):
-                    return self.comparison(expr, opposite)
-                return self.strict_condition(args, lambda texts: f"not {texts[0]} {_OPERATORS[name]} {texts[1]}")
-            match name:
-                case "is_null" | "is_not_null":
-                    return self.null_test(args[0], name != "is_null")
-                case "is" | "distinct" | "same":
-                    return f"(not {self.true(expr)})"
-                case "in":
-                    return self.in_list(expr, False)
-                case "like":
-                    test = self.like_test(expr)
-                    return self.strict_condition(args, lambda texts: f"not {test(texts)}")
-                case "let":
-                    return self.let(expr, self.false)
-        return f"({self.value(expr)} is False)"
-
-    def may_be_nan(self, args: Sequence[Expr]) -> bool:
-        return any(arg.type in ("FLOAT", "NUMBER", "ANY") for arg in args)
-
-    def comparison(self, expr: Op, name: str) -> str:
-        """Whether `name` holds between the arguments of a comparison, and neither is NULL."""
-        left, right = expr.args
-        if left.type in ("ANY", "NULL") and right.type in ("ANY", "NULL"):
-            return self.strict_condition(expr.args, lambda texts: _DYNAMIC[name].format(*texts))
-        if name == "eq" and not (left.nullable and right.nullable):
-            return f"({self.value(left)} == {self.value(right)})"
-        if name == "eq":
-            text, again = self.operand(left)
-            return f"({text} is not None and {again} == {self.value(right)})"
-        return self.strict_condition(expr.args, lambda texts: f"{texts[0]} {_OPERATORS[name]} {texts[1]}")
-
-    def strict_condition(self, args: Sequence[Expr], test: Callable[[list[str]], str]) -> str:
-        checks, texts = self.checked(args, "is not None")
-        return "(" + " and ".join([*checks, test(texts)]) + ")"
-
-    def null_test(self, arg: Expr, wants_null: bool) -> str:
-        if not arg.nullable:
-            return str(not wants_null)
-        return f"({self.value(arg)} {'is' if wants_null else 'is not'} None)"
-
-    def in_list(self, expr: Op, wanted: bool) -> str:
-        operand, *items = expr.args
-        constants = _constants(items)
-        if constants is not None:
-            known = self.program.constant(self.set_text(constants))
-            if wanted:
-                return f"({self.value(operand)} in {known})"
-            if not operand.nullable:
-                return f"({self.value(operand)} not in {known})"
-            text, again = self.operand(operand)
-            return f"({text} is not None and {again} not in {known})"
-        return f"({self.value(expr)} is {wanted})"
-
-    def set_text(self, constants: list[Const]) -> str:
-        texts = [self.value(each) for each in constants]
-        return f"frozenset({_tuple(list(dict.fromkeys(texts)))})"
-
-    def like_test(self, expr: Op) -> Callable[[list[str]], str]:
-        pattern = expr.args[1]
-        escape, any_case = expr.extra
-        if isinstance(pattern, Const) and isinstance(pattern.value, str) and _is_pattern(pattern.value, escape):
-            made = self.program.constant(f"like_pattern({pattern.value!r}, {escape!r}, {any_case})")
-            return lambda texts: f"{made}({texts[0]})"
-        return lambda texts: f"like({texts[0]}, {texts[1]}, {escape!r}, {any_case})"
-
-    def let(self, expr: Op, write: Callable[[Expr], str]) -> str:
-        name = self.program.new("s")
-        text = self.value(expr.args[0])
-        self.slots[expr.extra] = name
-        return f"(({name} := {text}), {write(expr.args[1])})[1]"
-
-    def subquery_is(self, expr: Subquery, wanted: bool) -> str:
-        if expr.kind == "exists":
-            rows = self.rows_of(expr.query, "exists")
-            return rows if wanted else f"(not {rows})"
-        if expr.kind == "scalar":
-            return self.value(expr) if wanted else f"({self.value(expr)} is False)"
-        operand = expr.operand
-        assert operand is not None
-        if wanted and not operand.nullable:
-            return f"({self.value(operand)} in {self.rows_of(expr.query, 'value_set')}[0])"
-        return f"({self.value(expr)} is {wanted})"
-
-    # Expressions: values
-
-    def value(self, expr: Expr) -> str:
-        """Python whose value is the expression's."""
-        match expr:
-            case Const():
-                return self.const(expr)
-            case Param():
-                return f"p{expr.index}"
-            case Column():
-                text, variable = self.program.texts[expr.source, expr.column]
-                self.use(variable)
-                return text
-            case Slot():
-                return self.slots[expr.number]
-            case Subquery():
-                return self.subquery(expr)
-            case Op():
-                return self.op(expr)
-        raise AssertionError(expr)
-
-    def const(self, expr: Const) -> str:
-        value = expr.value
-        if isinstance(value, datetime):
-            return self.program.constant(f"text_to_timestamp({value.isoformat()!r})")
-        if isinstance(value, float) and not isfinite(value):
-            return self.program.constant(f"float({str(value)!r})")
-        if isinstance(value, int | float) and value < 0:
-            return f"({value!r})"
-        return repr(value)
-
-    def subquery(self, expr: Subquery) -> str:
-        if expr.kind == "exists":
-            return self.rows_of(expr.query, "exists")
-        if expr.kind == "scalar":
-            return self.rows_of(expr.query, "single")
-        operand = expr.operand
-        assert operand is not None
-        return f"in_rows({self.value(operand)}, {self.rows_of(expr.query, 'value_set')})"
-
-    def op(self, expr: Op) -> str:
-        name, args = expr.name, expr.args
-        if name == "let":
-            return self.let(expr, self.value)
-        if expr.type == "BOOL" and not expr.nullable and name in (
-            "and", "or", "not", "is", "in", "like", *_PLAIN_CONDITIONS,
-        ):  # fmt: skip
-            return self.true(expr) if name in _PLAIN_CONDITIONS else f"bool({self.true(expr)})"
-        if name in ("and", "or"):
-            return self.logic(expr)
-        if name in _OPERATORS:
-            if args[0].type in ("ANY", "NULL") and args[1].type in ("ANY", "NULL"):
-                return self.strict(args, lambda texts: _DYNAMIC[name].format(*texts))
-            return self.strict(args, lambda texts: f"{texts[0]} {_OPERATORS[name]} {texts[1]}")
-        match name:
-            case "not":
-                return self.strict(args, lambda texts: f"not {texts[0]}")
-            case "in":
-                return self.in_value(expr)
-            case "like":
-                test = self.like_test(expr)
-                return self.strict(args, lambda texts: f"bool({test(texts)})")
-            case "case":
-                return self.case(args)
-            case "coalesce":
-                return self.coalesce(args)
-            case "add" | "sub" | "mul" | "div" | "mod":
-                return self.arithmetic(expr)
-            case "neg":
-                return self.negative(expr)
-            case "call":
-                return self.call(expr)
-        return self.other(expr)
-
-    def other(self, expr: Op) -> str:
-        name, args = expr.name, expr.args
-        match name:
-            case "float":
-                return self.strict(args, lambda texts: f"float({texts[0]})")
-            case "cast":
-                return self.strict(args, lambda texts: _CASTS[expr.extra].format(*texts))
-            case "cast_any":
-                return self.strict(args, lambda texts: f"cast({texts[0]}, {expr.extra!r})")
-            case "checked":
-                return self.strict(args, lambda texts: f"checked({texts[0]}, {expr.extra!r})")
-            case "assign":
-                return f"assign({self.value(args[0])}, {expr.extra!r})"
-            case "generated":
-                return str(expr.extra)
-            case "joined":
-                return self.strict(args, lambda texts: f"joined({', '.join(texts)})")
-            case "concat" | "concat_ws" | "greatest" | "least":
-                return f"{name}({', '.join(self.value(arg) for arg in args)})"
-            case "left_out":
-                return f"left_out{expr.extra!r}"
-            case "wide":
-                return f"wide({self.value(args[0])})"
-            case "tuple":
-                return f"tuple({self.value(args[0])})"
-            case "fresh_key":
-                return f"fresh_key(tx, {self.program.table(expr.extra)})"
-        raise AssertionError(name)
-
-    def logic(self, expr: Op) -> str:
-        """AND and OR by value: the first term that decides ends it; else it is NULL if any was."""
-        decides, other = (False, True) if expr.name == "and" else (True, False)
-        pieces, unknown = [], []
-        for term in expr.args:
-            text = self.value(term)
-            if term.nullable:
-                first, again = self.reused_unless_atom(term, text)
-                pieces.append(f"{decides} if {first} is {decides} else")
-                unknown.append(f"{again} is None")
-            else:
-                pieces.append(f"{decides} if {'' if decides else 'not '}{text} else")
-        return f"({' '.join(pieces)} None if {' or '.join(unknown)} else {other})"
-
-    def in_value(self, expr: Op) -> str:
-        operand, *items = expr.args
-        constants = _constants(items)
-        if constants is not None:
-            known = self.program.constant(self.set_text(constants))
-            return self.strict((operand,), lambda texts: f"{texts[0]} in {known}")
-        listed = _tuple([self.value(item) for item in items])
-        return self.strict((operand,), lambda texts: f"in_list({texts[0]}, {listed})")
-
-    def case(self, args: Sequence[Expr]) -> str:
-        pieces = []
-        for condition, result in zip(args[:-1:2], args[1:-1:2], strict=True):
-            test = self.true(condition)
-            pieces.append(f"{self.value(result)} if {test} else")
-        return f"({' '.join(pieces)} {self.value(args[-1])})"
-
-    def coalesce(self, args: Sequence[Expr]) -> str:
-        pieces = []
-        for arg in args:
-            text = self.value(arg)
-            if not arg.nullable or arg is args[-1]:
-                pieces.append(text)
-                break
-            first, again = self.reused_unless_atom(arg, text)
-            pieces.append(f"{again} if {first} is not None else")
-        return f"({' '.join(pieces)})"
-
-    def arithmetic(self, expr: Op) -> str:
-        name, args = expr.name, expr.args
-        kinds = [arg.type for arg in args]
-        if expr.type == "NUMBER" or "ANY" in kinds:
-            return self.strict(args, lambda texts: f"{_ANY_ARITHMETIC[name]}({', '.join(texts)})")
-        if name in ("div", "mod"):
-            kind = "int" if expr.type == "INT" else "float"
-            return self.strict(args, lambda texts: f"{name}_{kind}({', '.join(texts)})")
-        result = self.program.new("v")
-        sign = _SYMBOLS[name]
-        if expr.type == "INT":
-            return self.strict(
-                args,
-                lambda texts: (
-                    f"({result} if {INT_MIN} <= ({result} := {texts[0]} {sign} {texts[1]}) <= {INT_MAX} else int_overflow())"
-                ),
-            )
-        first: list[str] = []
-        names: list[str] = []
-        checks = []
-        for arg in args:
-            text, again = self.operand(arg)
-            if arg.nullable:
-                checks.append(f"{text} is None")
-                text = again
-            first.append(text)
-            names.append(again)
-        inner = f"({result} if ({result} := {first[0]} {sign} {first[1]}) - {result} == 0.0 else real({result}, {', '.join(names)}))"
-        return f"(None if {' or '.join(checks)} else {inner})" if checks else inner
-
-    def negative(self, expr: Op) -> str:
-        if expr.type == "INT":
-            result = self.program.new("v")
-            return self.strict(
-                expr.args, lambda texts: f"({result} if ({result} := -{texts[0]}) <= {INT_MAX} else int_overflow())"
-            )
-        if expr.type == "FLOAT":
-            return self.strict(expr.args, lambda texts: f"-{texts[0]}")
-        return self.strict(expr.args, lambda texts: f"negative({texts[0]})")
-
-    def call(self, expr: Op) -> str:
-        code = expr.extra.code
-        if code == "pi":
-            return "pi"
-        if "{0}" in code:
-            return self.strict(expr.args, lambda texts: code.format(*texts))
-        return self.strict(expr.args, lambda texts: f"{code}({', '.join(texts)})")
-
-    def strict(self, args: Sequence[Expr], write: Callable[[list[str]], str]) -> str:
-        """What `write` makes of the arguments, or None when one of them is."""
-        checks, texts = self.checked(args, "is None")
-        made = write(texts)
-        return f"(None if {' or '.join(checks)} else {made})" if checks else f"({made})"
-
-    def checked(self, args: Sequence[Expr], test: str) -> tuple[list[str], list[str]]:
-        """(tests of the arguments that can be NULL, texts for all, to be used behind the tests and once each)."""
-        checks, texts = [], []
-        for arg in args:
-            if arg.nullable:
-                text, again = self.operand(arg)
-                checks.append(f"{text} {test}")
-                texts.append(again)
-            else:
-                texts.append(self.value(arg))
-        return checks, texts
-
-    def operand(self, expr: Expr) -> tuple[str, str]:
-        """(text for the first use, text for every later one)"""
-        return self.reused_unless_atom(expr, self.value(expr))
-
-    def reused_unless_atom(self, expr: Expr, text: str) -> tuple[str, str]:
-        return (text, text) if _is_atom(expr) else self.reused(text)
-
-    def reused(self, text: str) -> tuple[str, str]:
-        name = self.program.new("x")
-        return f"({name} := {text})", name
-
-
-def _is_atom(expr: Expr) -> bool:
-    return isinstance(expr, Column | Const | Param | Slot)
-
-
-def _is_pattern(pattern: str, escape: str) -> bool:
-    """Whether LIKE takes it; one that ends with the escape character is an error once a row meets it."""
-    try:
-        like_pattern(pattern, escape, False)
-    except DataError:
-        return False
-    return True
-
-
-def _constants(items: Sequence[Expr]) -> list[Const] | None:
-    """The items, if they are constants and none is NULL."""
-    constants = [item for item in items if isinstance(item, Const) and item.value is not None]
-    return constants if len(constants) == len(items) else None
-
-
-def _tuple(texts: Sequence[str]) -> str:
-    return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
 
 
 def _targets(names: Sequence[str]) -> str:
@@ -1265,12 +796,12 @@ def _query(source: Source) -> BoundQuery:
 
 def _key_of(table: Table, variable: str) -> str:
     texts = [f"{variable}.{name}" for name in table.primary_key]
-    return texts[0] if len(texts) == 1 else _tuple(texts)
+    return texts[0] if len(texts) == 1 else tuple_text(texts)
 
 
 def _key_text(table: Table, row: str) -> str:
     texts = [f"{row}[{position}]" for position in table.key_positions]
-    return texts[0] if len(texts) == 1 else _tuple(texts)
+    return texts[0] if len(texts) == 1 else tuple_text(texts)
 
 
 def _initial(aggregate: Aggregate) -> list[str]:

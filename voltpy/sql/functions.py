@@ -1,8 +1,8 @@
 """Which functions SQL has here: what they take, what they give, and what does the work.
 
-A code letter an argument: N number, I INT, F FLOAT (or another number), S STRING, B BOOL, T TIMESTAMP, A anything. `code` is
-the name of a function in voltpy.sql.runtime, or a Python expression with {0}, {1}. A function is strict: NULL in, NULL
-out; those that are not, such as COALESCE, are made in voltpy.sql.bind.
+A code letter an argument: N number, I INT, F FLOAT (or another number), S STRING, B BOOL, T TIMESTAMP. `code` is the
+name of a function in voltpy.sql.runtime, or a Python expression with {0}, {1}. A function is strict: NULL in, NULL out;
+those that are not, such as COALESCE, are made in voltpy.sql.bind.
 """
 
 from __future__ import annotations

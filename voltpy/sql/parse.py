@@ -17,8 +17,8 @@
     delete     = DELETE FROM name [ [ AS ] alias ] [ WHERE … ] [ RETURNING … ]
 
 Operators bind as in PostgreSQL, loosest first: OR, AND, NOT, IS, comparisons, BETWEEN IN LIKE, ||, + -, * / %, ^,
-signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever it
-does not have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
+signs, ::. sqlglot cuts the text into tokens; the grammar is read here, as for DDL (voltpy.sql.ddl says why): whatever
+it does not have is an error that names it, at its place. Depth and size are bounded, so no text exhausts the stack.
 """
 
 from __future__ import annotations
@@ -486,7 +486,7 @@ class _Reader:
             if self.sees("LATERAL"):
                 raise self.error("a table")
             return self.table_ref()
-        if self.starts_query(1):
+        if (self.tokens[self.at + 1].kind == "word" and self.starts_query(1)) or self.is_query_in_parentheses():
             self.at += 1
             query = self.query()
             self.expect_symbol(")")
@@ -508,6 +508,27 @@ class _Reader:
             at += 1
         token = self.tokens[at]
         return token.kind == "word" and token.value in ("SELECT", "VALUES", "WITH")
+
+    def is_query_in_parentheses(self) -> bool:
+        """Whether these parentheses hold a query, and no expression that begins with one: ((SELECT …) + 1)."""
+        if not self.starts_query(1):
+            return False
+        depth, at = 0, self.at
+        if self.tokens[at + 1].kind == "word":
+            return True
+        while True:  # to the end of the second parentheses
+            at += 1
+            token = self.tokens[at]
+            if token.kind == "end":
+                return True
+            if token.kind == "symbol" and token.value in "()":
+                depth += 1 if token.value == "(" else -1
+                if depth == 0:
+                    break
+        following = self.tokens[at + 1]
+        return following.kind == "word" and following.value in (
+            "UNION", "EXCEPT", "INTERSECT", "ORDER", "LIMIT", "OFFSET",
+        )  # fmt: skip
 
     def table_ref(self, alias_needs_as: bool = False) -> TableRef:
         token = self.peek()
@@ -655,7 +676,7 @@ class _Reader:
     def in_test(self, left: Expression, negated: bool, token: Token) -> Expression:
         if not self.sees_symbol("("):
             raise self.error('"(" and a list or a query')
-        if self.starts_query(1):
+        if self.is_query_in_parentheses():
             self.at += 1
             query = self.query()
             self.expect_symbol(")")
@@ -736,7 +757,7 @@ class _Reader:
             self.parameters += 1
             return Parameter(self.parameters - 1, at=token.start)
         if self.sees_symbol("("):
-            if self.starts_query(1):
+            if self.is_query_in_parentheses():
                 self.at += 1
                 query = self.query()
                 self.expect_symbol(")")

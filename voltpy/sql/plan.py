@@ -1,7 +1,7 @@
 """A statement as it travels from the process that plans it to those that run it, which have no SQL parser.
 
-A plan holds Python source (voltpy.sql.emit draws it) that is run with exec, so it is believed: it comes from the cluster's
-own processes only. How it is routed:
+A plan holds Python source (voltpy.sql.emit draws it) that is run with exec, so it is believed: it comes from the
+cluster's own processes only. How it is routed:
 
     anywhere     it reads no partitioned table: any partition has all that it needs
     keys         all rows that it touches have one of the values `keys` in their partition column
@@ -11,11 +11,11 @@ Where one partition has all the keys, `source` runs there. Otherwise a plan with
 partition that takes part, and `merge` makes the answer of the fragments' results; without one, `source` runs as a
 transaction across partitions.
 
-A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition; exactly
-one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream being
-one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of RETURNING);
-there is no merge: numbers add up and rows are joined, or, where every partition changed its copy (`writes_copies`), are
-those of any one.
+A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition;
+exactly one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream
+being one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of
+RETURNING); there is no merge: numbers add up and rows are joined, or, where every partition changed its copy
+(`writes_copies`), are those of any one.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ class Plan(Struct, frozen=True, array_like=True):
     version: int = 0  # the catalog's, when it was made
 
     @property
-    def columns(self) -> list[str]:
-        return [field.name for field in self.fields]
+    def columns(self) -> tuple[str, ...]:
+        return tuple(field.name for field in self.fields)
 
 
 def compiled(source: str, schema: Schema) -> Run:
-    """The source as a function `run(tx, parameters, shipped)`. Raises SqlError where Python itself finds it too large."""
+    """The source as a function `run(tx, parameters, shipped)`. Raises SqlError where Python finds it too large."""
     namespace: dict[str, Any] = {**NAMES, "SCHEMA": schema}
     try:
         exec(compile(source, "<sql>", "exec", dont_inherit=True), namespace)

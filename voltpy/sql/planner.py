@@ -27,9 +27,10 @@ def plan(text: str, catalogue: Catalogue, version: int = 0) -> Plan:
 def _planned(text: str, statement: syntax.Statement, parameters: int, catalogue: Catalogue, version: int) -> Plan:
     bound, types = bind(text, statement, parameters, catalogue)
     routing = routing_of(bound)
-    # `split` takes a statement of its own apart: what is bound is changed on the way.
-    fragment, merge = None, None
-    pieces = split(bind(text, statement, parameters, catalogue)[0])
+    fragment, merge, pieces = None, None, None
+    if routing.kind == "everywhere" or len(routing.keys) > 1:
+        # `split` gets a statement of its own: what is bound is changed on the way.
+        pieces = split(bind(text, statement, parameters, catalogue)[0])
     if pieces is not None:
         fragment = emit(pieces.fragment, types, catalogue, fragment=True)[0]
         merge = emit(pieces.merge, types, catalogue)[0] if pieces.merge is not None else None

@@ -759,7 +759,7 @@ Ends = tuple[tuple[Any, bool], ...]  # (value, is it outside itself?)
 
 
 def key_range(table: Any, lows: Ends, highs: Ends) -> Iterator[Any]:
-    """The rows whose INT primary key is within all bounds, in order. A bound may be a float, or None: then nothing is."""
+    """The rows whose INT primary key is within all bounds, in order. A bound may be a float; None keeps all out."""
     low, high = INT_MIN, INT_MAX
     for value, is_open in lows:
         if value is None or value != value or value == math.inf:
@@ -851,6 +851,7 @@ def _public(module: dict[str, Any]) -> dict[str, Any]:
 
 # What a generated program finds under its names.
 NAMES: dict[str, Any] = {
-    **_public(vars(conversions)), **_public(globals()), "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
+    **_public(vars(conversions)), **_public(globals()),
+    "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
     "NONE": NONE, "pi": math.pi,
 }  # fmt: skip

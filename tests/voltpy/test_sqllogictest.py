@@ -1,0 +1,40 @@
+"""The runner for SQLite's sqllogictest, and two scripts of its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tests.sqllogictest
+from tests.sqllogictest.run import run
+from tests.sqllogictest.script import records
+
+SCRIPTS = sorted((Path(tests.sqllogictest.__file__).parent / "scripts").glob("*.test"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass(script: Path) -> None:
+    outcome = run(script.read_text(encoding="utf-8"))
+    assert outcome.failures == []
+    assert outcome.passed > 10
+
+
+def test_what_differs_is_told() -> None:
+    outcome = run("query I nosort\nSELECT 1\n----\n2\n\nstatement error\nSELECT 1\n\nstatement ok\nSELECT x\n")
+    assert outcome.passed == 0
+    assert [failure.split("\n")[0] for failure in outcome.failures[:2]] == [
+        "line 1: ['1'], expected ['2']",
+        "line 6: it succeeded, and should have failed",
+    ]
+    assert outcome.reasons == ["there is no column x"]
+
+
+def test_records_of_other_engines_are_left_out() -> None:
+    outcome = run("onlyif mysql\nquery I\nSELECT 1 DIV 1\n----\n1\n\nskipif mysql\nquery I\nSELECT 1\n----\n1\n")
+    assert (outcome.passed, outcome.left_out) == (1, 1)
+
+
+def test_garbage_is_no_script() -> None:
+    with pytest.raises(ValueError, match="line 1: 'nonsense' is no record"):
+        list(records("nonsense\n"))

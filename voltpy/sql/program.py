@@ -1,0 +1,80 @@
+"""What the functions of one generated program share: names for tables, constants, and columns of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from voltpy.sql.bound import Source, SqlType
+from voltpy.sql.catalogue import Catalogue
+
+_PARAMETERS: dict[SqlType, tuple[str, str]] = {
+    "INT": ("is not int", "int_parameter"), "NUMBER": ("is not int", "number_parameter"),
+    "FLOAT": ("is not float", "number_parameter"), "STRING": ("is not str", "string_parameter"),
+    "BOOL": ("is not bool", "bool_parameter"), "TIMESTAMP": ("is not None", "timestamp_parameter"),
+    "ANY": ("is not str", "any_parameter"), "NULL": ("is not str", "any_parameter"),
+}  # fmt: skip
+
+
+class Program:
+    """What the functions of one program share."""
+
+    def __init__(self, parameters: Sequence[SqlType], catalogue: Catalogue, fragment: bool) -> None:
+        self.parameters = parameters
+        self.catalogue = catalogue
+        self.fragment = fragment
+        self.constants: dict[str, str] = {}  # expression → name
+        self.tables: dict[str, str] = {}  # table → variable
+        self.functions: list[str] = []
+        self.queries: dict[int, tuple[str, tuple[str, ...]]] = {}  # query number → its function, and what it wants
+        self.texts: dict[tuple[int, int], tuple[str, str]] = {}  # (source, column) → (expression, variable in it)
+        self.notes: list[str] = []
+        self.numbers = 0
+
+    def new(self, letter: str) -> str:
+        self.numbers += 1
+        return f"{letter}{self.numbers}"
+
+    def constant(self, expression: str) -> str:
+        return self.constants.setdefault(expression, f"K{len(self.constants)}")
+
+    def table(self, name: str) -> str:
+        if name not in self.tables:
+            self.tables[name] = f"t{self.catalogue.number(name)}"
+        return self.tables[name]
+
+    def place(self, source: Source) -> str:
+        """Says how the columns of a source's rows are read; the variable that holds such a row."""
+        variable = f"r{source.number}"
+        for position in range(len(source.fields)):
+            if source.table is not None:
+                text = f"{variable}.{source.table.columns[position].name}"
+            else:
+                text = f"{variable}[{position}]"
+            self.texts[source.number, position] = (text, variable)
+        return variable
+
+    def place_variables(self, source: int, letter: str, count: int) -> list[str]:
+        """The same for a source each of whose columns is a variable of its own."""
+        names = [f"{letter}{source}_{position}" for position in range(count)]
+        for position, name in enumerate(names):
+            self.texts[source, position] = (name, name)
+        return names
+
+    def note(self, depth: int, text: str) -> None:
+        self.notes.append("  " * depth + text)
+
+    def source(self, body: Sequence[str]) -> str:
+        """The whole program; `body` are the lines of `run` behind its functions."""
+        lines = [f"{name} = {expression}" for expression, name in self.constants.items()]
+        lines.append("def run(tx, p, shipped=()):")
+        if self.parameters:
+            lines.append(f"    {', '.join(f'p{i}' for i in range(len(self.parameters)))}, = p")
+            for i, kind in enumerate(self.parameters):
+                test, check = _PARAMETERS[kind]
+                lines.append(f"    if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
+        lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
+        return "\n".join([*lines, *self.functions, *body]) + "\n"
+
+
+def tuple_text(texts: Sequence[str]) -> str:
+    return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
