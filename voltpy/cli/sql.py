@@ -201,12 +201,14 @@ class Shell:
             raise SqlError("\\i takes the path of a file")
         if self._included == MAX_INCLUDED:
             raise SqlError(f"{path}: {MAX_INCLUDED} files include each other")
-        self._included += 1
         try:
-            with open_script(os.path.expanduser(path)) as lines:
-                return self.script(lines, path)
+            lines = open_script(os.path.expanduser(path))
         except OSError as error:
             raise SqlError(f"{path}: {error.strerror or error}") from error
+        self._included += 1
+        try:
+            with lines:
+                return self.script(lines, path)
         finally:
             self._included -= 1
 
