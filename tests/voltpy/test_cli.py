@@ -48,7 +48,7 @@ def free_port() -> int:
 def test_help_and_version_of_every_command() -> None:
     assert run("--version").stdout.startswith("voltpy, version 0.")
     listed = run("--help").stdout
-    for command in ("start", "status", "stop", "call", "procedures", "load", "demo", "bench"):
+    for command in ("start", "status", "stop", "call", "sql", "procedures", "load", "demo", "bench"):
         assert f"\n  {command} " in listed
         if command != "bench":  # a program of its own
             shown = run(command, "--help")
@@ -87,7 +87,8 @@ def test_a_start_that_cannot_be_says_why(tmp_path: Path, arguments: list[str], w
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["stop"], ["status", "--json"], ["call", "vote"], ["load", "t", __file__]]
+    "command",
+    [["status"], ["stop"], ["status", "--json"], ["call", "vote"], ["load", "t", __file__], ["sql", "-c", "SELECT 1"]],
 )
 def test_a_cluster_that_is_not_there_is_one_clear_line(command: list[str]) -> None:
     port = free_port()

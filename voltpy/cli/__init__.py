@@ -17,6 +17,7 @@ from voltpy.cli.demo import demo
 from voltpy.cli.load import load
 from voltpy.cli.procedures import procedures
 from voltpy.cli.snapshot import snapshot
+from voltpy.cli.sql import sql
 from voltpy.cli.start import start
 from voltpy.cli.status import status, stop
 from voltpy.errors import Error
@@ -40,10 +41,11 @@ def commands() -> None:
     voltpy demo                                              see it run
     voltpy start --schema S.sql --procedures P.py --data D   start a cluster, in the foreground
     voltpy call NAME ARGUMENT…                               call a stored procedure
+    voltpy sql                                               ask in SQL
     """
 
 
-for command in (start, status, stop, call, procedures, load, snapshot, demo, bench):
+for command in (start, status, stop, call, sql, procedures, load, snapshot, demo, bench):
     commands.add_command(command)
 
 

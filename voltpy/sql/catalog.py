@@ -25,6 +25,8 @@ CATALOG: dict[str, list[Field]] = {
         Field("column_type", "STRING", False),
         Field("is_indexed", "BOOL", False),
         Field("is_nullable", "BOOL", False),
+        Field("key_position", "INT", True),
+        Field("is_partition_column", "BOOL", False),
     ],
     "db_indexes": [
         Field("table_id", "INT", False),
@@ -72,15 +74,20 @@ def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _columns(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """`key_position`: where the column stands in the primary key, from 0."""
     rows: list[tuple[Any, ...]] = []
     for number, table in enumerate(schema.tables):
         indexed = {column for index in schema.indexes_of(table.name) for column in index.columns}
         indexed.update(table.primary_key)
         declared = table.columns[:-1] if table.hidden_key else table.columns
         rows += [
-            (number, table.name, position, column.name, column.type, column.name in indexed, column.nullable)
+            (
+                number, table.name, position, column.name, column.type, column.name in indexed, column.nullable,
+                table.primary_key.index(column.name) if column.name in table.primary_key else None,
+                column.name == table.partition_column,
+            )
             for position, column in enumerate(declared)
-        ]
+        ]  # fmt: skip
     return rows
 
 
