@@ -10,16 +10,19 @@
 
 While it is reading or releasing no body runs here and nobody is answered: an answer could tell of something that the
 round does not see. A session that ends, and an overdue round, fail it. The partitions hold nothing back for longer
-than it takes to be overdue: HOLD_S; where statements run, four times as long with each try.
+than it takes to be overdue: HOLD_S; where statements run STATEMENTS_HOLD_S, and MAX_HOLD_S once that was too little.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from coordinator.bodies import Call
 from coordinator.fetch import Fetch
 from voltpy.messages import HOLD_S, MAX_HOLD_S
 
 TRIES = 3  # then a call borrows what it reads
+STATEMENTS_HOLD_S = 1.0
 
 READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
 
@@ -27,13 +30,18 @@ READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
 class Round:
     """`awaited`: who is still to answer in this state."""
 
-    __slots__ = ("awaited", "calls", "due_s", "fetches", "hold_s", "number", "state")
+    __slots__ = ("awaited", "calls", "due_s", "fetches", "hold_s", "is_overdue", "number", "state", "texts")
 
-    def __init__(self, number: int, calls: list[Call], fetches: dict[int, Fetch], now_s: float) -> None:
-        tries = max((call.tries for call in calls), default=0)
-        has_fragments = any(fetch.fragments for fetch in fetches.values())
-        self.hold_s = min(HOLD_S * 4**tries, MAX_HOLD_S) if has_fragments else HOLD_S
+    def __init__(
+        self, number: int, calls: list[Call], fetches: dict[int, Fetch], now_s: float, slow: Set[str] = frozenset()
+    ) -> None:
+        """`slow`: texts of statements that have made a round overdue."""
+        self.texts = {fragment.text for fetch in fetches.values() for fragment in fetch.fragments}
+        self.hold_s = HOLD_S
+        if self.texts:
+            self.hold_s = MAX_HOLD_S if self.texts & slow else STATEMENTS_HOLD_S
         self.due_s = now_s + self.hold_s
+        self.is_overdue = False
         self.number = number
         self.calls = calls
         self.fetches = fetches
@@ -70,4 +78,5 @@ class Round:
 
     def look(self, now_s: float) -> None:
         if self.is_open and now_s > self.due_s:
+            self.is_overdue = True
             self.state = FAILED

@@ -96,10 +96,11 @@ class Session:
         self._since_s = now_s
         return message.reports
 
-    def order(self, order: Order, order_bytes: int, now_s: float) -> None:
-        """Gives an order. Each is answered by one report."""
+    def order(self, order: Order, order_bytes: int, now_s: float, takes_s: float = 0.0) -> None:
+        """Gives an order. Each is answered by one report; `takes_s` is how long this one may take of itself."""
         if not self._unreported:
             self._since_s = now_s
+        self._since_s = max(self._since_s, now_s + takes_s) if takes_s else self._since_s
         if self._orders and self._orders_bytes + order_bytes > FRAME_BYTES:
             self._close_frame()
         self._orders.append(order)

@@ -104,6 +104,7 @@ ATTACH_WAIT_S = 2.0
 ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
 DISCOVERED_A_STEP = 64  # calls that are run on stand-ins ahead of their batch, while another one waits for votes
 LOOKED_AHEAD = CALLS_A_BATCH
+SLOW_KEPT = 4096
 ORDER_BYTES = 32  # of one without keys, changes or arguments
 
 
@@ -139,6 +140,7 @@ class Transactions:
         self._now_s = 0.0
         self._count = 0  # of batches
         self._rounds = 0  # of reads
+        self._slow: set[str] = set()  # texts of statements that have made a round overdue
         self._limit = CALLS_A_BATCH  # of calls in the next batch
         self._queue: deque[Call] = deque()
         self._reads: deque[Call] = deque()
@@ -663,11 +665,11 @@ class Transactions:
         self.bodies.begin_batch()
         self.bodies.discover(calls)
         asked = one_fetch_each(calls, self._tables, self._attached_partition())
-        work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s)
+        work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s, self._slow)
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():
             order = Read(work.number, fetch.keys, fetch.scans, fetch.fragments, work.hold_s)
-            self._order(partition, order, fetch.bytes)
+            self._order(partition, order, fetch.bytes, work.hold_s if fetch.fragments else 0.0)
         if not self._all_attached(asked):
             self._wait_for_all(calls)
             work.state = FAILED
@@ -698,6 +700,14 @@ class Transactions:
         if work.state == FAILED:
             for partition in work.fetches:
                 self._order(partition, Release(work.number), ORDER_BYTES)
+            if work.is_overdue and work.texts:
+                if len(self._slow) >= SLOW_KEPT:
+                    self._slow.clear()
+                self._slow |= work.texts
+                for call in [call for call in work.calls if call.tries + 1 >= TRIES]:
+                    work.calls.remove(call)
+                    text = f"the call's statements take a partition longer than {work.hold_s:g} s, again and again"
+                    self._give_up(call, Unavailable(text))
             self._end_round(work.calls)
         elif work.state == READ:
             missed = self.bodies.run(work.calls)
@@ -912,11 +922,11 @@ class Transactions:
             elif partition in work.participants or partition in work.awaited:
                 self._abort(work)
 
-    def _order(self, partition: int, order: Order, order_bytes: int) -> None:
+    def _order(self, partition: int, order: Order, order_bytes: int, takes_s: float = 0.0) -> None:
         """Orders for a partition that is not attached are void: it is told what it needs when it is attached."""
         session = self.sessions[partition]
         if session.state == ATTACHED:
-            session.order(order, order_bytes, self._now_s)
+            session.order(order, order_bytes, self._now_s, takes_s)
 
     def _all_attached(self, partitions: Iterable[int]) -> bool:
         return all(self.sessions[partition].state == ATTACHED for partition in partitions)

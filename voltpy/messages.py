@@ -65,7 +65,7 @@ BATCH_BITS = 40
 MAX_LEASE_S = 600.0  # of a checkpoint that is held
 LEASE_S = 1.0  # after which a partition takes back what it lent and was not asked to prepare
 HOLD_S = 0.25  # after which it lets go of replies that it holds back for a read of rows
-MAX_HOLD_S = 4.0  # … for one that runs statements, however long it wants; less than what a report may take
+MAX_HOLD_S = 10.0  # … for one that runs statements, at most
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
 # Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
