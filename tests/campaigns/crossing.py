@@ -205,6 +205,7 @@ KINDS = (
     *("far_append", "far_append", "far_append", "far_count", "far_count", "far_bump", "far_bump"),
     *("far_transfer", "far_transfer", "far_transfer", "far_give_up", "look", "look", "post", "far_post", "sweep"),
 )
+SPARSE_KINDS = ("look", "look", "look", "far_count")  # of which there are to be few
 DIRECTED = "stamp"
 ALL_KINDS = frozenset((*KINDS, DIRECTED))
 

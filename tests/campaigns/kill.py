@@ -102,13 +102,16 @@ PASSAGES = {
     "lending.attached": 1,
     "lending.expired": 1,
     "lending.abort.": 1,
+    "lending.commit.": 5,
     "lending.": 20,
     "coordinator.start.": 1,
     "coordinator.stop.": 1,
     "coordinator.run_directed.": 6,
+    "coordinator.commit.": 10,
     "coordinator.": 20,
     "decision_log.": 20,
 }
+COMMIT = ".commit."  # in the name of points that want batches which only one partition writes to
 LATE_S = (1.1, 1.5)  # longer than a lease
 DOOMS = ("coordinator.prepare.sent", "decision_log.write.before_append", "decision_log.write.appended")
 PASSAGES_ELSE = 50
@@ -176,6 +179,7 @@ class Session:
             name,
             loaded=self._loaded,
             crosses=self._crosses,
+            sparsely=COMMIT in point or (point in EXTERNAL and seed % 2 == 1),
         )
         self._workloads.append(workload)
         if _of(NEEDS, point, NOTHING) == LESS:

@@ -230,19 +230,31 @@ class Workload:
 
     `worker` is the first of WORKERS numbers that no other workload on this cluster uses. `loaded`: its workers have
     loads, which are more than a small partition has memory for; without them nothing weighs or looks at any.
-    `crosses`: some of its calls cross partitions, for which the cluster has the tables of tests.campaigns.crossing.
+    `crosses`: many of its calls cross partitions, for which the cluster has the tables of tests.campaigns.crossing.
+    `sparsely`: only a few do, so that a batch is often one call's alone, and most of those write in one partition.
     """
 
     WORKERS = 24
 
     def __init__(
-        self, clients: Clients, url: str, worker: int, seed: str, *, loaded: bool = False, crosses: bool = False
+        self,
+        clients: Clients,
+        url: str,
+        worker: int,
+        seed: str,
+        *,
+        loaded: bool = False,
+        crosses: bool = False,
+        sparsely: bool = False,
     ) -> None:
         self.violations: list[str] = []
         self._clients = clients
         self._url = url
         self._seed = seed
-        self._kinds = KINDS_LOADED if loaded else (*KINDS, *crossing.KINDS) if crosses else KINDS
+        self._kinds: tuple[str, ...] = KINDS_LOADED if loaded else KINDS
+        if crosses:
+            self._kinds = (*KINDS * 4, *crossing.SPARSE_KINDS) if sparsely else (*KINDS, *crossing.KINDS)
+        self._directs = crosses and not sparsely
         self._crosses = crosses
         self._known = crossing.Known()
         self._loads = LOADS if loaded else 0
@@ -437,7 +449,7 @@ class Workload:
 
     def _call(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
         """One call after another, in a thread that shares its client with others."""
-        for burst in self._bursts(workers, rng, may_direct=self._crosses):
+        for burst in self._bursts(workers, rng, may_direct=self._directs):
             for entry in burst[:4]:
                 self._settle(entry, retrying, _outcome_of(client, entry))
             for entry in burst[4:]:
@@ -466,7 +478,7 @@ class Workload:
                 self._settle(entry, True, error)
 
         async with await self._connected() as client:
-            for burst in self._bursts(workers, rng, may_direct=self._crosses):
+            for burst in self._bursts(workers, rng, may_direct=self._directs):
                 await asyncio.gather(*(call(client, entry) for entry in burst))
 
     async def _connected(self) -> AsyncClient:
@@ -515,7 +527,7 @@ class Workload:
         if self._loads and rng.random() < 0.2:
             self._look_at_loads(rng)
             return
-        if self._crosses and rng.random() < 0.7:
+        if self._crosses and rng.random() < (0.7 if self._directs else 0.2):
             self._look_across(rng)
             return
         entry = self._done[rng.randrange(len(self._done))]
