@@ -15,7 +15,8 @@ in another one: so each kind runs in a partition at times, and in the coordinato
     stamp         a copied row, by a joint directed call                 copies differ
 
 Between them anybody reads, at any time: an order and its lines (both or none), the sum of all purses (always the same),
-boards in any partition (never less than what anybody was told before: `Known`), boards and notices (as many).
+boards, notices and counters in any partition or from several (never less than what anybody was told before: `Known`),
+boards and notices together (as many).
 """
 
 from __future__ import annotations
@@ -163,6 +164,16 @@ def board_between(tx, worker: int, partner: int, board: int) -> int:
     tx.far_counters.get(worker), tx.far_counters.get(partner)
     row = tx.boards.get(board)
     return 0 if row is None else row.notices
+
+
+@procedure(partition_by="worker", read_only=True)
+def notices_beside(tx, worker: int) -> int:
+    return tx.notices.count()
+
+
+@procedure(partition_by=("worker", "partner"), read_only=True)
+def met_between(tx, worker: int, partner: int) -> list:
+    return [tx.far_counters.get(worker).met, tx.far_counters.get(partner).met]
 
 
 @procedure(partition_by="worker", read_only=True)

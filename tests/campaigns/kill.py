@@ -52,8 +52,8 @@ POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE
 FIRES_WITHIN_S = 15.0
 
 # What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP, HOLD
-# of the checkpoints; or that it starts with LESS memory than what has changed since its last checkpoint takes; that the
-# coordinator is LATE; or that it is DOOMED, between what it asked the partitions to prepare and its decision.
+# of the checkpoints; that it starts with LESS memory than what has changed since its last checkpoint takes; that what
+# its batch waits for is LATE; or that the coordinator is DOOMED, between its Prepare and its decision.
 NOTHING, DEATH, LOAD, STOP, HOLD, LESS = "nothing", "death", "load", "stop", "hold", "less"
 LATE, DOOMED = "late", "doomed"
 NEEDS = {
@@ -102,7 +102,7 @@ PASSAGES = {
     "lending.attached": 1,
     "lending.expired": 1,
     "lending.abort.": 1,
-    "lending.commit.": 5,
+    "lending.commit.": 3,
     "lending.": 20,
     "coordinator.start.": 1,
     "coordinator.stop.": 1,
@@ -285,6 +285,8 @@ class Session:
         needs = _of(NEEDS, point, NOTHING)
         kind = point.partition(".")[0]
         target = COORDINATOR if kind == "decision_log" else kind
+        if kind == "record_log" and self._crosses:  # the coordinator's decisions are in one, too
+            target = rng.choice(self._workers())
         if target not in (COORDINATOR, ROUTER, SUPERVISOR):
             target = f"partition-{rng.randrange(cluster.partitions)}"
         run.target, run.passage = target, rng.randrange(1, _of(PASSAGES, point, PASSAGES_ELSE) + 1)
@@ -308,7 +310,7 @@ class Session:
             cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
         if needs not in (NOTHING, LESS) and not cluster.since(mark, crashed_at(point)):
             workload.wait_for(rng.randrange(1, 50))
-            self._provide(needs, rng, lambda: bool(cluster.since(mark, crashed_at(point))))
+            self._provide(needs, target, rng, lambda: bool(cluster.since(mark, crashed_at(point))))
         try:
             cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
         except DidNotHappen:
@@ -332,15 +334,16 @@ class Session:
         serving = self.cluster.since(0, happened("serving", process))
         return int(serving[-1]["incarnation"]) if serving else 0
 
-    def _provide(self, needs: str, rng: Random, is_there: Callable[[], bool]) -> None:
-        """What gets a process to its point; `is_there` when it died of that."""
+    def _provide(self, needs: str, target: str, rng: Random, is_there: Callable[[], bool]) -> None:
+        """What gets the target to its point; `is_there` when it died of that."""
         if needs == DEATH:
             self.cluster.kill(f"partition-{rng.randrange(self.cluster.partitions)}")
         elif needs in (LATE, DOOMED):
             deadline_s = time.monotonic() + FIRES_WITHIN_S
             while not is_there() and time.monotonic() < deadline_s:
                 if needs == LATE:
-                    self._delay(rng.uniform(*LATE_S), is_there)
+                    late = rng.choice([name for name in self._workers() if name != target])
+                    self._delay(late, rng.uniform(*LATE_S), is_there)
                 else:
                     self._doom(rng)
         elif needs == STOP:
@@ -350,13 +353,14 @@ class Session:
         elif needs == HOLD:
             self._hold()
 
-    def _delay(self, pause_s: float, is_there: Callable[[], bool]) -> None:
-        """The coordinator stands still for so long."""
+    def _delay(self, process: str, pause_s: float, is_there: Callable[[], bool]) -> None:
+        """The process stands still for so long."""
         deadline_s = time.monotonic() + pause_s
-        self.cluster.kill(COORDINATOR, signal.SIGSTOP)
+        self.cluster.kill(process, signal.SIGSTOP)
         while not is_there() and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        self.cluster.kill(COORDINATOR, signal.SIGCONT)
+        self.cluster.kill(process, signal.SIGCONT)
+        time.sleep(0.2)  # for what it has kept waiting
 
     def _doom(self, rng: Random) -> None:
         """The coordinator's next life ends while partitions have something prepared; the one after it serves."""

@@ -548,19 +548,28 @@ class Workload:
         client = rng.choice((self._clients.unsure, self._clients.unsure_by_router))
         worker, partner = rng.sample(self._workers, 2)
         board = rng.randrange(crossing.BOARDS)
-        what = rng.choice(("order", "order", "purses", "boards", "beside", "beside", "between", "met"))
+        of_board, of_worker, of_partner = ("board", board), ("met", worker), ("met", partner)
+        what = rng.choice(
+            ("order", "order", "purses", "boards", "beside", "beside", "between", "notices", "met", "both")
+        )
         if what == "order":
             self._look_at_order(client, worker, rng)
         elif what == "purses":
-            self._see(client, None, "purses_total", lambda found: found == 0)
+            self._see(client, "purses_total", (), (), lambda found: found == 0)
         elif what == "boards":
-            self._see(client, None, "boards_and_notices", lambda found: found[0] == found[1])
+            self._see(
+                client, "boards_and_notices", (), (("boards", 0), ("notices", 0)), lambda found: found[0] == found[1]
+            )
         elif what == "beside":
-            self._see(client, ("board", board), "board_beside", None, worker, board)
+            self._see(client, "board_beside", (worker, board), (of_board,))
         elif what == "between":
-            self._see(client, ("board", board), "board_between", None, worker, partner, board)
+            self._see(client, "board_between", (worker, partner, board), (of_board,))
+        elif what == "notices":
+            self._see(client, "notices_beside", (worker,), (("notices", 0),))
+        elif what == "met":
+            self._see(client, "met", (worker,), (of_worker,))
         else:
-            self._see(client, ("met", worker), "met", None, worker)
+            self._see(client, "met_between", (worker, partner), (of_worker, of_partner))
 
     def _look_at_order(self, client: Client, worker: int, rng: Random) -> None:
         """One of the last, which may be under way."""
@@ -575,27 +584,29 @@ class Workload:
             whole = found == [lines, lines] and entry.kind == "far_append"
             return whole or (found == [-1, 0] and not was_done)
 
-        self._see(client, None, "far_find", is_right, worker, partners, entry.sequence, lines)
+        self._see(client, "far_find", (worker, partners, entry.sequence, lines), (), is_right)
 
     def _see(
         self,
         client: Client,
-        counter: tuple[str, int] | None,
         name: str,
-        is_right: Callable[[Any], bool] | None,
-        *arguments: Any,
+        arguments: tuple[Any, ...],
+        counters: tuple[tuple[str, int], ...],
+        is_right: Callable[[Any], bool] = lambda found: True,
     ) -> None:
-        """A read, whose result is right, or a value of a counter and not less than what anybody was told before."""
-        least = 0 if counter is None else self._known[counter]
+        """A read: its result is right, and the values of these counters are not less than what anybody was told."""
+        least = [self._known[counter] for counter in counters]
         found = _outcome(client, name, *arguments)
         if isinstance(found, Unavailable | Indeterminate | Overloaded):
             return
-        if isinstance(found, Error) or (is_right is not None and not is_right(found)):
+        if isinstance(found, Error) or not is_right(found):
             self.violations.append(f"half seen, or lost: {name}{arguments} says {found!r}")
-        elif counter is not None:
-            if found < least:
-                self.violations.append(f"seen and missed again: {name}{arguments} says {found}, after {least}")
-            self._known.told(counter, found)
+            return
+        values = found if isinstance(found, list) else [found]
+        if any(value < known for value, known in zip(values, least, strict=False)):
+            self.violations.append(f"seen and missed again: {name}{arguments} says {found}, after {least}")
+        for counter, value in zip(counters, values, strict=False):
+            self._known.told(counter, value)
 
     def _settle(self, entry: Entry, retrying: bool, outcome: Any) -> None:
         if isinstance(outcome, Indeterminate):
