@@ -30,11 +30,10 @@ from pathlib import Path
 from random import Random
 
 import voltpy
-from tests.campaigns.cluster import ROUTER, SUPERVISOR, Cluster, DidNotHappen, happened
+from tests.campaigns.cluster import COORDINATOR, ROUTER, SUPERVISOR, Cluster, DidNotHappen, happened
 from voltpy.client import Client, connect
 from voltpy.errors import Aborted, Error, Indeterminate
 
-COORDINATOR = "coordinator"
 ACCOUNTS = 200
 OPENING_BALANCE = 1000
 TIMEOUT_S = 20.0

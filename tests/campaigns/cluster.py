@@ -21,6 +21,7 @@ LIMIT_S = 60.0  # for anything that must happen; it takes a second where nothing
 SURVIVORS_S = 2.0  # for what was being started when its supervisor died: it looks for that after its imports
 SUPERVISOR = "supervisor"
 ROUTER = "router"
+COORDINATOR = "coordinator"
 
 Event = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ class Cluster:
 
     `memory_bytes`, for all partitions together, may be changed between two starts.
     `events` is what all supervisors printed on stderr, decoded where it is JSON; other lines are {"line": …}.
-    Processes go by the names that crash points know them by: `supervisor`, `router`, `partition-<i>`.
+    Processes go by the names that crash points know them by: `supervisor`, `router`, `coordinator`, `partition-<i>`.
     """
 
     def __init__(

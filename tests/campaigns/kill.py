@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -30,7 +30,8 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from tests.campaigns.cluster import ROUTER, SUPERVISOR, Cluster, DidNotHappen, crashed_at, happened
+from tests.campaigns import crossing
+from tests.campaigns.cluster import COORDINATOR, ROUTER, SUPERVISOR, Cluster, DidNotHappen, crashed_at, happened
 from tests.campaigns.workload import PROCEDURES, SCHEMA, Clients, Totals, Workload
 from voltpy.crash_point import CRASH_POINTS
 from voltpy.errors import ClusterError, Error, Indeterminate, Unavailable
@@ -38,21 +39,27 @@ from voltpy.errors import ClusterError, Error, Indeterminate, Unavailable
 T = TypeVar("T")
 
 PARTITIONS = 2
+CROSSED_PARTITIONS = 3  # where transactions cross them: some write in two, some in all
 AMPLE_BYTES = 512 << 20
 LITTLE_BYTES = PARTITIONS << 20  # less than what is loaded: pages leave and come back all the time
 ROOMY_BYTES = 16 * LITTLE_BYTES
 LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that want more data than memory
-EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything")
-# Passed by no process of a cluster: tests/end_to_end/test_snapshot.py. Passed only while a coordinator works:
-# tests/partitions/test_lending.py.
-ELSEWHERE = ("snapshot.", "copier.", "restore.", "lending.", "server.report.", "coordinator.", "decision_log.")
+EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything", "kill.coordinator", "kill.two")
+# Points that are passed only while transactions cross partitions. `kill.two`: of partitions and coordinator, at once.
+CROSSING = ("lending.", "server.report.", "coordinator.", "decision_log.", "kill.coordinator", "kill.two")
+ELSEWHERE = ("snapshot.", "copier.", "restore.")  # passed by no process of a cluster: tests/end_to_end/test_snapshot.py
 POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 
 # What a process needs to get to a point, besides calls: NOTHING, DEATH of a partition, LOAD of procedures, STOP, HOLD
-# of the checkpoints; or that it starts with LESS memory than what has changed since its last checkpoint takes.
+# of the checkpoints; that it starts with LESS memory than what has changed since its last checkpoint takes; that what
+# its batch waits for is LATE; or that the coordinator is DOOMED, between its Prepare and its decision.
 NOTHING, DEATH, LOAD, STOP, HOLD, LESS = "nothing", "death", "load", "stop", "hold", "less"
+LATE, DOOMED = "late", "doomed"
 NEEDS = {
+    "lending.expired": LATE,
+    "lending.abort.": DOOMED,
+    "coordinator.stop.": STOP,
     "recovery.checkpoint": LESS,
     "server.load.": LOAD,
     "hold.": HOLD,
@@ -92,7 +99,21 @@ PASSAGES = {
     "checkpoint.clean_some.": 3,
     "checkpoint.": 5,
     "page_file.": 10,
+    "lending.attached": 1,
+    "lending.expired": 1,
+    "lending.abort.": 1,
+    "lending.commit.": 3,
+    "lending.": 20,
+    "coordinator.start.": 1,
+    "coordinator.stop.": 1,
+    "coordinator.run_directed.": 6,
+    "coordinator.commit.": 10,
+    "coordinator.": 20,
+    "decision_log.": 20,
 }
+COMMIT = ".commit."  # in the name of points that want batches which only one partition writes to
+LATE_S = (1.1, 1.5)  # longer than a lease
+DOOMS = ("coordinator.prepare.sent", "decision_log.write.before_append", "decision_log.write.appended")
 PASSAGES_ELSE = 50
 NONE = Totals(0, 0, 0, 0)
 
@@ -119,16 +140,19 @@ class Run:
 class Session:
     """One cluster with the runs on it, one after another.
 
-    `loaded`: its data are more than its memory. `roomy`: that has room at first, and checkpoints are rare.
+    `loaded`: its data are more than its memory. `roomy`: that has room at first, and checkpoints are rare. `crosses`:
+    transactions cross partitions.
     """
 
-    def __init__(self, directory: Path, *, loaded: bool = False, roomy: bool = False) -> None:
+    def __init__(self, directory: Path, *, loaded: bool = False, roomy: bool = False, crosses: bool = False) -> None:
         self._loaded = loaded
+        self._crosses = crosses
+        self._procedures = PROCEDURES + crossing.PROCEDURES if crosses else PROCEDURES
         self.cluster = Cluster(
             directory,
-            SCHEMA,
-            PROCEDURES,
-            partitions=PARTITIONS,
+            SCHEMA + crossing.SCHEMA if crosses else SCHEMA,
+            self._procedures,
+            partitions=CROSSED_PARTITIONS if crosses else PARTITIONS,
             memory_bytes=ROOMY_BYTES if roomy else LITTLE_BYTES if loaded else AMPLE_BYTES,
             checkpoint_bytes=ROOMY_BYTES if roomy else 65536,
         )
@@ -149,7 +173,13 @@ class Session:
         rng = Random(f"{point}:{seed}")
         name = f"{point}:{seed}"
         workload = Workload(
-            self._clients, self.cluster.url, len(self._workloads) * Workload.WORKERS + 1, name, loaded=self._loaded
+            self._clients,
+            self.cluster.url,
+            len(self._workloads) * Workload.WORKERS + 1,
+            name,
+            loaded=self._loaded,
+            crosses=self._crosses,
+            sparsely=COMMIT in point or (point in EXTERNAL and seed % 2 == 1),
         )
         self._workloads.append(workload)
         if _of(NEEDS, point, NOTHING) == LESS:
@@ -202,12 +232,16 @@ class Session:
             workload.violations.append(f"can't be checked: {type(error).__name__}: {error}")
             return [0, 0, 0, 0]
 
+    def _workers(self) -> list[str]:
+        """The processes that run transactions."""
+        return [*(f"partition-{number}" for number in range(self.cluster.partitions)), COORDINATOR]
+
     def _restart(self, memory_bytes: int) -> None:
         """Kills everything, and starts it with so much memory, unless it has that."""
         cluster = self.cluster
         if cluster.memory_bytes == memory_bytes:
             return
-        for name in (*(f"partition-{number}" for number in range(PARTITIONS)), ROUTER, SUPERVISOR):
+        for name in (*self._workers(), ROUTER, SUPERVISOR):
             cluster.kill(name)
         cluster.wait_end()
         cluster.memory_bytes = memory_bytes
@@ -220,13 +254,23 @@ class Session:
         mark = cluster.mark()
         if run.point == "kill.everything":
             run.target = "everything"
-            names = [f"partition-{number}" for number in range(PARTITIONS)] + [ROUTER, SUPERVISOR]
+            names = [*self._workers(), ROUTER, SUPERVISOR]
             rng.shuffle(names)
             for name in names:
                 cluster.kill(name)
+        elif run.point == "kill.two":
+            names = rng.sample(self._workers(), 2)
+            run.target = " and ".join(names)
+            for name in names:
+                cluster.kill(name)
+            run.fired = True
+            for name in names:
+                run.fired &= cluster.wait(happened("exited", name), mark)["exit_status"] == -signal.SIGKILL
+                cluster.wait(happened("serving", name), mark)
+            return
         else:
             kind = run.point.partition(".")[2]
-            run.target = f"partition-{rng.randrange(PARTITIONS)}" if kind == "partition" else kind
+            run.target = f"partition-{rng.randrange(cluster.partitions)}" if kind == "partition" else kind
             cluster.kill(run.target)
         if run.point in ("kill.supervisor", "kill.everything"):
             run.fired = cluster.wait_end() == -signal.SIGKILL
@@ -240,7 +284,11 @@ class Session:
         cluster, point = self.cluster, run.point
         needs = _of(NEEDS, point, NOTHING)
         kind = point.partition(".")[0]
-        target = kind if kind in (ROUTER, SUPERVISOR) else f"partition-{rng.randrange(PARTITIONS)}"
+        target = COORDINATOR if kind == "decision_log" else kind
+        if kind == "record_log" and self._crosses:  # the coordinator's decisions are in one, too
+            target = rng.choice(self._workers())
+        if target not in (COORDINATOR, ROUTER, SUPERVISOR):
+            target = f"partition-{rng.randrange(cluster.partitions)}"
         run.target, run.passage = target, rng.randrange(1, _of(PASSAGES, point, PASSAGES_ELSE) + 1)
         workload.wait_for(rng.randrange(1, 100))
         mark = cluster.mark()
@@ -262,7 +310,7 @@ class Session:
             cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
         if needs not in (NOTHING, LESS) and not cluster.since(mark, crashed_at(point)):
             workload.wait_for(rng.randrange(1, 50))
-            self._provide(needs, rng)
+            self._provide(needs, target, rng, lambda: bool(cluster.since(mark, crashed_at(point))))
         try:
             cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
         except DidNotHappen:
@@ -286,10 +334,18 @@ class Session:
         serving = self.cluster.since(0, happened("serving", process))
         return int(serving[-1]["incarnation"]) if serving else 0
 
-    def _provide(self, needs: str, rng: Random) -> None:
-        """What gets a process to its point."""
+    def _provide(self, needs: str, target: str, rng: Random, is_there: Callable[[], bool]) -> None:
+        """What gets the target to its point; `is_there` when it died of that."""
         if needs == DEATH:
-            self.cluster.kill(f"partition-{rng.randrange(PARTITIONS)}")
+            self.cluster.kill(f"partition-{rng.randrange(self.cluster.partitions)}")
+        elif needs in (LATE, DOOMED):
+            deadline_s = time.monotonic() + FIRES_WITHIN_S
+            while not is_there() and time.monotonic() < deadline_s:
+                if needs == LATE:
+                    late = rng.choice([name for name in self._workers() if name != target])
+                    self._delay(late, rng.uniform(*LATE_S), is_there)
+                else:
+                    self._doom(rng)
         elif needs == STOP:
             self.cluster.kill(SUPERVISOR, signal.SIGTERM)
         elif needs == LOAD:
@@ -297,13 +353,31 @@ class Session:
         elif needs == HOLD:
             self._hold()
 
+    def _delay(self, process: str, pause_s: float, is_there: Callable[[], bool]) -> None:
+        """The process stands still for so long."""
+        deadline_s = time.monotonic() + pause_s
+        self.cluster.kill(process, signal.SIGSTOP)
+        while not is_there() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        self.cluster.kill(process, signal.SIGCONT)
+        time.sleep(0.2)  # for what it has kept waiting
+
+    def _doom(self, rng: Random) -> None:
+        """The coordinator's next life ends while partitions have something prepared; the one after it serves."""
+        mark = self.cluster.mark()
+        doom = rng.choice(DOOMS)
+        self.cluster.arm(COORDINATOR, doom, rng.randrange(1, 10))
+        self.cluster.kill(COORDINATOR)
+        died = self.cluster.wait(crashed_at(doom), mark)
+        self.cluster.wait(happened("serving", COORDINATOR), self.cluster.events.index(died, mark))
+
     def _load(self) -> None:
         """Loads procedures; a router that is not there yet, or somebody who dies on the way, may be in its way."""
         deadline_s = time.monotonic() + FIRES_WITHIN_S
         while time.monotonic() < deadline_s:
             self._loads += 1
             try:
-                self._clients.retrying.load_procedures(f"{PROCEDURES}\n# {self._loads}\n", "campaign.py")
+                self._clients.retrying.load_procedures(f"{self._procedures}\n# {self._loads}\n", "campaign.py")
             except Unavailable:
                 time.sleep(0.01)
                 continue
@@ -335,14 +409,23 @@ def _of(table: dict[str, T], point: str, otherwise: T) -> T:
     return next((table[key] for key in sorted(table, key=len, reverse=True) if point.startswith(key)), otherwise)
 
 
-def run_point(point: str, seeds: Sequence[int], directory: Path) -> list[Run]:
-    """All runs of one point. A cluster that has shown something wrong is left behind for a look, and a new one made."""
+def run_point(point: str, seeds: Sequence[int], directory: Path, crosses: bool = False) -> list[Run]:
+    """All runs of one point; `crosses` where it need not.
+
+    A cluster that has shown something wrong is left behind for a look, and a new one made.
+    """
     runs: list[Run] = []
     session: Session | None = None
     for seed in seeds:
         if session is None:
             place = Path(tempfile.mkdtemp(prefix=f"{point}-", dir=directory))
-            session = Session(place, loaded=point.startswith(LOADED), roomy=_of(NEEDS, point, NOTHING) == LESS)
+            loaded = point.startswith(LOADED)
+            session = Session(
+                place,
+                loaded=loaded,
+                roomy=_of(NEEDS, point, NOTHING) == LESS,
+                crosses=point.startswith(CROSSING) or (crosses and not loaded),
+            )
         run = session.run(point, seed)
         if seed == seeds[-1] or not run.passed:
             if not run.problem:
@@ -360,6 +443,7 @@ def main() -> int:
     parser.add_argument("--points", default="all", help="names, or beginnings of names, separated by commas")
     parser.add_argument("--seeds", type=int, default=25, help="runs of each point")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--crossing", action="store_true", help="transactions cross partitions at all points")
     parser.add_argument("--parallel", type=int, default=2, help="clusters at the same time")
     parser.add_argument("--directory", type=Path, help="where the clusters' data go; a temporary directory")
     parser.add_argument("--json", type=Path, help="write every run into this file")
@@ -379,7 +463,7 @@ def main() -> int:
     began_s = time.monotonic()
     runs: list[Run] = []
     with ProcessPoolExecutor(arguments.parallel, get_context("spawn")) as pool:
-        submitted = {pool.submit(run_point, point, seeds, directory): point for point in points}
+        submitted = {pool.submit(run_point, point, seeds, directory, arguments.crossing): point for point in points}
         for done in as_completed(submitted):
             error = done.exception()
             of_point = [Run(submitted[done], -1, problem=_text(error))] if error is not None else done.result()

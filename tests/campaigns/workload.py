@@ -12,6 +12,8 @@ Every call is one *entry* of a (worker, sequence), used once and never again:
     loads      reads all of them, at any time                        the same
     find       reads an entry that was answered before                  lost: it is not there
 
+Those that cross partitions are in tests.campaigns.crossing.
+
 An entry ends as one of these, by what its caller was told:
 
     DONE       it returned: its effect must be there, once
@@ -33,6 +35,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import voltpy
+from tests.campaigns import crossing
 from voltpy.aio import AsyncClient
 from voltpy.client import Client
 from voltpy.errors import Aborted, Error, Indeterminate, Overloaded, ReadOnly, Unavailable
@@ -172,6 +175,7 @@ OPENING_BALANCE = 1000
 LOADS, BALLAST = 32, 2500  # of each worker: together more than the memory of a campaign's partition
 KINDS = ("append", "append", "count", "count", "bump", "transfer", "transfer", "give_up")
 KINDS_LOADED = (*KINDS * 2, "weigh", "weigh", "weigh", "weigh_all")
+GIVEN_UP = ("give_up", "far_give_up")
 FOUND_BY = ("append", "count", "transfer")  # the kinds that `find` knows
 TIMEOUT_S = 20.0
 RETRY_S = 15.0
@@ -181,16 +185,17 @@ PENDING, DONE, ABSENT, EITHER = "pending", "done", "absent", "either"
 
 
 class Entry:
-    """One call of a workload: `value` is what it returned."""
+    """One call of a workload: `value` is what it returned. What it counts had got to `least` before it was called."""
 
-    __slots__ = ("arguments", "kind", "outcome", "sequence", "value", "worker")
+    __slots__ = ("arguments", "kind", "least", "outcome", "sequence", "value", "worker")
 
-    def __init__(self, worker: int, sequence: int, kind: str, arguments: tuple[int, ...]) -> None:
+    def __init__(self, worker: int, sequence: int, kind: str, arguments: tuple[Any, ...]) -> None:
         self.worker = worker
         self.sequence = sequence
         self.kind = kind
         self.arguments = arguments
         self.outcome = PENDING
+        self.least = 0
         self.value: Any = None
 
     def __repr__(self) -> str:
@@ -225,16 +230,33 @@ class Workload:
 
     `worker` is the first of WORKERS numbers that no other workload on this cluster uses. `loaded`: its workers have
     loads, which are more than a small partition has memory for; without them nothing weighs or looks at any.
+    `crosses`: many of its calls cross partitions, for which the cluster has the tables of tests.campaigns.crossing.
+    `sparsely`: only a few do, so that a batch is often one call's alone, and most of those write in one partition.
     """
 
     WORKERS = 24
 
-    def __init__(self, clients: Clients, url: str, worker: int, seed: str, *, loaded: bool = False) -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        url: str,
+        worker: int,
+        seed: str,
+        *,
+        loaded: bool = False,
+        crosses: bool = False,
+        sparsely: bool = False,
+    ) -> None:
         self.violations: list[str] = []
         self._clients = clients
         self._url = url
         self._seed = seed
-        self._kinds = KINDS_LOADED if loaded else KINDS
+        self._kinds: tuple[str, ...] = KINDS_LOADED if loaded else KINDS
+        if crosses:
+            self._kinds = (*KINDS * 4, *crossing.SPARSE_KINDS) if sparsely else (*KINDS, *crossing.KINDS)
+        self._directs = crosses and not sparsely
+        self._crosses = crosses
+        self._known = crossing.Known()
         self._loads = LOADS if loaded else 0
         self._workers = range(worker, worker + self.WORKERS)
         self._entries: dict[int, list[Entry]] = {number: [] for number in self._workers}
@@ -245,10 +267,13 @@ class Workload:
         self._threads: list[threading.Thread] = []
         self._final: dict[int, Any] = {}  # the state of each worker, as `check` found it first
         self._final_loads: dict[int, Any] = {}
+        self._final_crossed: Any = None
 
     def start(self) -> None:
         clients = self._clients
         clients.retrying.call_many("open_worker", [(worker,) for worker in self._workers])
+        if self._crosses:
+            clients.retrying.call_many("open_far", [(worker,) for worker in self._workers])
         if self._loads:
             for worker in self._workers:  # one after another: together they would be too much for a batch
                 clients.retrying.call("load", worker, self._loads, BALLAST)
@@ -301,6 +326,8 @@ class Workload:
             if self._final_loads.setdefault(worker, loads) != loads:
                 self.violations.append(f"worker {worker}'s loads changed after everything was over")
             self._check_loads(worker, *loads)
+        if self._crosses:
+            self._check_crossed()
         for worker, last in highest:
             found = self._state(worker, last)
             if self._final.setdefault(worker, found) != found:
@@ -312,6 +339,23 @@ class Workload:
                 counts[2] += token
                 counts[3] += moved is not None
         return counts
+
+    def _check_crossed(self) -> None:
+        limits_s = time.monotonic() + TIMEOUT_S
+        while True:
+            try:  # nobody tries a directed call again
+                parts = self._clients.retrying.call_everywhere("crossed", self._workers[0], self._workers[-1])
+                break
+            except Unavailable:
+                if time.monotonic() > limits_s:
+                    raise
+                time.sleep(0.01)
+        entries = [entry for entries in self._entries.values() for entry in entries]
+        self.violations += crossing.check(entries, parts)
+        own = [{name: part[name] for name in part if name not in ("boards", "by_board")} for part in parts]
+        self._final_crossed = self._final_crossed or own
+        if own != self._final_crossed:
+            self.violations.append("what crossed partitions has changed after everything was over")
 
     def _state(self, worker: int, highest: int) -> Any:
         """By pieces, one after another: what a batch reads must be in memory together."""
@@ -355,7 +399,7 @@ class Workload:
                 wrong(f"half applied: {entry}: {lines} lines of {ordered}")
             if entry.outcome == PENDING:
                 wrong(f"never answered: {entry}")
-            if entry.kind in ("weigh", "weigh_all"):
+            if entry.kind in ("weigh", "weigh_all") or entry.kind in crossing.ALL_KINDS:
                 expected: tuple[Any, ...] = (-1, 0, False, None)
             elif entry.kind == "bump":
                 least_bumped += entry.outcome == DONE
@@ -405,11 +449,9 @@ class Workload:
 
     def _call(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
         """One call after another, in a thread that shares its client with others."""
-        for burst in self._bursts(workers, rng):
+        for burst in self._bursts(workers, rng, may_direct=self._directs):
             for entry in burst[:4]:
-                self._settle(
-                    entry, retrying, _outcome(client, entry.kind, entry.worker, entry.sequence, *entry.arguments)
-                )
+                self._settle(entry, retrying, _outcome_of(client, entry))
             for entry in burst[4:]:
                 entry.outcome = ABSENT  # not even called
 
@@ -429,13 +471,14 @@ class Workload:
     async def _tasks(self, workers: range, rng: Random) -> None:
         async def call(client: AsyncClient, entry: Entry) -> None:
             try:
-                value = await client.call(entry.kind, entry.worker, entry.sequence, *entry.arguments)
+                call = client.call_everywhere if entry.kind == crossing.DIRECTED else client.call
+                value = await call(entry.kind, entry.worker, entry.sequence, *entry.arguments)
                 self._settle(entry, True, value)
             except Error as error:
                 self._settle(entry, True, error)
 
         async with await self._connected() as client:
-            for burst in self._bursts(workers, rng):
+            for burst in self._bursts(workers, rng, may_direct=self._directs):
                 await asyncio.gather(*(call(client, entry) for entry in burst))
 
     async def _connected(self) -> AsyncClient:
@@ -447,16 +490,18 @@ class Workload:
                 if self._stopping.wait(PAUSE_S):
                     raise
 
-    def _bursts(self, workers: range, rng: Random) -> Iterator[list[Entry]]:
+    def _bursts(self, workers: range, rng: Random, *, may_direct: bool = False) -> Iterator[list[Entry]]:
+        kinds = (*self._kinds, crossing.DIRECTED) if may_direct else self._kinds
         while not self._stopping.is_set():
-            yield [self._entry(rng.choice(workers), rng) for _ in range(rng.choice((1, 4, 8, 16, 32)))]
+            yield [
+                self._entry(rng.choice(workers), rng.choice(kinds), rng) for _ in range(rng.choice((1, 4, 8, 16, 32)))
+            ]
             self._look_back(rng)
             self._stopping.wait(PAUSE_S)
 
-    def _entry(self, worker: int, rng: Random) -> Entry:
+    def _entry(self, worker: int, kind: str, rng: Random) -> Entry:
         entries = self._entries[worker]
-        kind = rng.choice(self._kinds)
-        arguments: tuple[int, ...] = ()
+        arguments: tuple[Any, ...] = ()
         if kind in ("append", "give_up"):
             arguments = (rng.randrange(LINES),)
         elif kind == "transfer":
@@ -466,7 +511,12 @@ class Workload:
             arguments = (rng.randrange(LOADS), rng.randrange(1, 100))
         elif kind == "weigh_all":
             arguments = (LOADS, rng.randrange(1, 100))
+        elif kind in crossing.ALL_KINDS:
+            arguments = crossing.arguments_of(kind, worker, self._workers, rng)
         entry = Entry(worker, len(entries) + 1, kind, arguments)
+        counter = crossing.counter_of(entry)
+        if counter is not None:
+            entry.least = self._known[counter]
         entries.append(entry)
         return entry
 
@@ -476,6 +526,9 @@ class Workload:
             return
         if self._loads and rng.random() < 0.2:
             self._look_at_loads(rng)
+            return
+        if self._crosses and rng.random() < (0.7 if self._directs else 0.2):
+            self._look_across(rng)
             return
         entry = self._done[rng.randrange(len(self._done))]
         client = rng.choice((self._clients.unsure, self._clients.unsure_by_router))
@@ -490,26 +543,99 @@ class Workload:
         if isinstance(found, Error) or -1 in found[1] or sum(found[1]) != found[0]:
             self.violations.append(f"half applied, or lost: loads says {found!r}")
 
+    def _look_across(self, rng: Random) -> None:
+        """Reads what others are just writing, in several partitions or in any of them."""
+        client = rng.choice((self._clients.unsure, self._clients.unsure_by_router))
+        worker, partner = rng.sample(self._workers, 2)
+        board = rng.randrange(crossing.BOARDS)
+        of_board, of_worker, of_partner = ("board", board), ("met", worker), ("met", partner)
+        what = rng.choice(
+            ("order", "order", "purses", "boards", "beside", "beside", "between", "notices", "met", "both")
+        )
+        if what == "order":
+            self._look_at_order(client, worker, rng)
+        elif what == "purses":
+            self._see(client, "purses_total", (), (), lambda found: found == 0)
+        elif what == "boards":
+            self._see(
+                client, "boards_and_notices", (), (("boards", 0), ("notices", 0)), lambda found: found[0] == found[1]
+            )
+        elif what == "beside":
+            self._see(client, "board_beside", (worker, board), (of_board,))
+        elif what == "between":
+            self._see(client, "board_between", (worker, partner, board), (of_board,))
+        elif what == "notices":
+            self._see(client, "notices_beside", (worker,), (("notices", 0),))
+        elif what == "met":
+            self._see(client, "met", (worker,), (of_worker,))
+        else:
+            self._see(client, "met_between", (worker, partner), (of_worker, of_partner))
+
+    def _look_at_order(self, client: Client, worker: int, rng: Random) -> None:
+        """One of the last, which may be under way."""
+        entries = [entry for entry in self._entries[worker][-40:] if entry.kind in ("far_append", "far_give_up")]
+        if not entries:
+            return
+        entry = rng.choice(entries)
+        was_done = entry.outcome == DONE
+        partners, lines = entry.arguments
+
+        def is_right(found: list[int]) -> bool:
+            whole = found == [lines, lines] and entry.kind == "far_append"
+            return whole or (found == [-1, 0] and not was_done)
+
+        self._see(client, "far_find", (worker, partners, entry.sequence, lines), (), is_right)
+
+    def _see(
+        self,
+        client: Client,
+        name: str,
+        arguments: tuple[Any, ...],
+        counters: tuple[tuple[str, int], ...],
+        is_right: Callable[[Any], bool] = lambda found: True,
+    ) -> None:
+        """A read: its result is right, and the values of these counters are not less than what anybody was told."""
+        least = [self._known[counter] for counter in counters]
+        found = _outcome(client, name, *arguments)
+        if isinstance(found, Unavailable | Indeterminate | Overloaded):
+            return
+        if isinstance(found, Error) or not is_right(found):
+            self.violations.append(f"half seen, or lost: {name}{arguments} says {found!r}")
+            return
+        values = found if isinstance(found, list) else [found]
+        if any(value < known for value, known in zip(values, least, strict=False)):
+            self.violations.append(f"seen and missed again: {name}{arguments} says {found}, after {least}")
+        for counter, value in zip(counters, values, strict=False):
+            self._known.told(counter, value)
+
     def _settle(self, entry: Entry, retrying: bool, outcome: Any) -> None:
         if isinstance(outcome, Indeterminate):
             entry.outcome = EITHER
-            self._undecided_by_retries += retrying
-        elif isinstance(outcome, Unavailable | Overloaded | ReadOnly) or (
-            entry.kind == "give_up" and _gave_up(outcome)
-        ):
+            self._undecided_by_retries += retrying and entry.kind != crossing.DIRECTED
+        elif isinstance(outcome, Unavailable | Overloaded | ReadOnly) or (entry.kind in GIVEN_UP and _gave_up(outcome)):
             entry.outcome = ABSENT
         elif isinstance(outcome, Exception):
             entry.outcome = EITHER
             self.violations.append(f"not an answer to this call: {entry}: {type(outcome).__name__}: {outcome}")
         else:
-            entry.outcome = DONE
+            if entry.kind == crossing.DIRECTED and all(part == outcome[0] for part in outcome):
+                outcome = outcome[0]
             entry.value = outcome
-            if outcome[:2] != [entry.worker, entry.sequence] or entry.kind == "give_up":
+            entry.outcome = DONE
+            if outcome[:2] != [entry.worker, entry.sequence] or entry.kind in GIVEN_UP:
                 self.violations.append(f"another call's answer: {entry}: {outcome!r}")
             if entry.kind in FOUND_BY:
                 self._done.append(entry)
+            self._tell(entry)
         with self._answered:
             self._answered.notify_all()
+
+    def _tell(self, entry: Entry) -> None:
+        counter = crossing.counter_of(entry)
+        if counter is not None:
+            if entry.value[2] < entry.least:
+                self.violations.append(f"seen and missed again: {entry}: {entry.value}, after {entry.least}")
+            self._known.told(counter, entry.value[2])
 
     def _count(self, outcome: str) -> int:
         return sum(entry.outcome == outcome for entries in self._entries.values() for entry in entries)
@@ -517,6 +643,16 @@ class Workload:
 
 def _gave_up(outcome: Any) -> bool:
     return isinstance(outcome, Aborted) and str(outcome) == "given up"
+
+
+def _outcome_of(client: Client, entry: Entry) -> Any:
+    """What the entry's call returned, or the error that it raised."""
+    if entry.kind != crossing.DIRECTED:
+        return _outcome(client, entry.kind, entry.worker, entry.sequence, *entry.arguments)
+    try:
+        return client.call_everywhere(entry.kind, entry.worker, entry.sequence)
+    except Error as error:
+        return error
 
 
 def _outcome(client: Client, name: str, *arguments: Any) -> Any:

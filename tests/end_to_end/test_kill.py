@@ -32,6 +32,13 @@ POINTS = (
     "record_log.close.marked",
     "kill.everything",
 )
+CROSSING_POINTS = (
+    "lending.prepare.appended",
+    "lending.commit.applied",
+    "decision_log.write.before_append",
+    "decision_log.write.flushed",
+    "kill.two",
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,26 @@ def test_no_transaction_is_lost_halved_or_doubled_by_a_kill(session: Session, po
 def test_nothing_has_changed_since_and_nobody_outlived_the_supervisors(session: Session) -> None:
     assert session.check_all() == []
     assert session.close() == []
+
+
+@pytest.fixture(scope="module")
+def crossing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    session = Session(tmp_path_factory.mktemp("crossing") / "cluster", crosses=True)
+    yield session
+    session.close()
+
+
+@pytest.mark.parametrize("point", CROSSING_POINTS)
+def test_no_transaction_over_partitions_is_lost_halved_or_doubled_by_a_kill(crossing: Session, point: str) -> None:
+    run = crossing.run(point, seed=0)
+    assert run.violations == []
+    assert run.fired, run.problem
+    assert run.totals.done > 0
+
+
+def test_nothing_that_crossed_partitions_has_changed_since(crossing: Session) -> None:
+    assert crossing.check_all() == []
+    assert crossing.close() == []
 
 
 @pytest.fixture(scope="module")
