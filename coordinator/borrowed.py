@@ -107,9 +107,7 @@ def update(_key, /, **_changes):
     _row = _replace(_old, **_changes)
     for _name, _value in _changes.items():
         # What is no number may be too large, or no text; the row is encoded at the end of the batch only.
-        if _type(_value) is not _small[_name] or (
-            _type(_value) is _int and not -0x8000000000000000 <= _value <= 0x7FFFFFFFFFFFFFFF
-        ):
+        if _type(_value) is not _small[_name] or {odd}:
             _row, _ = _validated(_row)
             break
 {changed}
@@ -532,7 +530,7 @@ class Table:
                 parameters=rows.parameters, made=rows.made, key=rows.key, name=schema.primary_key[0],
                 admitted=admitted_row, changed=changed,
             )
-            + _UPDATE.format(admitted=admitted_key, changed=changed)
+            + _UPDATE.format(admitted=admitted_key, changed=changed, odd=rows.odd)
         )  # fmt: skip
         bound = rows.bound | {
             "_table": self, "_rows": self.rows, "_row_of": self.rows.get, "_written": self.written,
@@ -541,7 +539,7 @@ class Table:
             "_fixed": self._fixed_columns, "_duplicate": duplicate, "_no_row": no_row,
             "_new_hidden_key": tables.new_id,
             "_small": {name: type_ for name, type_ in rows.bound["_exact"].items() if type_ is not str}
-            | {column.name: None for column in schema.columns if column.type in ("STRING", "TIMESTAMP")},
+            | {column.name: None for column in schema.columns if column.type == "STRING"},
         }  # fmt: skip
         names = "get, insert, upsert, update"
         around = f"def bind({', '.join(bound)}):{indent(source, '    ')}\n    return {names}"

@@ -330,7 +330,7 @@ class Transactions:
 
     def _look_ahead(self) -> None:
         """While a batch waits for votes its rows are not needed: the next calls may find out what they will want."""
-        ahead = [call for call in islice(self._queue, LOOKED_AHEAD) if call.wants is None]
+        ahead = self.bodies.guess([call for call in islice(self._queue, LOOKED_AHEAD) if call.wants is None])
         self._is_ahead = len(ahead) <= DISCOVERED_A_STEP
         self.bodies.discover(ahead[:DISCOVERED_A_STEP])
 

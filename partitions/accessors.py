@@ -175,9 +175,7 @@ def update(_key, /, **_changes):
         _need(_key)
     _row = _replace(_old, **_changes)
     for _name, _value in _changes.items():
-        if _type(_value) is not _exact[_name] or (
-            _type(_value) is _int and not -0x8000000000000000 <= _value <= 0x7FFFFFFFFFFFFFFF
-        ):
+        if _type(_value) is not _exact[_name] or {odd}:
             _row, _ = _validated(_row)
             break
     try:
@@ -262,4 +260,4 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource) -> str:
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
     get = _GET if len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"} else _GET_THE_LONG_WAY
     get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=fetched)
-    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES)
+    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd)

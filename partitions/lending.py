@@ -26,6 +26,10 @@ What is borrowed comes back by itself: LEASE_S after the batch's last Borrow, wh
 supervisor says that the coordinator is dead. Then the batch is *lost*: its vote is no. What is prepared stays away
 until it is decided, through any crash (`Store.prepared`, the WAL, the checkpoint's root). A decision that finds no room
 is kept, and tried again; to forget what was prepared needs none.
+
+That a decision is in the WAL is told when it is on disk, and nobody waits for that: it rides on the flush of what comes
+next, or is flushed for its own sake after DECIDED_S. Other reports need not wait for the decisions before them, which
+the coordinator has on disk (or presumes): after a crash it would decide the same.
 """
 
 from __future__ import annotations
@@ -90,6 +94,7 @@ from voltpy.not_here import PLAN, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
 from voltpy.record_log import DiskFull
 
+DECIDED_S = 0.05
 RETRY_S = 0.1  # after a decision that found no room
 REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
 FRAME_BYTES = MAX_FRAME_BYTES // 4  # a frame of reports is closed once it holds so much
@@ -129,7 +134,7 @@ class Loans:
     """`append` writes a record to the WAL and returns its LSN; it raises DiskFull, or ReadOnly for what is too large.
 
     `attach`, then `take` each frame of orders, then `obey` as long as one `is_due`; `step` when it is `due_s`.
-    `reports` has what is to be sent, once everything that the WAL holds by then is flushed.
+    `reports` has what is to be sent, once the WAL is flushed as far as it `rests_on`.
     """
 
     def __init__(self, store: Store, executor: Executor, window: OutcomeWindow, append: Callable[[bytes], int]) -> None:
@@ -147,6 +152,9 @@ class Loans:
         self._missed_pages: list[int] = []  # since `missed_pages` was asked
         self._missed_plans: list[str] = []  # since `missed_plans` was asked
         self._reports: list[Report] = []
+        self._decided: list[Decided] = []  # to be told when the last decision is on disk
+        self._decided_due_s = inf
+        self._decisions = 0, 0  # (first, last) LSN of the last run of decisions in the WAL
         self._loans: dict[int, Loan] = {}  # by batch
         self._lost: dict[int, None] = {}  # batches whose loan ended by itself, the first one first
         self._lent_tables: dict[int, int] = {}  # table → batch
@@ -195,8 +203,20 @@ class Loans:
         self._frames_taken = frame.number
         self._orders.extend(frame.orders)
 
-    def reports(self) -> list[Reports]:
-        """What has become of orders since the last time, in as many frames as their size asks for."""
+    def rests_on(self, written_lsn: int, now_s: float) -> int:
+        """Up to where the WAL must be flushed before what is reported now may leave."""
+        first, last = self._decisions
+        return written_lsn if last != written_lsn or now_s >= self._decided_due_s else first - 1
+
+    def reports(self, lsn: float = inf) -> list[Reports]:
+        """What may be told, once the WAL is flushed up to this LSN, of what has become of orders since the last time.
+
+        In as many frames as their size asks for.
+        """
+        if self._decided and lsn >= self._decisions[1]:
+            self._reports[:0] = self._decided
+            self._decided.clear()
+            self._decided_due_s = inf
         if not self._reports:
             return []
         frames: list[Reports] = []
@@ -218,6 +238,8 @@ class Loans:
         self._attempts = 0
         self._awaited.clear()
         self._reports.clear()
+        self._decided.clear()
+        self._decided_due_s = inf
         self._rounds.clear()
         for batch in list(self._loans):
             self._lose(batch)
@@ -263,7 +285,8 @@ class Loans:
         if isinstance(order, Commit):
             return self._commit(order)
         if isinstance(order, Decide):
-            return self._decide(order, now_s)
+            self._decide(order, now_s)
+            return None
         if isinstance(order, Read):
             return self._read(order, now_s)
         if isinstance(order, Release):
@@ -288,7 +311,7 @@ class Loans:
     @property
     def due_s(self) -> float:
         """When `step` has something to do."""
-        due_s = self._retry_s
+        due_s = min(self._retry_s, self._decided_due_s)
         for loan in self._loans.values():
             due_s = min(due_s, loan.until_s)
         for round_ in self._rounds.values():
@@ -309,7 +332,7 @@ class Loans:
             self._retry_s = inf
             for batch, is_waited_for in list(self._undone.items()):
                 if self._make_count_here_and_now(batch, now_s) and is_waited_for:
-                    self._reports.append(Decided(batch))
+                    self._is_decided(batch, now_s)
 
     # Pages that an order waits for.
 
@@ -488,7 +511,7 @@ class Loans:
             table.send_all_away(keys)
             table.send_all_away(deleted)
 
-    def _decide(self, order: Decide, now_s: float) -> Decided | None:
+    def _decide(self, order: Decide, now_s: float) -> None:
         batch = order.batch
         self._lost.pop(batch, None)
         loan = self._loans.pop(batch, None)
@@ -499,8 +522,14 @@ class Loans:
                 self._forget_prepared(batch)
             elif not self._make_count(batch, now_s):
                 self._undone[batch] = True
-                return None
-        return Decided(batch)
+                return
+        self._is_decided(batch, now_s)
+
+    def _is_decided(self, batch: int, now_s: float) -> None:
+        """Here, though perhaps not on disk: also where it was decided before, and the word of it was lost."""
+        if not self._decided:
+            self._decided_due_s = now_s + DECIDED_S
+        self._decided.append(Decided(batch))
 
     def _make_count(self, batch: int, now_s: float) -> bool:
         """What is prepared counts from now on. False when there is no room: it is tried again."""
@@ -553,7 +582,11 @@ class Loans:
         self._store.make_room(sum(table.pages_needed(images) for table, _, images, _ in changes))
 
     def _log(self, kind: int, batch: int, changes: list[TableChanges], outcomes: bytes = NO_OUTCOMES) -> int:
-        return self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))
+        lsn = self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))
+        if kind in (DECIDE, ABORT):
+            first, last = self._decisions
+            self._decisions = first if last == lsn - 1 else lsn, lsn
+        return lsn
 
     # Joint calls.
 

@@ -368,7 +368,7 @@ class Server:
     def _must_flush(self) -> bool:
         """Whether somebody may be waiting for a flush."""
         wal = self._wal
-        if wal.durable_lsn < wal.written_lsn:
+        if self._unsent and wal.durable_lsn < self._unsent[-1].lsn:
             return True
         return bool(self._unreported) and wal.flushed_lsn < self._unreported[-1][0]
 
@@ -474,7 +474,8 @@ class Server:
                 self._timeout.disarm()
             else:
                 loans.obey(now_s)
-        self._unreported.extend((self._wal.written_lsn, frame) for frame in loans.reports())
+        lsn = loans.rests_on(self._wal.written_lsn, now_s)
+        self._unreported.extend((lsn, frame) for frame in loans.reports(lsn))
 
     def _ask_for_plans(self, texts: list[str]) -> None:
         """Of the coordinator; one that attaches later is asked then."""

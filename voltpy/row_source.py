@@ -7,6 +7,7 @@ exactly the right types, which nearly all are, need no second look; others go th
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ _EXACT = {
     "FLOAT": "_type({0}) is _float",
     "STRING": "_type({0}) is _str",
     "BOOL": "_type({0}) is _bool",
+    "TIMESTAMP": "_type({0}) is _datetime and {0}.tzinfo is _utc",
 }
 
 _MADE = """
@@ -35,19 +37,25 @@ _MADE = """
         _row, _image = _validated(_row)
 """
 
-_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool}
+_EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool, "TIMESTAMP": datetime}
+
+# What of a changed column's `_value` of the right type has to be looked at more closely.
+_ODD_INT = "(_type(_value) is _int and not -0x8000000000000000 <= _value <= 0x7FFFFFFFFFFFFFFF)"
+_ODD_TIMESTAMP = "(_type(_value) is _datetime and _value.tzinfo is not _utc)"
 
 
 class RowSource(NamedTuple):
     """Pieces of a table's functions.
 
-    `parameters` of an insert; `made`, which makes `_row` and `_image` out of them; `key`, that of `_row`. `bound` are
-    the names that they use, with their values.
+    `parameters` of an insert; `made`, which makes `_row` and `_image` out of them; `key`, that of `_row`; `odd`: the
+    condition under which an updated `_value` of the right type needs a second look. `bound` are the names that they
+    use, with their values.
     """
 
     parameters: str
     made: str
     key: str
+    odd: str
     bound: dict[str, Any]
 
 
@@ -73,6 +81,8 @@ def row_source(schema: Table, format: RowFormat) -> RowSource:
         # A value of exactly this type fits its column; anything else is looked at more closely.
         "_exact": {column.name: _EXACT_TYPES.get(column.type) for column in schema.columns},
         "_len": len, "_type": type, "_int": int, "_float": float, "_str": str, "_bool": bool,
-        "_UnicodeEncodeError": UnicodeEncodeError,
+        "_datetime": datetime, "_utc": UTC, "_UnicodeEncodeError": UnicodeEncodeError,
     }  # fmt: skip
-    return RowSource(", ".join(parameters), made, key, bound)
+    has_timestamps = any(column.type == "TIMESTAMP" for column in schema.columns)
+    odd = f"{_ODD_INT} or {_ODD_TIMESTAMP}" if has_timestamps else _ODD_INT
+    return RowSource(", ".join(parameters), made, key, odd, bound)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Raw
 
+from partitions.lending import DECIDED_S
 from partitions.server import Server
 from partitions.warm_up import WarmUp
 from tests.partitions.one_partition import OnePartition
@@ -21,6 +22,7 @@ from voltpy.messages import (
     Attached,
     CallGroup,
     Calls,
+    Decide,
     Hello,
     Message,
     Order,
@@ -156,10 +158,14 @@ class OneServer:
         return [report for frame in self.heard(COORDINATOR_AT, Reports) for report in frame.reports]
 
     def ordered(self, *orders: Order) -> list[Report]:
-        """What is reported of these orders in the same turn."""
+        """What is reported of these orders in the same turn; of a decision, when it is due."""
         self.order(*orders)
         self.turn()
-        return self.reports()
+        reports = self.reports()
+        if any(isinstance(order, Decide) for order in orders):
+            self.now_s += DECIDED_S
+            self.turn()
+        return reports + self.reports()
 
     def kill(self) -> None:
         """As kill -9 does."""

@@ -712,7 +712,7 @@ def test_a_new_session_returns_what_the_former_one_borrowed(partition: OnePartit
     assert partition.loans.metrics() == {"lent_keys": 0, "lent_tables": 0, "prepared_batches": 1, "read_rounds": 0}
     assert vote(partition, Prepare(2, changes((3, 0)))) == "Unavailable"
     assert vote(partition, Prepare(2, [])) == "Unavailable"
-    assert partition.order(Release(5), Decide(1, True)) == [Released(5, False), Decided(1)]
+    assert partition.order(Release(5), Decide(1, True)) == [Decided(1), Released(5, False)]
     partition.run_ready()
     assert partition.answer(first) == 12
 

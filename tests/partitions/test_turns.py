@@ -11,6 +11,7 @@ import pytest
 from partitions import lending
 from partitions import server as server_module
 from partitions.executor import LENT_WAIT_S
+from partitions.lending import DECIDED_S
 from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
 from tests.partitions.test_lending import (
@@ -107,6 +108,43 @@ def test_lends_votes_and_acks_are_never_held_back(server: OneServer) -> None:
     assert server.ordered(borrow(7, 1)) == [Lent(7, [[item(1, 10)]], [])]
     assert server.ordered(Prepare(7, image)) == [Vote(7, "")]
     assert server.ordered(Decide(7, True)) == [Decided(7)]
+
+
+def test_nobody_waits_for_the_flush_of_a_decision(server: OneServer) -> None:
+    """What the coordinator knows to be decided it may be told of at once; that it is on disk here, when it is."""
+    server.ordered(borrow(7, 1))
+    server.ordered(Prepare(7, changes((1, 11))))
+    prepared_lsn = server.wal.flushed_lsn
+    server.order(Decide(7, True))
+    server.order(borrow(8, 1))
+    server.turn(2)
+    assert server.reports() == [Lent(8, [[item(1, 11)]], [])]
+    assert server.wal.flushed_lsn == prepared_lsn
+    server.turn()
+    assert 0 < server.sockets.waited_s <= DECIDED_S  # and not busily
+    server.order(Prepare(8, changes((1, 12))))
+    server.turn()
+    assert server.reports() == [Decided(7), Vote(8, "")]
+    assert server.wal.flushed_lsn == prepared_lsn + 2
+    server.order(Decide(8, True))
+    server.turn(2)
+    assert server.reports() == []
+    server.now_s += DECIDED_S
+    server.turn()
+    assert server.reports() == [Decided(8)]
+    assert server.wal.flushed_lsn == prepared_lsn + 3
+
+
+def test_replies_to_what_ran_after_a_decision_wait_for_it_to_be_on_disk(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    server.ordered(Prepare(7, changes((1, 11))))
+    number = server.call(ONE, "get", 1)
+    server.turn()
+    assert server.answers(ONE) == {}
+    server.order(Decide(7, True))
+    server.turn(2)
+    assert server.answers(ONE) == {number: 11}
+    assert server.wal.flushed_lsn == server.wal.written_lsn
 
 
 def test_replies_are_let_go_when_nobody_ends_the_round(server: OneServer) -> None:
