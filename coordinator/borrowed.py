@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from voltpy.errors import CODES, ConstraintViolation, DuplicateKey, Error, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.messages import Scan, ScanAnswer, TableChanges
+from voltpy.messages import Scan, ScanAnswer, TableChanges, TableKeys
 from voltpy.not_here import NotHere
 from voltpy.row import RowFormat, encode
 from voltpy.row_source import row_source
@@ -603,6 +603,19 @@ class Tables:
                     else:
                         of_table.images.append(image)
         return changed
+
+    def not_borrowed(self) -> dict[int, list[TableKeys]]:
+        """Keys that the batch has changed without borrowing them, by partition (ANY: of all of them): those of copied
+        tables, and hidden ones, which are new or in a part of the table that is lent whole."""
+        keys: dict[int, list[TableKeys]] = {}
+        for table in self.tables:
+            if table.written and (table.replicated or table.schema.hidden_key):
+                of_homes: dict[int, list[bytes]] = {}
+                for home, key, _ in table.changes():
+                    of_homes.setdefault(home, []).append(encode(key))
+                for home, encoded in of_homes.items():
+                    keys.setdefault(home, []).append(TableKeys(table.number, encoded))
+        return keys
 
     def changed_keys(self, changes: list[TableChanges]) -> set[tuple[int, Any]]:
         """(table number, key) of everything in these changes, which `changes` has made."""

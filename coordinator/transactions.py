@@ -44,8 +44,9 @@ from coordinator.batch import (
     groups_of,
 )
 from coordinator.bodies import Bodies, Call
+from coordinator.borrowed import ANY
 from coordinator.decision_log import Decision
-from coordinator.fetch import fetches, one_fetch_each
+from coordinator.fetch import Fetch, fetches, one_fetch_each
 from coordinator.inquiries import IN_DOUBT_S, Inquiry
 from coordinator.reads import FAILED, READ, RELEASING, TRIES, Round
 from coordinator.session import ATTACHED, DOWN, Session
@@ -91,6 +92,7 @@ from voltpy.messages import (
     Report,
     Reports,
     RunDirected,
+    TableKeys,
     Topology,
     Vote,
 )
@@ -431,7 +433,11 @@ class Transactions:
         awaited.popleft().learn(self._tables, lent.images, lent.scans)
         if not awaited:
             del batch.awaited[partition]
-        if not batch.awaited:
+        if batch.awaited:
+            return
+        if batch.is_closed:
+            self._begin_commit(batch)
+        else:
             self._run(batch)
 
     def _run(self, batch: Batch) -> None:
@@ -463,6 +469,26 @@ class Transactions:
                     call.needs_all |= call.wrote
                 self._abort(batch)
                 return
+        locks = self._tables.not_borrowed()
+        if locks and len(batch.participants | batch.changes.keys()) > 1:
+            self._lock(batch, locks)
+        else:
+            self._begin_commit(batch)
+
+    def _lock(self, batch: Batch, locks: dict[int, list[TableKeys]]) -> None:
+        """Borrows what the batch changes and did not have to read, before anybody is asked for a vote: the first one
+        to vote lets go of what it lent to be read, and by then nobody may see elsewhere that the batch is not over.
+        """
+        in_all = locks.pop(ANY, [])
+        for partition in sorted(batch.changes if in_all else locks):
+            keys = [*locks.get(partition, ()), *in_all]
+            batch.awaited[partition] = deque([Fetch()])
+            batch.participants.add(partition)
+            size = ORDER_BYTES + sum(len(key) + 5 for of_table in keys for key in of_table.keys)
+            self._order(partition, Borrow(batch.number, [], [], keys), size)
+        self.counts["rounds"] += 1
+
+    def _begin_commit(self, batch: Batch) -> None:
         batch.begin_commit()
         self._tables.give_back()
         self._carry_on(batch)

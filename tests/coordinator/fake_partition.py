@@ -175,6 +175,13 @@ class FakePartition:
                 if of_table.table not in self.replicated:
                     self.lent[place] = order.batch
                     self.borrowed_by.add(order.batch)
+        for of_table in order.locks:
+            for key in of_table.keys:
+                place = of_table.table, key
+                assert not self.is_locked(place), "a key that is prepared can't be locked"
+                assert self.lent.get(place, order.batch) == order.batch, "one batch borrows at a time"
+                self.lent[place] = order.batch
+                self.borrowed_by.add(order.batch)
         for scan in order.scans:
             if scan.table not in self.replicated:
                 self.lent_tables[scan.table] = order.batch

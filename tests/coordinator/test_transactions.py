@@ -149,6 +149,16 @@ def add_note(tx, account: int, text: str) -> None:
 
 
 @procedure
+def note_balance(tx, account: int, about: int) -> None:
+    tx.notes.insert(account, str(tx.accounts.get(about).balance))
+
+
+@procedure
+def rate_balance(tx, code: str, about: int) -> None:
+    tx.rates.upsert(code, tx.accounts.get(about).balance)
+
+
+@procedure
 def change(tx, names: list[str]) -> list[str]:
     names.append("x")  # a run that is repeated must get its arguments as they came
     tx.accounts.get(A)
@@ -163,7 +173,7 @@ def directed(tx) -> None:
 
 PROCEDURES = [
     transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
-    add_note, change, directed,
+    add_note, note_balance, rate_balance, change, directed,
 ]  # fmt: skip
 
 
@@ -432,6 +442,28 @@ def test_rule_9_a_copied_table_is_written_in_every_partition_under_one_decision(
     assert cluster.call("raise_rate", "x") == 5
     borrowed = [key for p in (0, 1) for order in orders(cluster, p, Borrow) for key in order.keys]
     assert len(borrowed) == 1  # C keeps copies from batch to batch, nobody else writes them
+
+
+@pytest.mark.parametrize(("name", "place", "table"), [("note_balance", B, "notes"), ("rate_balance", "x", "rates")])
+def test_nobody_can_change_what_was_read_and_then_miss_what_was_written_elsewhere(
+    name: str, place: int | str, table: str, cluster: FakeCluster
+) -> None:
+    """T reads a at P1 and inserts n at P2; P1 votes and gives a back; W changes a; then L finds no n at P2."""
+    read = cluster.schema.numbers["accounts"], encode(A)
+    written = cluster.schema.numbers[table]
+    reader, writer = cluster.partitions
+    number = cluster.send(name, place, A)
+    until(cluster, lambda: not reader.is_free(read))
+    while number not in cluster.answers:
+        while cluster.deliver(0) or cluster.report(0):
+            pass
+        if reader.is_free(read):
+            prepared = {key for changes in writer.prepared.values() for key in writer._keys(changes)}
+            assert written in {of for of, _ in {*writer.rows, *writer.lent, *prepared}}, "it is there, or is waited for"
+        cluster.step()
+        if not cluster.to_partition[0] and not cluster.report(1):
+            cluster.deliver(1)  # as late as can be
+    assert cluster.answer(number) is None
 
 
 def test_an_aborted_write_of_a_copied_table_is_not_remembered(cluster: FakeCluster) -> None:

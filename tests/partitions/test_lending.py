@@ -100,6 +100,11 @@ def note(tx: Any, key: int, text: str) -> Any:
 
 
 @procedure(partition_by="key", read_only=True)
+def notes(tx: Any, key: int) -> Any:
+    return tx.notes.count()
+
+
+@procedure(partition_by="key", read_only=True)
 def get(tx: Any, key: int) -> Any:
     row = tx.items.get(key)
     return None if row is None else row.n
@@ -159,7 +164,7 @@ def mark(tx: Any, key: int, how: str) -> Any:
 
 
 PROCEDURES: list[Callable[..., Any]] = [
-    put, add, insert, fill, note, get, count, transfer, whole, set_rate_locally, rate, set_rates, mark,
+    put, add, insert, fill, note, notes, get, count, transfer, whole, set_rate_locally, rate, set_rates, mark,
 ]  # fmt: skip
 
 
@@ -517,6 +522,27 @@ def test_new_rows_of_a_table_with_hidden_keys_are_prepared_without_being_borrowe
     assert vote(partition, Prepare(2, [TableChanges(NOTES, [image], [])])) == "Unavailable"
     partition.order(Decide(1, True))
     assert [row.text for row in partition.rows("notes").values()] == ["text"]
+
+
+def test_what_is_locked_without_being_read_is_away_until_the_decision() -> None:
+    partition = opened(partitions=2)
+    here, _ = keys_of(0), keys_of(1)
+    assert vote(partition, Commit(1, rates(("EUR", 3)), NONE)) == ""
+    hidden = 1 << 40
+    notes = [TableChanges(NOTES, [encode([here[0], "text", hidden])], [])]
+    locks = [TableKeys(RATES, [encode("EUR")]), TableKeys(NOTES, [encode(hidden)])]
+    assert lent(partition, Borrow(2, [], [], locks)) == Lent(2, [], [])
+    waiting = [waits(partition, "rate", here[0]), waits(partition, "notes", here[0])]
+    assert vote(partition, Prepare(2, [*rates(("EUR", 4)), *notes])) == ""
+    partition.run_ready()
+    assert not partition.answers
+    partition.order(Decide(2, True))
+    partition.run_ready()
+    assert [partition.answer(number) for number in waiting] == [4, 1]
+    assert lent(partition, Borrow(3, [], [], locks)) == Lent(3, [], [])
+    partition.step(LEASE_S + 1)
+    assert partition.call("rate", here[0]) == 4
+    assert vote(partition, Prepare(3, rates(("EUR", 5)))) == "Unavailable"
 
 
 def test_a_commit_in_one_phase_counts_at_once_and_is_recalled(partition: OnePartition) -> None:
