@@ -20,7 +20,7 @@ from partitions.checkpoint import read_root
 from partitions.executor import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT, LENT_WAIT_S
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
-from voltpy.errors import Aborted, DuplicateKey, Overloaded, Unavailable
+from voltpy.errors import Aborted, DuplicateKey, Overloaded, ProtocolError, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     ELSEWHERE,
@@ -1176,6 +1176,21 @@ def test_one_key_in_doubt_fills_no_limit_of_others(tmp_path: Path) -> None:
     partition.turn_pages()
     assert [partition.answer(number) for number in cold] == [0] * 20
     assert partition.executor.waiting_for_lent == CALLS_WAIT_FOR_LENT
+
+
+def test_calls_that_wait_under_one_number_fill_no_limit_for_ever(partition: OnePartition) -> None:
+    lent(partition, borrow(1, 1))
+    number = waits(partition, "add", 1, 1)
+    for _ in range(3):
+        partition.run("add", 1, 1, number=number)
+    partition.seal()
+    assert partition.executor.waiting_for_lent == partition.executor.waiting == 1
+    with pytest.raises(ProtocolError, match="waits already"):
+        partition.answer(number)
+    partition.order(Decide(1, False))
+    partition.run_ready()
+    assert partition.answer(number) == 11
+    assert partition.executor.waiting_for_lent == partition.executor.waiting == 0
 
 
 def test_a_call_that_has_waited_too_long_for_what_is_lent_is_told_so(partition: OnePartition) -> None:
