@@ -466,7 +466,7 @@ class Transactions:
                 return
             if self.sessions[partition].state != ATTACHED:
                 for call in batch.done:
-                    call.needs_all |= call.wrote
+                    call.needs_all |= _wrote_copies(batch, call)
                 self._abort(batch)
                 return
         locks = self._tables.not_borrowed()
@@ -967,6 +967,12 @@ def _wrote_some(batch: Batch, call: Call, keys: set[tuple[int, object]]) -> bool
     """Whether the call changed one of these keys."""
     first, last = call.changed
     return any(table is not None and (table.number, key) in keys for table, key, _, _ in batch.undo[first:last])
+
+
+def _wrote_copies(batch: Batch, call: Call) -> bool:
+    """Whether the call changed a table that every partition has a copy of."""
+    first, last = call.changed
+    return any(table is not None and table.replicated for table, _, _, _ in batch.undo[first:last])
 
 
 def _not_callable(group: CallGroup, procedure: Procedure | None) -> str:

@@ -158,6 +158,11 @@ def rate_balance(tx, code: str, about: int) -> None:
     tx.rates.upsert(code, tx.accounts.get(about).balance)
 
 
+@procedure(partition_by="about")
+def rate_of(tx, code: str, about: int) -> None:
+    tx.rates.upsert(code, tx.accounts.get(about).balance)
+
+
 @procedure
 def change(tx, names: list[str]) -> list[str]:
     names.append("x")  # a run that is repeated must get its arguments as they came
@@ -173,7 +178,7 @@ def directed(tx) -> None:
 
 PROCEDURES = [
     transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
-    add_note, note_balance, rate_balance, change, directed,
+    add_note, note_balance, rate_balance, rate_of, change, directed,
 ]  # fmt: skip
 
 
@@ -747,6 +752,22 @@ def test_a_write_to_every_copy_waits_for_all_partitions(cluster: FakeCluster) ->
     with pytest.raises(Unavailable):
         cluster.call("raise_rate", "x")
     assert cluster.row("rates", "x", 0).rate == 1
+
+
+def test_a_write_to_every_copy_that_must_wait_leaves_the_others_of_its_batch_alone() -> None:
+    cluster = FakeCluster(SCHEMA, PROCEDURES, partitions=3)
+    owners = slot_owners(3)
+    one, two = (next(key for key in range(200) if owners[hash_slot(key)] == partition) for partition in (0, 1))
+    for key in (one, two):
+        cluster.put("accounts", key, 100)
+    cluster.put("rates", "x", 1)
+    cluster.settle()
+    cluster.take_down(2)
+    numbers = [cluster.send("transfer", one, two, 1), cluster.send("rate_of", "x", one)]
+    cluster.settle()
+    assert cluster.answer(numbers[0]) == 99
+    with pytest.raises(Unavailable, match="partition 2 is down"):
+        cluster.answer(numbers[1])
 
 
 def test_reports_that_do_not_come_end_the_session_and_the_batch(cluster: FakeCluster) -> None:
