@@ -104,6 +104,7 @@ Origin = Hashable
 
 ATTACH_WAIT_S = 2.0
 ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
+UNFINISHED_BATCHES = 256  # of ROUNDS each, after which a call that misses still more is given up
 DISCOVERED_A_STEP = 64  # calls that are run on stand-ins ahead of their batch, while another one waits for votes
 LOOKED_AHEAD = CALLS_A_BATCH
 ORDER_BYTES = 32  # of one without keys, changes or arguments
@@ -453,7 +454,7 @@ class Transactions:
             self._abort(batch)
             return
         unfinished, batch.waiting = batch.waiting, []
-        self._requeue(unfinished)
+        self._go_on(unfinished)
         batch.close(self._tables.changes(), self._tables.everywhere)
         undo = self._tables.undo
         batch.undo = undo[:]
@@ -492,6 +493,18 @@ class Transactions:
         batch.begin_commit()
         self._tables.give_back()
         self._carry_on(batch)
+
+    def _go_on(self, calls: Iterable[Call]) -> None:
+        """They have only begun to know what they want. One that never will is given up: it slows all others down."""
+        again = []
+        for call in calls:
+            call.unfinished += 1
+            if call.unfinished < UNFINISHED_BATCHES:
+                again.append(call)
+                continue
+            text = f"{call.procedure.name} still wants rows that it has not read after {call.unfinished} batches"
+            self._give_up(call, ConstraintViolation(text))
+        self._requeue(again)
 
     def _carry_on(self, batch: Batch) -> None:
         """Asks for what the commit protocol says, and does what its state says."""
@@ -566,7 +579,7 @@ class Transactions:
         self.last_over = batch.number
         calls = list(batch.calls)
         if not batch.done and not batch.refusal[0] and commit is None and batch.rounds >= ROUNDS:
-            self._requeue(calls)  # they have only begun to know what they want
+            self._go_on(calls)
             return
         self.counts["aborted_batches"] += 1
         code, message = batch.refusal

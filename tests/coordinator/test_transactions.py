@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from random import Random
 from typing import Any
 
 import pytest
 from msgspec import Raw
 
+from coordinator import transactions
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.transactions import ATTACH_WAIT_S
@@ -56,6 +57,7 @@ CREATE TABLE rates (code STRING PRIMARY KEY, rate INT NOT NULL);
 OWNERS = slot_owners(2)
 AT_0 = [key for key in range(200) if OWNERS[hash_slot(key)] == 0]
 AT_1 = [key for key in range(200) if OWNERS[hash_slot(key)] == 1]
+KEYS_WITHOUT_END = count(1000)
 A, A2, A3 = AT_0[:3]
 B, B2, B3 = AT_1[:3]
 
@@ -161,6 +163,11 @@ def rate_balance(tx, code: str, about: int) -> None:
 @procedure(partition_by="about")
 def rate_of(tx, code: str, about: int) -> None:
     tx.rates.upsert(code, tx.accounts.get(about).balance)
+
+
+@procedure
+def wander(tx) -> None:
+    tx.accounts.get(next(KEYS_WITHOUT_END))
 
 
 @procedure
@@ -521,6 +528,19 @@ def test_rule_13_what_misses_on_after_some_rounds_goes_on_in_the_next_batch(clus
         order for order in orders(cluster, 0, Borrow) if order.batch == first_batch(1) + 1
     )
     assert len(first_borrow_of_second_batch.keys[0].keys) >= 8
+
+
+def test_a_body_that_wants_other_rows_in_each_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "UNFINISHED_BATCHES", 3)
+    cluster = FakeCluster(SCHEMA, [*PROCEDURES, wander])
+    cluster.put("accounts", A, 100)
+    cluster.put("accounts", B, 100)
+    cluster.settle()
+    numbers = [cluster.send("wander"), cluster.send("transfer", A, B, 1)]
+    cluster.settle()
+    with pytest.raises(ConstraintViolation, match="wander still wants rows that it has not read after 3 batches"):
+        cluster.answer(numbers[0])
+    assert cluster.answer(numbers[1]) == 99
 
 
 def test_rule_13_a_full_disk_fails_only_those_who_write_there(cluster: FakeCluster) -> None:
