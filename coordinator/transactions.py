@@ -56,6 +56,7 @@ from voltpy.call_error import call_error
 from voltpy.errors import (
     CODES,
     ConstraintViolation,
+    Corruption,
     Error,
     Indeterminate,
     ProcedureTimeout,
@@ -210,7 +211,7 @@ class Transactions:
                 self._lost(address.partition)
 
     def receive(self, partition: int, message: Message, now_s: float) -> None:
-        """A message from the connection to a partition that is there now."""
+        """A message from the connection to a partition that is there now. Raises Corruption."""
         self._now_s = now_s
         session = self.sessions[partition]
         if isinstance(message, Reports):
@@ -888,7 +889,17 @@ class Transactions:
                 self.acknowledged.append(number)
 
     def _attached(self, partition: int, in_doubt: list[int]) -> None:
-        """A session has begun. What is in doubt there is decided, unless it is the batch that is under way."""
+        """A session has begun. What is in doubt there is decided, unless it is the batch that is under way.
+
+        Raises Corruption for a batch that comes after all that was ever begun by this decision log: whatever became of
+        it stands in another one.
+        """
+        last = batch_number(self.epoch, self._count)
+        if in_doubt and max(in_doubt) > last:
+            raise Corruption(
+                f"partition {partition} is in doubt of batch {max(in_doubt)}, and the coordinator has begun none after "
+                f"{last}: its decision log has been lost, or is an older one"
+            )
         live = self._work.number if isinstance(self._work, Batch | JointBatch) else None
         for number in in_doubt:
             if number != live:

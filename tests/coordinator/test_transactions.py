@@ -21,6 +21,7 @@ from voltpy.errors import (
     Aborted,
     BadArguments,
     ConstraintViolation,
+    Corruption,
     Indeterminate,
     ProcedureTimeout,
     ReadOnly,
@@ -689,6 +690,21 @@ def test_a_new_coordinator_aborts_what_is_not_in_its_log(cluster: FakeCluster) -
     assert balances(cluster, A, B) == [100, 100]
     assert not any(partition.prepared for partition in cluster.partitions)
     assert cluster.call("transfer", A, B, 10) == 90
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_coordinator_whose_decision_log_is_an_older_one_decides_nothing(epoch: int, cluster: FakeCluster) -> None:
+    cluster.crash()
+    assert cluster.epoch == 2
+    cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: cluster.partitions[1].prepared)
+    for partition in (0, 1):
+        cluster.restart(partition)
+    cluster.epoch = epoch - 1
+    cluster.crash()
+    with pytest.raises(Corruption, match="in doubt of batch"):
+        cluster.exchange()
+    assert not orders(cluster, 1, Decide)
 
 
 def test_no_room_for_the_decision_fails_the_writers_and_keeps_nothing_prepared(cluster: FakeCluster) -> None:
