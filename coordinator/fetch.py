@@ -11,6 +11,7 @@ from voltpy.messages import Scan, ScanAnswer, TableKeys
 from voltpy.row import encode
 
 KEYS_AN_ORDER = 4096
+BYTES_AN_ORDER = 1 << 20  # of keys; then another order begins. Keys may be as long as a call's arguments
 
 
 class Fetch:
@@ -72,7 +73,7 @@ def fetches(wishes: Iterable[Wish], copies_from: int) -> dict[int, list[Fetch]]:
                 alone.add(wish)
                 pieces.append(alone)
                 continue
-            if not left:
+            if not left or piece.bytes > BYTES_AN_ORDER:
                 pieces.append(piece)
                 piece, left = Fetch(), KEYS_AN_ORDER
             piece.add(wish)

@@ -55,6 +55,7 @@ from voltpy.answers import REPLY_BYTES, Answers
 from voltpy.call_error import call_error
 from voltpy.errors import (
     CODES,
+    BadArguments,
     ConstraintViolation,
     Corruption,
     Error,
@@ -108,6 +109,7 @@ ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
 UNFINISHED_BATCHES = 256  # of ROUNDS each, after which a call that misses still more is given up
 DISCOVERED_A_STEP = 64  # calls that are run on stand-ins ahead of their batch, while another one waits for votes
 LOOKED_AHEAD = CALLS_A_BATCH
+READ_BYTES = 4 << 20  # what a round may ask of one partition: it travels in one frame
 ORDER_BYTES = 32  # of one without keys, changes or arguments
 
 
@@ -198,6 +200,10 @@ class Transactions:
         call_id = call.client_id, call.number
         if call_id in self._pending:
             self._join(call_id, origin)
+            return
+        if len(call.args) > CHANGES_BYTES:
+            text = f"{call.procedure}: arguments of {len(call.args):,} bytes; the limit is {CHANGES_BYTES:,}"
+            self._refuse(origin, call.client_id, [call.number], BadArguments(text))
             return
         joint = self._pending[call_id] = Joint(origin, call)
         self._joints.append(joint)
@@ -689,15 +695,28 @@ class Transactions:
         self._rounds += 1
         self.bodies.begin_batch()
         self.bodies.discover(calls)
-        knows = self._tables.knows
-        wishes = {wish: None for call in calls for wish in call.wants or () if not knows(wish)}
-        asked = one_fetch_each(wishes, self._attached_partition()) if wishes else {}
+        asked = self._asked_for(calls)
+        while max((fetch.bytes for fetch in asked.values()), default=0) > READ_BYTES:
+            if len(calls) == 1:
+                calls[0].borrows = True  # in as many orders as it takes
+                self._requeue(calls)
+                return False
+            half = len(calls) // 2
+            self._requeue(calls[half:])
+            calls = calls[:half]
+            asked = self._asked_for(calls)
         work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s)
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():
             self._order(partition, Read(work.number, fetch.keys, fetch.scans), fetch.bytes)
         self._round_moved(work)
         return True
+
+    def _asked_for(self, calls: list[Call]) -> dict[int, Fetch]:
+        """What a round of these calls reads, in one order for each partition."""
+        knows = self._tables.knows
+        wishes = {wish: None for call in calls for wish in call.wants or () if not knows(wish)}
+        return one_fetch_each(wishes, self._attached_partition()) if wishes else {}
 
     def _read_answered(self, partition: int, answer: ReadAnswer) -> None:
         work = self._work

@@ -12,8 +12,8 @@ A child (the router, a partition, or the coordinator) is always in one state:
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
 of a partition or coordinator that did not get to serve would only repeat themselves. They fail the whole start when
-they come before the cluster was ever ready, and the child alone afterwards. That the coordinator's decision log is not the
-one that the partitions have voted for, it learns from them only when it serves: that fails it too.
+they come before the cluster was ever ready, and the child alone afterwards. That the coordinator's decision log is not
+the one that the partitions have voted for, it learns from them only when it serves: that fails it too.
 
 The coordinator is addressed as one more partition, with the number after the last. It learns from the topology where
 the partitions are. When its process is gone, the partitions are told so (Detach): what it borrowed is here again.

@@ -32,6 +32,7 @@ from voltpy.errors import (
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     BATCH_BITS,
+    MAX_FRAME_BYTES,
     BatchesHeld,
     Borrow,
     Commit,
@@ -172,6 +173,16 @@ def wander(tx) -> None:
 
 
 @procedure
+def rate_at(tx, code: str) -> Any:
+    return tx.rates.get(code)
+
+
+@procedure(read_only=True)
+def read_rate_at(tx, code: str) -> Any:
+    return tx.rates.get(code)
+
+
+@procedure
 def change(tx, names: list[str]) -> list[str]:
     names.append("x")  # a run that is repeated must get its arguments as they came
     tx.accounts.get(A)
@@ -186,7 +197,7 @@ def directed(tx) -> None:
 
 PROCEDURES = [
     transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
-    add_note, note_balance, rate_balance, rate_of, change, directed,
+    add_note, note_balance, rate_balance, rate_of, rate_at, read_rate_at, change, directed,
 ]  # fmt: skip
 
 
@@ -586,6 +597,21 @@ def test_a_transaction_too_large_for_a_frame_is_refused(cluster: FakeCluster) ->
     large.call("bulk", 20)
     with pytest.raises(ConstraintViolation, match="bytes in one partition"):
         large.call("bulk", 400)
+
+
+def test_keys_that_no_frame_holds_together_are_asked_for_in_several(cluster: FakeCluster) -> None:
+    """A client chooses how long its keys are; what does not fit into a frame would end the session, again and again."""
+    numbers = [cluster.send(name, f"{n}" * (5 << 20)) for n in range(5) for name in ("rate_at", "read_rate_at")]
+    cluster.settle()
+    assert [cluster.answer(number) for number in numbers] == [None] * 10
+    assert [session.number for session in cluster.core.sessions] == [1, 1]
+
+
+def test_a_directed_call_that_no_frame_holds_is_refused(cluster: FakeCluster) -> None:
+    number = cluster.send_everywhere("directed", "x" * (MAX_FRAME_BYTES - 50))
+    cluster.settle()
+    with pytest.raises(BadArguments, match="the limit is"):
+        cluster.answer(number)
 
 
 def test_rule_25_a_body_that_swallows_its_miss_runs_again(cluster: FakeCluster) -> None:
