@@ -1,6 +1,7 @@
 """One batch: the calls that commit together, what they borrowed, what they changed. Pure.
 
-    borrow → Lent of all → run → missed something? borrow again, at most ROUNDS times → two-phase commit → over
+    borrow → Lent of all → run → missed something? borrow again, at most ROUNDS times
+           → changed what it has not borrowed? lock that → two-phase commit → over
 
 Calls that are set aside when the rounds are used up go into the next batch, with everything that they have wished for
 so far as its first borrowing. The order of `done` is the order in which the calls take effect.
@@ -48,6 +49,7 @@ class Batch:
         "commit",
         "done",
         "groups",
+        "is_closed",
         "is_joined",
         "number",
         "outcomes",
@@ -72,6 +74,7 @@ class Batch:
         self.undo: list[Undo] = []
         self.groups: dict[tuple[Origin, int, bool], ReplyGroup] = {}
         self.outcomes: bytes = b"\x90"
+        self.is_closed = False  # no call runs any more
         self.is_joined = False  # a retry has joined one of its calls since `groups` was made
         self.refusal: tuple[str, str] = ("", "")
         self.until_s = 0.0  # while it is not known what became of it
@@ -92,6 +95,7 @@ class Batch:
 
     def close(self, changes: dict[int, dict[int, TableChanges]], everywhere: Iterable[int]) -> None:
         """No call runs any more. `changes` by partition and table; ANY: in each partition."""
+        self.is_closed = True
         in_all = list(changes.pop(ANY, {}).values())
         writers = set(everywhere) if in_all else set(changes)
         for partition in writers:

@@ -69,6 +69,7 @@ class Call(Struct, eq=False, gc=True):
     stand_ins: bool = True
     guessed: bool = False  # its first wishes are its procedure's habit
     attempts: int = 0  # batches that were aborted with it
+    unfinished: int = 0  # batches that were over before it had all that it wants
     tries: int = 0  # read rounds that came to nothing
     borrows: bool = False  # though it only reads
     needs_all: bool = False  # it begins when every partition is attached: it may need any, or writes what all copy

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from voltpy.errors import CODES, ConstraintViolation, DuplicateKey, Error, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.messages import Scan, ScanAnswer, TableChanges
+from voltpy.messages import Scan, ScanAnswer, TableChanges, TableKeys
 from voltpy.not_here import NotHere
 from voltpy.row import RowFormat, encode
 from voltpy.row_source import row_source
@@ -337,6 +337,15 @@ class Table:
             else:
                 of_home.images.append(encode(row))
         return changes
+
+    def changed_keys(self) -> dict[int, list[bytes]]:
+        """The encoded keys of those rows, by partition (ANY: in all of them)."""
+        keys: dict[int, list[bytes]] = {}
+        for key, before in self.written.items():
+            row = self.rows[key]
+            if row is not before:
+                keys.setdefault(self._home(key, before if row is None else row), []).append(encode(key))
+        return keys
 
     def knows(self, wish: KeyWish | ScanWish) -> bool:
         """Whether the cache has what is wished for."""
@@ -654,6 +663,16 @@ class Tables:
                 for home, of_table in table.changes().items():
                     changed.setdefault(home, {})[table.number] = of_table
         return changed
+
+    def not_borrowed(self) -> dict[int, list[TableKeys]]:
+        """Keys that the batch has changed without borrowing them, by partition (ANY: of all of them): those of copied
+        tables, and hidden ones, which are new or in a part of the table that is lent whole."""
+        keys: dict[int, list[TableKeys]] = {}
+        for table in self.tables:
+            if table.written and (table.replicated or table.schema.hidden_key):
+                for home, encoded in table.changed_keys().items():
+                    keys.setdefault(home, []).append(TableKeys(table.number, encoded))
+        return keys
 
     def changed_keys(self, changes: list[TableChanges]) -> set[tuple[int, Any]]:
         """(table number, key) of everything in these changes, which `changes` has made."""

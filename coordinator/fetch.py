@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKey
 from voltpy.row import encode
 
 KEYS_AN_ORDER = 4096
+BYTES_AN_ORDER = 1 << 20  # of keys; then another order begins. Keys may be as long as a call's arguments
 
 _decode_streams = msgspec.msgpack.Decoder(list[list[list[Any]]]).decode
 
@@ -37,9 +37,7 @@ class Fetch:
         self.takes = False
         self.bytes = 64
 
-    def add_keys(self, table: int, keys: list[Any], *, takes: bool) -> None:
-        """Keys of a table of which none have been added."""
-        encoded = list(map(encode, keys))
+    def add_keys(self, table: int, keys: list[Any], encoded: list[bytes], *, takes: bool) -> None:
         self.keys.append(TableKeys(table, encoded))
         self.wished_keys.append(keys)
         self.takes |= takes
@@ -104,13 +102,17 @@ def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int
         piece = Fetch()
         left = KEYS_AN_ORDER
         for number, wanted in missing.keys.items():
-            keys = iter(wanted)
-            while some := list(islice(keys, left)):
-                piece.add_keys(number, some, takes=not tables.tables[number].replicated)
-                left -= len(some)
-                if not left:
+            keys, takes = list(wanted), not tables.tables[number].replicated
+            encoded = list(map(encode, keys))
+            done = 0
+            while done < len(keys):
+                if not left or piece.bytes > BYTES_AN_ORDER:
                     pieces.append(piece)
                     piece, left = Fetch(), KEYS_AN_ORDER
+                until = _fitting(encoded, done, left, BYTES_AN_ORDER - piece.bytes)
+                piece.add_keys(number, keys[done:until], encoded[done:until], takes=takes)
+                left -= until - done
+                done = until
         if left < KEYS_AN_ORDER:
             pieces.append(piece)
         for wish in missing.scans:
@@ -120,13 +122,26 @@ def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int
     return by_partition
 
 
+def _fitting(encoded: list[bytes], start: int, most: int, room_bytes: int) -> int:
+    """Where the keys end that still fit, at least one."""
+    until = min(start + most, len(encoded))
+    if sum(map(len, encoded[start:until])) <= room_bytes:
+        return until
+    for place in range(start, until):
+        room_bytes -= len(encoded[place])
+        if room_bytes <= 0:
+            return place + 1
+    return until
+
+
 def one_fetch_each(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, Fetch]:
     """The same, in one piece for each partition."""
     by_partition: dict[int, Fetch] = {}
     for partition, missing in _missing(calls, tables, copies_from).items():
         fetch = by_partition[partition] = Fetch()
         for number, wanted in missing.keys.items():
-            fetch.add_keys(number, list(wanted), takes=not tables.tables[number].replicated)
+            keys = list(wanted)
+            fetch.add_keys(number, keys, list(map(encode, keys)), takes=not tables.tables[number].replicated)
         for wish in missing.scans:
             fetch.add_scan(wish)
         for fragment in missing.fragments:

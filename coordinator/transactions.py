@@ -44,8 +44,9 @@ from coordinator.batch import (
     groups_of,
 )
 from coordinator.bodies import Bodies, Call
+from coordinator.borrowed import ANY
 from coordinator.decision_log import Decision
-from coordinator.fetch import fetches, one_fetch_each
+from coordinator.fetch import Fetch, fetches, one_fetch_each
 from coordinator.inquiries import IN_DOUBT_S, Inquiry
 from coordinator.reads import FAILED, READ, RELEASING, TRIES, Round
 from coordinator.session import ATTACHED, DOWN, Session
@@ -54,7 +55,9 @@ from voltpy.answers import REPLY_BYTES, Answers
 from voltpy.call_error import call_error
 from voltpy.errors import (
     CODES,
+    BadArguments,
     ConstraintViolation,
+    Corruption,
     Error,
     Indeterminate,
     ProcedureTimeout,
@@ -91,6 +94,7 @@ from voltpy.messages import (
     Report,
     Reports,
     RunDirected,
+    TableKeys,
     Topology,
     Vote,
 )
@@ -102,9 +106,11 @@ Origin = Hashable
 
 ATTACH_WAIT_S = 2.0
 ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
+UNFINISHED_BATCHES = 256  # of ROUNDS each, after which a call that misses still more is given up
 DISCOVERED_A_STEP = 64  # calls that are run on stand-ins ahead of their batch, while another one waits for votes
 LOOKED_AHEAD = CALLS_A_BATCH
 SLOW_KEPT = 4096
+READ_BYTES = 4 << 20  # what a round may ask of one partition: it travels in one frame
 ORDER_BYTES = 32  # of one without keys, changes or arguments
 
 
@@ -202,6 +208,10 @@ class Transactions:
         if call_id in self._pending:
             self._join(call_id, origin)
             return
+        if len(call.args) > CHANGES_BYTES:
+            text = f"{call.procedure}: arguments of {len(call.args):,} bytes; the limit is {CHANGES_BYTES:,}"
+            self._refuse(origin, call.client_id, [call.number], BadArguments(text))
+            return
         joint = self._pending[call_id] = Joint(origin, call)
         self._joints.append(joint)
 
@@ -214,7 +224,7 @@ class Transactions:
                 self._lost(address.partition)
 
     def receive(self, partition: int, message: Message, now_s: float) -> None:
-        """A message from the connection to a partition that is there now."""
+        """A message from the connection to a partition that is there now. Raises Corruption."""
         self._now_s = now_s
         session = self.sessions[partition]
         if isinstance(message, Reports):
@@ -446,7 +456,11 @@ class Transactions:
         awaited.popleft().learn(self._tables, lent.images, lent.scans)
         if not awaited:
             del batch.awaited[partition]
-        if not batch.awaited:
+        if batch.awaited:
+            return
+        if batch.is_closed:
+            self._begin_commit(batch)
+        else:
             self._run(batch)
 
     def _run(self, batch: Batch) -> None:
@@ -462,7 +476,7 @@ class Transactions:
             self._abort(batch)
             return
         unfinished, batch.waiting = batch.waiting, []
-        self._requeue(unfinished)
+        self._go_on(unfinished)
         batch.close(self._tables.changes(), self._tables.everywhere)
         undo = self._tables.undo
         batch.undo = undo[:]
@@ -475,12 +489,44 @@ class Transactions:
                 return
             if self.sessions[partition].state != ATTACHED:
                 for call in batch.done:
-                    call.needs_all |= call.wrote
+                    call.needs_all |= _wrote_copies(batch, call)
                 self._abort(batch)
                 return
+        locks = self._tables.not_borrowed()
+        if locks and len(batch.participants | batch.changes.keys()) > 1:
+            self._lock(batch, locks)
+        else:
+            self._begin_commit(batch)
+
+    def _lock(self, batch: Batch, locks: dict[int, list[TableKeys]]) -> None:
+        """Borrows what the batch changes and did not have to read, before anybody is asked for a vote: the first one
+        to vote lets go of what it lent to be read, and by then nobody may see elsewhere that the batch is not over.
+        """
+        in_all = locks.pop(ANY, [])
+        for partition in sorted(batch.changes if in_all else locks):
+            keys = [*locks.get(partition, ()), *in_all]
+            batch.awaited[partition] = deque([Fetch()])
+            batch.participants.add(partition)
+            size = ORDER_BYTES + sum(len(key) + 5 for of_table in keys for key in of_table.keys)
+            self._order(partition, Borrow(batch.number, [], [], keys), size)
+        self.counts["rounds"] += 1
+
+    def _begin_commit(self, batch: Batch) -> None:
         batch.begin_commit()
         self._tables.give_back()
         self._carry_on(batch)
+
+    def _go_on(self, calls: Iterable[Call]) -> None:
+        """They have only begun to know what they want. One that never will is given up: it slows all others down."""
+        again = []
+        for call in calls:
+            call.unfinished += 1
+            if call.unfinished < UNFINISHED_BATCHES:
+                again.append(call)
+                continue
+            text = f"{call.procedure.name} still wants rows that it has not read after {call.unfinished} batches"
+            self._give_up(call, ConstraintViolation(text))
+        self._requeue(again)
 
     def _carry_on(self, batch: Batch) -> None:
         """Asks for what the commit protocol says, and does what its state says."""
@@ -555,7 +601,7 @@ class Transactions:
         self.last_over = batch.number
         calls = list(batch.calls)
         if not batch.done and not batch.refusal[0] and commit is None and batch.rounds >= ROUNDS:
-            self._requeue(calls)  # they have only begun to know what they want
+            self._go_on(calls)
             return
         self.counts["aborted_batches"] += 1
         code, message = batch.refusal
@@ -665,6 +711,15 @@ class Transactions:
         self.bodies.begin_batch()
         self.bodies.discover(calls)
         asked = one_fetch_each(calls, self._tables, self._attached_partition())
+        while max((fetch.bytes for fetch in asked.values()), default=0) > READ_BYTES:
+            if len(calls) == 1:
+                calls[0].borrows = True  # in as many orders as it takes
+                self._requeue(calls)
+                return False
+            half = len(calls) // 2
+            self._requeue(calls[half:])
+            calls = calls[:half]
+            asked = one_fetch_each(calls, self._tables, self._attached_partition())
         work = self._work = Round(batch_number(self.epoch, self._rounds), calls, asked, self._now_s, self._slow)
         self.counts["read_rounds"] += 1
         for partition, fetch in asked.items():
@@ -877,7 +932,17 @@ class Transactions:
                 self.acknowledged.append(number)
 
     def _attached(self, partition: int, in_doubt: list[int]) -> None:
-        """A session has begun. What is in doubt there is decided, unless it is the batch that is under way."""
+        """A session has begun. What is in doubt there is decided, unless it is the batch that is under way.
+
+        Raises Corruption for a batch that comes after all that was ever begun by this decision log: whatever became of
+        it stands in another one.
+        """
+        last = batch_number(self.epoch, self._count)
+        if in_doubt and max(in_doubt) > last:
+            raise Corruption(
+                f"partition {partition} is in doubt of batch {max(in_doubt)}, and the coordinator has begun none after "
+                f"{last}: its decision log has been lost, or is an older one"
+            )
         live = self._work.number if isinstance(self._work, Batch | JointBatch) else None
         for number in in_doubt:
             if number != live:
@@ -977,6 +1042,12 @@ def _wrote_some(batch: Batch, call: Call, keys: set[tuple[int, object]]) -> bool
     """Whether the call changed one of these keys."""
     first, last = call.changed
     return any(table is not None and (table.number, key) in keys for table, key, _, _ in batch.undo[first:last])
+
+
+def _wrote_copies(batch: Batch, call: Call) -> bool:
+    """Whether the call changed a table that every partition has a copy of."""
+    first, last = call.changed
+    return any(table is not None and table.replicated for table, _, _, _ in batch.undo[first:last])
 
 
 def _not_callable(group: CallGroup, procedure: Procedure | None) -> str:

@@ -378,7 +378,8 @@ class Executor:
             self.failed(raised)
             return
         is_lent = any(type(miss) is not int for miss in missed)
-        if missed and not interrupted and self._may_wait(is_lent):
+        is_taken = (group.client_id, number) in self._waiting  # the client's fault: its numbers are its call ids
+        if missed and not interrupted and not is_taken and self._may_wait(is_lent):
             arguments = self._encoded_arguments(group, number)
             self.counts["set_aside"] += 1
             self._arrivals += 1
@@ -398,6 +399,8 @@ class Executor:
         if interrupted:
             self.counts["timed_out"] += 1
             error = type(interrupted)(f"{procedure.name} {interrupted}")
+        elif missed and is_taken:
+            error = ProtocolError(f"call {number} of this client waits already")
         elif missed:
             error = Overloaded(
                 f"{CALLS_WAIT_FOR_LENT:,} calls wait for rows that are lent already; retry later"

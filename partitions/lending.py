@@ -374,14 +374,14 @@ class Loans:
             if batch in self._lost or batch in self._prepared:
                 raise Unavailable(f"what batch {batch} had borrowed has been taken back, or prepared")
             wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
-            self._check_free(batch, loan, wanted, scanned)
+            locked = self._decoded_keys(order.locks)
+            self._check_free(batch, loan, wanted + locked, scanned)
             images, answers = self._read_images(wanted, scanned, order.scans)
         except Error as error:
             return Lent(batch, [], [], f"{type(error).__name__}: {error}")
-        for table, keys in wanted:
-            if not self._is_copy(table):
-                table.send_all_away(keys)
-                loan.keys.setdefault(table.number, set()).update(keys)
+        for table, keys in [each for each in wanted if not self._is_copy(each[0])] + locked:
+            table.send_all_away(keys)
+            loan.keys.setdefault(table.number, set()).update(keys)
         for table in scanned:
             number = table.number
             if not self._is_copy(table) and number not in self._lent_tables:

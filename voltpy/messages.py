@@ -402,11 +402,15 @@ class Borrow(Struct, array_like=True, tag="borrow", forbid_unknown_fields=True):
 
     Keys and scans of replicated tables are read and not taken: nobody but the coordinator changes those. The partition
     takes back by itself what it has lent for longer than LEASE_S and was not asked to prepare: then its vote is no.
+
+    `locks` are keys that the batch has changed without having borrowed them: of replicated tables, and of new rows with
+    hidden keys. They are taken, and nothing is answered for them.
     """
 
     batch: int
     keys: list[TableKeys]
     scans: list[Scan]
+    locks: list[TableKeys] = []
 
 
 class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
@@ -424,8 +428,9 @@ class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
 class Prepare(Struct, array_like=True, tag="prepare", forbid_unknown_fields=True):
     """Can all that was borrowed still be relied on, and these changes be made? Answered by Vote.
 
-    Whatever is not changed is given back at once: the batch has all that it will ever borrow. Keys that are changed and
-    were not borrowed (rows of replicated tables) are lent from now on.
+    Whatever is not changed is given back at once: every participant holds all that the batch has read or changes, from
+    before the first of them was asked. Where there is only one, it may change what was not borrowed: keys of replicated
+    tables, and hidden keys of new rows, which are lent from now on.
     """
 
     batch: int

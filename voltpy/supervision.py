@@ -7,12 +7,13 @@ A child (the router, a partition, or the coordinator) is always in one state:
     serving    it answered                             it exits
     backoff    it exited, or no process could be had;  the time comes → starting
                its next start has a time
-    failed     it refused to start (exit 3 or 4)       never: an operator looks at it, the others go on
+    failed     it refused to go on (exit 3 or 4)       never: an operator looks at it, the others go on
     stopped    the cluster is being stopped            never
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
 of a partition or coordinator that did not get to serve would only repeat themselves. They fail the whole start when
-they come before the cluster was ever ready, and the child alone afterwards.
+they come before the cluster was ever ready, and the child alone afterwards. That the coordinator's decision log is not
+the one that the partitions have voted for, it learns from them only when it serves: that fails it too.
 
 The coordinator is addressed as one more partition, with the number after the last. It learns from the topology where
 the partitions are. When its process is gone, the partitions are told so (Detach): what it borrowed is here again.
@@ -680,7 +681,10 @@ class Supervision:
             if child.failures >= FAILURES_AT_START:
                 child.enter("failed", now_s)
                 return self.stop(now_s, f"{child.name} ended {child.failures} times while starting: {why}")
-        elif child.exit_status in refused and child.number != ROUTER and child.state == "starting":
+        elif child.number != ROUTER and (
+            (child.state == "starting" and child.exit_status in refused)
+            or (child is self.coordinator and child.exit_status == EXIT_CORRUPTION)
+        ):
             child.enter("failed", now_s)
             return self._warn("failed", child=child.name, exit_status=child.exit_status, reason=why)
         child.enter("backoff", now_s)

@@ -23,6 +23,7 @@ from voltpy import wire
 from voltpy.errors import Error, from_wire
 from voltpy.messages import (
     BATCH_BITS,
+    MAX_FRAME_BYTES,
     NEVER_SENT,
     Attach,
     Attached,
@@ -175,6 +176,13 @@ class FakePartition:
                 if of_table.table not in self.replicated:
                     self.lent[place] = order.batch
                     self.borrowed_by.add(order.batch)
+        for of_table in order.locks:
+            for key in of_table.keys:
+                place = of_table.table, key
+                assert not self.is_locked(place), "a key that is prepared can't be locked"
+                assert self.lent.get(place, order.batch) == order.batch, "one batch borrows at a time"
+                self.lent[place] = order.batch
+                self.borrowed_by.add(order.batch)
         for scan in order.scans:
             if scan.table not in self.replicated:
                 self.lent_tables[scan.table] = order.batch
@@ -358,7 +366,9 @@ class FakeCluster:
         for session in self.core.sessions:
             for frame in session.take_frames():
                 # Through bytes: what can't travel must not pass here either.
-                self.to_partition[session.partition].append((session.connection, wire.decode(wire.encode(frame))))
+                data = wire.encode(frame)
+                assert len(data) <= MAX_FRAME_BYTES, "a socket would end the connection"
+                self.to_partition[session.partition].append((session.connection, wire.decode(data)))
         for answers in self.core.replies().values():
             self.dropped += sum(answers.dropped.values())
             for group in answers.groups:

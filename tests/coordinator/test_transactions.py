@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from random import Random
 from typing import Any
 
 import pytest
 from msgspec import Raw
 
+from coordinator import transactions
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.transactions import ATTACH_WAIT_S
@@ -20,6 +21,7 @@ from voltpy.errors import (
     Aborted,
     BadArguments,
     ConstraintViolation,
+    Corruption,
     Indeterminate,
     ProcedureTimeout,
     ReadOnly,
@@ -30,6 +32,7 @@ from voltpy.errors import (
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     BATCH_BITS,
+    MAX_FRAME_BYTES,
     BatchesHeld,
     Borrow,
     Commit,
@@ -56,6 +59,7 @@ CREATE TABLE rates (code STRING PRIMARY KEY, rate INT NOT NULL);
 OWNERS = slot_owners(2)
 AT_0 = [key for key in range(200) if OWNERS[hash_slot(key)] == 0]
 AT_1 = [key for key in range(200) if OWNERS[hash_slot(key)] == 1]
+KEYS_WITHOUT_END = count(1000)
 A, A2, A3 = AT_0[:3]
 B, B2, B3 = AT_1[:3]
 
@@ -168,6 +172,36 @@ def add_note(tx, account: int, text: str) -> None:
 
 
 @procedure
+def note_balance(tx, account: int, about: int) -> None:
+    tx.notes.insert(account, str(tx.accounts.get(about).balance))
+
+
+@procedure
+def rate_balance(tx, code: str, about: int) -> None:
+    tx.rates.upsert(code, tx.accounts.get(about).balance)
+
+
+@procedure(partition_by="about")
+def rate_of(tx, code: str, about: int) -> None:
+    tx.rates.upsert(code, tx.accounts.get(about).balance)
+
+
+@procedure
+def wander(tx) -> None:
+    tx.accounts.get(next(KEYS_WITHOUT_END))
+
+
+@procedure
+def rate_at(tx, code: str) -> Any:
+    return tx.rates.get(code)
+
+
+@procedure(read_only=True)
+def read_rate_at(tx, code: str) -> Any:
+    return tx.rates.get(code)
+
+
+@procedure
 def change(tx, names: list[str]) -> list[str]:
     names.append("x")  # a run that is repeated must get its arguments as they came
     tx.accounts.get(A)
@@ -182,7 +216,7 @@ def directed(tx) -> None:
 
 PROCEDURES = [
     transfer, spread, total, read_total, both, chase, chase_and_mark, set_rate, raise_rate, swallow, strange, generate,
-    add_note, change, directed, gift, gift_anywhere,
+    add_note, note_balance, rate_balance, rate_of, rate_at, read_rate_at, change, directed, gift, gift_anywhere,
 ]  # fmt: skip
 
 
@@ -453,6 +487,28 @@ def test_rule_9_a_copied_table_is_written_in_every_partition_under_one_decision(
     assert len(borrowed) == 1  # C keeps copies from batch to batch, nobody else writes them
 
 
+@pytest.mark.parametrize(("name", "place", "table"), [("note_balance", B, "notes"), ("rate_balance", "x", "rates")])
+def test_nobody_can_change_what_was_read_and_then_miss_what_was_written_elsewhere(
+    name: str, place: int | str, table: str, cluster: FakeCluster
+) -> None:
+    """T reads a at P1 and inserts n at P2; P1 votes and gives a back; W changes a; then L finds no n at P2."""
+    read = cluster.schema.numbers["accounts"], encode(A)
+    written = cluster.schema.numbers[table]
+    reader, writer = cluster.partitions
+    number = cluster.send(name, place, A)
+    until(cluster, lambda: not reader.is_free(read))
+    while number not in cluster.answers:
+        while cluster.deliver(0) or cluster.report(0):
+            pass
+        if reader.is_free(read):
+            prepared = {key for changes in writer.prepared.values() for key in writer._keys(changes)}
+            assert written in {of for of, _ in {*writer.rows, *writer.lent, *prepared}}, "it is there, or is waited for"
+        cluster.step()
+        if not cluster.to_partition[0] and not cluster.report(1):
+            cluster.deliver(1)  # as late as can be
+    assert cluster.answer(number) is None
+
+
 def test_an_aborted_write_of_a_copied_table_is_not_remembered(cluster: FakeCluster) -> None:
     cluster.call("set_rate", "x", 1)
     cluster.has_room = False
@@ -505,6 +561,19 @@ def test_rule_13_what_misses_on_after_some_rounds_goes_on_in_the_next_batch(clus
     assert len(first_borrow_of_second_batch.keys[0].keys) >= 8
 
 
+def test_a_body_that_wants_other_rows_in_each_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "UNFINISHED_BATCHES", 3)
+    cluster = FakeCluster(SCHEMA, [*PROCEDURES, wander])
+    cluster.put("accounts", A, 100)
+    cluster.put("accounts", B, 100)
+    cluster.settle()
+    numbers = [cluster.send("wander"), cluster.send("transfer", A, B, 1)]
+    cluster.settle()
+    with pytest.raises(ConstraintViolation, match="wander still wants rows that it has not read after 3 batches"):
+        cluster.answer(numbers[0])
+    assert cluster.answer(numbers[1]) == 99
+
+
 def test_rule_13_a_full_disk_fails_only_those_who_write_there(cluster: FakeCluster) -> None:
     cluster.partitions[1].refuses[None] = Vote(0, "ReadOnly", "full")
     there, elsewhere = cluster.send("transfer", A, B, 1), cluster.send("transfer", A, A2, 1)
@@ -547,6 +616,21 @@ def test_a_transaction_too_large_for_a_frame_is_refused(cluster: FakeCluster) ->
     large.call("bulk", 20)
     with pytest.raises(ConstraintViolation, match="bytes in one partition"):
         large.call("bulk", 400)
+
+
+def test_keys_that_no_frame_holds_together_are_asked_for_in_several(cluster: FakeCluster) -> None:
+    """A client chooses how long its keys are; what does not fit into a frame would end the session, again and again."""
+    numbers = [cluster.send(name, f"{n}" * (5 << 20)) for n in range(5) for name in ("rate_at", "read_rate_at")]
+    cluster.settle()
+    assert [cluster.answer(number) for number in numbers] == [None] * 10
+    assert [session.number for session in cluster.core.sessions] == [1, 1]
+
+
+def test_a_directed_call_that_no_frame_holds_is_refused(cluster: FakeCluster) -> None:
+    number = cluster.send_everywhere("directed", "x" * (MAX_FRAME_BYTES - 50))
+    cluster.settle()
+    with pytest.raises(BadArguments, match="the limit is"):
+        cluster.answer(number)
 
 
 def test_rule_25_a_body_that_swallows_its_miss_runs_again(cluster: FakeCluster) -> None:
@@ -651,6 +735,21 @@ def test_a_new_coordinator_aborts_what_is_not_in_its_log(cluster: FakeCluster) -
     assert balances(cluster, A, B) == [100, 100]
     assert not any(partition.prepared for partition in cluster.partitions)
     assert cluster.call("transfer", A, B, 10) == 90
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_coordinator_whose_decision_log_is_an_older_one_decides_nothing(epoch: int, cluster: FakeCluster) -> None:
+    cluster.crash()
+    assert cluster.epoch == 2
+    cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: cluster.partitions[1].prepared)
+    for partition in (0, 1):
+        cluster.restart(partition)
+    cluster.epoch = epoch - 1
+    cluster.crash()
+    with pytest.raises(Corruption, match="in doubt of batch"):
+        cluster.exchange()
+    assert not orders(cluster, 1, Decide)
 
 
 def test_no_room_for_the_decision_fails_the_writers_and_keeps_nothing_prepared(cluster: FakeCluster) -> None:
@@ -762,6 +861,22 @@ def test_a_write_to_every_copy_waits_for_all_partitions(cluster: FakeCluster) ->
     with pytest.raises(Unavailable):
         cluster.call("raise_rate", "x")
     assert cluster.row("rates", "x", 0).rate == 1
+
+
+def test_a_write_to_every_copy_that_must_wait_leaves_the_others_of_its_batch_alone() -> None:
+    cluster = FakeCluster(SCHEMA, PROCEDURES, partitions=3)
+    owners = slot_owners(3)
+    one, two = (next(key for key in range(200) if owners[hash_slot(key)] == partition) for partition in (0, 1))
+    for key in (one, two):
+        cluster.put("accounts", key, 100)
+    cluster.put("rates", "x", 1)
+    cluster.settle()
+    cluster.take_down(2)
+    numbers = [cluster.send("transfer", one, two, 1), cluster.send("rate_of", "x", one)]
+    cluster.settle()
+    assert cluster.answer(numbers[0]) == 99
+    with pytest.raises(Unavailable, match="partition 2 is down"):
+        cluster.answer(numbers[1])
 
 
 def test_reports_that_do_not_come_end_the_session_and_the_batch(cluster: FakeCluster) -> None:

@@ -20,7 +20,7 @@ from partitions.checkpoint import read_root
 from partitions.executor import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT, LENT_WAIT_S
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
-from voltpy.errors import Aborted, DuplicateKey, Overloaded, Unavailable
+from voltpy.errors import Aborted, DuplicateKey, Overloaded, ProtocolError, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     ELSEWHERE,
@@ -100,6 +100,11 @@ def note(tx: Any, key: int, text: str) -> Any:
 
 
 @procedure(partition_by="key", read_only=True)
+def notes(tx: Any, key: int) -> Any:
+    return tx.notes.count()
+
+
+@procedure(partition_by="key", read_only=True)
 def get(tx: Any, key: int) -> Any:
     row = tx.items.get(key)
     return None if row is None else row.n
@@ -159,7 +164,7 @@ def mark(tx: Any, key: int, how: str) -> Any:
 
 
 PROCEDURES: list[Callable[..., Any]] = [
-    put, add, insert, fill, note, get, count, transfer, whole, set_rate_locally, rate, set_rates, mark,
+    put, add, insert, fill, note, notes, get, count, transfer, whole, set_rate_locally, rate, set_rates, mark,
 ]  # fmt: skip
 
 
@@ -517,6 +522,27 @@ def test_new_rows_of_a_table_with_hidden_keys_are_prepared_without_being_borrowe
     assert vote(partition, Prepare(2, [TableChanges(NOTES, [image], [])])) == "Unavailable"
     partition.order(Decide(1, True))
     assert [row.text for row in partition.rows("notes").values()] == ["text"]
+
+
+def test_what_is_locked_without_being_read_is_away_until_the_decision() -> None:
+    partition = opened(partitions=2)
+    here, _ = keys_of(0), keys_of(1)
+    assert vote(partition, Commit(1, rates(("EUR", 3)), NONE)) == ""
+    hidden = 1 << 40
+    notes = [TableChanges(NOTES, [encode([here[0], "text", hidden])], [])]
+    locks = [TableKeys(RATES, [encode("EUR")]), TableKeys(NOTES, [encode(hidden)])]
+    assert lent(partition, Borrow(2, [], [], locks)) == Lent(2, [], [])
+    waiting = [waits(partition, "rate", here[0]), waits(partition, "notes", here[0])]
+    assert vote(partition, Prepare(2, [*rates(("EUR", 4)), *notes])) == ""
+    partition.run_ready()
+    assert not partition.answers
+    partition.order(Decide(2, True))
+    partition.run_ready()
+    assert [partition.answer(number) for number in waiting] == [4, 1]
+    assert lent(partition, Borrow(3, [], [], locks)) == Lent(3, [], [])
+    partition.step(LEASE_S + 1)
+    assert partition.call("rate", here[0]) == 4
+    assert vote(partition, Prepare(3, rates(("EUR", 5)))) == "Unavailable"
 
 
 def test_a_commit_in_one_phase_counts_at_once_and_is_recalled(partition: OnePartition) -> None:
@@ -1150,6 +1176,21 @@ def test_one_key_in_doubt_fills_no_limit_of_others(tmp_path: Path) -> None:
     partition.turn_pages()
     assert [partition.answer(number) for number in cold] == [0] * 20
     assert partition.executor.waiting_for_lent == CALLS_WAIT_FOR_LENT
+
+
+def test_calls_that_wait_under_one_number_fill_no_limit_for_ever(partition: OnePartition) -> None:
+    lent(partition, borrow(1, 1))
+    number = waits(partition, "add", 1, 1)
+    for _ in range(3):
+        partition.run("add", 1, 1, number=number)
+    partition.seal()
+    assert partition.executor.waiting_for_lent == partition.executor.waiting == 1
+    with pytest.raises(ProtocolError, match="waits already"):
+        partition.answer(number)
+    partition.order(Decide(1, False))
+    partition.run_ready()
+    assert partition.answer(number) == 11
+    assert partition.executor.waiting_for_lent == partition.executor.waiting == 0
 
 
 def test_a_call_that_has_waited_too_long_for_what_is_lent_is_told_so(partition: OnePartition) -> None:

@@ -238,6 +238,14 @@ def test_a_procedure_that_ends_its_process_like_a_refusal_does_not_fail_the_part
     assert world.core.child(1).state == "starting"
 
 
+def test_a_coordinator_that_learns_of_another_decision_log_than_its_own_fails() -> None:
+    world = World()
+    world.serve()
+    assert of(world.exit(COORDINATOR, 3, "its decision log has been lost"), Start) == []
+    assert world.core.child(COORDINATOR).state == "failed"
+    assert not world.core.stopping
+
+
 def test_a_child_that_crashes_again_and_again_before_ready_ends_the_start() -> None:
     world = World()
     for _ in range(FAILURES_AT_START):
