@@ -189,6 +189,9 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
             heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
             runs = (chunk for run in root.runs for chunk in read_run(directory, partition, number, run))
             index.load(runs, root.collisions)
+            lookups = store.tables[number].lookups
+            if lookups is not None:
+                lookups.fall_behind()
             if len(index) != heap.rows:
                 raise Corruption(f"table {root.name}: the checkpoint has {len(index)} index entries, {heap.rows} rows")
         unless_loaded.pop_all()

@@ -32,6 +32,8 @@ from msgspec import Raw, Struct
 
 from partitions.builtin import builtins
 from partitions.heap import Heap
+from partitions.lookups import Lookups
+from partitions.secondary_index import SecondaryIndex
 from partitions.store import Store
 from partitions.table import Table
 from voltpy.answers import Answers
@@ -71,7 +73,11 @@ _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 # What only reads: stopping it anywhere leaves nothing half done.
 _READERS: frozenset[CodeType] = frozenset(
-    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
+    method.__code__
+    for method in (
+        *(Table.scan, Table.range, Table.where, Table._find_row, Heap.scan),
+        *(Lookups._read, Lookups._read_some, Lookups._merged, SecondaryIndex.postings),
+    )
 )
 
 

@@ -364,6 +364,25 @@ class Heap:
                 elif offset:
                     yield page[offset : offset + length]
 
+    def rows_of_page(self, page: int) -> list[tuple[int, bytes]]:
+        """(row id, image) of the rows on one page; none where there is no such page. What is cold stays cold."""
+        if self._frames[page] == NO_PAGE:
+            return []
+        image = self._image(page)
+        words = memoryview(image).cast("H")
+        if words[FLAGS] & OVERFLOW_PAGE:
+            return []
+        rows = []
+        first = page << self._slot_bits
+        for slot in range(words[SLOTS]):
+            at = HEADER_WORDS + 2 * slot
+            offset, length = words[at], words[at + 1]
+            if length & OVERFLOWS:
+                rows.append((first | slot, b"".join(self._overflow_pieces(image[offset : offset + STUB_BYTES]))))
+            elif offset:
+                rows.append((first | slot, image[offset : offset + length]))
+        return rows
+
     def row_ids(self) -> Iterator[int]:
         """The ids of all rows, for `check`."""
         for number, page in self._images():

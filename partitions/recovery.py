@@ -44,5 +44,6 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
                 checkpointer.make(lsn)
                 crash_point("recovery.checkpoint")
     store.apply_turn()
+    store.rebuild_indexes()
     store.misses.bring = None
     return replayed + in_this_turn

@@ -52,7 +52,8 @@ from voltpy.schema import Index
 from voltpy.schema import Table as TableSchema
 
 NULLS: None = None  # the key of NULL, where it has one of its own
-KEY_BYTES = 56  # of a key that is an object, beside its length and its place in the tree
+KEY_BYTES = 40  # of a key that is an object, beside its length and what it costs in the tree
+LIST_BYTES, LIST_ROW_BYTES = 160, 4  # of a posting list, at most
 _HALF = 1 << 63
 _ENTRY_BITS = 40
 _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
@@ -298,20 +299,29 @@ class SecondaryIndex:
         if self.nulls is not None:
             yield None, self.nulls
 
-    def duplicate(self) -> tuple[Key, Posting] | None:
-        """A key with several rows, if there is one. Those with NULL among several columns are found too."""
+    def duplicates(self) -> Iterator[tuple[Key, Posting]]:
+        """The keys with several rows. Those with NULL among several columns are among them."""
         if len(self._lists) > len(self._free):
-            return next(((key, self._lists[-2 - e]) for key, e in self._entries.iteritems() if e < NOWHERE), None)
-        return None
+            for key, entry in self._entries.iteritems():
+                if entry < NOWHERE:
+                    yield key, self._lists[-2 - entry]
 
     @property
     def bytes(self) -> int:
-        """About what it takes in memory."""
-        lists = [*self._lists, *([] if self.nulls is None else [self.nulls])]
-        tree = INDEX_BYTES * self.keys
+        """About what it takes in memory, at most: bitmaps count as if their rows were scattered."""
+        lists = len(self._lists) - len(self._free)
+        return self._tree_bytes + LIST_BYTES * lists + LIST_ROW_BYTES * (self.rows - self.keys + lists)
+
+    def measured_bytes(self) -> int:
+        """The same, with a look at every posting list."""
+        return self._tree_bytes + sum(map(posting_bytes, self._lists)) + posting_bytes(self.nulls or 0)
+
+    @property
+    def _tree_bytes(self) -> int:
+        tree = INDEX_BYTES * self.keys + 8 * len(self._lists)
         if not self.format.number and not self.format.hashed:
-            tree += KEY_BYTES // 2 * self.keys + self._key_bytes
-        return tree + 8 * len(self._lists) + sum(map(posting_bytes, lists))
+            tree += KEY_BYTES * self.keys + self._key_bytes
+        return tree
 
     def check(self) -> None:
         """Raises Corruption unless its counts and forms are right."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
+from partitions.lookups import Lookups
 from partitions.page import PAGE_BYTES, Arena
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import Batch
@@ -21,7 +22,7 @@ from voltpy.errors import Corruption, ReadOnly
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
-from voltpy.schema import Schema
+from voltpy.schema import Index, Schema
 
 # What a generation of decoded rows may take; there are two.
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
@@ -42,6 +43,7 @@ class Store:
         "_unlimited_until",
         "arena",
         "by_name",
+        "lookups",
         "misses",
         "pool",
         "tables",
@@ -57,10 +59,12 @@ class Store:
         self.pool: BufferPool | None = None  # without one, everything stays in memory
         owner = Ownership(partition, slot_owners(partitions))
         self.tables = [
-            Table(table, number, self.arena, owner, self.undo_log, self.misses)
+            Table(table, number, self.arena, owner, self.undo_log, self.misses, schema.indexes_of(table.name))
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables}
+        self.lookups: list[Lookups] = []  # of the tables that have indexes
+        self._list_lookups()
         self._unlimited_until = 0
         self._trimmed_s = 0.0
         self._most_rows = 0  # since the last `trim` that did something
@@ -91,7 +95,7 @@ class Store:
 
     @property
     def index_bytes(self) -> int:
-        return INDEX_BYTES * sum(table.row_count for table in self.tables)
+        return INDEX_BYTES * sum(table.row_count for table in self.tables) + sum(each.bytes for each in self.lookups)
 
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""
@@ -111,6 +115,8 @@ class Store:
             table, key, old = log.pop()
             if table is not None:
                 table.restore(key, old)
+        for lookups in self.lookups:
+            lookups.undone_to(mark)
 
     def undo_batch(self) -> None:
         """Undoes everything since the last `apply`."""
@@ -128,6 +134,8 @@ class Store:
                 if images or deleted:
                     changed.append(TableChanges(table.number, images, deleted))
                 pages_needed += table.pages_needed(images)
+                if table.lookups is not None:
+                    table.lookups.make_sure_of_row_ids(pages_needed)
         if self.pool is not None:
             if pages_needed and self.index_bytes > self._memory_bytes - self._memory_bytes // LEAST_PAGES:
                 raise ReadOnly(
@@ -193,6 +201,26 @@ class Store:
             if _malloc_trim is not None:
                 _malloc_trim(0)
 
+    def add_index(self, index: Index) -> Iterator[None]:
+        """Builds another index, in steps between batches: see `Table.add_index`."""
+        try:
+            for _ in self.by_name[index.table].add_index(index):
+                self._list_lookups()
+                yield
+        finally:
+            self._list_lookups()
+
+    def drop_index(self, table: str, name: str) -> None:
+        """Between batches."""
+        self.by_name[table].drop_index(name)
+        self._list_lookups()
+
+    def rebuild_indexes(self) -> None:
+        """At the end of a recovery: secondary indexes that know nothing of the pages are built from them."""
+        for lookups in self.lookups:
+            for _ in lookups.rebuild():
+                pass
+
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
         for table in self.tables:
@@ -218,6 +246,9 @@ class Store:
         """What pages, indexes and decoded rows should take, and the process without them."""
         decoded = sum(table.decoded_bytes for table in self.tables)
         return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + self.index_bytes + decoded
+
+    def _list_lookups(self) -> None:
+        self.lookups = [table.lookups for table in self.tables if table.lookups is not None]
 
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share evenly over the tables; again when the data has grown by an eighth."""
