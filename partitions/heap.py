@@ -160,6 +160,24 @@ class Heap:
             return self._read_overflow(start)
         return self._memory[start : start + length]
 
+    def read_all(self, row_ids: list[int]) -> list[bytes]:
+        """`read` for many rows, at half of what each costs."""
+        frames, words, memory, note = self._frames, self._words, self._memory, self._note_use
+        slot_bits, slot_mask = self._slot_bits, self._slot_mask
+        images = []
+        for row_id in row_ids:
+            page = row_id >> slot_bits
+            frame = frames[page]
+            if frame < 0:
+                self.bring(page)
+                frame = frames[page]
+            note(page)
+            at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & slot_mask)
+            start = frame * PAGE_BYTES + words[at]
+            length = words[at + 1]
+            images.append(self._read_overflow(start) if length & OVERFLOWS else memory[start : start + length])
+        return images
+
     def need(self, row_id: int) -> None:
         """Makes sure that a row can be changed at the end of the batch: every page of it is in a frame, and stays."""
         page = row_id >> self._slot_bits

@@ -17,8 +17,8 @@ In one column alone NULL has no key. It is a value like others among several col
 is for the one who asks to say.
 
 A hash of 87 bits instead of the values: 34 bytes a row whatever the values. Two of a billion values share one with a
-probability of 1 to 300 million; rows that are looked up are compared with the values all the same, and only a count
-could tell. The hash has a seed that no client knows, so that nobody can make such values.
+probability of 1 to 300 million, and then each is found with the other. The hash has a seed that no client knows, so
+that nobody can make such values.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ class KeyFormat:
         return None if canonical[0] is None else self._make(canonical[0])
 
     def has_null(self, row: Any) -> bool:
-        """Whether a column is NULL: such a row is equal to no other in a unique index."""
-        values = self.values_of(row)
-        return values is None if len(self._types) == 1 else None in values
+        """Whether one of several columns is NULL: such a row is equal to no other in a unique index."""
+        return len(self._types) > 1 and None in self.values_of(row)
 
     def bounds(
         self,

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeAlias
 
 from pyroaring import BitMap
@@ -54,20 +54,20 @@ class _Fresh:
     __slots__ = ("in_order", "keys")
 
     def __init__(self, ordered: bool) -> None:
-        self.keys: dict[Key | None, set[Any]] = {}
+        self.keys: dict[Key | None, dict[Any, None]] = {}  # a dict is a set with an order
         self.in_order: list[Any] | None = [] if ordered else None
 
     def add(self, key: Key | None, primary: Any) -> None:
         if key in self.keys:
-            self.keys[key].add(primary)
+            self.keys[key][primary] = None
             return
-        self.keys[key] = {primary}
+        self.keys[key] = {primary: None}
         if self.in_order is not None and key is not None:
             insort(self.in_order, key)
 
     def discard(self, key: Key | None, primary: Any) -> None:
         primaries = self.keys[key]
-        primaries.discard(primary)
+        del primaries[primary]
         if not primaries:
             del self.keys[key]
             if self.in_order is not None and key is not None:
@@ -88,10 +88,10 @@ class Found:
 
     __slots__ = ("_ids", "_keys", "_lookups")
 
-    def __init__(self, lookups: Lookups, ids: BitMap, keys: set[Any] | frozenset[Any]) -> None:
+    def __init__(self, lookups: Lookups, ids: BitMap, keys: Iterable[Any]) -> None:
         self._lookups = lookups
         self._ids = ids  # may be an index's own: not to be changed
-        self._keys = keys
+        self._keys = frozenset(keys)
 
     def __len__(self) -> int:
         return len(self._ids) + len(self._keys)
@@ -108,7 +108,7 @@ class Found:
     def rows(self) -> list[Any]:
         """All of them, in the order of their pages."""
         lookups = self._lookups
-        return lookups._read(list(self._ids)) + [lookups._current[key] for key in self._keys]
+        return lookups._read(list(self._ids)) + [lookups._current[key] for key in sorted(self._keys)]
 
     def some(self) -> Iterator[Any]:
         """The same, a few at a time, for whoever may not want all. To be read before the transaction goes on."""
@@ -117,7 +117,7 @@ class Found:
         while some := list(islice(ids, count)):
             yield from lookups._read(some)
             count = min(2 * count, MOST_ROWS)
-        for key in self._keys:
+        for key in sorted(self._keys):
             yield lookups._current[key]
 
 
@@ -151,7 +151,7 @@ class Lookups:
         self._seen = 0  # entries of the undo log
         self._stale: set[Any] = set()  # keys that were put back since
         self._fresh: dict[str, _Fresh] = {}
-        self._unique: list[SecondaryIndex] = []
+        self._unique: list[tuple[SecondaryIndex, dict[Key, tuple[Any, ...]]]] = []  # with the claimants
         self._list_ready()
 
     # Looking up.
@@ -163,26 +163,14 @@ class Lookups:
         """
         self._catch_up()
         found = self._ready(index)
-        key = found.format.of_values(values)
-        posting = found.posting(key)
-        rows = []
-        if posting is not None:
-            ids = sorted_ids(posting)
-            if self._gone:
-                gone = self._gone
-                ids = [row_id for row_id in ids if row_id not in gone]
-            rows = self._read(ids)
-        fresh = self._fresh[index].keys
-        if key in fresh:
-            rows += [self._current[primary] for primary in fresh[key]]
-        return rows
+        return self._rows_of(found, found.format.of_values(values))
 
     def found(self, index: str, values: tuple[Any, ...]) -> Found:
         """The same, not read yet."""
         self._catch_up()
         found = self._ready(index)
         key = found.format.of_values(values)
-        return self._without_gone(as_bitmap(found.posting(key)), self._fresh[index].keys.get(key, frozenset()))
+        return self._without_gone(as_bitmap(found.posting(key)), self._fresh[index].keys.get(key, ()))
 
     def count(self, index: str, values: tuple[Any, ...]) -> int:
         """How many rows have these values. Reads none."""
@@ -196,19 +184,16 @@ class Lookups:
     def matching(self, conditions: list[Condition]) -> Found:
         """The rows that meet every condition, by an index each: posting lists intersected, the smallest first."""
         self._catch_up()
-        postings, fresh = self._of_conditions(conditions)
-        ids = BitMap() if None in postings else common(p for p in postings if p is not None)
-        return self._without_gone(ids, fresh)
+        return self._matching(self._keys_of(conditions))
 
     def matching_count(self, conditions: list[Condition]) -> int:
         """How many rows meet every condition. Reads none."""
         self._catch_up()
-        postings, fresh = self._of_conditions(conditions)
-        if None in postings:
-            return len(fresh)
-        if self._gone:
-            return len(common(p for p in postings if p is not None) - self._gone) + len(fresh)
-        return common_count(p for p in postings if p is not None) + len(fresh)
+        pairs = self._keys_of(conditions)
+        if self._current:
+            return len(self._matching(pairs))
+        postings = [index.posting(key) for index, key in pairs]
+        return 0 if None in postings else common_count(p for p in postings if p is not None)
 
     def range(
         self,
@@ -220,8 +205,9 @@ class Lookups:
         low_included: bool = True,
         high_included: bool = True,
         reverse: bool = False,
+        limit: int | None = None,
     ) -> Iterator[Any]:
-        """The rows in the order of a BTREE index, as they were when the range began.
+        """The rows in the order of a BTREE index, as they were when the range began; at most `limit`.
 
         Of those whose first columns are as `prefix` says, the ones whose next column is between the bounds; None: no
         bound there. NULL is in no range with a bound; without any it is behind all values, or before them in reverse.
@@ -231,25 +217,35 @@ class Lookups:
         bounds = ordered.format.bounds(prefix, low, high, low_included, high_included)
         only_nulls = prefix == (None,) and len(ordered.format.columns) == 1
         with_nulls = only_nulls or (low is None and high is None and not prefix)
-        return self._in_order(ordered, None if only_nulls else bounds, with_nulls, reverse)
+        return self._in_order(ordered, None if only_nulls else bounds, with_nulls, reverse, limit)
 
-    def begins(self, index: str, text: str, *, prefix: tuple[Any, ...] = (), reverse: bool = False) -> Iterator[Any]:
+    def begins(
+        self,
+        index: str,
+        text: str,
+        *,
+        prefix: tuple[Any, ...] = (),
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Any]:
         """The same, where the next column is a STRING that begins with the text."""
         self._catch_up()
         ordered = self._ordered(index)
-        return self._in_order(ordered, (*ordered.format.begins_with(prefix, text), False, False), False, reverse)
+        bounds = (*ordered.format.begins_with(prefix, text), False, False)
+        return self._in_order(ordered, bounds, with_nulls=False, reverse=reverse, limit=limit)
 
     def between(self, columns: tuple[str, ...], low: Any, high: Any) -> Iterator[Any] | None:
         """The rows with low <= these columns < high in their order, by a BTREE index on them; None without one.
 
         The bounds are values of the column, or tuples where there are several.
         """
-        for name, index in self.indexes.items():
+        for index in self.indexes.values():
             if index.ordered and index.format.columns == columns and index.built_pages is None:
                 self._catch_up()
                 several = len(columns) > 1
                 lowest, highest = (index.format.of_values(end if several else (end,)) for end in (low, high))
-                return self._in_order(self._ordered(name), (lowest, highest, False, True), False, reverse=False)
+                bounds = (lowest, highest, False, True)
+                return self._in_order(index, bounds, with_nulls=False, reverse=False, limit=None)
         return None
 
     def found_between(
@@ -269,7 +265,7 @@ class Lookups:
             prefix, low, high, low_included, high_included
         )
         only_nulls = prefix == (None,) and len(ordered.format.columns) == 1
-        ids, keys = BitMap(), set[Any]()
+        ids, keys = BitMap(), list[Any]()
         fresh = self._fresh[index]
         if not only_nulls:
             singles = []
@@ -280,14 +276,14 @@ class Lookups:
                 else:
                     ids |= as_bitmap(posting)
             ids.update(singles)
-            keys = {
+            keys = [
                 primary
                 for key in fresh.between(lowest, highest, low_excluded, high_excluded)
                 for primary in fresh.keys[key]
-            }
+            ]
         if only_nulls or (low is None and high is None and not prefix):
             ids |= as_bitmap(ordered.nulls)
-            keys |= fresh.keys.get(None, frozenset())
+            keys += fresh.keys.get(None, ())
         return self._without_gone(ids, keys)
 
     def estimate(self, index: str, values: tuple[Any, ...] | None = None) -> int:
@@ -306,7 +302,7 @@ class Lookups:
 
         By the index with the fewest rows, and by all that fit where those are many.
         """
-        fitting: list[tuple[int, str, tuple[Any, ...]]] = []
+        fitting: list[tuple[SecondaryIndex, Key | None]] = []
         beginning: tuple[str, tuple[Any, ...]] | None = None
         for name, index in self.indexes.items():
             columns = index.format.columns
@@ -315,44 +311,58 @@ class Lookups:
                 continue
             try:
                 if len(values) == len(columns):
-                    fitting.append((self.count(name, tuple(values)), name, tuple(values)))
+                    fitting.append((index, index.format.of_values(tuple(values))))
                 elif index.ordered and columns[0] in equalities:
-                    prefix = []
-                    for column in columns:
-                        if column not in equalities:
-                            break
-                        prefix.append(equalities[column])
-                    index.format.bounds(tuple(prefix), None, None, True, True)
+                    prefix = tuple(equalities[name] for name in takewhile(equalities.__contains__, columns))
+                    index.format.bounds(prefix, None, None, True, True)
                     if beginning is None or len(prefix) > len(beginning[1]):
-                        beginning = name, tuple(prefix)
+                        beginning = name, prefix
             except UnfitValue:
                 continue
         if not fitting:
             return None if beginning is None else list(self.range(beginning[0], prefix=beginning[1]))
-        fewest, name, values_of_it = min(fitting)
-        if fewest <= FEW_ROWS or len(fitting) == 1:
-            return self.find(name, values_of_it)
-        return self.matching([(name, values) for _, name, values in fitting]).rows()
+        self._catch_up()
+        if len(fitting) > 1:
+            fitting.sort(key=lambda pair: size(pair[0].posting(pair[1])))
+            if size(fitting[0][0].posting(fitting[0][1])) > FEW_ROWS:
+                return self._matching(fitting).rows()
+        return self._rows_of(*fitting[0])
 
     # Unique indexes.
 
     def check_unique(self, primary: Any, row: Any, old: Any) -> None:
-        """Raises DuplicateKey when another row has the values of this one, which replaces `old`, in a unique index."""
-        caught_up = False
-        for index in self._unique:
+        """Raises DuplicateKey when another row has the values of this one, which replaces `old`, in a unique index.
+
+        Who was let pass is noted as a claimant of its values, until the batch is over. Whether a claimant still has
+        them is looked at when the next one comes.
+        """
+        for index, claims in self._unique:
             key = index.of_row(row)
             if key is None or (old is not None and index.of_row(old) == key) or index.format.has_null(row):
                 continue
-            if not caught_up:
-                self._catch_up(anyway=True)
-                caught_up = True
-            fresh = self._fresh[index.schema.name].keys.get(key)
-            if fresh and fresh != {primary}:
-                self._refuse(index, row, next(other for other in fresh if other != primary))
+            claimants = claims.get(key)
+            if claimants is not None:
+                for other in claimants:
+                    if other != primary and self._has_now(index, other, key):
+                        self._refuse(index, row, other)
             posting = index.posting(key)
-            for row_id in () if posting is None else sorted_ids(posting):
-                if row_id not in self._gone:
-                    self._refuse(index, row, self._table._key_of(self._read([row_id])[0]))
+            if posting is not None:
+                for there in self._read(sorted_ids(posting)):
+                    other = self._table._key_of(there)
+                    if other != primary and self._has_now(index, other, key):
+                        self._refuse(index, row, other)
+            claims[key] = (primary,)
+
+    def _has_now(self, index: SecondaryIndex, primary: Any, key: Key) -> bool:
+        """Whether this row, which has had the key, still has it."""
+        table = self._table
+        if primary in table._inserted:
+            image = table._inserted[primary]
+        elif primary in table._updated:
+            image = table._updated[primary]
+        else:
+            return True
+        return image is not None and index.of_row(table._decode(image)) == key
 
     def _refuse(self, index: SecondaryIndex, row: Any, other: Any) -> None:
         """The row with key `other` has these values. If that is lent, it may have others when it comes back."""
@@ -370,10 +380,14 @@ class Lookups:
 
     # What the batch has changed.
 
-    def restored(self, primary: Any) -> None:
-        """A row is as it was before a transaction."""
+    def restored(self, primary: Any, row: Any) -> None:
+        """A row is as it was before a transaction; None: there was none."""
         if primary in self._current:
             self._stale.add(primary)
+        for index, claims in self._unique:
+            key = None if row is None else index.of_row(row)
+            if key is not None:  # another one may have claimed it since, and is undone too, or will be
+                claims[key] = (*claims.get(key, ()), primary)
 
     def undone_to(self, mark: int) -> None:
         """The undo log was shortened to so many entries."""
@@ -382,6 +396,8 @@ class Lookups:
     def forget_changes(self) -> None:
         """The batch is over: its changes are committed, or undone."""
         self._seen = 0
+        for _, claims in self._unique:
+            claims.clear()
         if self._current:
             self._current.clear()
             self._places.clear()
@@ -389,9 +405,9 @@ class Lookups:
             self._gone = BitMap()
             self._fresh = {name: _Fresh(index.ordered) for name, index in self.indexes.items()}
 
-    def _catch_up(self, *, anyway: bool = False) -> None:
+    def _catch_up(self) -> None:
         """Lays over the indexes what has changed since the last time. Raises NotHere while a key is away."""
-        if self._table._away and not anyway:
+        if self._table._away:
             self._misses.raise_for((self._table.number, WHOLE_TABLE))
         undo, seen = self._undo, self._seen
         if seen == len(undo) and not self._stale:
@@ -447,27 +463,22 @@ class Lookups:
 
     def read_committed(self, row_ids: list[int]) -> list[Any]:
         """The rows as they are on their pages, which are in memory."""
-        read, decode = self._heap.read, self._table._decode
-        if not self._kept:
-            return []
-        return [decode(read(row_id)) for row_id in row_ids]
+        return list(map(self._table._decode, self._heap.read_all(row_ids))) if self._kept else []
 
     def replace(self, olds: list[Any], old_ids: list[int], images: list[bytes], row_ids: list[int]) -> None:
         """These rows were changed, and may have moved."""
         rows = list(map(self._table._decode, images)) if self._kept else []
         for index in self._kept:
-            before, after = list(map(index.of_row, olds)), list(map(index.of_row, rows))
-            if before == after and old_ids == row_ids:
-                continue
+            values_of, of_row = index.format.values_of, index.of_row
             changed = [
                 position
-                for position, (key, new_key, row_id, new_id) in enumerate(
-                    zip(before, after, old_ids, row_ids, strict=True)
-                )
-                if row_id != new_id or key != new_key
+                for position, (old, row, old_id, row_id) in enumerate(zip(olds, rows, old_ids, row_ids, strict=True))
+                if old_id != row_id or values_of(old) != values_of(row)
             ]
-            gone = [before[p] for p in changed], [old_ids[p] for p in changed]
-            come = [after[p] for p in changed], [row_ids[p] for p in changed]
+            if not changed:
+                continue
+            gone = [of_row(olds[p]) for p in changed], [old_ids[p] for p in changed]
+            come = [of_row(rows[p]) for p in changed], [row_ids[p] for p in changed]
             if index.built_pages is not None:
                 gone, come = self._seen_pages(index, *gone), self._seen_pages(index, *come)
             index.remove(*gone)
@@ -542,7 +553,9 @@ class Lookups:
         return self._table._decode(self._heap.read_past(sorted_ids(posting)[0], {}))
 
     def _list_ready(self) -> None:
-        self._unique = [index for index in self.indexes.values() if index.schema.unique and index.built_pages is None]
+        self._unique = [
+            (index, {}) for index in self.indexes.values() if index.schema.unique and index.built_pages is None
+        ]
         self._fresh = {name: _Fresh(index.ordered) for name, index in self.indexes.items()}
 
     @property
@@ -584,6 +597,20 @@ class Lookups:
 
     # Inside.
 
+    def _rows_of(self, index: SecondaryIndex, key: Key | None) -> list[Any]:
+        posting = index.posting(key)
+        rows = []
+        if posting is not None:
+            ids = sorted_ids(posting)
+            if self._gone:
+                gone = self._gone
+                ids = [row_id for row_id in ids if row_id not in gone]
+            rows = self._read(ids)
+        fresh = self._fresh[index.schema.name].keys
+        if key in fresh:
+            rows += [self._current[primary] for primary in fresh[key]]
+        return rows
+
     def _ready(self, name: str) -> SecondaryIndex:
         index = self.indexes.get(name)
         if index is None or index.built_pages is not None:
@@ -599,21 +626,28 @@ class Lookups:
             raise SchemaError(f"table {self._table.name}: index {name} has no order: it is not BTREE")
         return index
 
-    def _of_conditions(self, conditions: list[Condition]) -> tuple[list[Posting | None], set[Any] | frozenset[Any]]:
-        postings: list[Posting | None] = []
-        freshes: list[frozenset[Any]] = []
-        for name, values in conditions:
-            index = self._ready(name)
-            key = index.format.of_values(values)
-            postings.append(index.posting(key))
-            freshes.append(frozenset(self._fresh[name].keys.get(key, ())))
-        return postings, frozenset.intersection(*freshes)
+    def _keys_of(self, conditions: list[Condition]) -> list[tuple[SecondaryIndex, Key | None]]:
+        indexes = [(self._ready(name), values) for name, values in conditions]
+        return [(index, index.format.of_values(values)) for index, values in indexes]
 
-    def _without_gone(self, ids: BitMap, keys: set[Any] | frozenset[Any]) -> Found:
+    def _matching(self, pairs: list[tuple[SecondaryIndex, Key | None]]) -> Found:
+        postings = [index.posting(key) for index, key in pairs]
+        ids = BitMap() if None in postings else common(p for p in postings if p is not None)
+        if not self._current:
+            return Found(self, ids, ())
+        fresh = [frozenset(self._fresh[index.schema.name].keys.get(key, ())) for index, key in pairs]
+        return self._without_gone(ids, frozenset.intersection(*fresh))
+
+    def _without_gone(self, ids: BitMap, keys: Iterable[Any]) -> Found:
         return Found(self, ids - self._gone if self._gone else ids, keys)
 
     def _in_order(
-        self, index: SecondaryIndex, bounds: tuple[Any, Any, bool, bool] | None, with_nulls: bool, reverse: bool
+        self,
+        index: SecondaryIndex,
+        bounds: tuple[Any, Any, bool, bool] | None,
+        with_nulls: bool,
+        reverse: bool,
+        limit: int | None,
     ) -> Iterator[Any]:
         """Rows in the order of the index; NULL last. What may change while they are read is copied before."""
         gone = self._gone.copy()
@@ -627,7 +661,10 @@ class Lookups:
         if with_nulls:
             nulls = [] if index.nulls is None else [row_id for row_id in sorted_ids(index.nulls) if row_id not in gone]
             nulls += [current[primary] for primary in fresh.keys.get(None, ())]
-        return self._read_some(self._merged(index, bounds, gone, changed, nulls, reverse))
+        merged = self._merged(index, bounds, gone, changed, nulls, reverse)
+        if limit is not None and limit <= MOST_ROWS:
+            return self._read_some(islice(merged, limit), max(limit, 1))
+        return self._read_some(islice(merged, limit), FIRST_ROWS)
 
     def _merged(
         self,
@@ -664,9 +701,8 @@ class Lookups:
         if not reverse:
             yield from nulls
 
-    def _read_some(self, merged: Iterator[Any]) -> Iterator[Any]:
-        """Row ids become rows, some at a time: first few, then more."""
-        count = FIRST_ROWS
+    def _read_some(self, merged: Iterator[Any], count: int) -> Iterator[Any]:
+        """Row ids become rows, some at a time: first `count`, then more."""
         while some := list(islice(merged, count)):
             rows = iter(self._read([each for each in some if type(each) is int]))
             for each in some:
@@ -686,7 +722,6 @@ class Lookups:
                 return rows
             if cold:
                 self._misses.pages(*(page_id(self._table.number, page) for page in sorted(cold)))
-        read = heap.read
-        for row_id in row_ids:
-            rows.append(decode(read(row_id)))
+        for image in heap.read_all(row_ids):
+            rows.append(decode(image))
         return rows

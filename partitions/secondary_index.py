@@ -75,9 +75,6 @@ class _Entries(Protocol):
     """What an index needs of its tree: key → entry."""
 
     def get(self, key: Any, default: int) -> int: ...
-    def insert(self, key: Any, entry: int) -> int:
-        """1 when it was added, 0 when the key is there."""
-
     def __setitem__(self, key: Any, entry: int) -> None: ...
     def __delitem__(self, key: Any) -> None: ...
     def iteritems(self) -> Iterable[tuple[Any, int]]: ...
@@ -99,6 +96,21 @@ class _HashedEntries:
         if marked >= 0 and marked >> _ENTRY_BITS == key & _MARK_MASK:
             return ((marked & _ENTRY_MASK) ^ _SIGN) - _SIGN
         return self._aside.get(key, default) if self._aside else default
+
+    def insert_all(self, keys: list[int], entries: list[int]) -> list[int]:
+        """Of each 1 when it was added, 0 when the key is there."""
+        added = list(
+            map(
+                self._insert,
+                [(key >> MARK_BITS) - _HALF for key in keys],
+                [(key & _MARK_MASK) << _ENTRY_BITS | entry for key, entry in zip(keys, entries, strict=True)],
+            )
+        )
+        if not all(added):
+            for position, is_new in enumerate(added):
+                if not is_new:
+                    added[position] = self.insert(keys[position], entries[position])
+        return added
 
     def insert(self, key: int, entry: int) -> int:
         if self._aside and key in self._aside:
@@ -141,6 +153,7 @@ class SecondaryIndex:
         "_entries",
         "_free",
         "_get",
+        "_insert_all",
         "_key_bytes",
         "_lists",
         "built_pages",
@@ -165,6 +178,11 @@ class SecondaryIndex:
             _HashedEntries() if self.format.hashed else _NumberTree() if self.format.number else _BytesTree()
         )
         self._get: Callable[[Any, int], int] = self._entries.get
+        if isinstance(self._entries, _HashedEntries):
+            self._insert_all: Callable[[Any, list[int]], list[int]] = self._entries.insert_all
+        else:
+            insert: Callable[[Any, int], int] = self._entries.insert
+            self._insert_all = lambda keys, row_ids: list(map(insert, keys, row_ids))
         self._lists: list[Posting] = []
         self._free: list[int] = []  # places in it
         self._key_bytes = 0
@@ -225,7 +243,7 @@ class SecondaryIndex:
             row_ids = [row_id for key, row_id in zip(keys, row_ids, strict=True) if key is not None]
             keys = [key for key in keys if key is not None]
         self.rows += len(keys)
-        added = list(map(self._entries.insert, keys, row_ids))
+        added = self._insert_all(keys, row_ids)
         new = sum(added)
         self.keys += new
         if not self.format.number and not self.format.hashed:
@@ -309,7 +327,7 @@ class SecondaryIndex:
     @property
     def bytes(self) -> int:
         """About what it takes in memory, at most: bitmaps count as if their rows were scattered."""
-        lists = len(self._lists) - len(self._free)
+        lists = len(self._lists) - len(self._free) + (self.nulls is not None)
         return self._tree_bytes + LIST_BYTES * lists + LIST_ROW_BYTES * (self.rows - self.keys + lists)
 
     def measured_bytes(self) -> int:

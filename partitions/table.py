@@ -279,7 +279,7 @@ class Table:
     def restore(self, key: Any, old: Any) -> None:
         """Puts back what a transaction changed. Its images stay marked as changed: logging them again is harmless."""
         if self.lookups is not None:
-            self.lookups.restored(key)
+            self.lookups.restored(key, old)
         image = None if old is None else encode(old)
         changed = self._inserted if key in self._inserted else self._updated
         changed[key] = image
