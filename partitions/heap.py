@@ -520,6 +520,11 @@ class Heap:
 
     # Checkpoints.
 
+    @property
+    def changed_pages(self) -> set[int]:
+        """The pages that have changed, come or gone since the last checkpoint began."""
+        return self._dirty | self._freed
+
     def begin_checkpoint(self) -> tuple[int, list[int]]:
         """From here on the heap remembers how it is now. (How many pages have changed since the last time, pages gone.)
 

@@ -99,10 +99,22 @@ class KeyFormat:
     `number`: the keys are 64-bit numbers; `hashed`: they are hashes; else bytes. All but hashes are in order.
     """
 
-    __slots__ = ("_hash_parts", "_make", "_parts", "_types", "columns", "hashed", "number", "of_row", "values_of")
+    __slots__ = (
+        "_hash_parts",
+        "_make",
+        "_parts",
+        "_types",
+        "columns",
+        "hashed",
+        "number",
+        "of_row",
+        "seed",
+        "values_of",
+    )
 
     def __init__(self, table: TableSchema, index: Index, seed: int) -> None:
         self.columns = index.columns
+        self.seed = seed
         self._types: list[TypeName] = [table.column(name).type for name in index.columns]
         self.number = len(self._types) == 1 and self._types[0] != "STRING"
         self.hashed = not self.number and index.kind != "BTREE"

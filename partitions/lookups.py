@@ -25,13 +25,15 @@ of rows on those pages that it has seen, and is asked by nobody.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from pyroaring import BitMap
 
 from partitions.heap import Heap
+from partitions.index_image import read_image
 from partitions.index_key import Key, UnfitValue
 from partitions.page import page_id
 from partitions.posting_list import ROW_ID_BITS, Posting, as_bitmap, common, common_count, size, sorted_ids
@@ -46,6 +48,8 @@ RANGE_PAGES = 64  # a look-up whose cold pages are more is read past the frames
 FIRST_ROWS, MOST_ROWS = 64, 1024  # of a range that are read at a time
 FEW_ROWS = 32  # so many are looked through rather than made fewer by another index
 BUILD_PAGES = 16  # of a turn at building an index
+# A checkpoint writes the image anew when so large a share of the pages has changed since, and some more.
+IMAGE_SHARE, FEW_PAGES = 8, 64
 
 
 class _Fresh:
@@ -129,6 +133,7 @@ class Lookups:
         "_fresh",
         "_gone",
         "_heap",
+        "_image",
         "_misses",
         "_places",
         "_seen",
@@ -137,6 +142,7 @@ class Lookups:
         "_undo",
         "_unique",
         "indexes",
+        "stale_pages",
     )
 
     def __init__(self, table: Any, indexes: Iterable[Index]) -> None:
@@ -149,6 +155,9 @@ class Lookups:
         self._gone = BitMap()
         self._places: dict[Any, list[tuple[_Fresh, Key | None]]] = {}  # where a key of `_current` is in `_fresh`
         self._seen = 0  # entries of the undo log
+        self._image: Path | None = None
+        # The pages that have changed since the image was made, up to the last checkpoint's beginning; None: no image.
+        self.stale_pages: BitMap | None = None
         self._stale: set[Any] = set()  # keys that were put back since
         self._fresh: dict[str, _Fresh] = {}
         self._unique: list[tuple[SecondaryIndex, dict[Key, tuple[Any, ...]]]] = []  # with the claimants
@@ -504,6 +513,7 @@ class Lookups:
         index = SecondaryIndex(self._table.schema, schema)
         index.built_pages = 0
         self.indexes[schema.name] = index
+        self.stale_pages = None  # the image lacks it
         self._list_ready()
         return self.build([index])
 
@@ -512,28 +522,63 @@ class Lookups:
         self.indexes.pop(name, None)
         self._list_ready()
 
-    def fall_behind(self) -> None:
-        """The table was loaded, and the indexes know nothing of it until `rebuild`."""
+    def fall_behind(self, image: Path | None = None, stale_pages: BitMap | None = None) -> None:
+        """The table was loaded, and the indexes know nothing of it until `catch_up` or `rebuild`."""
+        self.indexes = {name: SecondaryIndex(self._table.schema, index.schema) for name, index in self.indexes.items()}
         for index in self.indexes.values():
             index.built_pages = 0
+        self._image, self.stale_pages = image, stale_pages
         self._list_ready()
+
+    def catch_up(self, partition: int, bring: Callable[[list[int]], None]) -> None:
+        """Takes the indexes from the image, if there is one. The table is as the checkpoint left it.
+
+        `bring` brings pages of the table into memory. Raises Corruption for an image that is damaged; then nothing
+        has happened.
+        """
+        path, self._image = self._image, None
+        if path is None or self.stale_pages is None:
+            return
+        heap, table = self._heap, self._table
+        bits, stale = heap.slot_bits, self.stale_pages
+        gone = BitMap()
+        for page in stale:
+            gone.add_range(page << bits, (page + 1) << bits)
+        wanted = [index.schema for index in self.indexes.values()]
+        loaded = read_image(path, partition, table.number, table.schema, wanted, gone)
+        pages = [page for page in stale if page < heap.page_numbers]
+        for start in range(0, len(pages), RANGE_PAGES):
+            some = pages[start : start + RANGE_PAGES]
+            bring(some)
+            self._add_pages(loaded, some)
+        for index in loaded:
+            if index.rows != heap.rows:
+                raise Corruption(f"{path}: index {index.schema.name} has {index.rows} rows, the table {heap.rows}")
+        self.indexes |= {index.schema.name: index for index in loaded}
+        self._list_ready()
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether a checkpoint should write the indexes anew: a start would read too many pages, or has no image."""
+        if any(index.built_pages is not None for index in self.indexes.values()):
+            return False
+        stale, pages = self.stale_pages, self._heap.page_numbers
+        return stale is None or len(stale) * IMAGE_SHARE > pages + FEW_PAGES
 
     def rebuild(self) -> Iterator[None]:
         """Builds the indexes that have seen no page, in steps."""
-        return self.build([index for index in self.indexes.values() if index.built_pages == 0])
+        behind = [index for index in self.indexes.values() if index.built_pages == 0]
+        if behind:
+            self.stale_pages = None  # the image lacks them
+        return self.build(behind)
 
     def build(self, indexes: list[SecondaryIndex]) -> Iterator[None]:
         """Reads the pages in the order of their numbers, for indexes that have seen none."""
-        heap, decode = self._heap, self._table._decode
-        page = 0
+        heap, page = self._heap, 0
         while page < heap.page_numbers:
-            until = min(page + BUILD_PAGES, heap.page_numbers)
-            found = [pair for number in range(page, until) for pair in heap.rows_of_page(number)]
-            row_ids = [row_id for row_id, _ in found]
-            rows = [decode(image) for _, image in found]
-            page = until
+            first, page = page, min(page + BUILD_PAGES, heap.page_numbers)
+            self._add_pages(indexes, range(first, page))
             for index in indexes:
-                index.add(list(map(index.of_row, rows)), row_ids)
                 index.built_pages = page
             yield
         for index in indexes:
@@ -541,6 +586,13 @@ class Lookups:
                 self._refuse_duplicates(index)
             index.built_pages = None
         self._list_ready()
+
+    def _add_pages(self, indexes: list[SecondaryIndex], pages: Iterable[int]) -> None:
+        found = [pair for page in pages for pair in self._heap.rows_of_page(page)]
+        row_ids = [row_id for row_id, _ in found]
+        rows = [self._table._decode(image) for _, image in found]
+        for index in indexes:
+            index.add(list(map(index.of_row, rows)), row_ids)
 
     def _refuse_duplicates(self, index: SecondaryIndex) -> None:
         for _, posting in index.duplicates():
@@ -557,6 +609,11 @@ class Lookups:
             (index, {}) for index in self.indexes.values() if index.schema.unique and index.built_pages is None
         ]
         self._fresh = {name: _Fresh(index.ordered) for name, index in self.indexes.items()}
+
+    @property
+    def table_number(self) -> int:
+        number: int = self._table.number
+        return number
 
     @property
     def has_unique(self) -> bool:

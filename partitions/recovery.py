@@ -25,6 +25,7 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     """
     pool = store.pool
     store.misses.bring = None if pool is None else pool.bring
+    store.catch_up_indexes()
     for lsn, outcomes in checkpoint.root.outcomes:
         window.add(lsn, outcomes)
     replayed = in_this_turn = gathered_bytes = 0

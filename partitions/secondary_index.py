@@ -30,15 +30,20 @@ A unique index is like any other: nothing here refuses a second row, since withi
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 from BTrees.LLBTree import LLBTree
 from BTrees.OLBTree import OLBTree
+from msgspec import Struct
+from pyroaring import BitMap
 
 from partitions.index import INDEX_BYTES, NOWHERE
 from partitions.index_key import MARK_BITS, Key, KeyFormat, before
 from partitions.posting_list import (
+    ROW_ID_BITS,
     Posting,
     posting_bytes,
     posting_of,
@@ -59,6 +64,7 @@ _ENTRY_BITS = 40
 _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 _SIGN = 1 << (_ENTRY_BITS - 1)
 _MARK_MASK = (1 << MARK_BITS) - 1
+_ROW_ID_MASK = (1 << ROW_ID_BITS) - 1
 
 
 class _NumberTree(LLBTree):  # type: ignore[misc]  # BTrees has no types
@@ -71,10 +77,22 @@ class _BytesTree(OLBTree):  # type: ignore[misc]
     max_internal_size = 500
 
 
+class Part(Struct, array_like=True, forbid_unknown_fields=True):
+    """Some of an index's entries: keys with one row, and posting lists. See partitions.index_image.
+
+    `keys`: 64-bit numbers, or as bytes; `entries`: a 64-bit number each, as in the tree. In `lists` a key has its mark.
+    """
+
+    keys: bytes | list[bytes]
+    entries: bytes
+    lists: list[tuple[int | bytes | None, int, bytes, bool]]  # row ids as bytes; or True: a bitmap
+
+
 class _Entries(Protocol):
     """What an index needs of its tree: key → entry."""
 
     def get(self, key: Any, default: int) -> int: ...
+    def insert(self, key: Any, entry: int) -> int: ...
     def __setitem__(self, key: Any, entry: int) -> None: ...
     def __delitem__(self, key: Any) -> None: ...
     def iteritems(self) -> Iterable[tuple[Any, int]]: ...
@@ -83,22 +101,24 @@ class _Entries(Protocol):
 class _HashedEntries:
     """Keys of 87 bits in a tree of 64-bit numbers. Keys with the same number, hardly ever, stand aside in a dict."""
 
-    __slots__ = ("_aside", "_get", "_insert", "_tree")
+    __slots__ = ("_get", "_insert", "_tree", "aside")
 
-    def __init__(self) -> None:
-        self._tree = _NumberTree()
+    def __init__(self, tree: _NumberTree) -> None:
+        self._tree = tree
         self._get: Callable[[int, int], int] = self._tree.get
         self._insert: Callable[[int, int], int] = self._tree.insert
-        self._aside: dict[int, int] = {}
+        self.aside: dict[int, int] = {}
 
     def get(self, key: int, default: int) -> int:
         marked = self._get((key >> MARK_BITS) - _HALF, NOWHERE)
         if marked >= 0 and marked >> _ENTRY_BITS == key & _MARK_MASK:
             return ((marked & _ENTRY_MASK) ^ _SIGN) - _SIGN
-        return self._aside.get(key, default) if self._aside else default
+        return self.aside.get(key, default) if self.aside else default
 
     def insert_all(self, keys: list[int], entries: list[int]) -> list[int]:
         """Of each 1 when it was added, 0 when the key is there."""
+        if self.aside:
+            return list(map(self.insert, keys, entries))
         added = list(
             map(
                 self._insert,
@@ -113,26 +133,26 @@ class _HashedEntries:
         return added
 
     def insert(self, key: int, entry: int) -> int:
-        if self._aside and key in self._aside:
+        if self.aside and key in self.aside:
             return 0
         number, mark = (key >> MARK_BITS) - _HALF, key & _MARK_MASK
         if self._insert(number, mark << _ENTRY_BITS | entry & _ENTRY_MASK):
             return 1
         if self._tree[number] >> _ENTRY_BITS == mark:
             return 0
-        self._aside[key] = entry
+        self.aside[key] = entry
         return 1
 
     def __setitem__(self, key: int, entry: int) -> None:
         if not self.insert(key, entry):
-            if key in self._aside:
-                self._aside[key] = entry
+            if key in self.aside:
+                self.aside[key] = entry
             else:
                 self._tree[(key >> MARK_BITS) - _HALF] = (key & _MARK_MASK) << _ENTRY_BITS | entry & _ENTRY_MASK
 
     def __delitem__(self, key: int) -> None:
-        if key in self._aside:
-            del self._aside[key]
+        if key in self.aside:
+            del self.aside[key]
         else:
             del self._tree[(key >> MARK_BITS) - _HALF]
 
@@ -140,7 +160,7 @@ class _HashedEntries:
         for number, marked in self._tree.iteritems():
             key = (number + _HALF) << MARK_BITS | marked >> _ENTRY_BITS
             yield key, ((marked & _ENTRY_MASK) ^ _SIGN) - _SIGN
-        yield from self._aside.items()
+        yield from self.aside.items()
 
 
 class SecondaryIndex:
@@ -156,6 +176,7 @@ class SecondaryIndex:
         "_insert_all",
         "_key_bytes",
         "_lists",
+        "_tree",
         "built_pages",
         "format",
         "keys",
@@ -174,9 +195,8 @@ class SecondaryIndex:
         self.rows = self.keys = 0
         self.nulls: Posting | None = None
         self.built_pages: int | None = None
-        self._entries: _Entries = (
-            _HashedEntries() if self.format.hashed else _NumberTree() if self.format.number else _BytesTree()
-        )
+        self._tree = _NumberTree() if self.format.number or self.format.hashed else _BytesTree()
+        self._entries: _Entries = _HashedEntries(self._tree) if self.format.hashed else self._tree
         self._get: Callable[[Any, int], int] = self._entries.get
         if isinstance(self._entries, _HashedEntries):
             self._insert_all: Callable[[Any, list[int]], list[int]] = self._entries.insert_all
@@ -308,6 +328,69 @@ class SecondaryIndex:
         if type(key) is bytes:
             self._key_bytes -= len(key)
 
+    # Images.
+
+    def part_after(self, last: int | bytes | None, count: int) -> tuple[Any, Part]:
+        """About `count` entries that follow this key of the tree, and the last one's key; None at the end.
+
+        The index may change between two parts. What does not is in exactly one of them.
+        """
+        found = list(islice(self._tree.iteritems(last, None, last is not None), count))
+        hashed = self.format.hashed
+        keys, entries = [], []
+        lists: list[tuple[int | bytes | None, int, bytes, bool]] = []
+        for key, marked in found:
+            mark, entry = 0, marked
+            if hashed:
+                mark, entry = marked >> _ENTRY_BITS, ((marked & _ENTRY_MASK) ^ _SIGN) - _SIGN
+            if entry >= 0:
+                keys.append(key)
+                entries.append(marked)
+            else:
+                lists.append((key, mark, *_packed(self._lists[-2 - entry])))
+        if not found:
+            if self.nulls is not None:
+                lists.append((None, 0, *_packed(self.nulls)))
+            if isinstance(self._entries, _HashedEntries):
+                for key, entry in self._entries.aside.items():
+                    posting = self._lists[-2 - entry] if entry < NOWHERE else entry
+                    lists.append(((key >> MARK_BITS) - _HALF, key & _MARK_MASK, *_packed(posting)))
+        is_bytes = not hashed and not self.format.number
+        part = Part(keys if is_bytes else array("q", keys).tobytes(), array("q", entries).tobytes(), lists)
+        return found[-1][0] if found else None, part
+
+    def take_part(self, part: Part, but: BitMap) -> None:
+        """Adds the entries of a part, but for these rows. Raises ValueError when it is no part of this index."""
+        entries = array("q", part.entries)
+        keys: Any = part.keys if isinstance(part.keys, list) else array("q", part.keys)
+        if len(keys) != len(entries) or isinstance(part.keys, list) != isinstance(self._tree, _BytesTree):
+            raise ValueError("as many keys as entries")
+        if but:
+            kept = [position for position, entry in enumerate(entries) if entry & _ROW_ID_MASK not in but]
+            if len(kept) < len(entries):
+                keys, entries = [keys[p] for p in kept], array("q", [entries[p] for p in kept])
+        self._tree.update(list(zip(keys, entries, strict=True)))
+        self.rows += len(keys)
+        self.keys += len(keys)
+        if isinstance(part.keys, list):
+            self._key_bytes += sum(map(len, keys))
+        for key, mark, data, is_bitmap in part.lists:
+            ids = BitMap.deserialize(data) if is_bitmap else BitMap(array("I", data))
+            posting = posting_of(ids - but)
+            if posting is None:
+                continue
+            self.rows += size(posting)
+            if key is None:
+                self.nulls = posting
+                continue
+            if self.format.hashed and isinstance(key, int):
+                key = (key + _HALF) << MARK_BITS | mark
+            if not self._entries.insert(key, posting if isinstance(posting, int) else -2 - self._place(posting)):
+                raise ValueError("a key occurs twice")
+            self.keys += 1
+            if isinstance(key, bytes):
+                self._key_bytes += len(key)
+
     # All of it.
 
     def items(self) -> Iterator[tuple[Key | None, Posting]]:
@@ -363,6 +446,12 @@ class SecondaryIndex:
             raise Corruption(f"index {name}: {rows} rows and {keys} keys, {self.rows} and {self.keys} counted")
         if sorted(places + self._free) != list(range(len(self._lists))):
             raise Corruption(f"index {name}: its lists are not those that are named")
+
+
+def _packed(posting: Posting) -> tuple[bytes, bool]:
+    if isinstance(posting, BitMap):
+        return posting.serialize(), True
+    return posting if isinstance(posting, bytes) else array("I", (posting,)).tobytes(), False
 
 
 def _some(posting: Posting | None, row_id: int) -> Posting:

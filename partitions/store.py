@@ -15,7 +15,7 @@ from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
 from partitions.lookups import Lookups
-from partitions.page import PAGE_BYTES, Arena
+from partitions.page import PAGE_BYTES, Arena, page_id
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import Batch
 from voltpy.errors import Corruption, ReadOnly
@@ -39,11 +39,13 @@ class Store:
         "_empty_bytes",
         "_memory_bytes",
         "_most_rows",
+        "_partition",
         "_trimmed_s",
         "_unlimited_until",
         "arena",
         "by_name",
         "lookups",
+        "lost_images",
         "misses",
         "pool",
         "tables",
@@ -63,6 +65,8 @@ class Store:
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables}
+        self.lost_images: list[str] = []  # why indexes had to be built from rows, where there should have been an image
+        self._partition = partition
         self.lookups: list[Lookups] = []  # of the tables that have indexes
         self._list_lookups()
         self._unlimited_until = 0
@@ -214,6 +218,27 @@ class Store:
         """Between batches."""
         self.by_name[table].drop_index(name)
         self._list_lookups()
+
+    def catch_up_indexes(self) -> None:
+        """Before a recovery's replay: secondary indexes come from their images. What has none is built at its end."""
+        for lookups in self.lookups:
+            try:
+                lookups.catch_up(self._partition, self._bring_pages(lookups.table_number))
+            except Corruption as error:
+                self.lost_images.append(str(error))
+                lookups.fall_behind()
+            if self.pool is not None:
+                self.pool.end_batch()
+
+    def _bring_pages(self, table: int) -> Callable[[list[int]], None]:
+        pool = self.pool
+
+        def bring(pages: list[int]) -> None:
+            if pool is not None:
+                pool.end_batch()
+                pool.bring_all([page_id(table, page) for page in pages])
+
+        return bring
 
     def rebuild_indexes(self) -> None:
         """At the end of a recovery: secondary indexes that know nothing of the pages are built from them."""

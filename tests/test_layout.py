@@ -28,7 +28,7 @@ LAYERS = (
     "copier", "verify",
     "__main__", "server", "rates", "executor", "recovery", "checkpoint", "pace", "warm_up",
     "builtin", "store", "table", "lookups", "buffer_pool", "accessors", "heap",
-    "secondary_index", "index", "index_key", "posting_list",
+    "index_image", "secondary_index", "index", "index_key", "posting_list",
     "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",
 )  # fmt: skip
