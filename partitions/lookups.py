@@ -28,7 +28,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pyroaring import BitMap
 
@@ -82,6 +82,14 @@ class _Fresh:
         first = 0 if lowest is None else (bisect_right if low_excluded else bisect_left)(keys, lowest)
         last = len(keys) if highest is None else (bisect_left if high_excluded else bisect_right)(keys, highest)
         return keys[first:last]
+
+
+class _Unique(NamedTuple):
+    """A unique index. `claims`: its key → rows of this batch that were let have it; `reserved`: see `reserve`."""
+
+    of: SecondaryIndex
+    claims: dict[Key, tuple[Any, ...]]
+    reserved: dict[Key, Any]
 
 
 class Found:
@@ -160,7 +168,7 @@ class Lookups:
         self.stale_pages: BitMap | None = None
         self._stale: set[Any] = set()  # keys that were put back since
         self._fresh: dict[str, _Fresh] = {}
-        self._unique: list[tuple[SecondaryIndex, dict[Key, tuple[Any, ...]]]] = []  # with the claimants
+        self._unique: list[_Unique] = []
         self._list_ready()
 
     # Looking up.
@@ -345,10 +353,12 @@ class Lookups:
         Who was let pass is noted as a claimant of its values, until the batch is over. Whether a claimant still has
         them is looked at when the next one comes.
         """
-        for index, claims in self._unique:
+        for index, claims, reserved in self._unique:
             key = index.of_row(row)
             if key is None or (old is not None and index.of_row(old) == key) or index.format.has_null(row):
                 continue
+            if reserved and key in reserved:
+                self._misses.raise_for((self._table.number, reserved[key]))
             claimants = claims.get(key)
             if claimants is not None:
                 for other in claimants:
@@ -361,6 +371,46 @@ class Lookups:
                     if other != primary and self._has_now(index, other, key):
                         self._refuse(index, row, other)
             claims[key] = (primary,)
+
+    def check_changes(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
+        """Raises DuplicateKey when the table could not have all of these changes at once. Between batches only.
+
+        For changes that come from elsewhere, with the primary keys of the rows that they make and delete. Raises
+        NotHere for cold pages. What is away is looked at as it was when it left.
+        """
+        rows = list(map(self._table._decode, images)) if self._unique else []
+        changed = {*keys, *deleted}
+        for index, _, reserved in self._unique:
+            taken: dict[Key, Any] = {}
+            for primary, row in zip(keys, rows, strict=True):
+                key = index.of_row(row)
+                if key is None or index.format.has_null(row):
+                    continue
+                if taken.setdefault(key, primary) != primary or reserved.get(key, primary) != primary:
+                    raise self._duplicate(index, row)
+            postings = [posting for posting in map(index.posting, taken) if posting is not None]
+            for row in self._read([row_id for posting in postings for row_id in sorted_ids(posting)]):
+                if self._table._key_of(row) not in changed:
+                    raise self._duplicate(index, row)
+
+    def reserve(self, keys: list[Any], images: list[bytes]) -> None:
+        """These rows, whose keys are away, may come back so: until `release` nobody else gets their unique values.
+
+        Who asks for one waits for the key of its row.
+        """
+        rows = list(map(self._table._decode, images)) if self._unique else []
+        for index, _, reserved in self._unique:
+            for primary, row in zip(keys, rows, strict=True):
+                key = index.of_row(row)
+                if key is not None and not index.format.has_null(row):
+                    reserved[key] = primary
+
+    def release(self, keys: Iterable[Any]) -> None:
+        """It is decided what becomes of these rows."""
+        primaries = set(keys)
+        for unique in self._unique:
+            for key in [key for key, primary in unique.reserved.items() if primary in primaries]:
+                del unique.reserved[key]
 
     def _has_now(self, index: SecondaryIndex, primary: Any, key: Key) -> bool:
         """Whether this row, which has had the key, still has it."""
@@ -393,7 +443,7 @@ class Lookups:
         """A row is as it was before a transaction; None: there was none."""
         if primary in self._current:
             self._stale.add(primary)
-        for index, claims in self._unique:
+        for index, claims, _ in self._unique:
             key = None if row is None else index.of_row(row)
             if key is not None:  # another one may have claimed it since, and is undone too, or will be
                 claims[key] = (*claims.get(key, ()), primary)
@@ -405,8 +455,8 @@ class Lookups:
     def forget_changes(self) -> None:
         """The batch is over: its changes are committed, or undone."""
         self._seen = 0
-        for _, claims in self._unique:
-            claims.clear()
+        for unique in self._unique:
+            unique.claims.clear()
         if self._current:
             self._current.clear()
             self._places.clear()
@@ -605,8 +655,11 @@ class Lookups:
         return self._table._decode(self._heap.read_past(sorted_ids(posting)[0], {}))
 
     def _list_ready(self) -> None:
+        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
         self._unique = [
-            (index, {}) for index in self.indexes.values() if index.schema.unique and index.built_pages is None
+            _Unique(index, {}, reserved.get(name, {}))
+            for name, index in self.indexes.items()
+            if index.schema.unique and index.built_pages is None
         ]
         self._fresh = {name: _Fresh(index.ordered) for name, index in self.indexes.items()}
 

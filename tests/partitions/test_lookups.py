@@ -19,6 +19,7 @@ from partitions.store import Store
 from tests.partitions.test_model import EXAMPLES
 from voltpy.errors import Corruption, DuplicateKey, ReadOnly, SchemaError
 from voltpy.not_here import WHOLE_TABLE, NotHere
+from voltpy.row import encode
 from voltpy.schema import Index
 from voltpy.sql.ddl import parse_schema
 
@@ -430,6 +431,49 @@ def test_keys_that_are_away_keep_look_ups_waiting() -> None:
     people.bring_back("a")
     seal(store)
     assert [row.code for row in lookups.find("by_city", ("Oslo",))] == ["a", "b"]
+
+
+def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_reserved() -> None:
+    store = store_of()
+    people = store.by_name["people"]
+    for i in range(3):
+        people.insert(f"c{i}", None, None, i, None)
+    seal(store)
+    lookups = people.lookups
+
+    def image(code: str, badge: int | None, city: str | None = None) -> bytes:
+        return encode(people._format.struct(code, None, city, badge, None))
+
+    def check(changes: dict[str, int | None], *deleted: str) -> None:
+        lookups.check_changes(list(changes), [image(*pair) for pair in changes.items()], list(deleted))
+
+    check({"c0": 1, "c1": 0})
+    check({"c9": 2, "c8": None}, "c2")
+    check({"c9": 5, "c8": 6})
+    for changes in ({"c9": 2}, {"c0": 1}, {"c8": 5, "c9": 5}):
+        with pytest.raises(DuplicateKey, match="index badges is unique"):
+            check(changes)
+    people.send_away("c0")
+    people.send_away("c9")
+    lookups.reserve(["c0", "c9"], [image("c0", 7), image("c9", 8)])
+    with pytest.raises(DuplicateKey):
+        check({"c8": 7})
+    for badge, awaited in ((7, "c0"), (8, "c9"), (0, "c0")):  # what it may take, and what it may give up
+        with pytest.raises(NotHere):
+            people.insert("d", None, None, badge, None)
+        assert list(store.misses) == [(people.number, awaited)]
+        store.misses.clear()
+        store.undo_to(0)
+    people.insert("d", None, None, 9, None)
+    seal(store)
+    lookups.release(["c0", "c9"])
+    people.bring_back("c0")
+    people.bring_back("c9")
+    people.insert("e", None, None, 7, None)
+    with pytest.raises(DuplicateKey):
+        people.insert("f", None, None, 0, None)
+    seal(store)
+    store.check()
 
 
 def test_a_table_with_too_many_pages_for_32_bits_is_full() -> None:
