@@ -14,6 +14,7 @@ from bench import (
     checkpoint_latency,
     engine,
     hit_ratio,
+    indexes,
     larger_than_memory,
     machine,
     report,
@@ -122,6 +123,7 @@ for _workload in (*WORKLOADS, "all"):
 
 main.add_command(engine.engine)
 main.add_command(engine.replay)
+main.add_command(indexes.indexes)
 main.add_command(hit_ratio.main)
 main.add_command(engine.load_checkpoint)
 main.add_command(larger_than_memory.main)

@@ -122,10 +122,11 @@ class Found:
         lookups = self._lookups
         return lookups._read(list(self._ids)) + [lookups._current[key] for key in sorted(self._keys)]
 
-    def some(self) -> Iterator[Any]:
-        """The same, a few at a time, for whoever may not want all. To be read before the transaction goes on."""
+    def some(self, count: int = FIRST_ROWS) -> Iterator[Any]:
+        """The same for whoever may not want all: first so many at a time, then more. To be read before anything else
+        is written.
+        """
         lookups, ids = self._lookups, iter(self._ids)
-        count = FIRST_ROWS
         while some := list(islice(ids, count)):
             yield from lookups._read(some)
             count = min(2 * count, MOST_ROWS)
@@ -624,7 +625,7 @@ class Lookups:
 
     def build(self, indexes: list[SecondaryIndex]) -> Iterator[None]:
         """Reads the pages in the order of their numbers, for indexes that have seen none."""
-        heap, page = self._heap, 0
+        heap, page = self._heap, 0 if indexes else self._heap.page_numbers
         while page < heap.page_numbers:
             first, page = page, min(page + BUILD_PAGES, heap.page_numbers)
             self._add_pages(indexes, range(first, page))
