@@ -80,14 +80,15 @@ def read_image(
         file = path.open("rb")
     except OSError as error:
         raise Corruption(f"{path}: {error.strerror}") from None
+    offset = 0
     with file:
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or crc32c(header[:-4]) != int.from_bytes(header[-4:], "little"):
-            raise Corruption(f"{path} offset 0: the header is damaged")
-        if _HEADER.unpack(header)[:4] != (_MAGIC, _VERSION, partition, table):
-            raise Corruption(f"{path} offset 0: not an image of table {table} of partition {partition}")
-        offset = file.tell()
         try:
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size or crc32c(header[:-4]) != int.from_bytes(header[-4:], "little"):
+                raise Corruption(f"{path} offset 0: the header is damaged")
+            if _HEADER.unpack(header)[:4] != (_MAGIC, _VERSION, partition, table):
+                raise Corruption(f"{path} offset 0: not an image of table {table} of partition {partition}")
+            offset = file.tell()
             head = _decode_head(_read_chunk(file, path))
             indexes = [SecondaryIndex(schema, index, seed) if index in wanted else None for index, seed in head.indexes]
             while True:
@@ -100,6 +101,8 @@ def read_image(
                     index.take_part(found[1], but)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as error:
             raise Corruption(f"{path} offset {offset}: not a part of an image: {error}") from None
+        except OSError as error:
+            raise Corruption(f"{path} offset {offset}: {error.strerror}") from None
 
 
 def _chunk(payload: bytes) -> bytes:
