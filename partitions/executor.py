@@ -34,6 +34,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.heap import Heap
+from partitions.lookups import Lookups
+from partitions.secondary_index import SecondaryIndex
 from partitions.store import Store
 from partitions.table import Table
 from voltpy import arguments as argument_lists
@@ -88,7 +90,11 @@ _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 
 # What only reads: stopping it anywhere leaves nothing half done.
 _READERS: frozenset[CodeType] = frozenset(
-    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
+    method.__code__
+    for method in (
+        *(Table.scan, Table.range, Table.where, Table._find_row, Heap.scan),
+        *(Lookups._read, Lookups._read_some, Lookups._merged, SecondaryIndex.postings),
+    )
 )
 
 
