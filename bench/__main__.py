@@ -16,6 +16,7 @@ from bench import (
     checkpoint_latency,
     engine,
     hit_ratio,
+    indexes,
     isolation,
     larger_than_memory,
     machine,
@@ -146,6 +147,7 @@ for _workload in (*WORKLOADS, "all"):
 
 main.add_command(engine.engine)
 main.add_command(engine.replay)
+main.add_command(indexes.indexes)
 main.add_command(hit_ratio.main)
 main.add_command(isolation.main)
 main.add_command(engine.load_checkpoint)

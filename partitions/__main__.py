@@ -111,6 +111,8 @@ def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundL
         every_bytes=arguments.checkpoint_bytes,
     )
     changes = recover(wal, store, checkpoint, window, checkpointer)
+    for reason in store.lost_images:
+        events.warning("indexes_built", reason=reason)
     epoch = wal.begin()
     checkpointer.begin()
     checkpointer.failed = lambda error: events.warning("checkpoint_put_off", reason=str(error))

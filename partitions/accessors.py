@@ -115,7 +115,7 @@ def insert({parameters}):
 {found}
     if _old is not None:
         raise _duplicate(_key)
-    _undo.append((_table, _key, None))
+{unique}    _undo.append((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -127,7 +127,7 @@ def upsert({parameters}):
 {made}
     _key = {key}
 {found}
-    if _old is not None:
+{unique}    if _old is not None:
         if _heap.cold:
             _need(_key)
         _undo.append((_table, _key, _old))
@@ -152,7 +152,7 @@ def insert({parameters}):
     {key} = _table.new_hidden_key()
 {made}
 {owned}
-    _undo.append((_table, {key}, None))
+{unique}    _undo.append((_table, {key}, None))
     _inserted[{key}] = _image
     return _row
 
@@ -185,13 +185,17 @@ def update(_key, /, **_changes):
         raise
     if _len(_image) > {limit}:
         _validated(_row)
-    _undo.append((_table, _key, _old))
+{unique}    _undo.append((_table, _key, _old))
     _rows[_key] = _row
     if _key in _inserted:
         _inserted[_key] = _image
     else:
         _updated[_key] = _image
     return _row
+"""
+
+# Where the table has a unique index: at the last moment before anything changes.
+_UNIQUE = """    _check_unique({key}, _row, {old})
 """
 
 
@@ -215,13 +219,14 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
 
     rows = row_source(schema, format)
-    source = _source(schema, index, rows)
+    source = _source(schema, index, rows, table.lookups is not None and table.lookups.has_unique)
     bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
         "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
+        "_check_unique": None if table.lookups is None else table.lookups.check_unique,
         "_find": index.find, "_read": heap.read,
         "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
@@ -239,8 +244,9 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     return made
 
 
-def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource) -> str:
+def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_unique: bool) -> str:
     """The functions' text."""
+    unique = _UNIQUE.format(key="_key", old="_old") if has_unique else ""
     part = schema.partition_column
     owned = _OWNED[schema.column(part).type] if part else "pass"
     owned_row = owned.format(f"_row.{part}")
@@ -251,13 +257,17 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource) -> str:
     key_types = {schema.column(name).type for name in schema.primary_key}
     if schema.hidden_key:
         keyed = _HIDDEN.format(
-            parameters=rows.parameters, made=rows.made, key=schema.primary_key[0], owned=indent(owned_row, 4 * " ")
+            parameters=rows.parameters,
+            made=rows.made,
+            key=schema.primary_key[0],
+            owned=indent(owned_row, 4 * " "),
+            unique=_UNIQUE.format(key=schema.primary_key[0], old=None) if has_unique else "",
         )
     else:
         found = _FOUND if "FLOAT" not in key_types else _FOUND_THE_LONG_WAY
         found = found.format(owned=indent(owned_row, 16 * " "), nowhere=NOWHERE, fetched=fetched).strip("\n")
-        keyed = _KEYED.format(parameters=rows.parameters, made=rows.made, key=rows.key, found=found)
+        keyed = _KEYED.format(parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique)
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
     get = _GET if len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"} else _GET_THE_LONG_WAY
     get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=fetched)
-    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd)
+    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique)

@@ -3,6 +3,7 @@
     partition directory:
       pages                       places with pages                                   partitions.page_file
       index-<table>-<n>-<g>.run   entries of a primary index that the n-th checkpoint wrote, g being its generation
+      lookups-<table>-<n>-<g>.image   secondary indexes of a table                      partitions.index_image
       checkpoint                  the root: which places and which runs make up the last checkpoint
       checkpoint.held             the root that a snapshot copies, while it does         partitions.hold
       wal-….log                   what came after it, and perhaps more                voltpy.record_log
@@ -47,16 +48,19 @@ import struct
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import msgspec
 from google_crc32c import value as crc32c
 from msgspec import Meta, Struct
+from pyroaring import BitMap
 
 from partitions.flusher import Flusher
 from partitions.hold import Hold
 from partitions.index import PrimaryIndex
+from partitions.index_image import image_of
 from partitions.pace import Pace
 from partitions.page import sealed
 from partitions.page_file import PageFile, entry_of, place_of, write_all
@@ -73,6 +77,7 @@ CHECKPOINT_BYTES = 256 << 20  # so much new WAL makes a checkpoint due
 CHUNK_PAGES = 32  # written and flushed at a time
 HURRIED_PAGES = 256  # while calls can't go on without
 RUN_ENTRIES = 1 << 13  # the same for index entries
+IMAGE_BYTES = 1 << 18  # of secondary indexes are flushed at a time
 FEW_ENTRIES = 1 << 16  # an index's later runs may have so many entries in any case
 RETRY_S = 10.0  # after a checkpoint for which the disk had no room
 
@@ -92,7 +97,10 @@ class Run(Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
 
 
 class TableRoot(Struct, array_like=True, forbid_unknown_fields=True):
-    """One table: its page table (an entry a page number), what its heap counts, and the runs of its index."""
+    """One table: its page table (an entry a page number), what its heap counts, and the runs of its index.
+
+    `image` of its secondary indexes, "" for none; `stale_pages`, a bitmap: those that have changed since it was begun.
+    """
 
     name: str
     slot_bits: Annotated[int, Meta(ge=1, le=12)]
@@ -101,6 +109,8 @@ class TableRoot(Struct, array_like=True, forbid_unknown_fields=True):
     image_bytes: Annotated[int, Meta(ge=0)]
     runs: list[Run]
     collisions: dict[int, Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=2)]]
+    image: Annotated[str, Meta(pattern=r"^(lookups-[0-9]+-[0-9]+-[0-9a-f]{4}\.image)?$")] = ""
+    stale_pages: bytes = b""
 
 
 class Root(Struct, array_like=True, forbid_unknown_fields=True):
@@ -127,7 +137,8 @@ class Checkpoint(NamedTuple):
     root: Root
 
 
-class _Part(NamedTuple):
+@dataclass(slots=True)
+class _Part:
     """One table's share in the checkpoint under way: `pages` numbers, of which `changed` are to be written."""
 
     table: Table
@@ -137,6 +148,7 @@ class _Part(NamedTuple):
     gone: list[int]
     numbers: array[int]
     row_ids: array[int]
+    has_new_image: bool = False
 
 
 _decode_root = msgspec.msgpack.Decoder(Root).decode
@@ -198,6 +210,10 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
             heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
             runs = (chunk for run in root.runs for chunk in read_run(directory, partition, number, run))
             index.load(runs, root.collisions)
+            lookups = store.tables[number].lookups
+            if lookups is not None:
+                image = directory / root.image if root.image else None
+                lookups.fall_behind(image, BitMap.deserialize(root.stale_pages) if image else None)
             if len(index) != heap.rows:
                 raise Corruption(f"table {root.name}: the checkpoint has {len(index)} index entries, {heap.rows} rows")
         unless_loaded.pop_all()
@@ -410,11 +426,13 @@ class Checkpointer:
                 for part in parts:
                     yield from self._write_pages(generation, part)
                     yield from self._write_changes(number, generation, part)
+                    yield from self._write_image(number, generation, part)
                 yield from self._wal_reaches(lsn)
                 yield from self._switch_root(Checkpoint(number, lsn, root))
             except DiskFull:
                 self._take_back(parts)
                 raise
+            self._images_are_made(parts)
             self._keep_if_held()
             yield
             if self.hold is None or not self.hold.is_kept:
@@ -455,8 +473,14 @@ class Checkpointer:
             if table.number < len(last):
                 base = base_runs.get(table.number)
                 runs = last[table.number].runs.copy() if base is None else [base]
+            lookups, image, stale_pages = table.lookups, "", b""
+            if lookups is not None and lookups.stale_pages is not None and table.number < len(last):
+                lookups.stale_pages |= BitMap(heap.changed_pages)
+                image, stale_pages = last[table.number].image, lookups.stale_pages.serialize()
             changed, gone = heap.begin_checkpoint()
-            root = TableRoot(table.name, heap.slot_bits, b"", heap.rows, heap.image_bytes, runs, index.collisions)
+            root = TableRoot(
+                table.name, heap.slot_bits, b"", heap.rows, heap.image_bytes, runs, index.collisions, image, stale_pages
+            )
             parts.append(_Part(table, root, heap.page_numbers, changed, gone, *index.take_changes()))
         reach, outcomes = self._window.remembered
         crash_point("checkpoint.begun")
@@ -512,6 +536,30 @@ class Checkpointer:
             )
             run = yield from self._write_run(name, part.table.number, chunks)
             part.root.runs.append(run)
+
+    def _write_image(self, number: int, generation: int, part: _Part) -> Iterator[None]:
+        """Writes a table's secondary indexes, if it is time for that, while they change: see partitions.index_image."""
+        lookups = part.table.lookups
+        if lookups is None or not lookups.needs_image:
+            return
+        heap, _ = part.table.storage
+        name = f"lookups-{part.table.number}-{number}-{generation:04x}.image"
+        indexes = list(lookups.indexes.values())
+        with _new_file(self._directory / name) as fd:
+            offset = flushed = 0
+            for data in image_of(indexes, self._partition, part.table.number):
+                write_all(fd, data, offset)
+                offset += len(data)
+                if offset - flushed > IMAGE_BYTES:
+                    flushed = offset
+                    yield from self._flushed(fd, self._directory / name)
+                else:
+                    yield
+            yield from self._flushed(fd, self._directory / name)
+            crash_point("checkpoint.image.written")
+        if indexes == list(lookups.indexes.values()):  # else one has come or gone
+            part.root.image, part.root.stale_pages = name, BitMap(heap.changed_pages).serialize()
+            part.has_new_image = True
 
     def _write_run(
         self, name: str, table: int, chunks: Iterable[tuple[array[int], array[int]]]
@@ -587,6 +635,12 @@ class Checkpointer:
             heap.abandon_checkpoint(part.gone)
             index.give_back_changes(part.numbers, part.row_ids)
 
+    def _images_are_made(self, parts: list[_Part]) -> None:
+        """The root is durable: from here on pages that change are stale beside the new images."""
+        for part in parts:
+            if part.table.lookups is not None and part.has_new_image:
+                part.table.lookups.stale_pages = BitMap.deserialize(part.root.stale_pages)
+
     def _keep_if_held(self) -> None:
         """From here on nothing of the last checkpoint goes, if it began after somebody asked for that."""
         hold = self.hold
@@ -624,6 +678,10 @@ class Checkpointer:
         for path in self._directory.glob("index-*.run"):
             if path.name not in named:
                 path.unlink()
+        images = {table.image for table in self.last.root.tables}
+        for path in self._directory.glob("lookups-*.image"):
+            if path.name not in images:
+                path.unlink()
 
 
 def _slices(index: PrimaryIndex) -> Iterator[tuple[array[int], array[int]]]:
@@ -659,5 +717,5 @@ def _full_or(error: OSError, what: object) -> Exception:
 def _slimmed(checkpoint: Checkpoint) -> Checkpoint:
     """The runs are needed for the next one; page tables are the heaps' own, outcomes would only take memory."""
     root = checkpoint.root
-    tables = [msgspec.structs.replace(table, pages=b"") for table in root.tables]
+    tables = [msgspec.structs.replace(table, pages=b"", stale_pages=b"") for table in root.tables]
     return checkpoint._replace(root=Root(tables, root.outcomes_reach, []))

@@ -34,7 +34,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.heap import Heap
+from partitions.lookups import Lookups
 from partitions.plans import Plans
+from partitions.secondary_index import SecondaryIndex
 from partitions.store import Store
 from partitions.table import Table
 from voltpy import arguments as argument_lists
@@ -96,7 +98,11 @@ _decode_values = msgspec.msgpack.Decoder(list[Any]).decode
 
 # What only reads: stopping it anywhere leaves nothing half done.
 _READERS: frozenset[CodeType] = frozenset(
-    method.__code__ for method in (Table.scan, Table.range, Table.where, Table._find_row, Heap.scan)
+    method.__code__
+    for method in (
+        *(Table.scan, Table.range, Table.where, Table._find_row, Heap.scan),
+        *(Lookups._read, Lookups._read_some, Lookups._merged, SecondaryIndex.postings),
+    )
 )
 
 

@@ -160,6 +160,24 @@ class Heap:
             return self._read_overflow(start)
         return self._memory[start : start + length]
 
+    def read_all(self, row_ids: list[int]) -> list[bytes]:
+        """`read` for many rows, at half of what each costs."""
+        frames, words, memory, note = self._frames, self._words, self._memory, self._note_use
+        slot_bits, slot_mask = self._slot_bits, self._slot_mask
+        images = []
+        for row_id in row_ids:
+            page = row_id >> slot_bits
+            frame = frames[page]
+            if frame < 0:
+                self.bring(page)
+                frame = frames[page]
+            note(page)
+            at = frame * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & slot_mask)
+            start = frame * PAGE_BYTES + words[at]
+            length = words[at + 1]
+            images.append(self._read_overflow(start) if length & OVERFLOWS else memory[start : start + length])
+        return images
+
     def need(self, row_id: int) -> None:
         """Makes sure that a row can be changed at the end of the batch: every page of it is in a frame, and stays."""
         page = row_id >> self._slot_bits
@@ -364,6 +382,25 @@ class Heap:
                 elif offset:
                     yield page[offset : offset + length]
 
+    def rows_of_page(self, page: int) -> list[tuple[int, bytes]]:
+        """(row id, image) of the rows on one page; none where there is no such page. What is cold stays cold."""
+        if self._frames[page] == NO_PAGE:
+            return []
+        image = self._image(page)
+        words = memoryview(image).cast("H")
+        if words[FLAGS] & OVERFLOW_PAGE:
+            return []
+        rows = []
+        first = page << self._slot_bits
+        for slot in range(words[SLOTS]):
+            at = HEADER_WORDS + 2 * slot
+            offset, length = words[at], words[at + 1]
+            if length & OVERFLOWS:
+                rows.append((first | slot, b"".join(self._overflow_pieces(image[offset : offset + STUB_BYTES]))))
+            elif offset:
+                rows.append((first | slot, image[offset : offset + length]))
+        return rows
+
     def row_ids(self) -> Iterator[int]:
         """The ids of all rows, for `check`."""
         for number, page in self._images():
@@ -482,6 +519,11 @@ class Heap:
         return len(self._dirty) + len(self._unwritten) + len(self._flushing)
 
     # Checkpoints.
+
+    @property
+    def changed_pages(self) -> set[int]:
+        """The pages that have changed, come or gone since the last checkpoint began."""
+        return self._dirty | self._freed
 
     def begin_checkpoint(self) -> tuple[int, list[int]]:
         """From here on the heap remembers how it is now. (How many pages have changed since the last time, pages gone.)

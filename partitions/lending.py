@@ -8,7 +8,8 @@ ever sees half of what one order does.
     Borrow       all is here, or its own                the keys, and the tables of its scans, are away  Lent
                  some is someone else's, or no key      nothing                                          Lent(refused)
     Prepare      all that it borrowed is still its      a record; what it does not change is here again  Vote yes
-                 that was taken back, or no room        all of it is here again                          Vote no
+                 that was taken back, or no room, or    all of it is here again                          Vote no
+                 a unique index has the values
     Commit       as Prepare                             one record, which decides too; all is here again Vote
     RunDirected  runs, and changes copies or rows       undone, and prepared                             Ran
     Decide       prepared: commits                      a record; the changes count, all is here again   Decided
@@ -30,6 +31,9 @@ is kept, and tried again; to forget what was prepared needs none.
 That a decision is in the WAL is told when it is on disk, and nobody waits for that: it rides on the flush of what comes
 next, or is flushed for its own sake after DECIDED_S. Other reports need not wait for the decisions before them, which
 the coordinator has on disk (or presumes): after a crash it would decide the same.
+
+The values that a batch writes in columns of unique indexes are not borrowed: the coordinator knows nothing of them.
+They are looked at when it prepares or commits, and are reserved, with the keys, while it is prepared.
 """
 
 from __future__ import annotations
@@ -435,6 +439,7 @@ class Loans:
             return Vote(batch, "")
         try:
             changes = self._still_held(batch, order.changes)
+            self._check_unique(batch, changes)
             if changes:
                 self._log_prepare(batch, order.changes, changes)
         except (Error, DiskFull) as error:
@@ -450,6 +455,7 @@ class Loans:
             if batch in self._prepared:
                 raise ProtocolError(f"batch {batch} is prepared here: others have a say in it")
             changes = self._still_held(batch, order.changes)
+            self._check_unique(batch, changes)
             _check_outcomes(outcomes)
             self._put(changes)
             crash_point("lending.commit.before_append")
@@ -490,9 +496,21 @@ class Loans:
                 raise Unavailable(f"table {table.name}: batch {batch} does not hold a key that it changes")
         return decoded
 
+    def _check_unique(self, batch: int, changes: list[Changes]) -> None:
+        """Raises DuplicateKey when a unique index has values of these rows, Unavailable when that is in doubt.
+
+        Raises NotHere for cold pages.
+        """
+        loan = self._loans.get(batch)
+        nothing: set[Any] = set()
+        for table, keys, images, deleted in changes:
+            if table.lookups is not None:
+                own = nothing if loan is None else loan.keys.get(table.number, nothing)
+                table.lookups.check_changes(keys, images, deleted, own)
+
     def _log_prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
         """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room."""
-        self._store.make_room(sum(table.pages_needed(images) for table, _, images, _ in changes))
+        self._make_room(changes)
         crash_point("lending.prepare.before_append")
         self._log(PREPARE, batch, encoded)
         crash_point("lending.prepare.appended")
@@ -507,9 +525,11 @@ class Loans:
             except ProtocolError as error:
                 raise Corruption(f"batch {batch}, which is prepared: {error}") from None
         self._prepared[batch] = changes
-        for table, keys, _, deleted in changes:
+        for table, keys, images, deleted in changes:
             table.send_all_away(keys)
             table.send_all_away(deleted)
+            if table.lookups is not None:
+                table.lookups.reserve(keys, images)
 
     def _decide(self, order: Decide, now_s: float) -> None:
         batch = order.batch
@@ -573,13 +593,24 @@ class Loans:
         del self._store.prepared[batch]
         self._undone.pop(batch, None)
         for table, keys, _, deleted in self._prepared.pop(batch):
+            if table.lookups is not None:
+                table.lookups.release(keys)
             self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
 
     def _put(self, changes: list[Changes]) -> None:
         """Makes these the batch's changes. Raises ReadOnly, or NotHere, after either of which it must be undone."""
         for table, keys, images, deleted in changes:
             table.put(keys, images, deleted)
-        self._store.make_room(sum(table.pages_needed(images) for table, _, images, _ in changes))
+        self._make_room(changes)
+
+    def _make_room(self, changes: list[Changes]) -> None:
+        pages_needed = 0
+        for table, _, images, _ in changes:
+            of_table = table.pages_needed(images)
+            if table.lookups is not None:
+                table.lookups.make_sure_of_row_ids(of_table)
+            pages_needed += of_table
+        self._store.make_room(pages_needed)
 
     def _log(self, kind: int, batch: int, changes: list[TableChanges], outcomes: bytes = NO_OUTCOMES) -> int:
         lsn = self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))

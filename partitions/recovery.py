@@ -27,6 +27,7 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     """
     pool = store.pool
     store.misses.bring = None if pool is None else pool.bring
+    store.catch_up_indexes()
     root = checkpoint.root
     batches = dict(root.batches)
     for lsn, outcomes in root.outcomes:
@@ -50,5 +51,6 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
                 checkpointer.make(lsn)
                 crash_point("recovery.checkpoint")
     store.apply_turn()
+    store.rebuild_indexes()
     store.misses.bring = None
     return replayed + in_this_turn

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
-from partitions.page import PAGE_BYTES, Arena
+from partitions.lookups import Lookups
+from partitions.page import PAGE_BYTES, Arena, page_id
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import ABORT, DECIDE, PREPARE, Record
 from voltpy.errors import Corruption, ReadOnly
@@ -21,7 +22,7 @@ from voltpy.hash_slot import slot_owners
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
 from voltpy.resident import resident_bytes as resident_bytes
-from voltpy.schema import Schema
+from voltpy.schema import Index, Schema
 
 # What a generation of decoded rows may take; there are two.
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
@@ -38,10 +39,13 @@ class Store:
         "_empty_bytes",
         "_memory_bytes",
         "_most_rows",
+        "_partition",
         "_trimmed_s",
         "_unlimited_until",
         "arena",
         "by_name",
+        "lookups",
+        "lost_images",
         "misses",
         "owner",
         "partitions",
@@ -65,10 +69,14 @@ class Store:
         # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
         self.prepared: dict[int, list[TableChanges]] = {}
         self.tables = [
-            Table(table, number, self.arena, self.owner, self.undo_log, self.misses)
+            Table(table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_of(table.name))
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables}
+        self.lost_images: list[str] = []  # why indexes had to be built from rows, where there should have been an image
+        self._partition = partition
+        self.lookups: list[Lookups] = []  # of the tables that have indexes
+        self._list_lookups()
         self._unlimited_until = 0
         self._trimmed_s = 0.0
         self._most_rows = 0  # since the last `trim` that did something
@@ -99,7 +107,7 @@ class Store:
 
     @property
     def index_bytes(self) -> int:
-        return INDEX_BYTES * sum(table.row_count for table in self.tables)
+        return INDEX_BYTES * sum(table.row_count for table in self.tables) + sum(each.bytes for each in self.lookups)
 
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""
@@ -119,6 +127,8 @@ class Store:
             table, key, old = log.pop()
             if table is not None:
                 table.restore(key, old)
+        for lookups in self.lookups:
+            lookups.undone_to(mark)
 
     def undo_batch(self) -> None:
         """Undoes everything since the last `apply`."""
@@ -136,6 +146,8 @@ class Store:
                 if images or deleted:
                     changed.append(TableChanges(table.number, images, deleted))
                 pages_needed += table.pages_needed(images)
+                if table.lookups is not None:
+                    table.lookups.make_sure_of_row_ids(pages_needed)
         self.make_room(pages_needed)
         return changed
 
@@ -228,6 +240,47 @@ class Store:
             if _malloc_trim is not None:
                 _malloc_trim(0)
 
+    def add_index(self, index: Index) -> Iterator[None]:
+        """Builds another index, in steps between batches: see `Table.add_index`."""
+        try:
+            for _ in self.by_name[index.table].add_index(index):
+                self._list_lookups()
+                yield
+        finally:
+            self._list_lookups()
+
+    def drop_index(self, table: str, name: str) -> None:
+        """Between batches."""
+        self.by_name[table].drop_index(name)
+        self._list_lookups()
+
+    def catch_up_indexes(self) -> None:
+        """Before a recovery's replay: secondary indexes come from their images. What has none is built at its end."""
+        for lookups in self.lookups:
+            try:
+                lookups.catch_up(self._partition, self._bring_pages(lookups.table_number))
+            except Corruption as error:
+                self.lost_images.append(str(error))
+                lookups.fall_behind()
+            if self.pool is not None:
+                self.pool.end_batch()
+
+    def _bring_pages(self, table: int) -> Callable[[list[int]], None]:
+        pool = self.pool
+
+        def bring(pages: list[int]) -> None:
+            if pool is not None:
+                pool.end_batch()
+                pool.bring_all([page_id(table, page) for page in pages])
+
+        return bring
+
+    def rebuild_indexes(self) -> None:
+        """At the end of a recovery: secondary indexes that know nothing of the pages are built from them."""
+        for lookups in self.lookups:
+            for _ in lookups.rebuild():
+                pass
+
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
         for table in self.tables:
@@ -253,6 +306,9 @@ class Store:
         """What pages, indexes and decoded rows should take, and the process without them."""
         decoded = sum(table.decoded_bytes for table in self.tables)
         return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + self.index_bytes + decoded
+
+    def _list_lookups(self) -> None:
+        self.lookups = [table.lookups for table in self.tables if table.lookups is not None]
 
     def _limit_decoded(self) -> None:
         """Divides the decoded rows' share evenly over the tables; again when the data has grown by an eighth."""

@@ -41,11 +41,13 @@ from partitions.accessors import accessors
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
+from partitions.lookups import Lookups
 from partitions.page import Arena, page_id
-from voltpy.errors import ConstraintViolation, Corruption, ProtocolError, SchemaError, WrongPartition
+from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot
 from voltpy.not_here import WHOLE_TABLE, Misses
 from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
+from voltpy.schema import Index
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
@@ -108,6 +110,7 @@ class Table:
         "_updated",
         "get",
         "insert",
+        "lookups",
         "name",
         "new_hidden_key",
         "note",
@@ -126,6 +129,7 @@ class Table:
         owner: Ownership,
         undo: UndoLog,
         misses: Misses,
+        indexes: tuple[Index, ...] = (),
     ) -> None:
         self.schema = schema
         self.name = schema.name
@@ -159,7 +163,8 @@ class Table:
         # Told of keys that are used often: see partitions.warm_up.
         self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
         self._partition_of_key = _partition_position(schema)
-        self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
+        self.lookups = Lookups(self, indexes) if indexes else None  # its secondary indexes
+        self._make_accessors()
 
     # What procedures call, besides get, insert, upsert and update, which partitions.accessors makes.
 
@@ -219,7 +224,8 @@ class Table:
             row = self.get(key if len(key) > 1 else key[0])
             candidates: Any = () if row is None else (row,)
         else:
-            candidates = self.scan()
+            found = None if self.lookups is None else self.lookups.candidates(equalities)
+            candidates = self.scan() if found is None else found
         columns = attrgetter(*equalities)
         wanted = tuple(equalities.values()) if len(equalities) > 1 else next(iter(equalities.values()))
         rows = [row for row in candidates if columns(row) == wanted]
@@ -235,6 +241,10 @@ class Table:
         if self._away:
             self._misses.raise_for((self.number, WHOLE_TABLE))
         if not self._index.ordered:
+            found = None if self.lookups is None else self.lookups.between(self.schema.primary_key, low, high)
+            if found is not None:
+                yield from found
+                return
             key_of = self._key_of
             yield from sorted((row for row in self.scan() if low <= key_of(row) < high), key=key_of)
             return
@@ -269,6 +279,8 @@ class Table:
 
     def restore(self, key: Any, old: Any) -> None:
         """Puts back what a transaction changed. Its images stay marked as changed: logging them again is harmless."""
+        if self.lookups is not None:
+            self.lookups.restored(key, old)
         image = None if old is None else encode(old)
         changed = self._inserted if key in self._inserted else self._updated
         changed[key] = image
@@ -455,11 +467,16 @@ class Table:
             keys = list(self._inserted)
             if len(images) < len(keys):
                 keys = [key for key, image in self._inserted.items() if image is not None]
-            self._index.extend(keys, self._heap.extend(images))
+            row_ids = self._heap.extend(images)
+            self._index.extend(keys, row_ids)
+            if self.lookups is not None:
+                self.lookups.add(row_ids, images)
             self._inserted.clear()
         if updated:
             self._replace(list(updated), list(updated.values()))
         self._updated.clear()
+        if self.lookups is not None:
+            self.lookups.forget_changes()
         if len(self._rows) > self._rows_limit:
             self._age()
         if self._dying:
@@ -523,6 +540,8 @@ class Table:
         """The whole batch was undone: pages and index are as they were before it."""
         self._inserted.clear()
         self._updated.clear()
+        if self.lookups is not None:
+            self.lookups.forget_changes()
 
     def limit_decoded(self, decoded_bytes: int) -> None:
         """Bounds each generation of decoded rows to about so many bytes."""
@@ -530,6 +549,28 @@ class Table:
         sample = next(iter(self._rows.values()), None) if self._rows else None
         self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
         self._asked_limit = min(4 * self._rows_limit, ASKED_KEYS)
+
+    def add_index(self, index: Index) -> Iterator[None]:
+        """Builds another index, some pages a step, between batches; the last step makes it ready.
+
+        Raises DuplicateKey when it is unique and the rows are not: then nothing is left of it.
+        """
+        if self.lookups is None:
+            self.lookups = Lookups(self, ())
+        try:
+            yield from self.lookups.add_index(index)
+        except (DuplicateKey, Corruption, OSError, GeneratorExit):
+            self.drop_index(index.name)
+            raise
+        self._make_accessors()
+
+    def drop_index(self, name: str) -> None:
+        """Between batches. Does nothing when there is none of this name."""
+        if self.lookups is not None:
+            self.lookups.drop_index(name)
+            if not self.lookups.indexes:
+                self.lookups = None
+        self._make_accessors()
 
     def note_decoded(self) -> None:
         """Says which keys are in the young generation, though it is not full."""
@@ -619,10 +660,16 @@ class Table:
             row = cached.pop(key, None)
             if row is not None and encode(row) != image and self._decode(image) != row:
                 raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {image!r}")
+        if self.lookups is not None:
+            self.lookups.check()
         if cached:
             raise Corruption(f"table {self.name}: keys that are cached and not stored: {sorted(cached)[:5]!r}")
 
     # Inside.
+
+    def _make_accessors(self) -> None:
+        """For the columns, and again when a unique index has come or gone."""
+        self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
 
     def _check_fixed(self, changes: dict[str, Any]) -> None:
         """Raises for changes that would move a row to another key or another partition."""
@@ -702,13 +749,18 @@ class Table:
         row_ids = self._index.find_all(keys)
         if COLLIDED in row_ids:
             row_ids = [self._locate(key) for key in keys]
+        olds = None if self.lookups is None else self.lookups.read_committed(row_ids)
         new_row_ids = self._heap.update(row_ids, images)
+        if self.lookups is not None and olds is not None:
+            self.lookups.replace(olds, row_ids, images, new_row_ids)
         if new_row_ids != row_ids:
             for key, row_id, new_row_id in zip(keys, row_ids, new_row_ids, strict=True):
                 if new_row_id != row_id:
                     self._index.move(key, row_id, new_row_id)
 
     def _delete(self, keys: list[Any]) -> None:
+        if self.lookups is not None:
+            self.lookups.remove([self._locate(key) for key in keys])
         for key in keys:
             row_id = self._locate(key)
             self._heap.delete(row_id)

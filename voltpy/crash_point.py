@@ -64,6 +64,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "checkpoint.pages.written",
     "checkpoint.pages.flushed",
     "checkpoint.run.written",
+    "checkpoint.image.written",
     "checkpoint.root.written",
     "checkpoint.root.flushed",
     "checkpoint.root.renamed",

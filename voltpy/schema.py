@@ -62,10 +62,13 @@ class Column(Struct, frozen=True):
 
 
 class Index(Struct, frozen=True):
+    """`unique`: no two rows of the table are equal in these columns; with NULL in one of them, they are not equal."""
+
     name: str
     table: str
     kind: IndexKind
     columns: tuple[str, ...]
+    unique: bool = False
 
 
 class Table(Struct, frozen=True, dict=True):
@@ -237,6 +240,15 @@ def check(schema: Schema) -> None:
             _refuse(table.hidden_key and name == HIDDEN_KEY, f"index {index.name} is on a hidden key")
             table.column(name)
         _check_column_list(index.columns, f"index {index.name}")
+        _refuse(
+            index.unique and not can_be_unique(table, index.columns),
+            f"index {index.name} is unique and without {table.partition_column}",
+        )
+
+
+def can_be_unique(table: Table, columns: tuple[str, ...]) -> bool:
+    """Whether rows that are equal in these columns are in one partition, which can see that they are."""
+    return table.partition_column is None or table.partition_column in columns
 
 
 def _check_columns(table: Table) -> None:
@@ -360,7 +372,8 @@ def column_text(column: Column) -> str:
 
 def index_text(index: Index) -> str:
     """An index as SQL, without the semicolon."""
-    return f"CREATE INDEX {_quoted(index.name)} ON {_quoted(index.table)} USING {index.kind} ({_names(index.columns)})"
+    create = "CREATE UNIQUE INDEX" if index.unique else "CREATE INDEX"
+    return f"{create} {_quoted(index.name)} ON {_quoted(index.table)} USING {index.kind} ({_names(index.columns)})"
 
 
 def _literal(value: Value) -> str:

@@ -56,6 +56,9 @@ CREATE TABLE journal (worker INT, sequence INT, source INT, target INT, amount I
 PARTITION TABLE journal ON COLUMN worker;
 CREATE TABLE loads (worker INT, load INT, weight INT NOT NULL, ballast STRING, PRIMARY KEY (worker, load));
 PARTITION TABLE loads ON COLUMN worker;
+CREATE INDEX lines_in_order ON order_lines USING BTREE (worker, text);
+CREATE INDEX balances ON accounts (balance);
+CREATE UNIQUE INDEX sequences ON orders USING HASH (sequence, worker);
 """
 
 PROCEDURES = '''

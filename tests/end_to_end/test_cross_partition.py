@@ -28,6 +28,9 @@ SCHEMA = f"""{BANK_SCHEMA}
 CREATE TABLE rates (currency STRING PRIMARY KEY, rate INT NOT NULL);
 CREATE TABLE notes (author INT NOT NULL, text STRING NOT NULL);
 PARTITION TABLE notes ON COLUMN author;
+CREATE TABLE badges (account INT, place INT, badge STRING NOT NULL, PRIMARY KEY (account, place));
+PARTITION TABLE badges ON COLUMN account;
+CREATE UNIQUE INDEX one_each ON badges USING HASH (account, badge);
 """
 
 PROCEDURES = f'''{BANK_PROCEDURES}
@@ -86,6 +89,18 @@ def collect(tx, accounts: list[int], target: int) -> int:
 def note_both(tx, one: int, other: int, text: str) -> None:
     tx.notes.insert(one, text)
     tx.notes.insert(other, text)
+
+
+@procedure(partition_by=("one", "other"))
+def pin(tx, one: int, other: int, place: int, badge: str) -> None:
+    """A badge for both."""
+    tx.badges.insert(one, place, badge)
+    tx.badges.insert(other, place, badge)
+
+
+@procedure(partition_by="account", read_only=True)
+def places_of(tx, account: int, badge: str) -> list[int]:
+    return [row.place for row in tx.badges.where(account=account, badge=badge)]
 
 
 @procedure(read_only=True)
@@ -201,6 +216,17 @@ def test_a_scan_over_all_partitions_sees_the_transactions_own_changes(db: voltpy
 def test_rows_with_hidden_keys_are_inserted_in_several_partitions(db: voltpy.Client) -> None:
     db.call("note_both", LEFT[0], RIGHT[0], "hello")
     assert db.call("notes_with", "hello") == sorted([LEFT[0], RIGHT[0]])
+
+
+def test_a_unique_index_holds_between_partitions(db: voltpy.Client) -> None:
+    pairs = [(LEFT[i % 3], RIGHT[i % 3], i // 3, f"badge {i // 3 % 4}") for i in range(24)]  # each of them twice
+    results = db.call_many("pin", pairs, return_exceptions=True)
+    assert [type(result) for result in results].count(voltpy.DuplicateKey) == 12
+    assert results.count(None) == 12
+    for one, other, _, badge in pairs:
+        places = [db.call("places_of", account, badge) for account in (one, other)]
+        assert len(places[0]) == 1
+        assert places[0] == places[1]
 
 
 def test_a_copied_row_is_written_in_every_partition_or_in_none(db: voltpy.Client) -> None:

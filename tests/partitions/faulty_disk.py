@@ -523,4 +523,4 @@ def _what(name: str) -> str:
     """What the file is for."""
     if name in (".", "LOCK", "pages"):
         return {".": "directory", "LOCK": "lock"}.get(name, name)
-    return "root" if name.startswith("checkpoint") else "run" if name.endswith(".run") else "wal"
+    return "root" if name.startswith("checkpoint") else {".run": "run", ".image": "image"}.get(Path(name).suffix, "wal")

@@ -23,6 +23,8 @@ SCHEMA = parse_schema(
     PARTITION TABLE items ON COLUMN id;
     CREATE TABLE names (name STRING PRIMARY KEY, n INT NOT NULL, pad STRING);
     PARTITION TABLE names ON COLUMN name;
+    CREATE INDEX items_n ON items USING BTREE (n);
+    CREATE INDEX names_n ON names (n);
     """
 )
 FRAMES = 24

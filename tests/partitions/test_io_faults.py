@@ -40,6 +40,8 @@ KEYS = 120
 
 # What fails without the partition's doing anything wrong when it goes on: it reads the same page once more.
 READ_AGAIN = ("submit pages", "probe pages")
+# Secondary indexes are built from the rows where their image can't be read.
+DONE_WITHOUT = ("open image", "read image")
 # Where want of room ends the process: a flush of the WAL, or a name in the directory, after which nobody knows what is
 # on disk; and a start without room for even a header.
 ENDS_FOR_ROOM = ("fsync wal", "fdatasync wal", "flush.start wal", "flush.done wal", "fsync directory")
@@ -215,7 +217,7 @@ class Scenario:
         if fault == CUT:
             must_end = True
         elif fault == EIO:
-            must_end = fired not in READ_AGAIN
+            must_end = fired not in (*READ_AGAIN, *DONE_WITHOUT)
         elif fault == SHORT:
             must_end = call in ("preadv", "event")
         else:

@@ -40,6 +40,10 @@ SCHEMA = parse_schema(
     CREATE TABLE notes (owner INT NOT NULL, text STRING);
     PARTITION TABLE notes ON COLUMN owner;
     CREATE TABLE rates (code STRING PRIMARY KEY, n INT);
+    CREATE INDEX items_n ON items USING BTREE (n);
+    CREATE INDEX items_pad ON items USING HASH (pad, n);
+    CREATE INDEX notes_owner ON notes (owner);
+    CREATE UNIQUE INDEX rates_code ON rates USING BTREE (code);
     """
 )
 
@@ -87,6 +91,11 @@ def total(tx: Any, key: int, n: int) -> Any:
 
 
 @procedure(partition_by="key")
+def find(tx: Any, key: int, n: int) -> Any:
+    return [sorted(row.id for row in tx.items.where(n=n)), len(tx.notes.where(owner=key))]
+
+
+@procedure(partition_by="key")
 def fail(tx: Any, key: int, n: int) -> Any:
     tx.notes.insert(key, "never seen")
     tx.items.upsert(key, n, pad(n))
@@ -119,7 +128,7 @@ def set_rate(tx: Any, key: int, n: int) -> Any:
     return n
 
 
-PROCEDURES: list[Callable[..., Any]] = [put, add, delete, transfer, get, total, fail, note, stubborn, set_rate]
+PROCEDURES: list[Callable[..., Any]] = [put, add, delete, transfer, get, total, find, fail, note, stubborn, set_rate]
 LOCAL = [p.__name__ for p in PROCEDURES if p is not set_rate]
 
 
@@ -164,7 +173,8 @@ def run_on(state: State, call: Call, away: frozenset[int]) -> tuple[Any, bool]:
     name, key, n = call
     items = state.items
     touched: list[Any] = {
-        "transfer": [key, n], "stubborn": [n], "total": [WHOLE_TABLE] if away else [], "note": [], "set_rate": [],
+        "transfer": [key, n], "stubborn": [n], "total": [WHOLE_TABLE] if away else [],
+        "find": [WHOLE_TABLE] if away else [], "note": [], "set_rate": [],
     }.get(name, [key])  # fmt: skip
     missing = [each for each in touched if each is WHOLE_TABLE or each in away]
     if name == "stubborn":
@@ -196,6 +206,9 @@ def run_on(state: State, call: Call, away: frozenset[int]) -> tuple[Any, bool]:
         return (list(items[key]) if key in items else None), False
     if name == "total":
         return [len(items), sum(n for n, _ in items.values()), len(state.notes)], False
+    if name == "find":
+        found = sorted(item for item, (value, _) in items.items() if value == n)
+        return [found, sum(owner == key for owner, _ in state.notes)], False
     if name == "fail":
         return "ProcedureError" if n % 2 else "Aborted", False
     if name == "note":
@@ -246,6 +259,7 @@ class PartitionMachine(RuleBasedStateMachine):
             SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20
         )
         self.partition.number = number
+        assert self.partition.store.lost_images == []
         # A miss depends on what is in memory, which the model does not know: see test_buffer_pool for those.
         self.partition.bring = self.partition.store.misses.bring = self.partition.pool.bring
         self.mark_flushed()
@@ -482,6 +496,7 @@ class PartitionMachine(RuleBasedStateMachine):
         assert [row.id for row in items.range(0, 100)] == sorted(self.state.items)
         assert sorted((row.owner, len(row.text)) for row in notes.scan()) == sorted(self.state.notes)
         assert {row.code: row.n for row in rates.scan()} == self.state.rates
+        assert [row.n for row in items.lookups.range("items_n")] == sorted(n for n, _ in self.state.items.values())
         assert (items.count(), notes.count(), rates.count()) == tuple(map(len, self.state[:3]))
         assert self.partition.executor.waiting == len(self.waiting)
 

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from sqlglot import exp
 
 from voltpy.errors import SchemaError
-from voltpy.schema import RESERVED_WORDS, Column, Index, IndexKind, Schema, Table, TypeName, Value, name_problem
+from voltpy.schema import (
+    RESERVED_WORDS,
+    Column,
+    Index,
+    IndexKind,
+    Schema,
+    Table,
+    TypeName,
+    Value,
+    can_be_unique,
+    name_problem,
+)
 from voltpy.sql.ddl import MAX_TEXT_BYTES, describe, parse_schema
 
 BANK = """\
@@ -162,6 +173,14 @@ def test_blank_statements_and_a_byte_order_mark_are_skipped() -> None:
 
 
 # Each text is wrong at the mark ▲; the message has the words.
+def test_a_unique_index_has_the_partition_column_or_a_table_that_is_whole_everywhere() -> None:
+    text = "CREATE TABLE t (a INT PRIMARY KEY, b INT); {} CREATE UNIQUE INDEX i ON t USING BTREE ({})"
+    for partition, columns in (("PARTITION TABLE t ON COLUMN a;", ("b", "a")), ("", ("b",))):
+        schema = parse_schema(text.format(partition, ", ".join(columns)))
+        assert schema.indexes == (Index("i", "t", "BTREE", columns, unique=True),)
+        assert parse_schema(describe(schema)) == schema
+
+
 WRONG = [
     # statements
     ("▲", "CREATE TABLE: a schema has at least one table"),
@@ -173,7 +192,7 @@ WRONG = [
     ("CREATE ▲VIEW v AS SELECT 1", 'found "VIEW", expected TABLE or INDEX; views are not supported'),
     ("CREATE ▲TEMP TABLE t (a INT)", "temporary tables are not supported"),
     ("CREATE ▲OR REPLACE TABLE t (a INT)", "OR REPLACE is not supported"),
-    ("CREATE ▲UNIQUE INDEX i ON t (a)", "UNIQUE is not supported"),
+    ("CREATE UNIQUE ▲TABLE t (a INT)", 'found "TABLE", expected INDEX'),
     ("CREATE TABLE ▲IF NOT EXISTS t (a INT)", "IF NOT EXISTS is not supported"),
     ("CREATE TABLE t (a INT)\n\n  ▲CREATE TABLE u (a INT)", 'found "CREATE", expected ";" after the statement'),
     ("CREATE TABLE t (a INT) ▲PARTITION TABLE t ON COLUMN a", 'expected ";" after the statement'),
@@ -207,11 +226,11 @@ WRONG = [
     ("CREATE TABLE t (a INT▲\n", "found the end of the text, expected"),
     ("CREATE TABLE t (\n  a INT\n\t▲b INT\n)", 'found "b", expected ",", ")", NOT NULL, NULL, DEFAULT or PRIMARY KEY'),
     ("CREATE TABLE t (a INT PRIMARY KEY ▲b STRING)", 'found "b"'),
-    ("CREATE TABLE t (▲UNIQUE (a))", "UNIQUE is not supported: only a primary key is unique"),
+    ("CREATE TABLE t (▲UNIQUE (a))", "UNIQUE has its own statement: CREATE UNIQUE INDEX … ON … (…);"),
     ("CREATE TABLE t (a INT, ▲CHECK (a > 0))", "CHECK is not supported"),
     ("CREATE TABLE t (a INT, ▲FOREIGN KEY (a) REFERENCES u)", "FOREIGN KEY is not supported"),
     ("CREATE TABLE t (a INT, ▲CONSTRAINT k PRIMARY KEY (a))", "named constraints are not supported"),
-    ("CREATE TABLE t (a INT ▲UNIQUE)", "UNIQUE is not supported"),
+    ("CREATE TABLE t (a INT ▲UNIQUE)", "UNIQUE has its own statement"),
     ("CREATE TABLE t (a INT ▲CHECK (a > 0))", "CHECK is not supported"),
     ("CREATE TABLE t (a INT ▲REFERENCES u)", "REFERENCES is not supported"),
     ("CREATE TABLE t (a INT ▲GENERATED ALWAYS AS IDENTITY)", "GENERATED columns are not supported"),
@@ -288,6 +307,14 @@ WRONG = [
     ("CREATE TABLE t (a INT); CREATE INDEX i ON t (a ▲DESC)", "an index has no direction"),
     ("CREATE TABLE t (a INT); CREATE INDEX i ON t (lower▲(a))", 'expected "," or ")"'),
     ("CREATE TABLE t (a INT); CREATE INDEX i ON t (a) ▲WHERE a > 0", "partial indexes are not supported"),
+    (
+        "CREATE TABLE t (a INT PRIMARY KEY, b INT); PARTITION TABLE t ON COLUMN a; CREATE UNIQUE INDEX i ON t (▲b)",
+        "expected a among the columns: rows that are equal must be in one partition",
+    ),
+    (
+        "CREATE TABLE t (a INT PRIMARY KEY, b INT); CREATE UNIQUE INDEX i ON t (b); PARTITION TABLE t ON COLUMN ▲a",
+        "expected a column of index i, which is unique",
+    ),
     ("CREATE TABLE t (a INT); CREATE INDEX i ON t (a); CREATE INDEX ▲i ON t (a)", "index i exists already"),
     # what sqlglot cannot cut into tokens, or skips in silence
     ("CREATE TABLE t (a INT DEFAULT ▲'x);\n", "a quote that is never closed, expected ' at its end"),
@@ -444,7 +471,8 @@ def schemas(draw: st.DrawFn) -> Schema:
         table = draw(st.sampled_from(tables))
         declared = [column.name for column in table.columns if column.name != "rowid"]
         on = tuple(draw(st.lists(st.sampled_from(declared), min_size=1, max_size=3, unique=True)))
-        indexes.append(Index(name, table.name, draw(st.sampled_from(kinds)), on))
+        unique = can_be_unique(table, on) and draw(st.booleans())
+        indexes.append(Index(name, table.name, draw(st.sampled_from(kinds)), on, unique))
     return Schema(tables, tuple(indexes))
 
 

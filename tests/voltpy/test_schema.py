@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -268,3 +269,17 @@ def test_names_that_need_quotes_get_them() -> None:
     assert column_text(Column("Order", "INT", nullable=True)) == '"Order" INT'
     assert index_text(Index("i", "order", "HASH", ("a", "B"))) == 'CREATE INDEX i ON "order" USING HASH (a, "B")'
     assert column_text(Column("s", "STRING", True, True, "it's")) == "s STRING DEFAULT 'it''s'"
+
+
+def test_schemas_of_a_time_before_unique_indexes_are_read() -> None:
+    stored = to_json(Schema((LINES, EVENTS, COPY), (BY_NOTE,)))
+    older = re.sub(rb',\s*"unique": false', b"", stored)
+    assert older != stored
+    assert from_json(older).indexes == (BY_NOTE,)
+
+
+def test_a_unique_index_without_the_partition_column_is_no_valid_schema() -> None:
+    by_what = Index("by_what", "events", "HASH", ("what",), unique=True)
+    with pytest.raises(SchemaError, match="index by_what is unique and without host"):
+        check(Schema((LINES, EVENTS, COPY), (by_what,)))
+    check(Schema((LINES, EVENTS, COPY), (Index("by_both", "events", "HASH", ("what", "host"), unique=True),)))

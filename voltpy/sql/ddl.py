@@ -3,7 +3,7 @@
     schema     = { [ statement ] ";" }                             the last ";" may be left out
     statement  = CREATE TABLE name "(" element { "," element } ")"
                | PARTITION TABLE name ON COLUMN name
-               | CREATE INDEX name ON name [ USING ( INVERTED | HASH | BTREE ) ] names
+               | CREATE [ UNIQUE ] INDEX name ON name [ USING ( INVERTED | HASH | BTREE ) ] names
     element    = name type { NOT NULL | NULL | DEFAULT literal | PRIMARY KEY }
                | PRIMARY KEY names
     names      = "(" name { "," name } ")"
@@ -45,6 +45,7 @@ from voltpy.schema import (
     Table,
     TypeName,
     Value,
+    can_be_unique,
     describe,
     name_problem,
     table_name_problem,
@@ -81,7 +82,7 @@ _FITTING: dict[TypeName, str] = {
 # What people bring from other databases, answered by name where the grammar stops at it.
 _UNSUPPORTED = {
     "CHECK": "CHECK is not supported: check values in the procedure",
-    "UNIQUE": "UNIQUE is not supported: only a primary key is unique",
+    "UNIQUE": "UNIQUE has its own statement: CREATE UNIQUE INDEX … ON … (…);",
     "REFERENCES": "REFERENCES is not supported: look the other row up in the procedure",
     "FOREIGN": "FOREIGN KEY is not supported: look the other row up in the procedure",
     "CONSTRAINT": "named constraints are not supported: write PRIMARY KEY without CONSTRAINT",
@@ -193,7 +194,10 @@ class _Reader:
         if self.take_words("CREATE", "TABLE"):
             self.create_table()
         elif self.take_words("CREATE", "INDEX"):
-            self.create_index()
+            self.create_index(unique=False)
+        elif self.take_words("CREATE", "UNIQUE"):
+            self.expect_words("INDEX")
+            self.create_index(unique=True)
         elif self.take_words("PARTITION", "TABLE"):
             self.partition_table()
         elif self.take_words("CREATE"):
@@ -363,13 +367,17 @@ class _Reader:
             raise self.error("a column that is NOT NULL", token)
         if column.type not in ("INT", "STRING"):
             raise self.error(f"a column of type INT or STRING, not {column.type}", token)
-        self.tables[table.name] = Table(
+        partitioned = Table(
             table.name, table.columns, table.primary_key, table.hidden_key, partition_column=column.name
         )
+        for index in self.indexes.values():
+            if index.table == table.name and index.unique and not can_be_unique(partitioned, index.columns):
+                raise self.error(f"a column of index {index.name}, which is unique", token)
+        self.tables[table.name] = partitioned
 
     # CREATE INDEX
 
-    def create_index(self) -> None:
+    def create_index(self, *, unique: bool) -> None:
         name_token = self.peek()
         name = self.name("the name of an index")
         self.refuse_bad_name(name, name_token, "an index")
@@ -382,7 +390,11 @@ class _Reader:
             kind = self.index_kind()
         tokens = self.name_tokens("the name of a column", opening='"(" and the columns of the index')
         columns = tuple(self.column_of(table, token).name for token in tokens)
-        self.indexes[name] = Index(name, table.name, kind, columns)
+        if unique and not can_be_unique(table, columns):
+            raise self.error(
+                f"{table.partition_column} among the columns: rows that are equal must be in one partition", tokens[0]
+            )
+        self.indexes[name] = Index(name, table.name, kind, columns, unique)
 
     def index_kind(self) -> IndexKind:
         kinds: tuple[IndexKind, ...] = ("INVERTED", "HASH", "BTREE")
