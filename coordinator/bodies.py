@@ -32,6 +32,8 @@ from voltpy.row import encode
 from voltpy.schema import Schema
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
+VERIFIED_KEYS = 1024  # of one call, that are kept with it
+
 Origin = Any  # whoever gets the replies: the shell knows who that is
 
 # What only reads: stopping it anywhere leaves nothing half done.
@@ -209,12 +211,14 @@ class Bodies:
             try:
                 for position in procedure.key_positions:
                     key = arguments[position]
-                    for each in key if type(key) in (list, tuple, set, frozenset) else (key,):
+                    for each in key if type(key) in (list, tuple) else (key,):
                         verified[each] = owners[hash_slot(each)]
             except (TypeError, UnicodeEncodeError) as error:
                 text = f"{procedure.name}, argument {position + 1}: {error}"
                 return call_error(client_id, number, BadArguments(text))
             allowed = frozenset(verified.values())
+            if len(verified) > VERIFIED_KEYS:
+                verified = {}  # a call may wait for long; its run finds out again what it needs
         stand_ins = procedure not in self._without_stand_ins
         return Call(origin, client_id, number, procedure, arguments, raw, allowed, verified, stand_ins=stand_ins)
 
