@@ -38,6 +38,7 @@ from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
+VERIFIED_KEYS = 1024  # of one call, that are kept with it
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
 
@@ -242,6 +243,8 @@ class Bodies:
                 return call_error(client_id, number, BadArguments(text))
             allowed = frozenset(verified.values())
             allowed = self._allowed.setdefault(allowed, allowed)
+            if len(verified) > VERIFIED_KEYS:
+                verified = {}  # a call may wait for long; its run finds out again what it needs
         elif procedure.name == PLAN:
             allowed = frozenset()  # it reads nothing
         stand_ins = procedure not in self._without_stand_ins

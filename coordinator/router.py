@@ -27,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from voltpy.door import NO_HELLO, Account, Door, refuse
+from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, NO_HELLO, Account, Door, refuse
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_PARTITION,
@@ -54,7 +54,6 @@ Destination = int | bytes  # a partition's number, or the identity of a client o
 
 FRAME_CALLS = 2048  # as many as a partition takes at a time
 FRAME_BYTES = MAX_FRAME_BYTES // 2
-BYTES_IN_FLIGHT_A_PARTITION = 1 << 30
 COMMANDS = 1024  # admin commands under way, of all clients
 COMMANDS_A_CLIENT = 16
 NOBODY = -2  # no partition's number, and no client's way to say that it knows none

@@ -448,8 +448,8 @@ class Transactions:
         if not isinstance(batch, Batch) or lent.batch != batch.number or partition not in batch.awaited:
             return
         if lent.refused:
-            code, _, text = lent.refused.partition(": ")
-            batch.refusal = (code, text) if code == "ConstraintViolation" else ("Unavailable", lent.refused)
+            code, _, message = lent.refused.partition(": ")
+            batch.refusal = (code, message) if code in CODES else ("Unavailable", lent.refused)
             self._abort(batch)
             return
         awaited = batch.awaited[partition]

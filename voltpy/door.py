@@ -66,6 +66,10 @@ NO_HELLO = "no_hello"  # Refusal.code: say Hello and go on; no frame since the c
 
 ACCOUNTS = 65536
 BYTES_IN_FLIGHT_A_CLIENT = 256 << 20
+BYTES_IN_FLIGHT_A_PARTITION = 1 << 30
+BYTES_IN_FLIGHT_AT_COORDINATOR = (
+    256 << 20
+)  # calls wait there, with their arguments decoded: that takes several times this
 HELLO_BYTES = 1024  # a stranger's longer frame is not even decoded
 FRAME_CALLS = CALLS_IN_FLIGHT_A_CLIENT
 # Free values take up to 64 times their bytes once decoded, arguments that pass as they are do not: only a frame that
@@ -116,7 +120,7 @@ class Door(Generic[Identity]):
     The coordinator's door is that of one more partition, at which other messages may be sent.
 
     The shell sends what it finds in `outbox`, and sets `catalog_version` whenever the procedures change (0: none yet,
-    not checked). `in_flight` is the sum over all accounts.
+    not checked). `in_flight` and `bytes_in_flight` are the sums over all accounts.
     """
 
     def __init__(
@@ -128,6 +132,8 @@ class Door(Generic[Identity]):
         self.accounts: OrderedDict[Identity, Account[Identity]] = OrderedDict()  # by identity, the longest silent first
         self.by_client: dict[int, Account[Identity]] = {}
         self.in_flight = 0
+        self.bytes_in_flight = 0
+        self._most_bytes = BYTES_IN_FLIGHT_AT_COORDINATOR if is_coordinator else BYTES_IN_FLIGHT_A_PARTITION
         self._token = token.encode()
         self._may_send = AT_ROUTER if at_partition is None else AT_COORDINATOR if is_coordinator else AT_PARTITION
         self._hash_slots: frozenset[int] | None = None
@@ -180,10 +186,13 @@ class Door(Generic[Identity]):
         """`calls` of those in flight are over. The bytes go in proportion: which call had how many is not kept."""
         in_flight = account.in_flight
         if calls < in_flight:
-            account.bytes_in_flight -= account.bytes_in_flight * calls // in_flight
+            bytes_answered = account.bytes_in_flight * calls // in_flight
+            account.bytes_in_flight -= bytes_answered
             account.in_flight = in_flight - calls
             self.in_flight -= calls
+            self.bytes_in_flight -= bytes_answered
             return
+        self.bytes_in_flight -= account.bytes_in_flight
         account.bytes_in_flight = 0
         account.in_flight = 0
         self.in_flight -= in_flight
@@ -320,6 +329,7 @@ class Door(Generic[Identity]):
         account.in_flight += number_of_calls
         account.bytes_in_flight += frame_bytes
         self.in_flight += number_of_calls
+        self.bytes_in_flight += frame_bytes
         calls.groups = groups
         return calls
 
@@ -335,6 +345,7 @@ class Door(Generic[Identity]):
             code, text = "Overloaded", self._too_much(account)
         else:
             account.bytes_in_flight += frame_bytes
+            self.bytes_in_flight += frame_bytes
             self.charge(account, 1)
             return call
         self._answer(account.identity, incarnation, [CallError(call.client_id, call.number, code, text)])
@@ -359,7 +370,10 @@ class Door(Generic[Identity]):
         return at_home
 
     def _is_full(self, account: Account[Identity], calls: int, frame_bytes: int) -> bool:
-        if self.at_partition is not None and self.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION:
+        if self.at_partition is not None and (
+            self.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
+            or self.bytes_in_flight + frame_bytes > self._most_bytes
+        ):
             return True
         # The router's account carries many clients: each had its limits there.
         return account.role == CLIENT and (
@@ -385,7 +399,7 @@ class Door(Generic[Identity]):
     def _too_much(self, account: Account[Identity]) -> str:
         return (
             f"{account.in_flight} calls ({account.bytes_in_flight} bytes) of this connection are in flight,"
-            f" {self.in_flight} of all; try again later"
+            f" {self.in_flight} ({self.bytes_in_flight} bytes) of all; try again later"
         )
 
     def _answer(self, identity: Identity, incarnation: int, errors: list[CallError]) -> None:

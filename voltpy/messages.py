@@ -416,7 +416,8 @@ class Borrow(Struct, array_like=True, tag="borrow", forbid_unknown_fields=True):
 class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
     """An image, or None for an absent key, for each key that was asked for; an answer for each scan.
 
-    `refused`: the partition does not take the order (the batch has lost what it borrowed before; a key is none).
+    `refused`: the partition does not take the order: a class name of voltpy.errors, ": ", and why. "Unavailable" when
+    the batch has lost what it borrowed before, or somebody else has it; others will say the same the next time.
     """
 
     batch: int

@@ -84,6 +84,7 @@ class FakePartition:
             order.batch, Raw(encode(partition.number)), []
         )
         self.refuses: dict[int | None, Vote] = {}
+        self.is_too_large = False  # to be scanned at once
         self.log: list[Any] = []  # every order that it has carried out
         self._begin()
 
@@ -167,7 +168,9 @@ class FakePartition:
 
     def _lend(self, order: Borrow) -> Lent:
         if order.batch in self.broken:
-            return Lent(order.batch, [], [], "the batch has lost what it borrowed")
+            return Lent(order.batch, [], [], "Unavailable: the batch has lost what it borrowed")
+        if order.scans and self.is_too_large:
+            return Lent(order.batch, [], [], "ConstraintViolation: 9 bytes of rows at once")
         for of_table in order.keys:
             for key in of_table.keys:
                 place = of_table.table, key
@@ -231,7 +234,8 @@ class FakePartition:
         locked = {table for changes in self.prepared.values() for table, _ in self._keys(changes)}
         tables = {scan.table for scan in order.scans}
         lent = {table for table, _ in self.lent} | set(self.lent_tables)
-        if not all(map(self.is_free, wanted)) or tables & (locked | lent):
+        is_too_large = bool(tables) and self.is_too_large
+        if not all(map(self.is_free, wanted)) or tables & (locked | lent) or is_too_large:
             return ReadAnswer(order.round, [], [], False)
         self.held_round = order.round
         return ReadAnswer(order.round, self._images(order.keys), [self.scan(scan) for scan in order.scans])

@@ -633,6 +633,17 @@ def test_a_directed_call_that_no_frame_holds_is_refused(cluster: FakeCluster) ->
         cluster.answer(number)
 
 
+@pytest.mark.parametrize("name", ["total", "read_total"])
+def test_what_a_partition_will_never_lend_fails_its_call_at_once(name: str, cluster: FakeCluster) -> None:
+    cluster.partitions[1].is_too_large = True
+    numbers = [cluster.send(name), cluster.send("transfer", A, B, 1)]
+    cluster.settle()
+    with pytest.raises(ConstraintViolation, match="9 bytes of rows at once"):
+        cluster.answer(numbers[0])
+    assert cluster.answer(numbers[1]) == 99
+    assert cluster.core.counts["aborted_batches"] <= 2
+
+
 def test_rule_25_a_body_that_swallows_its_miss_runs_again(cluster: FakeCluster) -> None:
     assert cluster.call("swallow", A) == 100
 

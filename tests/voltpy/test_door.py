@@ -347,6 +347,25 @@ def test_bytes_in_flight_are_limited_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(door.receive(b"1", encode(large), AT_ROUTER), Calls)
 
 
+@pytest.mark.parametrize("is_coordinator", [False, True])
+def test_at_a_partition_the_bytes_of_all_together_are_limited(
+    is_coordinator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = "BYTES_IN_FLIGHT_AT_COORDINATOR" if is_coordinator else "BYTES_IN_FLIGHT_A_PARTITION"
+    monkeypatch.setattr(door_module, limit, 1000)
+    door = Door(TOKEN, at_partition=0, is_coordinator=is_coordinator)
+    greet(door, AT_PARTITION, 1, 2)
+    for client in (1, 2):
+        large = calls_of(client, [1])
+        large.groups[0].args = Raw(encode([["x" * 600]]))
+        passed = door.receive(b"%d" % client, encode(large), AT_PARTITION)
+        assert (passed is not None) == (client == 1)
+    assert error_codes(door, b"2") == [(1, "Overloaded")]
+    door.answered(door.accounts[b"1"], 1)
+    assert door.bytes_in_flight == 0
+    assert isinstance(door.receive(b"2", encode(large), AT_PARTITION), Calls)
+
+
 def test_at_a_partition_another_incarnation_is_unavailable() -> None:
     door = partition_door(1)
     for incarnation in (INCARNATION - 1, INCARNATION + 1, 0):
