@@ -194,6 +194,20 @@ class Heap:
                     self.bring(following)
                 following = self._next_piece(following)
 
+    def need_all(self, row_ids: list[int]) -> None:
+        """The same for many rows: each page is seen to once."""
+        frames, words, slot_bits, slot_mask = self._frames, self._words, self._slot_bits, self._slot_mask
+        pages = {row_id >> slot_bits for row_id in row_ids}
+        self.needed |= pages
+        for page in pages:
+            if frames[page] < 0:
+                self.bring(page)
+            self._note_use(page)
+        for row_id in row_ids:
+            at = frames[row_id >> slot_bits] * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & slot_mask)
+            if words[at + 1] & OVERFLOWS:
+                self.need(row_id)
+
     def pages_of(self, row_id: int) -> Iterator[int]:
         """Every page of a row, as far as they are in frames."""
         page = row_id >> self._slot_bits

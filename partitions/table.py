@@ -410,19 +410,21 @@ class Table:
             self._miss_cold(chain.from_iterable(map(self._index.candidates, chain(keys, deleted))))
         self._forget_decoded(keys)
         self._forget_decoded(deleted)
-        need, is_ordered = self._heap.need, self._index.ordered
+        needed: list[int] = []
+        is_ordered = self._index.ordered
         for key, image in zip(keys, images, strict=True):
             row_id = find(key, NOWHERE) if is_ordered else self._locate(key, NOWHERE)
             if row_id == NOWHERE:
                 inserted[key] = image
             else:
-                need(row_id)
+                needed.append(row_id)
                 updated[key] = image
         for key in deleted:
             row_id = self._locate(key, NOWHERE)
             if row_id != NOWHERE:
-                need(row_id)
+                needed.append(row_id)
                 updated[key] = None
+        self._heap.need_all(needed)
 
     def _forget_decoded(self, keys: Iterable[Any]) -> None:
         for decoded in (self._rows, self._old):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ROUTER: Final = -1  # a destination; the others are partition numbers, and the next one for the coordinator
 FRAME_BYTES = 1 << 20  # where a frame of large calls is cut
 WINDOW_CALLS = CALLS_A_FRAME * FRAMES_IN_FLIGHT
+# The coordinator gathers what waits into one batch: the next one's calls should be there while that one is flushed.
+COORDINATOR_WINDOW_CALLS = 2 * WINDOW_CALLS
 WINDOW_BYTES = FRAME_BYTES * FRAMES_IN_FLIGHT
 
 
@@ -31,6 +33,7 @@ class Lane:
     __slots__ = (
         "address",
         "direct",
+        "direct_window",
         "incarnation",
         "limbo_until",
         "lsn",
@@ -43,9 +46,10 @@ class Lane:
         "unanswered_bytes",
     )
 
-    def __init__(self, partition: int, routed_window: int, name: str = "") -> None:
+    def __init__(self, partition: int, routed_window: int, name: str = "", direct_window: int = WINDOW_CALLS) -> None:
         self.partition = partition
         self.name = name or f"partition {partition}"
+        self.direct_window = direct_window
         self.address = PartitionAddress(partition, 0, "", 0, 0)
         self.routed_window = routed_window
         self.incarnation = 0
@@ -59,7 +63,7 @@ class Lane:
 
     @property
     def window(self) -> int:
-        return WINDOW_CALLS if self.direct else self.routed_window
+        return self.direct_window if self.direct else self.routed_window
 
     def has_room(self) -> bool:
         return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
@@ -85,4 +89,4 @@ def lanes_of(partitions: int) -> list[Lane]:
         return [Lane(0, WINDOW_CALLS)]
     window = max(min(WINDOW_CALLS, (CALLS_IN_FLIGHT_A_CLIENT - WINDOW_CALLS) // partitions), 1)
     lanes = [Lane(partition, window) for partition in range(partitions)]
-    return [*lanes, Lane(partitions, WINDOW_CALLS, "the coordinator")]
+    return [*lanes, Lane(partitions, WINDOW_CALLS, "the coordinator", COORDINATOR_WINDOW_CALLS)]
