@@ -18,6 +18,7 @@ from typing import Any
 
 from psycopg.pq import DiagnosticField, ExecStatus
 
+from bench.peers.dealer import Dealer
 from bench.workload import BenchError, Call, CallStream, Outcome
 from voltpy.errors import Aborted
 
@@ -78,33 +79,6 @@ class Session:
     def leave(self) -> None:
         self.pgconn.nonblocking = 0
         self.pgconn.exit_pipeline_mode()
-
-
-class Dealer:
-    """What goes to which session next: calls that are made again first."""
-
-    def __init__(self, sessions: Sequence[Session], stream: CallStream, *, by_home: bool) -> None:
-        self._stream = stream
-        self._numbers: dict[Any, int] = {}  # of the homes, as they come
-        self._by_home = by_home
-        shared: deque[Call] = deque()
-        self._waiting = [deque[Call]() if by_home else shared for _ in sessions]
-
-    def put_back(self, session: int, calls: Sequence[Call]) -> None:
-        self._waiting[session].extendleft(reversed(calls))
-
-    def next(self, session: int, open_to_new: bool) -> Call | None:
-        """None: there is nothing to do for it now."""
-        waiting = self._waiting[session]
-        while not waiting and open_to_new and (calls := self._stream.take(1)):
-            self._waiting[self._session_of(calls[0]) if self._by_home else session].append(calls[0])
-        return waiting.popleft() if waiting else None
-
-    def is_empty(self) -> bool:
-        return not any(self._waiting)
-
-    def _session_of(self, call: Call) -> int:
-        return self._numbers.setdefault(call[1][0], len(self._numbers)) % len(self._waiting)
 
 
 def drive(sessions: Sequence[Session], stream: CallStream, seconds: float, *, by_home: bool) -> Outcome:

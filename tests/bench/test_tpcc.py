@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from bench.experiment import Settings, counted, make_peer, run_once
-from bench.peers import serializable
-from bench.peers.serializable import Dealer
+from bench.peers.dealer import Dealer
 from bench.tpcc.population import Population, Scale, last_name, nurand, warehouse_in_each
 from bench.tpcc.terminals import Terminals, is_rolled_back
 from bench.workload import BenchError, CallStream, NotInstalled, Outcome
@@ -171,6 +170,7 @@ def test_plpgsql_does_what_the_procedures_do(directory):
 
     Then calls side by side, some of which have to be made again: nothing is lost, done twice or inconsistent.
     """
+    serializable = pytest.importorskip("bench.peers.serializable", reason="psycopg is not installed")
     line = msgspec.structs.replace(tpcc.line(SMALL), cycles=False)
     calls = [call for call in line.calls(7, 300) if not is_rolled_back(call, SMALL)]
     twice = (1, 3, 7, [5, 6, 5], [1, 2, 1], [4, 9, 1])  # of the same stock: the way line by line
