@@ -101,7 +101,7 @@ _READERS: frozenset[CodeType] = frozenset(
     method.__code__
     for method in (
         *(Table.scan, Table.range, Table.where, Table._find_row, Heap.scan),
-        *(Lookups._read, Lookups._read_some, Lookups._merged, SecondaryIndex.postings),
+        *(Lookups._read, Lookups._read_some, Lookups._merged, Lookups._unchanged, SecondaryIndex.postings),
     )
 )
 
@@ -933,6 +933,7 @@ class _Lent(ReadOnlyTable):
     """A table that is lent whole: whoever touches it is set aside."""
 
     __slots__ = ("_misses", "_number")
+    lookups = None  # a statement scans it, and is set aside
 
     def __init__(self, table: Table, misses: Misses) -> None:
         super().__init__(table, "it is lent")

@@ -45,6 +45,7 @@ from partitions.index_key import MARK_BITS, Key, KeyFormat, before
 from partitions.posting_list import (
     ROW_ID_BITS,
     Posting,
+    as_bitmap,
     posting_bytes,
     posting_of,
     size,
@@ -247,6 +248,33 @@ class SecondaryIndex:
                 key = greatest(before(key))
         except ValueError:  # nothing is before it
             return
+
+    def entries(
+        self, lowest: Key | None, highest: Key | None, low_excluded: bool, high_excluded: bool
+    ) -> Iterator[int]:
+        """What the tree holds, in the order of the keys: `row_ids` makes rows of it. Only where `ordered`."""
+        low_excluded, high_excluded = low_excluded and lowest is not None, high_excluded and highest is not None
+        return iter(self._entries.itervalues(lowest, highest, low_excluded, high_excluded))  # type: ignore[attr-defined]
+
+    def row_ids(self, entries: list[int]) -> list[int]:
+        """The rows of these entries, in their order."""
+        if not entries or min(entries) > NOWHERE:
+            return entries
+        ids: list[int] = []
+        for entry in entries:
+            if entry > NOWHERE:
+                ids.append(entry)
+            else:
+                ids += sorted_ids(self._lists[-2 - entry])
+        return ids
+
+    def row_set(self, entries: list[int]) -> BitMap:
+        """The rows of these entries."""
+        rows = BitMap(filter(NOWHERE.__lt__, entries))
+        if entries and min(entries) < NOWHERE:
+            lists = [as_bitmap(self._lists[-2 - entry]) for entry in entries if entry < NOWHERE]
+            rows = BitMap.union(rows, *lists)
+        return rows
 
     def key_count(self, lowest: Key | None, highest: Key | None) -> int:
         """About how many keys are between the two. It takes 1 µs for 5,000."""

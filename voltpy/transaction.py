@@ -138,9 +138,10 @@ class Readable(Protocol):
 class ReadOnlyTable:
     """A table whose writes are refused, with the reason: read-only procedures, and copies outside directed ones."""
 
-    __slots__ = ("_reason", "count", "get", "range", "scan", "schema", "where")
+    __slots__ = ("_of", "_reason", "count", "get", "range", "scan", "schema", "where")
 
     def __init__(self, table: Readable, reason: str) -> None:
+        self._of = table
         self._reason = f"table {table.name}: {reason}"
         self.schema = table.schema
         self.get: Callable[[Any], Any] = table.get
@@ -148,6 +149,11 @@ class ReadOnlyTable:
         self.range: Callable[[Any, Any], Iterator[Any]] = table.range
         self.scan: Callable[[], Iterator[Any]] = table.scan
         self.count: Callable[[], int] = table.count
+
+    @property
+    def lookups(self) -> Any:
+        """The table's secondary indexes; None where it has none."""
+        return getattr(self._of, "lookups", None)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise SchemaError(self._reason)

@@ -242,7 +242,7 @@ class LookupsMachine(RuleBasedStateMachine):
 
     @rule(low=CITIES, text=st.sampled_from(["", "O", "Os", "Oslo", "B", "Ü", "x"]), reverse=st.booleans())
     def texts(self, low: str | None, text: str, reverse: bool) -> None:
-        rows = list(self.lookups.begins("cities", text, reverse=reverse))
+        rows = list(self.lookups.range("cities", begins=text, reverse=reverse))
         expected = self.where(lambda p: p.city is not None and p.city.startswith(text))
         assert self.of(rows) == expected
         order = [(last(row.city), last(row.n)) for row in rows]

@@ -19,10 +19,14 @@ _STRINGS = ("", "a", "b", "ab", "A", "b_%", "zz")
 
 @dataclass
 class Case:
-    """`tables`: CREATE TABLE … ; `rows` by table; `queries` are texts."""
+    """`schema`: CREATE TABLE … ;, then `indexes`; `rows` by table, of which the first `settled` come before the others;
+    `queries` are texts.
+    """
 
     schema: str
+    indexes: str
     rows: dict[str, list[tuple[Any, ...]]]
+    settled: int
     queries: list[str]
 
 
@@ -53,9 +57,11 @@ class Generator:
     # Queries
 
     def query(self) -> str:
-        kind = self.pick(["plain", "plain", "grouped", "grouped", "set", "with"])
+        kind = self.pick(["plain", "plain", "grouped", "grouped", "set", "with", "looked up", "looked up"])
         if kind == "set":
             return self.set_operation()
+        if kind == "looked up":
+            return self.looked_up()
         if kind == "with":
             self.names += 1
             name = f"w{self.names}"
@@ -63,6 +69,51 @@ class Generator:
             self.tables = {**self.tables, name: columns}
             return f"WITH {name} AS ({inner}) {self.plain(2) if self.chance(60) else self.grouped()}"
         return self.plain(2) if kind == "plain" else self.grouped()
+
+    def looked_up(self) -> str:
+        """Conditions as indexes answer them, orders as they have them."""
+        sources, text = self.sources(self.pick([1, 1, 1, 2]))
+        conditions = [self.plain_condition(sources) for _ in range(self.pick([0, 1, 2, 2, 3, 4]))]
+        where = " WHERE " + " AND ".join(conditions) if conditions else ""
+        if self.chance(40):
+            return f"SELECT COUNT(*) FROM {text}{where}"
+        columns = [self.pick(found) for kind in COLUMNS if (found := self.columns(kind, sources))]
+        items = [self.pick(columns) for _ in range(self.pick([1, 2]))] if columns else ["1"]
+        text = f"SELECT {', '.join(items)} FROM {text}{where}"
+        if columns and self.chance(60):
+            way = self.pick([" ASC NULLS LAST", " DESC NULLS FIRST"])
+            text += " ORDER BY " + ", ".join(f"{at + 1}{way}" for at in range(len(items)))
+            text += self.pick(["", " LIMIT 1", " LIMIT 3", " LIMIT 2 OFFSET 1", " LIMIT 0"])
+        return text
+
+    def plain_condition(self, sources: list[Source]) -> str:
+        """A column beside constants, or another column."""
+        kind = self.pick(["INT", "INT", "FLOAT", "STRING", "STRING"])
+        columns = self.columns(kind, sources)
+        if not columns:
+            return "1 = 1"
+        column = self.pick(columns)
+
+        def value() -> str:
+            if kind == "STRING":
+                return "'" + self.pick(_STRINGS) + "'"
+            if self.chance(20):
+                return self.pick(["2.5", "-0.5", "9007199254740993", "2.0"])
+            return str(self.draw(st.integers(-3, 6)))
+
+        shapes = [
+            lambda: f"{column} = {value()}",
+            lambda: f"{column} = {value()}",
+            lambda: f"{column} IN ({value()}, {value()}, {value()})",
+            lambda: f"{column} IS NULL",
+            lambda: f"{column} {self.pick(['<', '<=', '>', '>='])} {value()}",
+            lambda: f"{column} BETWEEN {value()} AND {value()}",
+            lambda: f"{value()} < {column}",
+            lambda: f"{column} = {self.pick(self.columns(kind, [*sources, *self.outer]))}",
+        ]
+        if kind == "STRING":
+            shapes += [lambda: f"{column} LIKE '{self.pick(['a%', 'ab', 'b%_', 'a_', '%', 'z%'])}'"] * 3
+        return self.pick(shapes)()
 
     def set_operation(self) -> str:
         types = [self.pick(["INT", "STRING"]) for _ in range(self.pick([1, 2]))]
@@ -312,8 +363,10 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
-    """Two or three tables (one key, two keys, none; divided or not), up to eight rows each, and some queries."""
-    schema, rows, tables = "", {}, {}
+    """Up to three tables (one key, two keys, none; divided or not) with up to three indexes and eight rows each, and
+    some queries.
+    """
+    schema, indexes, rows, tables = "", "", {}, {}
     for number in range(draw(st.integers(1, 3))):
         name = f"t{number}"
         key = draw(st.sampled_from(["id", "id, b", ""]))
@@ -323,6 +376,10 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
         schema += f"CREATE TABLE {name} ({', '.join(lines)}{f', PRIMARY KEY ({key})' if key else ''});\n"
         if draw(st.booleans()):
             schema += f"PARTITION TABLE {name} ON COLUMN id;\n"
+        for at in range(draw(st.integers(0, 3))):
+            using = draw(st.sampled_from(["INVERTED", "HASH", "BTREE", "BTREE"]))
+            indexed = draw(st.lists(st.sampled_from(list(kinds)), min_size=1, max_size=3, unique=True))
+            indexes += f"CREATE INDEX {name}_{at} ON {name} USING {using} ({', '.join(indexed)});\n"
         made: dict[Any, tuple[Any, ...]] = {}
         for at in range(draw(st.integers(0, 8))):
             row = tuple(
@@ -333,4 +390,4 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
         rows[name] = list(made.values())
         tables[name] = {kind: [c for c, k in kinds.items() if k == kind] for kind in COLUMNS}
     queries = [Generator(draw, tables).query() for _ in range(draw(st.integers(1, 4)))]
-    return Case(schema, rows, queries)
+    return Case(schema, indexes, rows, draw(st.integers(0, 8)), queries)

@@ -12,7 +12,6 @@ from voltpy import procedure
 from voltpy.errors import Aborted, ConstraintViolation, DataError, DuplicateKey, SqlError
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_schema
-from voltpy.sql.plan import compiled
 from voltpy.sql.planner import plan
 from voltpy.sql.statements import Statements
 from voltpy.testing import Engine
@@ -135,7 +134,7 @@ def test_explain_says_how_rows_are_found(db: Engine) -> None:
     ]
     assert explained("SELECT * FROM accounts WHERE id BETWEEN 1 AND 2 AND city = 'x'") == [
         "Partitions: all; each sends its rows",
-        "Range of the primary key of accounts, 1 filter",
+        "Index accounts_city, accounts_balance, or range of the primary key, of accounts, 3 filters",
     ]
     assert explained("SELECT count(*) FROM accounts") == [
         "Partitions: all; each sends its groups, with partial aggregates",
@@ -164,76 +163,6 @@ class Rows:
 
     def get(self, key: int) -> Any:
         return next((row for row in self.rows if row.id == key), None)
-
-    def index_equal(self, lookups: Any) -> list[Any]:
-        self.asked.append(lookups)
-        names = {"accounts_city": ["city"], "accounts_owner": ["owner"], "accounts_both": ["owner", "balance"]}
-        wanted = {name: value for index, values in lookups for name, value in zip(names[index], values, strict=True)}
-        return [row for row in self.rows if all(getattr(row, name) == value for name, value in wanted.items())]
-
-    def index_count(self, lookups: Any) -> int:
-        return len(self.index_equal(lookups))
-
-    def index_range(
-        self, index: str, prefix: Any, low: Any, low_open: bool, high: Any, high_open: bool, descending: bool
-    ) -> list[Any]:
-        self.asked.append((index, prefix, low, low_open, high, high_open))
-        return [
-            row
-            for row in self.rows
-            if row.city == prefix[0]
-            and (low is None or (row.balance > low if low_open else row.balance >= low))
-            and (high is None or (row.balance < high if high_open else row.balance <= high))
-        ]
-
-
-@pytest.mark.parametrize(
-    ("sql", "asked", "ids"),
-    [
-        ("SELECT id FROM accounts WHERE city = 'Oslo'", [(("accounts_city", ("Oslo",)),)], [1, 2]),
-        (
-            "SELECT id FROM accounts WHERE owner = 'Kari' AND city = 'Oslo' AND id < 5",
-            [(("accounts_city", ("Oslo",)), ("accounts_owner", ("Kari",)))],
-            [1],
-        ),
-        ("SELECT id FROM accounts WHERE owner = 'Ola' AND balance = 5.0", [(("accounts_both", ("Ola", 5.0)),)], None),
-        (
-            "SELECT id FROM accounts WHERE city = 'Oslo' AND balance > 5 AND balance <= 100 AND owner <> 'x'",
-            [(("accounts_city", ("Oslo",)),)],
-            [1],
-        ),
-        ("SELECT count(*) FROM accounts WHERE city = 'Oslo'", [(("accounts_city", ("Oslo",)),)], [2]),
-        ("SELECT id FROM accounts WHERE city = NULL", [], []),
-        ("SELECT id FROM accounts WHERE city <> 'Oslo'", ["scan"], []),
-        ("SELECT id FROM accounts WHERE id = 2 AND city = 'Oslo'", [], [2]),
-    ],
-)
-def test_indexes_that_can_be_read_are_asked(sql: str, asked: list[Any], ids: list[int] | None) -> None:
-    schema = parse_schema(SCHEMA)
-    table = Rows(
-        ["id", "owner", "city", "balance"], [(1, "Kari", "Oslo", 100), (2, "Ola", "Oslo", 5), (3, "Per", None, 0)]
-    )
-    made = plan(sql, Catalogue(schema, {index.name for index in schema.indexes}))
-    rows = compiled(made.source, schema)(SimpleNamespace(accounts=table), ())
-    if ids is not None:
-        assert [row[0] for row in rows] == ids
-        assert table.asked == asked
-    else:
-        assert [row[0] for row in rows] == [2]
-
-
-def test_a_btree_is_read_by_its_first_columns_and_a_range_of_the_next() -> None:
-    schema = parse_schema(SCHEMA)
-    table = Rows(["id", "owner", "city", "balance"], [(1, "Kari", "Oslo", 100), (2, "Ola", "Oslo", 5)])
-    made = plan(
-        "SELECT id FROM accounts WHERE city = ? AND balance > 5 AND balance <= ?",
-        Catalogue(schema, {"accounts_balance"}),
-    )
-    run = compiled(made.source, schema)
-    assert run(SimpleNamespace(accounts=table), ("Oslo", 100)) == [(1,)]
-    assert table.asked == [("accounts_balance", ("Oslo",), 5, True, 100, False)]
-    assert run(SimpleNamespace(accounts=table), ("Oslo", None)) == []
-    assert "Index range accounts_balance of accounts" in made.notes
 
 
 def test_joins_of_many_tables_are_flattened_into_lists(db: Engine) -> None:

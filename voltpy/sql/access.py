@@ -4,12 +4,15 @@ A path uses up conditions that it makes true; the rest are tested as soon as all
 best first:
 
     get            the primary key is bound: one row at most
-    index          indexes whose columns are all bound (several, of INVERTED indexes: their postings are intersected)
-    gets           the primary key is one of a list
+    gets           the primary key is one of a list: of a short one; a long one comes behind `index`
+    index          an index all of whose columns are bound, or one of them one of a list
     hash           a join on equal columns: the source's rows in a dictionary by them, made once a statement
     key_range      an INT primary key between bounds
-    index_range    a BTREE index whose first columns are bound, and the next one between bounds
+    index_range    a BTREE index whose first columns are bound, or the first one is between bounds or begins with a text
     scan           every row
+
+Which indexes are used, and whether any, is decided at each run, by how many rows each would give (voltpy.sql.search).
+So the paths `index` and `index_range` name all conditions that some index might answer, their terms, and use up none.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from voltpy.schema import Index
-from voltpy.sql.bound import Block, Column, Expr, Op, Source, Subquery, all_parts, sources_of
+from voltpy.sql.bound import Block, Column, Const, Expr, Op, Source, Subquery, all_parts, sources_of
 from voltpy.sql.catalogue import Catalogue
 
+FEW_KEYS = 32  # in a list; more of them may be more rows than an index gives
 _KEY_TYPES = ("INT", "STRING", "BOOL", "TIMESTAMP")
 _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 
@@ -33,10 +36,23 @@ class Bound(Struct, frozen=True):
     open: bool
 
 
-class Path(Struct, eq=False):
-    """`keys` are values for: the primary key's columns; the list of keys; `columns` of a hash; an index's columns.
+class Term(Struct, eq=False):
+    """A condition, or several bounds of one column, as voltpy.sql.search knows it. `keys` are what is not a bound."""
 
-    `local` are conditions on the source alone, tested when a hash is made.
+    kind: str
+    column: int
+    keys: list[Expr] = []
+    lows: list[Bound] = []
+    highs: list[Bound] = []
+    escape: str = ""
+
+
+class Path(Struct, eq=False):
+    """`keys` are values for: the primary key's columns; the list of keys; `columns` of a hash.
+
+    `local` are conditions on the source alone, tested when a hash is made. `indexes` may be used, for the `terms`,
+    which say the same as the conditions `answered`. Where a table turns out to have none, the path is `otherwise`;
+    where the key range `ranged` has fewer keys than they give rows, it is that.
     """
 
     kind: str
@@ -45,8 +61,12 @@ class Path(Struct, eq=False):
     local: list[Expr] = []
     lows: list[Bound] = []
     highs: list[Bound] = []
-    indexes: list[tuple[Index, list[Expr]]] = []
     used: list[Expr] = []
+    indexes: list[str] = []
+    terms: list[Term] = []
+    answered: list[Expr] = []
+    otherwise: Path | None = None
+    ranged: Path | None = None
 
     @property
     def single(self) -> bool:
@@ -62,7 +82,7 @@ class Step(Struct, eq=False):
     filters: list[Expr]
 
 
-_RANK = {"get": 0, "index": 1, "gets": 2, "hash": 3, "key_range": 4, "index_range": 5, "scan": 6}
+_RANK = {"get": 0, "gets": 1, "index": 2, "hash": 3, "key_range": 4, "index_range": 5, "scan": 6}
 
 
 def steps_of(block: Block, catalogue: Catalogue, correlated: bool) -> tuple[list[Expr], list[Step]]:
@@ -138,29 +158,35 @@ def _path(
 ) -> Path:
     """The best way to the source's rows, when those of `available` (and of outer queries) are there."""
     equalities = _equalities(source, conditions, available, own)
+    hashed = _hash(source, conditions, equalities) if looped else None
     if source.table is not None:
-        path = (
-            _key(source, equalities)
-            or _index(source, equalities, catalogue)
-            or _keys(source, conditions, available, own)
-        )
+        path = _key(source, equalities)
         if path is not None:
             return path
+        listed = _keys(source, conditions, available, own)
+        if listed is not None and len(listed.keys) <= FEW_KEYS:
+            return listed
+        indexed = _indexes(source, conditions, available, own, catalogue)
+        ranged = _key_range(source, conditions, available, own)
+        if indexed is not None and indexed.kind == "index":
+            indexed.otherwise, indexed.ranged = hashed, ranged
+            return indexed
+        path = listed or hashed or ranged or indexed
+        if path is not None:
+            return path
+    return hashed or Path("scan")
+
+
+def _hash(source: Source, conditions: Sequence[Expr], equalities: Sequence[tuple[int, Expr, Expr]]) -> Path | None:
     joined = [(column, value, condition) for column, value, condition in equalities if _moves(value)]
-    if joined and looped:
-        local = [c for c in conditions if sources_of(c) == {source.number} and not _has_query(c)]
-        columns = list(dict.fromkeys(column for column, _, _ in joined))
-        chosen = [next(each for each in joined if each[0] == column) for column in columns]
-        return Path(
-            "hash", [value for _, value, _ in chosen], columns, local, used=[condition for _, _, condition in chosen]
-        )
-    if source.table is not None:
-        path = _key_range(source, conditions, available, own) or _index_range(
-            source, equalities, conditions, available, own, catalogue
-        )
-        if path is not None:
-            return path
-    return Path("scan")
+    if not joined:
+        return None
+    local = [c for c in conditions if sources_of(c) == {source.number} and not _has_query(c)]
+    columns = list(dict.fromkeys(column for column, _, _ in joined))
+    chosen = [next(each for each in joined if each[0] == column) for column in columns]
+    return Path(
+        "hash", [value for _, value, _ in chosen], columns, local, used=[condition for _, _, condition in chosen]
+    )
 
 
 def _moves(value: Expr) -> bool:
@@ -186,7 +212,7 @@ def _sides(condition: Expr, source: Source, available: set[int], own: set[int]) 
             isinstance(column, Column)
             and column.source == source.number
             and sources_of(value) & own <= available
-            and not any(isinstance(part, Column) and part.source == source.number for part in all_parts(value))
+            and not _is_in(source, value)
         ):
             found.append((column.column, value, name))
     return found
@@ -241,28 +267,122 @@ def _keys(source: Source, conditions: Sequence[Expr], available: set[int], own: 
     return None
 
 
-def _index(source: Source, equalities: Sequence[tuple[int, Expr, Expr]], catalogue: Catalogue) -> Path | None:
-    """Indexes all of whose columns are bound: one of several columns, or INVERTED ones that are intersected."""
+def _indexes(
+    source: Source, conditions: Sequence[Expr], available: set[int], own: set[int], catalogue: Catalogue
+) -> Path | None:
+    """The indexes that might help. `index`: with values for all their columns; else `index_range`."""
+    table = source.table
+    if table is None or not catalogue.indexes(table.name):
+        return None
+    terms, answered = _terms(source, conditions, available, own, catalogue)
+    of_kind = _columns_of(terms, source)
+    bound, listed = of_kind["equal"], of_kind["in"]
+    whole, begun = [], []
+    for index in catalogue.indexes(table.name):
+        free = [name for name in index.columns if name not in bound]
+        if not free or (len(free) == 1 and free[0] in listed):
+            whole.append(index.name)
+        elif index.kind == "BTREE" and (index.columns[0] in bound | of_kind["range"] | of_kind["like"]):
+            begun.append(index.name)
+    if not whole and not begun:
+        return None
+    return Path("index" if whole else "index_range", indexes=whole + begun, terms=terms, answered=answered)
+
+
+def ordering(source: Source, conditions: Sequence[Expr], columns: Sequence[str], catalogue: Catalogue) -> Path | None:
+    """The BTREE indexes that give the only source's rows in the order of these columns, beside the ones bound."""
     table = source.table
     if table is None:
         return None
-    by_column = {table.columns[column].name: (value, condition) for column, value, condition in reversed(equalities)}
-    fitting = [index for index in catalogue.indexes(table.name) if all(name in by_column for name in index.columns)]
-    if not fitting:
+    terms, answered = _terms(source, conditions, set(), {source.number}, catalogue)
+    bound = _columns_of(terms, source)["equal"]
+    wanted = tuple(name for name in columns if name not in bound)
+    indexes = []
+    for index in catalogue.indexes(table.name):
+        first = next((at for at, name in enumerate(index.columns) if name not in bound), len(index.columns))
+        if index.kind == "BTREE" and wanted and index.columns[first : first + len(wanted)] == wanted:
+            indexes.append(index.name)
+    return Path("index_range", indexes=indexes, terms=terms, answered=answered) if indexes else None
+
+
+def _columns_of(terms: Sequence[Term], source: Source) -> dict[str, set[str]]:
+    """The names of the columns that terms are about, by what they say."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("equal", "in", "range", "like")}
+    for term in terms:
+        found["equal" if term.kind == "null" else term.kind].add(source.fields[term.column].name)
+    return found
+
+
+def _terms(
+    source: Source, conditions: Sequence[Expr], available: set[int], own: set[int], catalogue: Catalogue
+) -> tuple[list[Term], list[Expr]]:
+    """(what the conditions say about indexed columns, the conditions of which that is all)"""
+    table = source.table
+    if table is None:
+        return [], []
+    indexed = {table.positions[name] for index in catalogue.indexes(table.name) for name in index.columns}
+    terms: list[Term] = []
+    ranges: dict[int, Term] = {}
+    answered = []
+    for condition in conditions:
+        term = _term(source, condition, available, own)
+        if term is None or term.column not in indexed or _is_volatile(condition):
+            continue
+        answered.append(condition)
+        if term.kind == "range":
+            known = ranges.setdefault(term.column, term)
+            if known is not term:
+                known.lows += term.lows
+                known.highs += term.highs
+                continue
+        terms.append(term)
+    return terms, answered
+
+
+def _term(source: Source, condition: Expr, available: set[int], own: set[int]) -> Term | None:
+    """What one condition says about one column of the source, if it compares that with what is known without it."""
+    if isinstance(condition, Column):
+        return Term("equal", condition.column, [_TRUE]) if condition.source == source.number else None
+    if not isinstance(condition, Op):
         return None
-    fitting.sort(key=lambda index: -len(index.columns))
-    chosen: list[Index] = []
-    covered: set[str] = set()
-    for index in fitting:
-        if not chosen or (
-            index.kind == "INVERTED" and chosen[0].kind == "INVERTED" and not covered & set(index.columns)
-        ):
-            chosen.append(index)
-            covered |= set(index.columns)
-    return Path(
-        "index",
-        indexes=[(index, [by_column[name][0] for name in index.columns]) for index in chosen],
-        used=[by_column[name][1] for name in covered],
+    name, args = condition.name, condition.args
+    if name in ("eq", "lt", "le", "gt", "ge"):
+        for column, value, way in _sides(condition, source, available, own):
+            if way == "eq":
+                return Term("equal", column, [value])
+            bounds = [Bound(value, way in ("gt", "lt"))]
+            return Term("range", column, lows=bounds) if way in ("gt", "ge") else Term("range", column, highs=bounds)
+        return None
+    column_, others = args[0] if args else None, args[1:]
+    if not isinstance(column_, Column) or column_.source != source.number:
+        return None
+    if any(sources_of(each) & own - available or _is_in(source, each) for each in others):
+        return None
+    position = column_.column
+    match name:
+        case "is_null":
+            return Term("null", position)
+        case "not":
+            return Term("equal", position, [_FALSE])
+        case "in":
+            return Term("in", position, list(others))
+        case "like" if not condition.extra[1]:
+            return Term("like", position, list(others), escape=condition.extra[0])
+    return None
+
+
+_TRUE, _FALSE = Const("BOOL", False, True), Const("BOOL", False, False)
+
+
+def _is_in(source: Source, value: Expr) -> bool:
+    return any(isinstance(part, Column) and part.source == source.number for part in all_parts(value))
+
+
+def _is_volatile(condition: Expr) -> bool:
+    """Whether it may have another value for each row."""
+    return any(
+        isinstance(part, Op) and part.name in ("generated", "fresh_key") and part.extra != "tx.now()"
+        for part in all_parts(condition)
     )
 
 
@@ -287,46 +407,3 @@ def _key_range(source: Source, conditions: Sequence[Expr], available: set[int], 
         return None
     lows, highs, used = _bounds(source, table.key_positions[0], conditions, available, own)
     return Path("key_range", lows=lows, highs=highs, used=used) if used else None
-
-
-def _index_range(
-    source: Source,
-    equalities: Sequence[tuple[int, Expr, Expr]],
-    conditions: Sequence[Expr],
-    available: set[int],
-    own: set[int],
-    catalogue: Catalogue,
-) -> Path | None:
-    """A BTREE index with its first columns bound, and bounds (perhaps none) for the next."""
-    table = source.table
-    if table is None:
-        return None
-    by_column = {table.columns[column].name: (value, condition) for column, value, condition in reversed(equalities)}
-    best: Path | None = None
-    for index in catalogue.indexes(table.name):
-        if index.kind != "BTREE":
-            continue
-        prefix = []
-        for name in index.columns:
-            if name not in by_column:
-                break
-            prefix.append(name)
-        lows: list[Bound] = []
-        highs: list[Bound] = []
-        used = [by_column[name][1] for name in prefix]
-        if len(prefix) < len(index.columns):
-            column = table.positions[index.columns[len(prefix)]]
-            lows, highs, more = _bounds(source, column, conditions, available, own)
-            # One bound a side is handed over; further ones are tested.
-            lows, highs = lows[:1], highs[:1]
-            used += [c for c in more if any(_is_bound(c, bound) for bound in (*lows, *highs))]
-        if used and (best is None or len(used) > len(best.used)):
-            best = Path(
-                "index_range", [by_column[name][0] for name in prefix], lows=lows, highs=highs,
-                indexes=[(index, [])], used=used,
-            )  # fmt: skip
-    return best
-
-
-def _is_bound(condition: Expr, bound: Bound) -> bool:
-    return isinstance(condition, Op) and any(arg is bound.value for arg in condition.args)

@@ -1,4 +1,7 @@
-"""What the planner knows about tables: the schema, and which of its indexes can be read."""
+"""What the planner knows about tables: the schema, and which of its indexes can be read.
+
+Those that are still being built are planned for too: voltpy.sql.search looks at each run at what there is.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from voltpy.schema import Index, Schema, Table
 
 
 class Catalogue:
-    """`usable`: names of the indexes that the tables can look rows up in; the others are only in the schema."""
+    """`usable`: the names of the indexes in which rows can be looked up; None: of all."""
 
-    def __init__(self, schema: Schema, usable: Collection[str] = ()) -> None:
+    def __init__(self, schema: Schema, usable: Collection[str] | None = None) -> None:
         self.schema = schema
         self._tables = {table.name: table for table in schema.tables}
         self._indexes: dict[str, list[Index]] = {}
         for index in schema.indexes:
-            if index.name in usable:
+            if usable is None or index.name in usable:
                 self._indexes.setdefault(index.table, []).append(index)
 
     def table(self, name: str) -> Table | None:

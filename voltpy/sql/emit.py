@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from voltpy.schema import PYTHON_TYPES, Table, TypeName
-from voltpy.sql.access import Bound, Path, Step, steps_of
+from voltpy.sql.access import Bound, Path, Step, ordering, steps_of
 from voltpy.sql.bound import (
     Aggregate,
     Block,
@@ -49,6 +49,7 @@ from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.expression import Expressions, is_atom
 from voltpy.sql.program import Program, tuple_text
 
+_MANY = ("index", "key_range", "index_range", "scan")  # paths whose rows a loop runs over
 LOOPS = 8  # in each other, before their rows are put into a list: Python allows 20
 
 _SET_OPERATIONS = {
@@ -87,6 +88,8 @@ class _Function:
         self.depth = 0  # for the plan in words
         self.correlated = False  # it runs for each row of another query
         self.gathers = False  # rows go into the list `out`
+        self.enough = ""  # rows of the only source, behind which no more may be wanted
+        self.walked = ""  # the variable for rows that an index gives in the order of the query, or for None
         expressions = Expressions(program, self.use, self.rows_of)
         self.value, self.true, self.conditions = expressions.value, expressions.true, expressions.conditions
         self.all_true, self.reused_unless_atom = expressions.all_true, expressions.reused_unless_atom
@@ -149,7 +152,8 @@ class _Function:
                 most = f", {limit} + ({offset} or 0)" if offset and offset != "0" else f", {limit}"
                 if not limit.isdigit():
                     most = f", None if {limit} is None else {most[2:]}"
-            self.line(f"out = ordered(out, {self.program.constant(repr(orders))}{most})")
+            unless = f"if {self.walked} is None: " if self.walked else ""
+            self.line(f"{unless}out = ordered(out, {self.program.constant(repr(orders))}{most})")
             self.note("Sort" + (", and keep the first" if limit else ""))
         if limit or offset:
             self.line(f"out = sliced(out, {limit or None}, {offset or None})")
@@ -221,6 +225,10 @@ class _Function:
         base = self.indent
         if simple and limit:
             self.line(f"if {limit} == 0: return {'False' if exists else '[]'}")
+            if len(block.sources) == 1 and block.group is None:
+                self.enough = limit
+        elif limit and not exists:
+            self.walk(block, query, limit, offset)
         if self.count_in_index(
             block, simple and not exists and not limit and not offset and width == len(query.fields)
         ):
@@ -255,6 +263,8 @@ class _Function:
                 most = f"{limit} + ({offset} or 0)" if offset else limit
                 test = f"len(out) >= {most}" if limit.isdigit() else f"{limit} is not None and len(out) >= {most}"
                 self.line(f"if {test}: return {f'sliced(out, {limit}, {offset})' if offset else 'out'}")
+            elif self.walked:
+                self.line(f"if {self.walked} is not None and len(out) >= most: break")
 
         if block.group is None:
             self.pipeline(block, row)
@@ -263,6 +273,7 @@ class _Function:
 
     def exists(self, block: Block) -> None:
         base = self.indent
+        self.enough = "1" if len(block.sources) == 1 else ""
         self.pipeline(block, lambda: self.line("return True"))
         self.indent = base
         self.line("return False")
@@ -282,25 +293,55 @@ class _Function:
         ):
             return False
         first, steps = steps_of(block, self.program.catalogue, self.correlated)
-        path = steps[0].path
-        if first or steps[0].filters or path.kind not in ("scan", "index") or path.local:
+        source, path = steps[0].source, steps[0].path
+        rest = [condition for condition in steps[0].filters if not any(condition is each for each in path.answered)]
+        if first or rest or path.kind not in ("scan", "index", "index_range"):
             return False
-        table = self.program.table(block.sources[0].table.name)
+        table = self.program.table(_table(source).name)
         names = self.program.place_variables(group.results_source, "a", len(group.aggregates))
         self.own.update(names)
         if path.kind == "scan":
-            if path.used:
-                return False
-            counted = f"{table}.count()"
-            self.note(f"Count of {block.sources[0].table.name}")
+            self.line(f"{' = '.join(names)} = {table}.count()")
+            self.note(f"Count of {_table(source).name}")
         else:
-            values = self.index_values(path)
-            known = " and ".join(f"{value} is not None" for value in values[1]) or "True"
-            counted = f"index_count({table}, {values[0]}) if {known} else 0"
-            self.note(f"Count in {', '.join(index.name for index, _ in path.indexes)} of {block.sources[0].table.name}")
-        self.line(f"{' = '.join(names)} = {counted}")
+            self.line(f"{' = '.join(names)} = {self.search(source, path)}.count({table}, {self.search_values(path)})")
+            self.note(f"Count in {', '.join(path.indexes)}, or else:")
+            self.open(f"if {names[0]} is not None:")
         self.line(f"return [{tuple_text([self.value(expr) for expr in block.outputs])}]")
-        return True
+        if path.kind == "scan":
+            return True
+        self.indent -= 1
+        return False
+
+    def walk(self, block: Block, query: BoundQuery, limit: str, offset: str) -> None:
+        """Where an index has the order that is wanted: asks it for the first rows, if that costs less than to sort."""
+        source = block.sources[0] if block.sources else None
+        orders, outputs = query.order, block.outputs
+        if source is None or len(block.sources) > 1 or block.group is not None or block.distinct:
+            return
+        columns = [expr for order in orders if isinstance(expr := outputs[order.position], Column)]
+        if (
+            not columns
+            or len(columns) < len(orders)
+            or any(column.source != source.number for column in columns)
+            or any(order.descending != orders[0].descending for order in orders)
+            or any(order.nullable and order.nulls_first != order.descending for order in orders)
+        ):
+            return
+        if steps_of(block, self.program.catalogue, self.correlated)[1][0].path.kind not in _MANY:
+            return
+        names = tuple(source.fields[column.column].name for column in columns)
+        path = ordering(source, block.where, names, self.program.catalogue)
+        if path is None:
+            return
+        filtered = any(not any(condition is each for each in path.answered) for condition in block.where)
+        search = self.search(source, path, names, orders[0].descending, filtered)
+        table = self.program.table(_table(source).name)
+        most = f"{limit} + ({offset} or 0)" if offset else limit
+        self.line(f"most = {most if limit.isdigit() else f'None if {limit} is None else {most}'}")
+        self.walked = self.program.new("w")
+        self.line(f"{self.walked} = {search}.in_order({table}, {self.search_values(path)}, most)")
+        self.note(f"The first rows by {', '.join(path.indexes)}, or else:")
 
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
         """Loops over the block's sources, and what `sink` writes for each row that the conditions let through."""
@@ -341,7 +382,10 @@ class _Function:
             return variable
         else:
             self.loops += 1
-            self.open(f"for {variable} in {self.candidates(source, path)}:")
+            candidates = self.candidates(source, path)
+            if self.walked:
+                candidates = f"({candidates} if {self.walked} is None else {self.walked})"
+            self.open(f"for {variable} in {candidates}:")
             if path.kind == "gets":
                 key = variable
                 self.line(f"{variable} = {self.getter(source)}{key})")
@@ -431,56 +475,45 @@ class _Function:
                 return f"keys_of({tuple_text([self.value(each) for each in path.keys])}, {whole})"
             case "key_range":
                 return f"key_range({table}, {self.bounds(path.lows)}, {self.bounds(path.highs)})"
-            case "index":
-                lookups, values = self.index_values(path)
-                known = " and ".join(f"{value} is not None" for value in values)
-                return (
-                    f"(index_equal({table}, {lookups}) if {known} else NONE)"
-                    if known
-                    else f"index_equal({table}, {lookups})"
-                )
-            case "index_range":
-                return self.index_range(path, table)
+            case "index" | "index_range":
+                search = self.search(source, path)
+                enough = f", {self.enough}" if self.enough else ""
+                rows = f"{search}.rows({table}, {self.search_values(path)}{enough})"
+                if path.ranged is not None:
+                    ends = f"{self.bounds(path.ranged.lows)}, {self.bounds(path.ranged.highs)}"
+                    more = f"{search}.gives_more({table}, {self.search_values(path)}, keys_between({ends}))"
+                    rows = f"(key_range({table}, {ends}) if {more} else {rows})"
+                if path.otherwise is None:
+                    return rows
+                return f"({rows} if {search}.helps({table}) else {self.candidates(source, path.otherwise)})"
         return f"{table}.scan()"
 
     def bounds(self, bounds: Sequence[Bound]) -> str:
         return tuple_text([f"({self.value(bound.value)}, {bound.open})" for bound in bounds])
 
-    def index_values(self, path: Path) -> tuple[str, list[str]]:
-        """(the lookups of `index_equal`, names of values that must not be NULL), the values computed in front."""
-        lookups, values = [], []
-        for index, exprs in path.indexes:
-            table = self.program.catalogue.schema.table(index.table)
-            names = []
-            for name, expr in zip(index.columns, exprs, strict=True):
-                text = self.key_value(expr, table.column(name).type)
-                if expr.nullable or text != self.value(expr):
-                    variable = self.program.new("x")
-                    self.line(f"{variable} = {text}")
-                    values.append(variable)
-                    text = variable
-                names.append(text)
-            lookups.append(f"({index.name!r}, {tuple_text(names)})")
-        return tuple_text(lookups), values
+    def search(
+        self, source: Source, path: Path, order: tuple[str, ...] = (), descending: bool = False, filtered: bool = False
+    ) -> str:
+        """The constant that finds the rows of an index path."""
+        columns = _table(source).columns
+        terms = []
+        for term in path.terms:
+            is_open = tuple(tuple(bound.open for bound in bounds) for bounds in (term.lows, term.highs))
+            column = columns[term.column]
+            terms.append((term.kind, column.name, column.type, is_open, term.escape))
+        return self.program.constant(f"Search({terms!r}, {order!r}, {descending}, {filtered})")
 
-    def index_range(self, path: Path, table: str) -> str:
-        index = path.indexes[0][0]
-        checks = []
-
-        def named(expr: Expr) -> str:
-            text = self.value(expr)
-            if expr.nullable:
-                variable = self.program.new("x")
-                self.line(f"{variable} = {text}")
-                checks.append(f"{variable} is not None")
-                return variable
-            return text
-
-        prefix = tuple_text([named(expr) for expr in path.keys])
-        low = f"{named(path.lows[0].value)}, {path.lows[0].open}" if path.lows else "None, False"
-        high = f"{named(path.highs[0].value)}, {path.highs[0].open}" if path.highs else "None, False"
-        call = f"index_range({table}, {index.name!r}, {prefix}, {low}, {high}, False)"
-        return f"({call} if {' and '.join(checks)} else NONE)" if checks else call
+    def search_values(self, path: Path) -> str:
+        values = []
+        for term in path.terms:
+            if term.kind == "range":
+                bounds = (tuple_text([self.value(each.value) for each in ends]) for ends in (term.lows, term.highs))
+                values.append(tuple_text(list(bounds)))
+            elif term.kind == "in":
+                values.append(tuple_text([self.value(each) for each in term.keys]))
+            else:
+                values.append(self.value(term.keys[0]) if term.keys else "None")
+        return tuple_text(values)
 
     def hashed(self, source: Source, path: Path) -> tuple[str, tuple[str, ...]]:
         """A function that gives the source's rows by the values of these columns, made once a statement."""
@@ -825,13 +858,13 @@ def _described(step: Step) -> str:
     else:
         name = {"query": "query", "shipped": "shipped rows"}.get(source.kind, "catalog") + f" {source.name}"
     columns = ", ".join(source.fields[column].name for column in path.columns)
-    indexes = ", ".join(index.name for index, _ in path.indexes)
+    indexes = ", ".join(path.indexes)
     how = {
         "get": f"Get by key ({columns})",
         "gets": f"Get by a list of keys ({columns})",
         "hash": f"Hash join on ({columns})",
         "key_range": "Range of the primary key",
-        "index": f"Index {indexes}",
+        "index": f"Index {indexes}" + (", or range of the primary key," if path.ranged else ""),
         "index_range": f"Index range {indexes}",
         "scan": "Scan",
     }[path.kind]

@@ -22,6 +22,7 @@ from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPar
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql import values as conversions
 from voltpy.sql.catalog import catalog_merged, catalog_rows
+from voltpy.sql.search import Ends, Search, ints_within
 from voltpy.sql.values import (
     MAX_STRING,
     checked_int,
@@ -755,22 +756,9 @@ def get_row(table: Any, key: Any) -> Any:
         return None
 
 
-Ends = tuple[tuple[Any, bool], ...]  # (value, is it outside itself?)
-
-
 def key_range(table: Any, lows: Ends, highs: Ends) -> Iterator[Any]:
     """The rows whose INT primary key is within all bounds, in order. A bound may be a float; None keeps all out."""
-    low, high = INT_MIN, INT_MAX
-    for value, is_open in lows:
-        if value is None or value != value or value == math.inf:
-            return
-        if value != -math.inf:
-            low = max(low, math.floor(value) + 1 if is_open else math.ceil(value))
-    for value, is_open in highs:
-        if value is None or value != value or value == -math.inf:
-            return
-        if value != math.inf:
-            high = min(high, math.ceil(value) - 1 if is_open else math.floor(value))
+    low, high = ints_within(lows, highs)
     if low > high:
         return
     yield from table.range(low, min(high + 1, INT_MAX))
@@ -780,6 +768,12 @@ def key_range(table: Any, lows: Ends, highs: Ends) -> Iterator[Any]:
             yield last
 
 
+def keys_between(lows: Ends, highs: Ends) -> int:
+    """How many INTs are within all bounds."""
+    low, high = ints_within(lows, highs)
+    return max(high - low + 1, 0)
+
+
 def keys_of(values: Iterable[Any], whole: bool) -> Iterable[Any]:
     """The different keys among the values of an IN; `whole`: they are INTs."""
     if whole:
@@ -787,26 +781,6 @@ def keys_of(values: Iterable[Any], whole: bool) -> Iterable[Any]:
     keys = dict.fromkeys(values)
     keys.pop(None, None)
     return keys
-
-
-def index_equal(table: Any, lookups: tuple[tuple[str, Row], ...]) -> Iterable[Any]:
-    """The rows that have these values in the columns of these indexes, all of them."""
-    return table.index_equal(lookups)  # type: ignore[no-any-return]
-
-
-def index_count(table: Any, lookups: tuple[tuple[str, Row], ...]) -> int:
-    """How many they are, without fetching them."""
-    return table.index_count(lookups)  # type: ignore[no-any-return]
-
-
-def index_range(
-    table: Any, index: str, prefix: Row, low: Any, low_open: bool, high: Any, high_open: bool, descending: bool
-) -> Iterable[Any]:
-    """In the order of a BTREE index, the rows with this prefix and low < (or <=) the next column < (or <=) high.
-
-    A bound of None is none; NULLs are never among the rows, unless both are.
-    """
-    return table.index_range(index, prefix, low, low_open, high, high_open, descending)  # type: ignore[no-any-return]
 
 
 # -- Writing tables
@@ -852,6 +826,6 @@ def _public(module: dict[str, Any]) -> dict[str, Any]:
 # What a generated program finds under its names.
 NAMES: dict[str, Any] = {
     **_public(vars(conversions)), **_public(globals()),
-    "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
+    "Search": Search, "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
     "NONE": NONE, "pi": math.pi,
 }  # fmt: skip
