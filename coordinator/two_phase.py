@@ -14,7 +14,7 @@ The parts of a joint directed call are writers, all of them, even where there is
     aborted      it is decided, or presumed
 
                  yes                      no          lost                  logged      not logged
-    validating   last, a writer → committing   → aborted   of one that has not voted → aborted
+    validating   last, a writer → committing   → aborted   of one that has not voted, or of the writer → aborted
                  last, none     → committed
     preparing    last           → logging      → aborted   of one that has not voted → aborted
     committing                  → committed    → aborted   → unknown
@@ -77,7 +77,9 @@ class TwoPhase:
 
     def lost(self, partition: int) -> None:
         """The session with this partition is over."""
-        if partition not in self.awaited:
+        # What the writer had lent is lost with its session, though it has not been asked for anything yet.
+        loses_loan = self.state is State.VALIDATING and partition in self.writers
+        if partition not in self.awaited and not loses_loan:
             return
         if self.state is State.COMMITTING:
             self.awaited.clear()

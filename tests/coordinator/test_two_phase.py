@@ -73,7 +73,7 @@ _ = None
 C, A, L, U, D = State.COMMITTED, State.ABORTED, State.LOGGING, State.UNKNOWN, State.COMMITTING
 TABLE: dict[Callable[[], TwoPhase], list[State | None]] = {
     # votes: reader's, writer's, a stranger's; losses; logged, not logged
-    validating: [D, A, _, _, _, A, _, _, _, _],
+    validating: [D, A, _, _, _, A, A, _, _, _],
     validating_readers: [C, A, _, _, _, A, _, _, _, _],
     preparing: [L, A, _, _, _, A, _, _, _, _],
     committing: [_, _, C, A, _, _, U, _, _, _],

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from coordinator.bodies import Bodies
 from coordinator.decision_log import DecisionLog
@@ -34,7 +34,7 @@ from tests.simulation.network import Door as SimulatedDoor
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Killed, Process, World
 from voltpy.door import CLIENT, Door
-from voltpy.errors import Corruption
+from voltpy.errors import Corruption, SqlError
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Hello,
@@ -174,9 +174,14 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         log,
         _NoTimeout(),  # type: ignore[arg-type]
         lambda message: options.registry,
+        bodies.plan_with(_no_plan),
     )
     world.tell(f"{process.name} serves, epoch {epoch}")
     server.serve()
+
+
+def _no_plan(text: str) -> NoReturn:
+    raise SqlError("the simulation has no statements")
 
 
 class _RouterShell:

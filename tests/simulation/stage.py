@@ -184,8 +184,8 @@ class DealerSocket:
         self.line.close()
 
 
-def _polled(items: list[tuple[DealerSocket, int]], timeout_ms: int) -> list[DealerSocket]:
-    return [socket for socket, _ in items if socket.line.arrived]
+def _polled(items: list[tuple[DealerSocket, int]], timeout_ms: int) -> list[tuple[DealerSocket, int]]:
+    return [(socket, events) for socket, events in items if socket.line.arrived]
 
 
 @contextmanager
