@@ -18,7 +18,6 @@ SOON_FOUND = (
     "lent_keys_are_not_guarded",
     "nobody_is_released",
     "prepared_keys_are_free",
-    "prepared_keys_are_free_after_a_crash",
     "replies_before_flush",
     "retries_run_again",
 )

@@ -295,13 +295,13 @@ def test_names_of_columns_are_postgresqls(db: Engine) -> None:
         "SELECT id, x AS y, count(*), 1 + 1, CASE WHEN TRUE THEN 1 END, CAST(1 AS STRING), EXISTS (SELECT 1) "
         "FROM a GROUP BY id"
     )
-    assert db.execute(sql).columns == ("id", "y", "count", "?column?", "case", "string", "exists")
+    assert db.execute(sql).columns == ["id", "y", "count", "?column?", "case", "string", "exists"]
 
 
 def test_using_shows_the_common_column_once(db: Engine) -> None:
     sql = "SELECT * FROM (VALUES (1, 'l')) AS l(k, v) JOIN (VALUES (1, 'r'), (2, 's')) AS r(k, w) USING (k)"
     result = db.execute(sql)
-    assert result.columns == ("k", "v", "w")
+    assert result.columns == ["k", "v", "w"]
     assert result.rows == [(1, "l", "r")]
     assert db.execute(sql.replace("JOIN", "NATURAL JOIN").removesuffix(" USING (k)")).rows == [(1, "l", "r")]
 
@@ -319,7 +319,7 @@ class TestWrites:
     def test_rows_go_in_with_defaults_and_come_back(self, db: Engine) -> None:
         result = db.execute("INSERT INTO pairs (q, p) VALUES ('a', 1), ('b', 2) RETURNING *, v + 1 AS next")
         assert result.rows == [(1, "a", 7, 8), (2, "b", 7, 8)]
-        assert result.columns == ("p", "q", "v", "next")
+        assert result.columns == ["p", "q", "v", "next"]
         assert result.rowcount == 2
         assert db.execute("INSERT INTO pairs VALUES (3, 'c'), (4, 'd')").rowcount == 2
         assert (
