@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 import voltpy
+from tests.readable import readable
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
 from voltpy.client import SUBMITTED_CALLS, Client
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -42,7 +42,7 @@ def key_of(partition: int) -> int:
 
 
 def is_readable(fd: int) -> bool:
-    return bool(select.select([fd], [], [], 0)[0])
+    return readable(fd)
 
 
 def in_threads(count: int, body: Any) -> None:

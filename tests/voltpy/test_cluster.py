@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.readable import readable
 from voltpy import wire
 from voltpy.cluster import loopback
 from voltpy.errors import ClusterError
@@ -57,7 +57,7 @@ class Running:
 
     def ready(self) -> Running:
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], DEADLINE_S)[0], "it is not ready"
+        assert readable(self.process.stdout, DEADLINE_S), "it is not ready"
         line = self.process.stdout.readline().decode()
         assert line.startswith("ready voltpy://127.0.0.1:"), self.stderr()
         self.port = int(line.rpartition(":")[2])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
+from tests.readable import readable
 from voltpy.events import WAITING_BYTES, Outlet
 
 LINE = b"x" * 99 + b"\n"
@@ -29,7 +29,7 @@ def read_all(reader: int, outlet: Outlet) -> bytes:
     said = b""
     while True:
         outlet.flush()
-        if not select.select([reader], [], [], 0)[0]:
+        if not readable(reader):
             return said
         said += os.read(reader, 1 << 16)
 

@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -24,6 +23,7 @@ from click import UsageError
 from click.testing import CliRunner
 from click.testing import Result as Run
 
+from tests.readable import readable
 from tests.voltpy.sql_shell_process import WAIT, engine
 from voltpy.cli import commands
 from voltpy.cli.sql_prompt import completions, history, is_complete
@@ -346,7 +346,7 @@ class Terminal:
             )
             if re.search(pattern, text):
                 return text
-            if not select.select([self.file], [], [], max(0.0, end_s - time.monotonic()))[0]:
+            if not readable(self.file, max(0.0, end_s - time.monotonic())):
                 raise AssertionError(f"{pattern!r} is not in {text!r}")
             shown += os.read(self.file, 1 << 16)
 
