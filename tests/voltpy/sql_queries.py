@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
@@ -391,3 +392,28 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
         tables[name] = {kind: [c for c, k in kinds.items() if k == kind] for kind in COLUMNS}
     queries = [Generator(draw, tables).query() for _ in range(draw(st.integers(1, 4)))]
     return Case(schema, indexes, rows, draw(st.integers(0, 8)), queries)
+
+
+@st.composite
+def looked_up_cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
+    """One table with more rows, of few values, and more indexes; queries as indexes answer them."""
+    kinds = {"id": "INT", "a": "INT", "b": "INT", "f": "FLOAT", "s": "STRING", "u": "STRING"}
+    schema = f"CREATE TABLE t0 ({', '.join(f'{column} {kind}' for column, kind in kinds.items())}, PRIMARY KEY (id));\n"
+    indexes = ""
+    for at in range(draw(st.integers(1, 5))):
+        using = draw(st.sampled_from(["INVERTED", "HASH", "BTREE", "BTREE", "BTREE"]))
+        indexed = draw(st.lists(st.sampled_from(["a", "b", "f", "s", "u"]), min_size=1, max_size=2, unique=True))
+        indexes += f"CREATE INDEX t0_{at} ON t0 USING {using} ({', '.join(indexed)});\n"
+    random = Random(draw(st.integers(0, 1 << 32)))
+    values: dict[str, Callable[[], Any]] = {
+        "INT": lambda: random.randint(-3, 6),
+        "FLOAT": lambda: random.randint(-4, 8) / 2,
+        "STRING": lambda: random.choice(_STRINGS),
+    }
+    rows = [
+        (key, *(None if random.random() < 0.15 else values[kind]() for kind in list(kinds.values())[1:]))
+        for key in range(random.randint(0, 40))
+    ]
+    tables = {"t0": {kind: [c for c, k in kinds.items() if k == kind] for kind in COLUMNS}}
+    queries = [Generator(draw, tables).looked_up() for _ in range(10)]
+    return Case(schema, indexes, {"t0": rows}, random.randint(0, 40), queries)

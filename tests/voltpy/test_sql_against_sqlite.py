@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 
-from tests.voltpy.sql_queries import Case, cases
+from tests.voltpy.sql_queries import Case, cases, looked_up_cases
 from tests.voltpy.sql_split import MEMORY_BYTES, Parts, in_some_order
 from voltpy import procedure
 from voltpy.sql import search
 from voltpy.sql.ddl import parse_schema
 from voltpy.testing import Engine
 
-EXAMPLES = int(os.environ.get("VOLTPY_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("VOLTPY_EXAMPLES", "100"))
 
 
 def sqlite_with(case: Case) -> sqlite3.Connection:
@@ -90,4 +90,14 @@ def few_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(cases())
 @pytest.mark.usefixtures("few_rows_are_many")
 def test_queries_answer_as_in_sqlite_whole_and_divided(case: Case) -> None:
+    check(case)
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True,
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
+)  # fmt: skip
+@given(looked_up_cases())
+@pytest.mark.usefixtures("few_rows_are_many")
+def test_what_indexes_answer_is_as_in_sqlite(case: Case) -> None:
     check(case)
