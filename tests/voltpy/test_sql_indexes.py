@@ -181,6 +181,7 @@ def test_a_count_of_what_indexes_cannot_tell_reads_the_rows(loaded: Engine, read
         ("SELECT id FROM people WHERE city = 'c7' ORDER BY level DESC, city DESC LIMIT 1", [87], 64),
         ("SELECT id FROM people WHERE score > 50 AND id % 2 = 0 ORDER BY score LIMIT 2", [102, 104], 64),
         ("SELECT id FROM people WHERE city IS NULL ORDER BY score LIMIT 2", [0, 50], 64),
+        ("SELECT id FROM people WHERE id > 30 ORDER BY score LIMIT 2", [31, 32], 64),
         ("SELECT id FROM people ORDER BY score LIMIT 0", [], 0),
     ],
 )

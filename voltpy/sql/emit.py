@@ -372,7 +372,7 @@ class _Function:
         source = step.source
         variable = self.program.place(source)
         self.own.add(variable)
-        path = step.path
+        path, filters = step.path, list(step.filters)
         self.note(_described(step))
         if source.left:
             self.left_step(step, variable)
@@ -383,16 +383,17 @@ class _Function:
         else:
             self.loops += 1
             candidates = self.candidates(source, path)
-            if self.walked:
+            if self.walked:  # it has not seen to what the path has used
                 candidates = f"({candidates} if {self.walked} is None else {self.walked})"
+                filters += path.used
             self.open(f"for {variable} in {candidates}:")
             if path.kind == "gets":
                 key = variable
                 self.line(f"{variable} = {self.getter(source)}{key})")
                 self.open(f"if {' and '.join([f'{variable} is not None', *self.conditions(step.filters)])}:")
                 return variable
-        if step.filters:
-            self.open(f"if {' and '.join(self.conditions(step.filters))}:")
+        if filters:
+            self.open(f"if {' and '.join(self.conditions(filters))}:")
         return variable
 
     def left_step(self, step: Step, variable: str) -> None:
