@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import msgspec
 
 from coordinator.bodies import Call, Origin
-from coordinator.borrowed import ANY, Undo
+from coordinator.borrowed import ANY, KeyWish, Undo, Wish
 from coordinator.fetch import Fetch
 from coordinator.two_phase import TwoPhase
 from voltpy.messages import (
@@ -46,9 +47,12 @@ class Batch:
         "awaited",
         "changes",
         "changes_bytes",
+        "changes_copies",
         "commit",
         "done",
         "groups",
+        "held",
+        "is_alone",
         "is_closed",
         "is_joined",
         "number",
@@ -67,10 +71,13 @@ class Batch:
         self.done: list[Call] = []
         self.rounds = 0
         self.awaited: dict[int, deque[Fetch]] = {}  # what has been asked for and not been lent yet
+        self.held: list[set[Any]] = []  # while it commits: keys that the next batch can't have yet, by table
+        self.is_alone = False  # while it commits no other one borrows: it holds tables, or changes copies
         self.participants: set[int] = set()
         self.commit: TwoPhase | None = None
         self.changes: dict[int, list[TableChanges]] = {}  # by partition
         self.changes_bytes: dict[int, int] = {}
+        self.changes_copies = False  # of tables that every partition has a copy of
         self.undo: list[Undo] = []
         self.groups: dict[tuple[Origin, int, bool], ReplyGroup] = {}
         self.outcomes: bytes = b"\x90"
@@ -97,6 +104,8 @@ class Batch:
         """No call runs any more. `changes` by partition and table; ANY: in each partition."""
         self.is_closed = True
         in_all = list(changes.pop(ANY, {}).values())
+        self.changes_copies = bool(in_all)
+        self.is_alone |= self.changes_copies
         writers = set(everywhere) if in_all else set(changes)
         for partition in writers:
             self.changes[partition] = [*changes.get(partition, {}).values(), *in_all]
@@ -108,8 +117,16 @@ class Batch:
         self.groups = groups_of(self.done)
         self.outcomes = _encode([group for (_, _, wrote), group in self.groups.items() if wrote])
 
-    def begin_commit(self) -> None:
+    def begin_commit(self, held: list[set[Any]]) -> None:
         self.commit = TwoPhase(self.participants, self.changes)
+        self.held = held
+
+    def lets(self, calls: Iterable[Call]) -> bool:
+        """Whether another batch may borrow what these calls want while this one commits."""
+        return all(wants_keys_only(call.wants or ()) and not self._holds_some(call.wants) for call in calls)
+
+    def _holds_some(self, wants: Any) -> bool:
+        return any(key in self.held[table] for _, table, key in wants or ())
 
     def first_writer(self) -> Call | None:
         return next((call for call in self.done if call.wrote), None)
@@ -186,3 +203,8 @@ def groups_of(calls: Iterable[Call]) -> dict[tuple[Origin, int, bool], ReplyGrou
                 group[0].append(call.number)
                 group[1].append(call.result)
     return {key: ReplyGroup(key[1], many, joined(results)) for key, (many, results) in numbers.items()}
+
+
+def wants_keys_only(wants: Iterable[Wish]) -> bool:
+    """Whether nothing of a table is wanted but rows by their keys."""
+    return all(type(wish) is KeyWish for wish in wants)

@@ -674,6 +674,10 @@ class Tables:
                     keys.setdefault(home, []).append(TableKeys(table.number, encoded))
         return keys
 
+    def borrowed_keys(self) -> list[set[Any]]:
+        """The keys that the cache knows, by table; none of tables that every partition has a copy of."""
+        return [set() if table.replicated else set(table.rows) for table in self.tables]
+
     def changed_keys(self, changes: list[TableChanges]) -> set[tuple[int, Any]]:
         """(table number, key) of everything in these changes, which `changes` has made."""
         keys: set[tuple[int, Any]] = set()

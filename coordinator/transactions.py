@@ -6,6 +6,10 @@ At any time it does one of these, and begins the next when that is over; the kin
     a joint     lets every partition run its part of a directed call, and commits that   coordinator.batch
     a round     reads what read-only calls want, everywhere at once                      coordinator.reads
 
+A batch that commits borrows nothing any more. Meanwhile the next one borrows and runs, unless a joint or a round waits:
+calls that want nothing of what the first one holds. It commits when the first one is over, so there are two batches at
+most, and what the second one waits for never waits for it.
+
 Its shell does this, over and over:
 
     calls, everywhere, topology, receive, hold, resume     whatever has arrived
@@ -29,7 +33,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable
-from itertools import islice
+from typing import Any
 
 from msgspec import Raw
 
@@ -42,6 +46,7 @@ from coordinator.batch import (
     JointBatch,
     batch_number,
     groups_of,
+    wants_keys_only,
 )
 from coordinator.bodies import Bodies, Call
 from coordinator.borrowed import ANY
@@ -107,8 +112,7 @@ Origin = Hashable
 ATTACH_WAIT_S = 2.0
 ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
 UNFINISHED_BATCHES = 256  # of ROUNDS each, after which a call that misses still more is given up
-DISCOVERED_A_STEP = 64  # calls that are run on stand-ins ahead of their batch, while another one waits for votes
-LOOKED_AHEAD = CALLS_A_BATCH
+DISCOVERED_BESIDE = 64  # calls of a batch that are run on stand-ins while another one waits for votes
 SLOW_KEPT = 4096
 READ_BYTES = 4 << 20  # what a round may ask of one partition: it travels in one frame
 ORDER_BYTES = 32  # of one without keys, changes or arguments
@@ -137,7 +141,7 @@ class Transactions:
         self.last_over = batch_number(epoch, 0)
         self.acknowledged: list[int] = []
         self.counts = {
-            "batches": 0, "rounds": 0, "calls": 0, "aborted_batches": 0, "reads": 0, "read_rounds": 0,
+            "batches": 0, "rounds": 0, "calls": 0, "aborted_batches": 0, "overlapped": 0, "reads": 0, "read_rounds": 0,
             "read_retries": 0, "joint_calls": 0,
         }  # fmt: skip
         self._tables = bodies.tables
@@ -154,7 +158,8 @@ class Transactions:
         self._stalled: deque[Call | Joint] = deque()  # until a partition is attached; the longest waiting first
         self._pending: dict[tuple[int, int], Call | Joint] = {}  # all of them, by call id
         self._work: Batch | JointBatch | Round | None = None
-        self._is_ahead = True  # all that are looked at ahead of their batch have been
+        self._committing: Batch | None = None  # beside the work, which is a batch then, or none
+        self._is_held_up = False  # every call that is looked at wants something of the batch that commits
         self._turn = 0  # which kind is the first to be looked at for the next work
         self._decision: Decision | None = None
         self._inquiries: list[Inquiry] = []
@@ -265,12 +270,12 @@ class Transactions:
     def decided(self, now_s: float, *, was_room: bool, reason: str = "") -> None:
         """The decision that was taken is on disk; or there is no room for it, and it never will be."""
         self._now_s = now_s
-        work = self._work
-        if isinstance(work, Batch) and work.commit is not None:
+        work, batch = self._work, self._committing
+        if batch is not None and batch.commit is not None:
             if not was_room:
-                work.refusal = "ReadOnly", f"no room for the decision: {reason}"
-            work.commit.logged(was_room=was_room)
-            self._carry_on(work)
+                batch.refusal = "ReadOnly", f"no room for the decision: {reason}"
+            batch.commit.logged(was_room=was_room)
+            self._carry_on(batch)
         elif isinstance(work, JointBatch):
             work.commit.logged(was_room=was_room)
             if was_room:
@@ -295,15 +300,17 @@ class Transactions:
         """Whether a step would do something, though nothing arrives."""
         if self._hold is not None:
             return False
-        if self._work is None:
-            return bool(self._queue or self._reads or self._joints)
-        return not self._is_ahead and isinstance(self._work, Batch) and self._work.commit is not None
+        if self._work is not None:
+            return False
+        if self._committing is not None:
+            return bool(self._queue) and self._may_begin_beside(self._committing)
+        return bool(self._queue or self._reads or self._joints)
 
     @property
     def is_waiting(self) -> bool:
         """Whether something may become overdue."""
         return bool(
-            self._work or self._stalled or self._inquiries or self._hold or self._unacknowledged
+            self._work or self._committing or self._stalled or self._inquiries or self._hold or self._unacknowledged
             or any(session.state not in (ATTACHED, DOWN) for session in self.sessions)
         )  # fmt: skip
 
@@ -327,22 +334,18 @@ class Transactions:
             self._look_at_hold()
         elif self._work is None:
             self._begin()
-        elif isinstance(self._work, Batch) and self._work.commit is not None and self._decision is None:
-            self._look_ahead()
 
     def _begin(self) -> None:
         """The kinds take turns, so that none of them starves."""
+        if self._committing is not None:
+            if self._may_begin_beside(self._committing):
+                self._begin_batch()
+            return
         kinds = self._begin_joint, self._begin_round, self._begin_batch
         for place in range(self._turn, self._turn + len(kinds)):
             if kinds[place % len(kinds)]():
                 self._turn = (place + 1) % len(kinds)
                 return
-
-    def _look_ahead(self) -> None:
-        """While a batch waits for votes its rows are not needed: the next calls may find out what they will want."""
-        ahead = self.bodies.guess([call for call in islice(self._queue, LOOKED_AHEAD) if call.wants is None])
-        self._is_ahead = len(ahead) <= DISCOVERED_A_STEP
-        self.bodies.discover(ahead[:DISCOVERED_A_STEP])
 
     def _expire(self) -> None:
         now_s = self._now_s
@@ -363,7 +366,7 @@ class Transactions:
         snapshot, origin, until_s = self._hold
         if self._now_s >= until_s:
             self._hold = None
-        elif not self._hold_is_told and self._work is None and not self._unacknowledged and not any(self._aborts):
+        elif not (self._hold_is_told or self._work or self._committing or self._unacknowledged or any(self._aborts)):
             self._hold_is_told = True
             self._notices.append((origin, BatchesHeld(snapshot)))
 
@@ -413,11 +416,55 @@ class Transactions:
 
     # Batches.
 
+    def _may_begin_beside(self, committing: Batch) -> bool:
+        """Whether the next batch may borrow while this one commits, and some call may be fit for it."""
+        return not (
+            self._is_held_up or committing.is_alone or self._reads or self._joints
+            or any(session.state != ATTACHED for session in self.sessions)
+        )  # fmt: skip
+
+    def _taken_beside(self, committing: Batch) -> list[Call]:
+        """Calls that want nothing of what this batch holds. None overtakes another one that wants the same rows."""
+        queue, held = self._queue, committing.held
+        taken: list[Call] = []
+        left: list[Call] = []
+        left_keys: list[set[Any]] = [set() for _ in held]
+        discovered = 0
+        while queue and len(taken) < self._limit and len(left) < CALLS_A_BATCH:
+            call = queue.popleft()
+            if call.wants is None and self.bodies.guess((call,)):
+                if discovered == DISCOVERED_BESIDE:
+                    queue.appendleft(call)
+                    break
+                self.bodies.discover((call,))
+                discovered += 1
+            wants: Any = call.wants or ()
+            if not (call.guessed or wants_keys_only(wants)):
+                queue.appendleft(call)
+                break
+            for _, table, key in wants:
+                if key in held[table] or key in left_keys[table]:
+                    for home, of_table, wanted in wants:
+                        if home != ANY:
+                            left_keys[of_table].add(wanted)
+                    left.append(call)
+                    break
+            else:
+                call.until_s = 0.0
+                taken.append(call)
+        queue.extendleft(reversed(left))
+        self._is_held_up = not taken
+        return taken
+
     def _begin_batch(self) -> bool:
-        calls = self._taken(self._queue, self._limit)
+        if self._committing is None:
+            calls = self._taken(self._queue, self._limit)
+        else:
+            calls = self._taken_beside(self._committing)
         if not calls:
             return False
         self._count += 1
+        self.counts["overlapped"] += self._committing is not None
         batch = self._work = Batch(batch_number(self.epoch, self._count), calls)
         self.bodies.begin_batch()
         self.bodies.discover(calls)
@@ -436,6 +483,7 @@ class Transactions:
             for fetch in of_partition:
                 if fetch.takes:
                     batch.participants.add(partition)
+                    batch.is_alone |= bool(fetch.scans)
                 self._order(partition, Borrow(batch.number, fetch.keys, fetch.scans), fetch.bytes)
         if asked:
             batch.rounds += 1
@@ -465,6 +513,13 @@ class Transactions:
 
     def _run(self, batch: Batch) -> None:
         batch.ran(self.bodies.run(batch.waiting))
+        if self._committing is None:
+            self._go_on(batch)
+        elif batch.waiting and batch.rounds < ROUNDS and self._committing.lets(batch.waiting):
+            self._borrow(batch)
+
+    def _go_on(self, batch: Batch) -> None:
+        """Its calls have run as far as they could, and no other batch is in its way."""
         if batch.waiting and batch.rounds < ROUNDS:
             self._borrow(batch)
         else:
@@ -476,7 +531,7 @@ class Transactions:
             self._abort(batch)
             return
         unfinished, batch.waiting = batch.waiting, []
-        self._go_on(unfinished)
+        self._put_off(unfinished)
         batch.close(self._tables.changes(), self._tables.everywhere)
         undo = self._tables.undo
         batch.undo = undo[:]
@@ -512,11 +567,20 @@ class Transactions:
         self.counts["rounds"] += 1
 
     def _begin_commit(self, batch: Batch) -> None:
-        batch.begin_commit()
+        """From here on the cache is the next batch's, except for the copies that this one has changed."""
+        batch.begin_commit(self._tables.borrowed_keys())
+        self._work, self._committing = None, batch
         self._tables.give_back()
         self._carry_on(batch)
 
-    def _go_on(self, calls: Iterable[Call]) -> None:
+    def _commit_is_over(self) -> None:
+        """One way or the other: the batch that has borrowed meanwhile goes on."""
+        self._committing = None
+        self._is_held_up = False
+        if isinstance(self._work, Batch) and not self._work.awaited:
+            self._go_on(self._work)
+
+    def _put_off(self, calls: Iterable[Call]) -> None:
         """They have only begun to know what they want. One that never will is given up: it slows all others down."""
         again = []
         for call in calls:
@@ -554,14 +618,15 @@ class Transactions:
         commit = batch.commit
         if commit is not None and len(commit.writers) > 1:
             self._decide(batch.number, commit.writers)
-        self._tables.settle(commits=True)
-        self._work = None
-        self.last_over = batch.number
+        if batch.changes_copies:
+            self._tables.settle(commits=True)
+        self.last_over = max(self.last_over, batch.number)
         self._limit = min(2 * self._limit, CALLS_A_BATCH)
         self.counts["batches"] += 1
         if batch.outcomes != b"\x90":
             self._window.add(batch.number, batch.outcomes)
         self._answer(batch)
+        self._commit_is_over()
 
     def _decide(self, number: int, writers: Iterable[int]) -> None:
         """The decision is on disk. Those who can't be told now ask when they are attached again."""
@@ -594,14 +659,25 @@ class Transactions:
             self._order(partition, Decide(batch.number, False), ORDER_BYTES)
             if self.sessions[partition].state == ATTACHED:
                 self._aborts[partition].add(batch.number)
-        self._tables.undo.clear()
-        self._tables.give_back()
-        self._tables.settle(commits=False)
-        self._work = None
-        self.last_over = batch.number
+        self.last_over = max(self.last_over, batch.number)
+        if batch is self._work:
+            self._work = None
+            self._tables.undo.clear()
+            self._tables.give_back()
+            self._tables.settle(commits=False)
+            self._requeue_aborted(batch)
+            return
+        if batch.changes_copies:
+            self._tables.settle(commits=False)
+        self._requeue_aborted(batch)
+        self._commit_is_over()
+
+    def _requeue_aborted(self, batch: Batch) -> None:
+        """Its calls run again, fewer together, but for those whose fault it was."""
+        commit = batch.commit
         calls = list(batch.calls)
         if not batch.done and not batch.refusal[0] and commit is None and batch.rounds >= ROUNDS:
-            self._go_on(calls)
+            self._put_off(calls)
             return
         self.counts["aborted_batches"] += 1
         code, message = batch.refusal
@@ -831,15 +907,15 @@ class Transactions:
 
     def _inquire_about(self, batch: Batch) -> None:
         """Its only writer was lost, and may have committed it: the next batch need not wait until that is known."""
-        self._tables.forget_copies()
-        self._work = None
+        if batch.changes_copies:
+            self._tables.forget_copies()
         writer, call = batch.commit, batch.first_writer()
-        if writer is None or call is None:
-            return
-        until_s = self._now_s + IN_DOUBT_S
-        inquiry = Inquiry(call.client_id, [call.number], writer.writers, until_s)
-        inquiry.batch = batch
-        self._inquire(inquiry)
+        if writer is not None and call is not None:
+            until_s = self._now_s + IN_DOUBT_S
+            inquiry = Inquiry(call.client_id, [call.number], writer.writers, until_s)
+            inquiry.batch = batch
+            self._inquire(inquiry)
+        self._commit_is_over()
 
     def _inquire(self, inquiry: Inquiry) -> None:
         self._inquiries.append(inquiry)
@@ -914,8 +990,8 @@ class Transactions:
             self._recalled(partition, report)
 
     def _voted(self, partition: int, vote: Vote) -> None:
-        batch = self._work
-        if not isinstance(batch, Batch) or vote.batch != batch.number or batch.commit is None:
+        batch = self._committing
+        if batch is None or vote.batch != batch.number or batch.commit is None:
             return
         if vote.error and partition in batch.commit.awaited:
             batch.refusal = vote.error, vote.message
@@ -943,9 +1019,9 @@ class Transactions:
                 f"partition {partition} is in doubt of batch {max(in_doubt)}, and the coordinator has begun none after "
                 f"{last}: its decision log has been lost, or is an older one"
             )
-        live = self._work.number if isinstance(self._work, Batch | JointBatch) else None
+        live = {work.number for work in (self._work, self._committing) if isinstance(work, Batch | JointBatch)}
         for number in in_doubt:
-            if number != live:
+            if number not in live:
                 commits = number in self._unacknowledged
                 self._order(partition, Decide(number, commits), ORDER_BYTES)
                 if not commits:
@@ -980,12 +1056,12 @@ class Transactions:
             work.commit.lost(partition)
             if work.commit.state is State.ABORTED:
                 self._joint_aborted(work, None)
-        elif isinstance(work, Batch):
-            if work.commit is not None:
-                work.commit.lost(partition)
-                self._carry_on(work)
-            elif partition in work.participants or partition in work.awaited:
-                self._abort(work)
+        elif isinstance(work, Batch) and (partition in work.participants or partition in work.awaited):
+            self._abort(work)
+        committing = self._committing
+        if committing is not None and committing.commit is not None:
+            committing.commit.lost(partition)
+            self._carry_on(committing)
 
     def _order(self, partition: int, order: Order, order_bytes: int, takes_s: float = 0.0) -> None:
         """Orders for a partition that is not attached are void: it is told what it needs when it is attached."""
@@ -1027,8 +1103,9 @@ class Transactions:
         call = self._pending[call_id]
         self._answers_to(call.origin).drop(call_id[0], 1)
         call.origin = origin
-        if isinstance(self._work, Batch):
-            self._work.is_joined = True
+        for batch in (self._work, self._committing):
+            if isinstance(batch, Batch):
+                batch.is_joined = True
         for inquiry in self._inquiries:
             if inquiry.batch is not None:
                 inquiry.batch.is_joined = True

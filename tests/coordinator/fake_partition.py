@@ -418,6 +418,14 @@ class FakeCluster:
                 while self.deliver(partition) or self.report(partition):
                     moved = True
 
+    def settle_without(self, silent: int) -> None:
+        """The same, while nothing reaches one partition."""
+        for _ in range(100):
+            for partition in range(len(self.partitions)):
+                while partition != silent and (self.deliver(partition) or self.report(partition)):
+                    pass
+            self.step()
+
     def settle(self) -> None:
         """Until nothing happens any more."""
         for _ in range(1000):

@@ -11,6 +11,7 @@ import pytest
 from msgspec import Raw
 
 from coordinator import transactions
+from coordinator.batch import Batch
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.transactions import ATTACH_WAIT_S
@@ -302,6 +303,160 @@ def test_waiting_calls_share_one_batch_and_see_each_other(cluster: FakeCluster) 
     assert cluster.answer(numbers[2]) == 70
     assert balances(cluster, A, B) == [130, 70]
     assert len(orders(cluster, 0, Prepare)) == before + 1
+
+
+def committing(cluster: FakeCluster, name: str, *arguments: Any) -> int:
+    """The number of a call whose batch is prepared in every partition, with no vote on its way back yet."""
+    number = cluster.send(name, *arguments)
+    until(cluster, lambda: cluster.core._committing is not None)
+    cluster.collect()
+    return number
+
+
+def test_while_a_batch_commits_the_next_one_borrows_other_rows_and_runs(cluster: FakeCluster) -> None:
+    first = committing(cluster, "transfer", A, B, 30)
+    second = cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    assert cluster.core.counts["overlapped"] == 1
+    assert isinstance(cluster.core._work, Batch)
+    for partition in (0, 1):
+        cluster.deliver(partition)  # Prepare
+        cluster.deliver(partition)  # Borrow
+        kinds = [type(order) for order in cluster.partitions[partition].log]
+        assert kinds == [Borrow, Prepare, Borrow]
+    cluster.settle()
+    assert cluster.answer(first) == 70
+    assert cluster.answer(second) == 80
+    assert balances(cluster, A, B, A2, B2) == [70, 130, 80, 120]
+    assert [decision.batch for decision in cluster.decisions] == [first_batch(1), first_batch(1) + 1]
+
+
+def test_the_next_batch_is_not_prepared_before_the_one_that_commits_is_over(cluster: FakeCluster) -> None:
+    committing(cluster, "transfer", A, B, 30)
+    cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    late = cluster.to_partition[1]
+    held, cluster.to_partition[1] = list(late)[:1], type(late)(list(late)[1:])  # its Prepare takes a while
+    assert [type(order) for order in held[0][1].orders] == [Prepare]
+    cluster.settle_without(1)
+    assert len(orders(cluster, 0, Prepare)) == 1
+    assert cluster.decisions == []
+    cluster.to_partition[1].extendleft(held)
+    cluster.settle()
+    assert balances(cluster, A, B, A2, B2) == [70, 130, 80, 120]
+
+
+def test_a_call_that_wants_a_row_of_the_batch_that_commits_waits_and_so_do_those_behind_it(
+    cluster: FakeCluster,
+) -> None:
+    first = committing(cluster, "transfer", A, B, 30)
+    same_row = cluster.send("transfer", A, B2, 70)
+    behind = cluster.send("transfer", A2, B2, 200)  # has the money once the call before it has run
+    apart = cluster.send("transfer", A3, B3, 1)
+    back = cluster.send("transfer", B2, A2, 170)
+    cluster.step()
+    assert cluster.core._work is not None
+    assert [call.number for call in cluster.core._work.calls] == [apart]
+    cluster.settle()
+    assert [cluster.answer(number) for number in (first, same_row, apart)] == [70, 0, 99]
+    with pytest.raises(Aborted, match="no funds"):
+        cluster.answer(behind)
+    assert cluster.answer(back) == 0
+    assert balances(cluster, A, A2, A3, B, B2, B3) == [0, 270, 99, 130, 0, 101]
+
+
+def test_nothing_borrows_beside_a_batch_that_holds_a_table(cluster: FakeCluster) -> None:
+    first = committing(cluster, "total")
+    second = cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    assert cluster.core._work is None
+    assert not cluster.core.has_work
+    cluster.settle()
+    assert cluster.answer(first) == 100 * 100
+    assert cluster.answer(second) == 80
+    assert cluster.core.counts["overlapped"] == 0
+
+
+def test_nothing_borrows_beside_a_batch_that_changes_copies(cluster: FakeCluster) -> None:
+    first = committing(cluster, "set_rate", "x", 3)
+    second = cluster.send("raise_rate", "x")
+    cluster.step()
+    assert cluster.core._work is None
+    cluster.settle()
+    cluster.answer(first)
+    assert cluster.answer(second) == 4
+
+
+def test_a_call_that_wants_a_table_waits_for_the_batch_that_commits(cluster: FakeCluster) -> None:
+    first = committing(cluster, "transfer", A, B, 30)
+    second = cluster.send("total")
+    third = cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    assert cluster.core._work is None
+    cluster.settle()
+    assert cluster.answer(first) == 70
+    assert cluster.answer(second) == 100 * 100
+    assert cluster.answer(third) == 80
+
+
+def test_a_body_that_turns_to_a_row_of_the_batch_that_commits_runs_again_when_that_is_over(
+    cluster: FakeCluster,
+) -> None:
+    cluster.put("accounts", A, A2)
+    cluster.put("accounts", A3, A)  # whoever follows A3 comes to A, which the batch that commits has changed
+    first = committing(cluster, "transfer", A, B, 1)
+    second = cluster.send("chase_and_mark", A3, 2)
+    cluster.step()
+    for partition in (1, 0):
+        cluster.deliver(partition)
+    for _ in range(6):
+        cluster.deliver(0)
+        cluster.step()
+    cluster.settle()
+    assert cluster.answer(first) == A2 - 1
+    assert cluster.answer(second) == A2 - 1
+
+
+@pytest.mark.parametrize("loses", [0, 1])
+def test_a_partition_lost_under_two_batches_lets_both_run_again_in_order(cluster: FakeCluster, loses: int) -> None:
+    first = committing(cluster, "transfer", A, B, 30)
+    second = cluster.send("transfer", A2, B2, 20)
+    third = cluster.send("transfer", A, B, 70)
+    cluster.step()
+    assert cluster.core.counts["overlapped"] == 1
+    cluster.restart(loses)
+    cluster.settle()
+    assert [cluster.answer(number) for number in (first, second, third)] == [70, 80, 0]
+    assert balances(cluster, A, B, A2, B2) == [0, 200, 80, 120]
+    assert cluster.core.counts["aborted_batches"] == 2
+
+
+def test_a_batch_that_is_refused_leaves_the_next_one_what_it_has_borrowed(cluster: FakeCluster) -> None:
+    first = committing(cluster, "transfer", A, B, 30)
+    second = cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    cluster.has_room = False
+    until(cluster, lambda: first in cluster.answers)
+    cluster.has_room = True
+    with pytest.raises(ReadOnly):
+        cluster.answer(first)
+    cluster.settle()
+    assert cluster.answer(second) == 80
+    assert balances(cluster, A, B, A2, B2) == [100, 100, 80, 120]
+    assert cluster.core.counts["aborted_batches"] == 1
+
+
+def test_reads_do_not_starve_behind_batches_that_overlap(cluster: FakeCluster) -> None:
+    committing(cluster, "transfer", A, B, 1)
+    read = cluster.send("both", A3, B3)
+    for amount in range(1, 20):
+        cluster.send("transfer", *((A2, B2) if amount % 2 else (A, B)), 1)
+        if cluster.core.counts["batches"] > 1:
+            break
+        cluster.exchange()
+        cluster.step()
+    assert read in cluster.answers, "only the batch that was under way went before it"
+    cluster.settle()
 
 
 def test_a_call_with_many_keys_uses_their_partitions(cluster: FakeCluster) -> None:
@@ -776,7 +931,7 @@ def test_rule_18_a_commit_in_one_partition_whose_vote_was_lost_is_asked_for(
     cluster: FakeCluster, was_applied: bool
 ) -> None:
     number = cluster.send("transfer", A, A2, 30)
-    until(cluster, lambda: cluster.core._work and getattr(cluster.core._work, "commit", None))
+    until(cluster, lambda: cluster.core._committing is not None)
     if was_applied:
         cluster.deliver(0)
         assert orders(cluster, 0, Commit)
@@ -792,7 +947,7 @@ def test_rule_18_a_commit_in_one_partition_whose_vote_was_lost_is_asked_for(
 
 def test_a_commit_in_a_partition_that_stays_away_is_indeterminate_and_its_retry_too(cluster: FakeCluster) -> None:
     number = cluster.send("transfer", A, A2, 30)
-    until(cluster, lambda: cluster.core._work and getattr(cluster.core._work, "commit", None))
+    until(cluster, lambda: cluster.core._committing is not None)
     cluster.deliver(0)
     cluster.take_down(0)
     cluster.now += IN_DOUBT_S

@@ -241,9 +241,9 @@ def _everybody_in_doubt_is_told_no(put: Put) -> None:
 
     def attached(core: Any, partition: int, in_doubt: list[int]) -> None:
         real(core, partition, in_doubt)
-        work = core._work
-        if work is not None and getattr(work, "number", None) in in_doubt:
-            core._order(partition, Decide(work.number, False), 32)
+        for work in (core._work, core._committing):
+            if work is not None and work.number in in_doubt:
+                core._order(partition, Decide(work.number, False), 32)
 
     put(Transactions, "_attached", attached)
 
