@@ -541,6 +541,8 @@ class Lookups:
         rows = list(map(self._table._decode, images)) if self._kept else []
         for index in self._kept:
             values_of, of_row = index.format.values_of, index.of_row
+            if old_ids == row_ids and list(map(values_of, olds)) == list(map(values_of, rows)):
+                continue  # as after most updates
             changed = [
                 position
                 for position, (old, row, old_id, row_id) in enumerate(zip(olds, rows, old_ids, row_ids, strict=True))

@@ -8,6 +8,7 @@ voltpy.execute(key, …), _keys, _all          the same for statements that writ
 
 from __future__ import annotations
 
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -83,8 +84,9 @@ def _statements(tx: Any) -> Any:
     return statements
 
 
+@cache
 def builtins() -> dict[str, Procedure]:
-    """By name. The dots keep them apart from users' procedures, whose names are Python identifiers."""
+    """By name; not to be changed. The dots keep them apart from users' procedures, whose names are identifiers."""
     found = (
         _named("voltpy.load", _load, partition_by="key"),
         _named("voltpy.load_everywhere", _load_everywhere, everywhere=True),
