@@ -33,6 +33,8 @@ ROUNDS = 8
 CALLS_A_BATCH = 2048
 CHANGES_BYTES = MAX_FRAME_BYTES - (2 << 20)  # that one partition may be asked to prepare: they travel in one frame
 
+NO_OUTCOMES = b"\x90"
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -54,7 +56,7 @@ class Batch:
         "held",
         "is_alone",
         "is_closed",
-        "is_joined",
+        "joins",
         "number",
         "outcomes",
         "participants",
@@ -80,9 +82,9 @@ class Batch:
         self.changes_copies = False  # of tables that every partition has a copy of
         self.undo: list[Undo] = []
         self.groups: dict[tuple[Origin, int, bool], ReplyGroup] = {}
-        self.outcomes: bytes = b"\x90"
+        self.joins = 0  # calls that had been joined by a retry when `groups` was made
+        self.outcomes: bytes = NO_OUTCOMES
         self.is_closed = False  # no call runs any more
-        self.is_joined = False  # a retry has joined one of its calls since `groups` was made
         self.refusal: tuple[str, str] = ("", "")
         self.until_s = 0.0  # while it is not known what became of it
 
@@ -114,6 +116,10 @@ class Batch:
                 + 5 * (len(change.images) + len(change.deleted))
                 for change in self.changes[partition]
             )  # fmt: skip
+
+    def close_groups(self, joins: int) -> None:
+        """The results of its calls are put together; so many calls have been joined by a retry until now."""
+        self.joins = joins
         self.groups = groups_of(self.done)
         self.outcomes = _encode([group for (_, _, wrote), group in self.groups.items() if wrote])
 
@@ -131,8 +137,9 @@ class Batch:
     def first_writer(self) -> Call | None:
         return next((call for call in self.done if call.wrote), None)
 
-    def reply_groups(self) -> dict[tuple[Origin, int, bool], ReplyGroup]:
-        return groups_of(self.done) if self.is_joined else self.groups
+    def reply_groups(self, joins: int) -> dict[tuple[Origin, int, bool], ReplyGroup]:
+        """By who is to be answered: retries may have come since from elsewhere."""
+        return self.groups if joins == self.joins else groups_of(self.done)
 
 
 class Joint(msgspec.Struct, eq=False):
@@ -162,7 +169,7 @@ class JointBatch:
         self.of = of
         self.commit = TwoPhase((), range(partitions), is_joint=True)
         self.ran: dict[int, Ran] = {}
-        self.outcomes: bytes = b"\x90"
+        self.outcomes: bytes = NO_OUTCOMES
 
     @property
     def result_bytes(self) -> int:

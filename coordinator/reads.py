@@ -17,11 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from coordinator.bodies import Call
-from coordinator.fetch import Fetch
-from voltpy.messages import HOLD_S, MAX_HOLD_S
+from coordinator.batch import CALLS_A_BATCH, batch_number, groups_of
+from coordinator.bodies import Bodies, Call
+from coordinator.callers import Callers
+from coordinator.fetch import Fetch, one_fetch_each
+from coordinator.participants import Participants
+from coordinator.waiting import Waiting
+from voltpy.errors import Unavailable
+from voltpy.messages import HOLD_S, MAX_HOLD_S, Read, ReadAnswer, Release, Released
 
 TRIES = 3  # then a call borrows what it reads
+SLOW_KEPT = 4096
+READ_BYTES = 4 << 20  # what a round may ask of one partition: it travels in one frame
 STATEMENTS_HOLD_S = 1.0
 
 READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
@@ -80,3 +87,126 @@ class Round:
         if self.is_open and now_s > self.due_s:
             self.is_overdue = True
             self.state = FAILED
+
+
+class Reads:
+    """One round at a time, `round`."""
+
+    def __init__(
+        self, bodies: Bodies, waiting: Waiting, participants: Participants, callers: Callers, counts: dict[str, int]
+    ) -> None:
+        self.round: Round | None = None
+        self.counts = counts
+        self._rounds = 0
+        self._slow: set[str] = set()  # texts of statements that have made a round overdue
+        self._bodies = bodies
+        self._tables = bodies.tables
+        self._waiting = waiting
+        self._participants = participants
+        self._callers = callers
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody may be answered, and no body may run."""
+        return self.round is not None and self.round.is_open
+
+    def begin(self) -> bool:
+        participants = self._participants
+        calls = self._waiting.take(self._waiting.reads, CALLS_A_BATCH)
+        if not calls:
+            return False
+        self._rounds += 1
+        self._bodies.begin_batch()
+        self._bodies.discover(calls)
+        asked = one_fetch_each(calls, self._tables, participants.one_attached())
+        while max((fetch.bytes for fetch in asked.values()), default=0) > READ_BYTES:
+            if len(calls) == 1:
+                calls[0].borrows = True  # in as many orders as it takes
+                self._waiting.put_in_front(calls)
+                return False
+            half = len(calls) // 2
+            self._waiting.put_in_front(calls[half:])
+            calls = calls[:half]
+            asked = one_fetch_each(calls, self._tables, participants.one_attached())
+        number = batch_number(participants.epoch, self._rounds)
+        work = self.round = Round(number, calls, asked, participants.now_s, self._slow)
+        self.counts["read_rounds"] += 1
+        for partition, fetch in asked.items():
+            order = Read(work.number, fetch.keys, fetch.scans, fetch.fragments, work.hold_s)
+            participants.order(partition, order, fetch.bytes, work.hold_s if fetch.fragments else 0.0)
+        if not participants.are_attached(asked):
+            for call in calls:
+                call.needs_all = True  # which ones they need is known only as they run
+            work.state = FAILED
+        self._moved(work)
+        return True
+
+    def answered(self, partition: int, answer: ReadAnswer) -> None:
+        work = self.round
+        if work is None or answer.round != work.number or partition not in work.fetches:
+            return
+        if answer.is_here:
+            work.fetches[partition].learn(self._tables, answer.images, answer.scans)
+            work.fetches[partition].learn_fragments(self._tables, answer.fragments)
+        work.answered(partition, is_here=answer.is_here)
+        if work.state == RELEASING:
+            self._release(work)
+        self._moved(work)
+
+    def released(self, partition: int, released: Released) -> None:
+        work = self.round
+        if work is not None and released.round == work.number:
+            work.released(partition, was_held=released.was_held)
+            self._moved(work)
+
+    def lost(self, partition: int) -> None:
+        """The session with this partition is over."""
+        if self.round is not None:
+            self.round.lost(partition)
+            self._moved(self.round)
+
+    def expire(self) -> None:
+        if self.round is not None:
+            self.round.look(self._participants.now_s)
+            self._moved(self.round)
+
+    def _moved(self, work: Round) -> None:
+        """The bodies run when everything has been read; a round that failed is released, and its calls try again."""
+        if work.state == FAILED:
+            self._release(work)
+            if work.is_overdue and work.texts:
+                self._took_too_long(work)
+            self._end(work.calls)
+        elif work.state == READ:
+            missed = self._bodies.run(work.calls)
+            again = set(map(id, missed))
+            done = [call for call in work.calls if id(call) not in again]
+            self._end(missed)
+            self._callers.answer_reads(done, [(origin, group) for (origin, _, _), group in groups_of(done).items()])
+            self.counts["reads"] += len(done)
+
+    def _release(self, work: Round) -> None:
+        for partition in work.fetches:
+            self._participants.order(partition, Release(work.number))
+
+    def _took_too_long(self, work: Round) -> None:
+        if len(self._slow) >= SLOW_KEPT:
+            self._slow.clear()
+        self._slow |= work.texts
+        for call in [call for call in work.calls if call.tries + 1 >= TRIES]:
+            work.calls.remove(call)
+            text = f"the call's statements take a partition longer than {work.hold_s:g} s, again and again"
+            self._callers.give_up(call, Unavailable(text))
+
+    def _end(self, again: list[Call]) -> None:
+        """These calls have to read again; after some tries they borrow what they read."""
+        self.round = None
+        self._tables.undo.clear()
+        self._tables.give_back()
+        self.counts["read_retries"] += len(again)
+        for call in again:
+            call.tries += 1
+            if call.tries >= TRIES:
+                call.borrows = True
+                call.wants = None  # it wants rows now, where it wanted statements' parts
+        self._waiting.put_in_front(again)

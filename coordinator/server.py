@@ -343,7 +343,7 @@ class Server:
             "flushes": self._flushes,
             "flush_us": round(self._flush_s / self._flushes * 1e6) if self._flushes else 0,
             "in_doubt": core.in_doubt,
-            "waiting": core.waiting,
+            "waiting": len(core.callers.pending),
             "clients": len(self._door.accounts),
             "cpu_s": time.process_time(),
             "rss_bytes": resident_bytes(),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from coordinator import transactions
+from coordinator import batches
 from coordinator.batch import Batch
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
-from coordinator.transactions import ATTACH_WAIT_S
+from coordinator.waiting import ATTACH_WAIT_S
 from tests.coordinator.fake_partition import CLIENT, FakeCluster, first_batch
 from voltpy import procedure
 from voltpy.call_error import call_error
@@ -308,7 +308,7 @@ def test_waiting_calls_share_one_batch_and_see_each_other(cluster: FakeCluster) 
 def committing(cluster: FakeCluster, name: str, *arguments: Any) -> int:
     """The number of a call whose batch is prepared in every partition, with no vote on its way back yet."""
     number = cluster.send(name, *arguments)
-    until(cluster, lambda: cluster.core._committing is not None)
+    until(cluster, lambda: cluster.core.batches.committing is not None)
     cluster.collect()
     return number
 
@@ -318,7 +318,7 @@ def test_while_a_batch_commits_the_next_one_borrows_other_rows_and_runs(cluster:
     second = cluster.send("transfer", A2, B2, 20)
     cluster.step()
     assert cluster.core.counts["overlapped"] == 1
-    assert isinstance(cluster.core._work, Batch)
+    assert isinstance(cluster.core.batches.borrowing, Batch)
     for partition in (0, 1):
         cluster.deliver(partition)  # Prepare
         cluster.deliver(partition)  # Borrow
@@ -355,8 +355,8 @@ def test_a_call_that_wants_a_row_of_the_batch_that_commits_waits_and_so_do_those
     apart = cluster.send("transfer", A3, B3, 1)
     back = cluster.send("transfer", B2, A2, 170)
     cluster.step()
-    assert cluster.core._work is not None
-    assert [call.number for call in cluster.core._work.calls] == [apart]
+    assert cluster.core.batches.borrowing is not None
+    assert [call.number for call in cluster.core.batches.borrowing.calls] == [apart]
     cluster.settle()
     assert [cluster.answer(number) for number in (first, same_row, apart)] == [70, 0, 99]
     with pytest.raises(Aborted, match="no funds"):
@@ -369,7 +369,7 @@ def test_nothing_borrows_beside_a_batch_that_holds_a_table(cluster: FakeCluster)
     first = committing(cluster, "total")
     second = cluster.send("transfer", A2, B2, 20)
     cluster.step()
-    assert cluster.core._work is None
+    assert cluster.core.batches.borrowing is None
     assert not cluster.core.has_work
     cluster.settle()
     assert cluster.answer(first) == 100 * 100
@@ -381,7 +381,7 @@ def test_nothing_borrows_beside_a_batch_that_changes_copies(cluster: FakeCluster
     first = committing(cluster, "set_rate", "x", 3)
     second = cluster.send("raise_rate", "x")
     cluster.step()
-    assert cluster.core._work is None
+    assert cluster.core.batches.borrowing is None
     cluster.settle()
     cluster.answer(first)
     assert cluster.answer(second) == 4
@@ -392,7 +392,7 @@ def test_a_call_that_wants_a_table_waits_for_the_batch_that_commits(cluster: Fak
     second = cluster.send("total")
     third = cluster.send("transfer", A2, B2, 20)
     cluster.step()
-    assert cluster.core._work is None
+    assert cluster.core.batches.borrowing is None
     cluster.settle()
     assert cluster.answer(first) == 70
     assert cluster.answer(second) == 100 * 100
@@ -717,7 +717,7 @@ def test_rule_13_what_misses_on_after_some_rounds_goes_on_in_the_next_batch(clus
 
 
 def test_a_body_that_wants_other_rows_in_each_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transactions, "UNFINISHED_BATCHES", 3)
+    monkeypatch.setattr(batches, "UNFINISHED_BATCHES", 3)
     cluster = FakeCluster(SCHEMA, [*PROCEDURES, wander])
     cluster.put("accounts", A, 100)
     cluster.put("accounts", B, 100)
@@ -931,7 +931,7 @@ def test_rule_18_a_commit_in_one_partition_whose_vote_was_lost_is_asked_for(
     cluster: FakeCluster, was_applied: bool
 ) -> None:
     number = cluster.send("transfer", A, A2, 30)
-    until(cluster, lambda: cluster.core._committing is not None)
+    until(cluster, lambda: cluster.core.batches.committing is not None)
     if was_applied:
         cluster.deliver(0)
         assert orders(cluster, 0, Commit)
@@ -947,7 +947,7 @@ def test_rule_18_a_commit_in_one_partition_whose_vote_was_lost_is_asked_for(
 
 def test_a_commit_in_a_partition_that_stays_away_is_indeterminate_and_its_retry_too(cluster: FakeCluster) -> None:
     number = cluster.send("transfer", A, A2, 30)
-    until(cluster, lambda: cluster.core._committing is not None)
+    until(cluster, lambda: cluster.core.batches.committing is not None)
     cluster.deliver(0)
     cluster.take_down(0)
     cluster.now += IN_DOUBT_S
@@ -1158,7 +1158,7 @@ def test_a_retry_waits_for_a_partition_that_is_down_and_then_is_indeterminate(cl
 
 
 def test_rule_26_a_runaway_is_not_run_again(cluster: FakeCluster) -> None:
-    cluster.core._runaways.add((CLIENT, 5))
+    cluster.core.inquiries._runaways.add((CLIENT, 5))
     cluster.send("transfer", A, B, 30, number=5, floor=0)
     cluster.settle()
     with pytest.raises(ProcedureTimeout):
@@ -1361,7 +1361,7 @@ def test_transfers_keep_the_total_and_are_answered_once_whatever_is_lost(seed: i
         assert not partition.lent
         assert not partition.lent_tables
     assert cluster.core.in_doubt == 0
-    assert cluster.core.waiting == 0
+    assert len(cluster.core.callers.pending) == 0
     assert max((decision.batch >> BATCH_BITS for decision in cluster.decisions), default=1) <= cluster.epoch
 
 

@@ -11,9 +11,11 @@ from math import inf
 from typing import Any
 from unittest import mock
 
+from coordinator.batches import Batches
 from coordinator.borrowed import Tables
 from coordinator.decision_log import DecisionLog
-from coordinator.reads import Round
+from coordinator.inquiries import Inquiries
+from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Executor
@@ -22,7 +24,7 @@ from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
 from partitions.wal import Wal
-from voltpy.messages import Decide, Decided, Released, Vote
+from voltpy.messages import Decided, Released, Vote
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import RecordLog
 
@@ -184,23 +186,23 @@ def _coordinator_replies_while_a_round_is_open(put: Put) -> None:
 
 
 def _reads_come_from_several_rounds(put: Put) -> None:
-    real = Transactions._end_round
+    real = Reads._end
 
-    def end_round(core: Any, again: Any) -> None:
+    def end(reads: Any, again: Any) -> None:
         if again:
             with mock.patch.object(Tables, "give_back"):
-                real(core, again)
+                real(reads, again)
         else:
-            real(core, again)
+            real(reads, again)
 
-    put(Transactions, "_end_round", end_round)
-    begin = Transactions._begin_round
+    put(Reads, "_end", end)
+    begin = Reads.begin
 
-    def begin_round(core: Any) -> bool:
-        with mock.patch.object(type(core.bodies), "begin_batch"):
-            return begin(core)
+    def begin_round(reads: Any) -> bool:
+        with mock.patch.object(type(reads._bodies), "begin_batch"):
+            return begin(reads)
 
-    put(Transactions, "_begin_round", begin_round)
+    put(Reads, "begin", begin_round)
 
 
 def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
@@ -208,44 +210,35 @@ def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
 
 
 def _replies_leave_before_the_outcome(put: Put) -> None:
-    real = Transactions._abort
+    real = Batches._abort
 
-    def abort(core: Any, batch: Any) -> None:
+    def abort(batches: Any, batch: Any) -> None:
         if batch.done and batch.groups:
             again = list(batch.waiting)
-            core._answer(batch)
+            batches._callers.answer(batch)
             batch.done, batch.waiting = [], again
-        real(core, batch)
+        real(batches, batch)
 
-    put(Transactions, "_abort", abort)
+    put(Batches, "_abort", abort)
 
 
 def _failed_calls_are_told_at_once(put: Put) -> None:
     """An abort rests on what the batch did before, which may be undone."""
-    real = Transactions._run
+    real = Batches._run
 
-    def run(core: Any, batch: Any) -> None:
-        real(core, batch)
-        if core._work is batch:
+    def run(batches: Any, batch: Any) -> None:
+        real(batches, batch)
+        if batches.borrowing is batch:
             for call in [call for call in batch.done if call.error is not None]:
-                core._answers_to(call.origin).errors.append(call.error)
-                del core._pending[call.client_id, call.number]
+                batches._callers.give_up(call, call.error)
                 batch.done.remove(call)
 
-    put(Transactions, "_run", run)
+    put(Batches, "_run", run)
 
 
 def _everybody_in_doubt_is_told_no(put: Put) -> None:
     """Even about the batch that is under way, which may commit yet."""
-    real = Transactions._attached
-
-    def attached(core: Any, partition: int, in_doubt: list[int]) -> None:
-        real(core, partition, in_doubt)
-        for work in (core._work, core._committing):
-            if work is not None and work.number in in_doubt:
-                core._order(partition, Decide(work.number, False), 32)
-
-    put(Transactions, "_attached", attached)
+    put(Batches, "live", property(lambda batches: frozenset()))
 
 
 def _in_doubt_means_no(put: Put) -> None:
@@ -260,12 +253,12 @@ def _in_doubt_means_no(put: Put) -> None:
 
 def _yes_is_no_and_no_is_yes_for_one(put: Put) -> None:
     """One who votes no is taken for one who votes yes."""
-    real = Transactions._voted
+    real = Batches.voted
 
-    def voted(core: Any, partition: int, vote: Any) -> None:
-        real(core, partition, Vote(vote.batch, ""))
+    def voted(batches: Any, partition: int, vote: Any) -> None:
+        real(batches, partition, Vote(vote.batch, ""))
 
-    put(Transactions, "_voted", voted)
+    put(Batches, "voted", voted)
 
 
 def _copies_are_written_in_one_partition(put: Put) -> None:
@@ -286,7 +279,12 @@ def _retries_run_again(put: Put) -> None:
 
 def _one_phase_outcomes_are_not_asked_for(put: Put) -> None:
     """A new coordinator runs retries without asking whether an earlier one had them committed in one partition."""
-    put(Transactions, "_inquire", lambda core, inquiry: [core._queue_of(call).append(call) for call in inquiry.calls])
+
+    def ask(inquiries: Any, inquiry: Any) -> None:
+        for call in inquiry.calls:
+            inquiries._waiting.queue_of(call).append(call)
+
+    put(Inquiries, "_ask", ask)
 
 
 def _torn_tails_are_kept(put: Put) -> None:
