@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket as sockets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +90,27 @@ def argument(name: str) -> str:
     return sys.argv[sys.argv.index(name) + 1]
 
 
-def stop_quietly(*_: object) -> None:
-    sys.exit(0)
+def frames(socket: zmq.Socket[bytes], deaf: bool = False) -> Iterator[list[bytes]]:
+    """What arrives, until SIGTERM.
+
+    A signal that comes between the interpreter's last look for one and the wait for a frame would be seen with the next
+    frame only, and who is being stopped gets none: killed after the grace period, it never prints what it had said. So
+    a signal is a byte to wait for.
+    """
+    wakeup, writer = sockets.socketpair()
+    writer.setblocking(False)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else lambda number, _: stopping.append(number))
+    signal.set_wakeup_fd(writer.fileno())
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(wakeup, zmq.POLLIN)
+    while not stopping:
+        if socket in dict(poller.poll()):
+            yield socket.recv_multipart()
 
 
 def run_router() -> None:
-    signal.signal(signal.SIGTERM, stop_quietly)
     socket: zmq.Socket[bytes] = zmq.Context().socket(zmq.ROUTER)
     socket.linger = 200
     socket.bind(f"ipc://{argument('--runtime')}/r")
@@ -106,8 +123,7 @@ def run_router() -> None:
     port = int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
     supervisor, topology = b"", None
     asked: dict[int, tuple[bytes, int]] = {}
-    while True:
-        identity, frame = socket.recv_multipart()
+    for identity, frame in frames(socket):
         message = wire.decode(frame)
         answers: list[tuple[bytes, Message]] = []
         match message:
@@ -143,7 +159,6 @@ def run_worker(partition: int) -> None:
     if "exit" in behaviour:
         print(behaviour.get("message", ""), file=sys.stderr)
         sys.exit(behaviour["exit"])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour.get("deaf") else stop_quietly)
     incarnation = len((data / f"started-{partition}.jsonl").read_text().splitlines())
     catalog_version = 1
     if (data / "procedures.json").exists():
@@ -156,8 +171,7 @@ def run_worker(partition: int) -> None:
         print(f"partition {partition} says line {number}", "." * 100)
     print("partition", partition, "serves")  # goes to the supervisor's stderr, never to its stdout
     heard = (data / f"heard-{partition}.jsonl").open("a")
-    while True:
-        identity, frame = socket.recv_multipart()
+    for identity, frame in frames(socket, behaviour.get("deaf", False)):
         message = wire.decode(frame)
         if not isinstance(message, StatusRequest):
             number = getattr(message, "epoch", getattr(message, "snapshot", getattr(message, "version", 0)))
