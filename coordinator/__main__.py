@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-import structlog
 import zmq
 
 from coordinator.bodies import Bodies
@@ -34,7 +33,7 @@ from voltpy.data_directory import coordinator_directory, read_procedures, read_s
 from voltpy.door import Door
 from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, SchemaError
-from voltpy.events import configure
+from voltpy.events import configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
@@ -90,7 +89,7 @@ def _route(options: argparse.Namespace) -> int:
 def _coordinate(options: argparse.Namespace) -> int:
     lane = options.partitions
     token = os.environ.get("VOLTPY_TOKEN", "")
-    events = structlog.get_logger("coordinator")
+    events = get_logger("coordinator")
     schema = read_schema(options.data)
     registry = _registry(options.data, schema)
     log = DecisionLog.open(coordinator_directory(options.data), lane, segment_bytes=options.segment_bytes)

@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import structlog
 import zmq
 
 from coordinator.router import Router
 from voltpy.crash_point import crash_point
 from voltpy.door import CLIENT, Door
 from voltpy.errors import ProtocolError
+from voltpy.events import get_logger
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Calls,
@@ -55,7 +55,7 @@ FINISH_S = 1.0  # at the end, for answers that partitions still owe
 LINGER_MS = 500  # … and for what clients have not taken yet
 EVENTS_A_SECOND = 20
 
-_events = structlog.get_logger("router")
+_events = get_logger("router")
 
 
 class CannotListen(Exception):

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-import structlog
 import zmq
 from msgspec import Raw
 from zmq import zmq_poll
@@ -30,6 +29,7 @@ from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import Error, ProtocolError, SchemaError, SqlError
+from voltpy.events import get_logger
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
@@ -71,7 +71,7 @@ CALLS_A_TURN = 2048
 IDLE_WAIT_S = 0.2
 WAIT_S = 0.01  # while something may become overdue
 
-_events = structlog.get_logger("coordinator")
+_events = get_logger("coordinator")
 
 
 class Connection(NamedTuple):

@@ -16,7 +16,6 @@ import time
 from collections.abc import Hashable
 from pathlib import Path
 
-import structlog
 import zmq
 
 from partitions.buffer_pool import BufferPool
@@ -35,7 +34,7 @@ from voltpy.data_directory import partition_directory, read_procedures, read_sch
 from voltpy.door import Door
 from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
-from voltpy.events import configure
+from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
@@ -64,7 +63,7 @@ def main() -> int:
     die_with_parent(int(os.environ.get(SUPERVISOR, "0")))
     forbid_forks()
     configure()
-    events = structlog.get_logger().bind(partition=arguments.partition)
+    events = get_logger().bind(partition=arguments.partition)
     try:
         return _run(arguments, events)
     except Corruption as error:
@@ -81,7 +80,7 @@ def main() -> int:
         return EXIT_CRASHED
 
 
-def _run(arguments: argparse.Namespace, events: structlog.typing.FilteringBoundLogger) -> int:
+def _run(arguments: argparse.Namespace, events: Events) -> int:
     schema = read_schema(arguments.data)
     registry = _registry(arguments.data, schema)
     crash_point("partition.start.registry_read")

@@ -78,7 +78,18 @@ def test_a_partition_does_not_load_what_it_does_not_execute_with() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     modules = set(loaded.stdout.split())
     assert "partitions.executor" in modules
-    assert modules.isdisjoint({"sqlglot", "click", "numpy", "zmq.asyncio", "prometheus_client", "voltpy.client"})
+    assert modules.isdisjoint(
+        {"sqlglot", "click", "numpy", "rich", "zmq.asyncio", "prometheus_client", "voltpy.client"}
+    )
+
+
+@pytest.mark.parametrize("module", ["coordinator.__main__", "voltpy.cluster"])
+def test_the_processes_beside_the_partitions_load_no_console(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    modules = set(loaded.stdout.split())
+    assert "structlog" in modules
+    assert modules.isdisjoint({"sqlglot", "click", "numpy", "rich", "pygments"})
 
 
 @pytest.mark.parametrize("module", ["statements", "plan", "runtime", "catalog"])

@@ -30,17 +30,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO, cast
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
-import structlog
 import zmq
 
 from voltpy import heartbeat, wire
 from voltpy.address import DEFAULT_PORT
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.errors import ClusterError, Error, ProtocolError
-from voltpy.events import stderr_outlet
+from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
@@ -161,7 +160,7 @@ class Cluster:
         self._partition_command = partition_command
         self._coordinator_command = coordinator_command
         self._stderr = stderr_outlet()
-        self._events: Any = structlog.wrap_logger(structlog.WriteLogger(cast(TextIO, self._stderr)))
+        self._events = logger_to(self._stderr)
         self._cores = usable_cores()
         self._token = secrets.token_hex(16)
         self._client_id = 1 + secrets.randbits(62)

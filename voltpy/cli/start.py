@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import structlog
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
@@ -170,7 +169,7 @@ def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: st
         manifest = restore_snapshot(
             snapshot, data, partitions, schema, lambda copied, total: progress("restored", copied, total)
         )
-    event = structlog.get_logger().bind(snapshot=str(snapshot), made=manifest.created_at)
+    event = events.get_logger().bind(snapshot=str(snapshot), made=manifest.created_at)
     event.info("restored", bytes=manifest.bytes, partitions=len(manifest.partitions))
 
 
