@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from operator import attrgetter
-from textwrap import indent
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -32,7 +31,7 @@ from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import Scan, ScanAnswer, TableChanges, TableKeys
 from voltpy.not_here import NotHere
 from voltpy.row import RowFormat, encode
-from voltpy.row_source import row_source
+from voltpy.row_source import functions, row_source
 from voltpy.schema import INT_MAX, INT_MIN, Schema
 from voltpy.schema import Table as TableSchema
 
@@ -550,11 +549,7 @@ class Table:
             "_small": {name: type_ for name, type_ in rows.bound["_exact"].items() if type_ is not str}
             | {column.name: None for column in schema.columns if column.type == "STRING"},
         }  # fmt: skip
-        names = "get, insert, upsert, update"
-        around = f"def bind({', '.join(bound)}):{indent(source, '    ')}\n    return {names}"
-        namespace: dict[str, Any] = {}
-        exec(compile(around, f"<borrowed {schema.name}>", "exec"), namespace)
-        made = (*namespace["bind"](**bound), self._delete)
+        made = (*functions(source, "get, insert, upsert, update", bound, f"<borrowed {schema.name}>"), self._delete)
         for accessor in made[:-1]:
             accessor.__qualname__ = f"{schema.name}.{accessor.__name__}"
         return made

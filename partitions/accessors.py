@@ -21,7 +21,7 @@ from partitions.heap import Heap
 from partitions.index import NOWHERE, PrimaryIndex
 from voltpy.errors import DuplicateKey
 from voltpy.row import MAX_ROW_BYTES, RowFormat
-from voltpy.row_source import RowSource, row_source
+from voltpy.row_source import RowSource, functions, row_source
 from voltpy.schema import Table as TableSchema
 
 # That the value in the partition column lives here is checked once for each value in a row: a transaction repeats its
@@ -231,12 +231,7 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
-    # A function around them makes all of these locals of an enclosing scope, which are read faster than globals.
-    body = source.replace("\n", "\n    ")
-    around = f"def bind({', '.join(bound)}):{body}\n    return get, insert, upsert, update"
-    namespace: dict[str, Any] = {}
-    exec(compile(around, f"<table {schema.name}>", "exec"), namespace)
-    made = Accessors(*namespace["bind"](**bound))
+    made = Accessors(*functions(source, "get, insert, upsert, update", bound, f"<table {schema.name}>"))
     for accessor in made:
         accessor.__qualname__ = (
             f"{schema.name}.{accessor.__name__}"  # what Python names in "got an unexpected argument"

@@ -18,7 +18,6 @@ from partitions.page import PAGE_BYTES, Arena, page_id
 from partitions.table import Ownership, Table, UndoLog
 from partitions.wal import ABORT, DECIDE, PREPARE, Record
 from voltpy.errors import Corruption, ReadOnly
-from voltpy.hash_slot import slot_owners
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
 from voltpy.resident import resident_bytes as resident_bytes
@@ -65,7 +64,7 @@ class Store:
         self.misses = Misses(self.undo_log)
         self.pool: BufferPool | None = None  # without one, everything stays in memory
         self.partitions = partitions
-        self.owner = Ownership(partition, slot_owners(partitions))
+        self.owner = Ownership(partition, partitions)
         # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
         self.prepared: dict[int, list[TableChanges]] = {}
         self.tables = [

@@ -44,7 +44,7 @@ from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.lookups import Lookups
 from partitions.page import Arena, page_id
 from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError, WrongPartition
-from voltpy.hash_slot import hash_slot
+from voltpy.hash_slot import HASH_SLOTS, hash_slot, slots_of
 from voltpy.not_here import WHOLE_TABLE, Misses
 from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Index
@@ -65,9 +65,10 @@ class Ownership:
 
     __slots__ = ("_partition", "owned", "verified")
 
-    def __init__(self, partition: int, owners: list[int]) -> None:
+    def __init__(self, partition: int, partitions: int) -> None:
         self._partition = partition
-        self.owned = bytes(owner == partition for owner in owners)
+        slots = slots_of(partition, partitions)
+        self.owned = bytes(slots.start) + b"\1" * len(slots) + bytes(HASH_SLOTS - slots.stop)
         self.verified: Any = None
 
     def verify(self, key: Any, table: str) -> None:

@@ -9,7 +9,7 @@ voltpy.execute(key, …), _keys, _all          the same for statements that writ
 from __future__ import annotations
 
 from functools import cache
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, WrongPartition
@@ -85,8 +85,8 @@ def _statements(tx: Any) -> Any:
 
 
 @cache
-def builtins() -> dict[str, Procedure]:
-    """By name; not to be changed. The dots keep them apart from users' procedures, whose names are identifiers."""
+def builtins() -> MappingProxyType[str, Procedure]:
+    """By name. The dots keep them apart from users' procedures, whose names are Python identifiers."""
     found = (
         _named("voltpy.load", _load, partition_by="key"),
         _named("voltpy.load_everywhere", _load_everywhere, everywhere=True),
@@ -98,7 +98,7 @@ def builtins() -> dict[str, Procedure]:
         _named(EXECUTE_KEYS, _answer_by_keys, partition_by="keys"),
         _named(EXECUTE_ALL, _answer),
     )
-    return {each.name: each for each in found}
+    return MappingProxyType({each.name: each for each in found})
 
 
 def _named(name: str, body: Any, **declared: Any) -> Procedure:

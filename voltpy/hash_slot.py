@@ -8,6 +8,7 @@ A key's hash slot is CRC16 (XMODEM: polynomial 0x1021, initial value 0) of its t
 from __future__ import annotations
 
 from binascii import crc_hqx
+from itertools import chain, repeat
 
 HASH_SLOTS = 16384
 
@@ -23,6 +24,12 @@ def hash_slot(key: Key) -> int:
     raise TypeError(f"a partition key is an int or a str, not {type(key).__name__}")
 
 
+def slots_of(partition: int, partitions: int) -> range:
+    """The hash slots that live in one partition: those whose slot * partitions // HASH_SLOTS is its number."""
+    return range(-(-partition * HASH_SLOTS // partitions), -(-(partition + 1) * HASH_SLOTS // partitions))
+
+
 def slot_owners(partitions: int) -> list[int]:
     """The partition of each hash slot: 16384 numbers, in `partitions` runs whose lengths differ by one at most."""
-    return [slot * partitions // HASH_SLOTS for slot in range(HASH_SLOTS)]
+    runs = (repeat(partition, len(slots_of(partition, partitions))) for partition in range(partitions))
+    return list(chain.from_iterable(runs))

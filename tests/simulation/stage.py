@@ -4,14 +4,12 @@
     crash_point                a step at which the process that runs may die
     Link, StreamLink           the client's sockets: lines of the simulated network
 
-A process that dies again and again is started anew without long pauses. And what only costs time: the code that is
-made for each table is compiled once, pages are read without the kernel's asynchronous interface, and sizes of the
-process are those of no process.
+A process that dies again and again is started anew without long pauses. And what only costs time: pages are read
+without the kernel's asynchronous interface, and sizes of the process are those of no process.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
@@ -23,24 +21,16 @@ from unittest import mock
 
 import zmq
 
-import coordinator.borrowed
 import coordinator.server
-import partitions.accessors
 import partitions.flusher
 import partitions.page_reader
 import partitions.server
-import partitions.store
-import voltpy.builtin
 import voltpy.crash_point
-import voltpy.door
-import voltpy.hash_slot
 import voltpy.links
 import voltpy.supervision
 from partitions.store import Store
-from partitions.table import Ownership
 from tests.simulation.network import Dealer, Line, Network
 from tests.simulation.world import Process, World
-from voltpy.procedure import Procedure
 
 ROUTER_PORT = 21212  # partition p listens at the port p above it
 
@@ -67,51 +57,6 @@ class Stage:
 
 
 _real_urandom = os.urandom
-_compiled = functools.lru_cache(maxsize=None)(compile)
-_owners = functools.lru_cache(maxsize=None)(voltpy.hash_slot.slot_owners)
-
-
-@functools.cache
-def _owned(partition: int, partitions: int) -> bytes:
-    return Ownership(partition, _owners(partitions)).owned
-
-
-_real_builtins = voltpy.builtin.builtins
-
-
-@functools.cache
-def _builtins() -> dict[str, Procedure]:
-    return _real_builtins()
-
-
-_real_init_door = voltpy.door.Door.__init__
-
-
-@functools.cache
-def _hash_slots(partition: int, partitions: int) -> frozenset[int] | None:
-    door: voltpy.door.Door[bytes] = voltpy.door.Door.__new__(voltpy.door.Door)
-    _real_init_door(door, "", at_partition=partition, partitions=partitions)
-    return door._hash_slots
-
-
-def _init_door(
-    door: voltpy.door.Door[bytes],
-    token: str,
-    *,
-    at_partition: int | None,
-    partitions: int = 0,
-    is_coordinator: bool = False,
-) -> None:
-    _real_init_door(door, token, at_partition=at_partition, is_coordinator=is_coordinator)
-    if at_partition is not None and partitions:
-        door._hash_slots = _hash_slots(at_partition, partitions)
-
-
-class _Ownership(Ownership):
-    def __init__(self, partition: int, owners: list[int]) -> None:
-        self._partition = partition
-        self.owned = _owned(partition, owners[-1] + 1)
-        self.verified = None
 
 
 class Link:
@@ -196,7 +141,7 @@ def setting() -> Iterator[Stage]:
     with ExitStack() as stack:
 
         def put(where: Any, name: str, new: Any) -> None:
-            stack.enter_context(mock.patch.object(where, name, new, create=name == "compile"))
+            stack.enter_context(mock.patch.object(where, name, new))
 
         real_point = voltpy.crash_point.crash_point
         for module_name, module in sorted(sys.modules.items()):
@@ -206,10 +151,6 @@ def setting() -> Iterator[Stage]:
                 put(module, "time", stage)
             if getattr(module, "crash_point", None) is real_point:
                 put(module, "crash_point", stage.crash_point)
-            if hasattr(module, "slot_owners"):
-                put(module, "slot_owners", _owners)
-            if hasattr(module, "builtins"):
-                put(module, "builtins", _builtins)
             if hasattr(module, "resident_bytes"):
                 put(module, "resident_bytes", lambda: 64 << 20)
         put(voltpy.supervision, "BACKOFF_FIRST_S", 0.01)
@@ -221,10 +162,6 @@ def setting() -> Iterator[Stage]:
         put(voltpy.links, "_same_machine", lambda topology: False)
         put(coordinator.server, "partition_socket", lambda _, path: DealerSocket(stage, path))
         put(coordinator.server, "zmq_poll", _polled)
-        put(partitions.accessors, "compile", _compiled)
-        put(coordinator.borrowed, "compile", _compiled)
-        put(voltpy.door.Door, "__init__", _init_door)
-        put(partitions.store, "Ownership", _Ownership)
         put(partitions.flusher, "_glibc", lambda: None)
         put(partitions.page_reader.PageReader, "_set_up", lambda *_: False)
         put(Store, "read_latency_us", lambda _: {"hot": None, "resident": None})

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from partitions.table import Ownership
 from voltpy.errors import BadArguments
-from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
+from voltpy.hash_slot import slots_of as hash_slots_of
 from voltpy.messages import Parameter, ProcedureInfo
 from voltpy.routing import route, slots_of
 
@@ -74,3 +76,12 @@ def test_a_call_that_cannot_be_routed_is_refused(procedure: ProcedureInfo, args:
 def test_the_slots_of_a_call_are_those_of_all_its_keys() -> None:
     assert slots_of(info(0, 1), (7, ["a", 7])) == [hash_slot(7), hash_slot("a"), hash_slot(7)]
     assert slots_of(info(), (7,)) == []
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 3, 7, 61, 1000])
+def test_hash_slots_are_dealt_out_in_runs(partitions: int) -> None:
+    owners = [slot * partitions // HASH_SLOTS for slot in range(HASH_SLOTS)]
+    assert slot_owners(partitions) == owners
+    for partition in {0, partitions // 2, partitions - 1}:
+        assert list(hash_slots_of(partition, partitions)) == [s for s, owner in enumerate(owners) if owner == partition]
+        assert Ownership(partition, partitions).owned == bytes(owner == partition for owner in owners)
