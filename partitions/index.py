@@ -82,7 +82,9 @@ class PrimaryIndex:
     def extend(self, keys: list[Any], row_ids: list[int]) -> None:
         """Adds keys that are not in the index."""
         if self.ordered:
-            self._tree.update(list(zip(keys, row_ids, strict=True)))
+            tree = self._tree
+            for key, row_id in zip(keys, row_ids, strict=True):
+                tree[key] = row_id
             self._log(keys, row_ids)
             return
         numbers = list(map(self._hash, keys))
