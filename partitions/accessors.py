@@ -8,6 +8,9 @@ Each looks for its row in the order of partitions.table. What is usual is spelle
 generation before, two keys with one hash) goes the long way, through that method.
 
 They know the table's dictionaries, which stay the same objects for as long as the table lives.
+
+The last committed row that was read from its page, and where it is, is remembered (`_seen_…`) until the next `apply`:
+most rows that are read once are changed next. `_places` keeps where rows are that the batch changes.
 """
 
 from __future__ import annotations
@@ -39,22 +42,25 @@ _OWNED = {
 
 # The row with `_key`, or None, as `_old`. The key has the right type.
 _FOUND = """
-    _old = _row_of(_key)
-    if _old is None:
+    _before = _new_row_of(_key, _unknown)
+    if _before is None:
+        _old = None
+    elif _before is not _unknown or (_old := _row_of(_key)) is None:
         if _table._away:
             _old = _find_row(_key)
-        elif _key in _inserted:
-            _before = _inserted[_key]
-            if _before is not None:
-                _old = _decode(_before)
+        elif _before is not _unknown:
+            _old = _row_of(_key) or _decode(_before)
         elif _key in _updated or _key in _table._old:
             _old = _find_row(_key)
+        elif _key == _seen_key:
+            _old = _seen_row
+            _places[_key] = _seen_id
         else:
             _row_id = _find(_key, {nowhere})
             if _row_id == {nowhere}:
 {owned}
-            else:
-                {fetched}
+            {fetched}
+                _places[_key] = _row_id
 """
 
 # A row is worth keeping decoded only if it is asked for again: otherwise it goes while it is still in the processor's
@@ -62,11 +68,14 @@ _FOUND = """
 _GET = """
 def get(_key, /):
     "The row with this primary key, or None."
+    nonlocal _seen_key, _seen_row, _seen_id
     _old = _row_of(_key)
     if _old is not None:
         return _old
     if _type(_key) is not _key_type or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
         _old = _find_row(_key)
+    elif _key == _seen_key:
+        _old = _seen_row
     else:
         try:
             _row_id = _find(_key, {nowhere})
@@ -77,6 +86,9 @@ def get(_key, /):
             _inserted[_key] = None  # whoever asks for it next most likely inserts it
             return None
         {fetched}
+            _seen_key = _key
+            _seen_row = _old
+            _seen_id = _row_id
     if _old is not None:
         if _key in _asked:
             _rows[_key] = _old
@@ -115,7 +127,7 @@ def insert({parameters}):
 {found}
     if _old is not None:
         raise _duplicate(_key)
-{unique}    _undo.append((_table, _key, None))
+{unique}    _note((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -130,14 +142,17 @@ def upsert({parameters}):
 {unique}    if _old is not None:
         if _heap.cold:
             _need(_key)
-        _undo.append((_table, _key, _old))
-        _rows[_key] = _row
+        _note((_table, _key, _old))
+        if _key in _rows or _key in _asked:
+            _rows[_key] = _row
+        else:
+            _ask(_key)
         if _key in _inserted:
             _inserted[_key] = _image
         else:
             _updated[_key] = _image
         return _row
-    _undo.append((_table, _key, None))
+    _note((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -152,21 +167,24 @@ def insert({parameters}):
     {key} = _table.new_hidden_key()
 {made}
 {owned}
-{unique}    _undo.append((_table, {key}, None))
+{unique}    _note((_table, {key}, None))
     _inserted[{key}] = _image
     return _row
 
 upsert = insert
 """
 
+# A row that is not kept decoded, and was not asked for before, is not kept now either: see _GET.
 _UPDATE = """
 def update(_key, /, **_changes):
     "Changes columns of the row with this key and returns it. Raises KeyError when there is none."
     _old = _row_of(_key)
+    _is_kept = _old is not None
     if _old is None:
-        _old = _find_row(_key)
+{sought}
         if _old is None:
             raise _no_row(_key)
+        _is_kept = _key in _asked
     if not _fixed.isdisjoint(_changes):
         _check_fixed(_changes)
     if _type(_key) is not _key_type:
@@ -185,13 +203,43 @@ def update(_key, /, **_changes):
         raise
     if _len(_image) > {limit}:
         _validated(_row)
-{unique}    _undo.append((_table, _key, _old))
-    _rows[_key] = _row
+{unique}    _note((_table, _key, _old))
+    if _is_kept:
+        _rows[_key] = _row
+    else:
+        _ask(_key)
     if _key in _inserted:
         _inserted[_key] = _image
     else:
         _updated[_key] = _image
     return _row
+"""
+
+_SOUGHT = """
+        if _type(_key) is not _key_type or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
+            _old = _find_row(_key)
+        elif _key == _seen_key:
+            _old = _seen_row
+            _places[_key] = _seen_id
+        else:
+            try:
+                _row_id = _find(_key, {nowhere})
+            except _UnfitKey:
+                _row_id = {nowhere}
+            if _row_id == {nowhere}:
+                _old = _find_row(_key)
+            {fetched}
+                _places[_key] = _row_id
+"""
+
+_SOUGHT_THE_LONG_WAY = """
+        _old = _find_row(_key)
+"""
+
+_FORGET = """
+def forget_seen():
+    nonlocal _seen_key, _seen_row
+    _seen_key = _seen_row = None
 """
 
 # Where the table has a unique index: at the last moment before anything changes.
@@ -206,6 +254,7 @@ class Accessors(NamedTuple):
     insert: Callable[..., Any]
     upsert: Callable[..., Any]
     update: Callable[..., Any]
+    forget_seen: Callable[[], None]  # not for procedures: committed rows are about to change
 
 
 def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) -> Accessors:
@@ -222,7 +271,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     source = _source(schema, index, rows, table.lookups is not None and table.lookups.has_unique)
     bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
-        "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
+        "_new_row_of": table._inserted.get, "_unknown": object(), "_places": table._places,
+        "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_note": table._undo.append,
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
@@ -231,7 +281,9 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
-    made = Accessors(*functions(source, "get, insert, upsert, update", bound, f"<table {schema.name}>"))
+    source = f"\n_seen_key = _seen_row = None; _seen_id = {NOWHERE}{source}"
+    names = "get, insert, upsert, update, forget_seen"
+    made = Accessors(*functions(source, names, bound, f"<table {schema.name}>"))
     for accessor in made:
         accessor.__qualname__ = (
             f"{schema.name}.{accessor.__name__}"  # what Python names in "got an unexpected argument"
@@ -246,9 +298,10 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_uniqu
     owned = _OWNED[schema.column(part).type] if part else "pass"
     owned_row = owned.format(f"_row.{part}")
     # An integer key is the index's own, so what is found under it is its row; a hash may be another key's too.
-    fetched = "_old = _decode(_read(_row_id))"
+    fetched = "else:\n    _old = _decode(_read(_row_id))"
     if not index.ordered:
-        fetched = "if _row_id < 0 or _key_of(_old := _decode(_read(_row_id))) != _key: _old = _find_row(_key)"
+        fetched = "elif _row_id < 0 or _key_of(_old := _decode(_read(_row_id))) != _key:\n"
+        fetched += "    _old = _find_row(_key)\nelse:"
     key_types = {schema.column(name).type for name in schema.primary_key}
     if schema.hidden_key:
         keyed = _HIDDEN.format(
@@ -260,9 +313,19 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_uniqu
         )
     else:
         found = _FOUND if "FLOAT" not in key_types else _FOUND_THE_LONG_WAY
-        found = found.format(owned=indent(owned_row, 16 * " "), nowhere=NOWHERE, fetched=fetched).strip("\n")
+        owned_row = indent(owned_row, 16 * " ")
+        found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
         keyed = _KEYED.format(parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique)
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
-    get = _GET if len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"} else _GET_THE_LONG_WAY
-    get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=fetched)
-    return get + keyed + _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique)
+    is_simple = len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"}
+    get = _GET if is_simple else _GET_THE_LONG_WAY
+    get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=_inside(fetched, 8))
+    sought = _SOUGHT if is_simple else _SOUGHT_THE_LONG_WAY
+    sought = sought.format(nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
+    update = _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique, sought=sought)
+    return get + keyed + update + _FORGET
+
+
+def _inside(text: str, spaces: int) -> str:
+    """The lines of a text from the second on, as deep as the first stands."""
+    return text.replace("\n", "\n" + spaces * " ")

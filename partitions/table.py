@@ -13,10 +13,13 @@ So there are three places, and a key is looked for in this order:
     _old       the generation before; a hit moves the row to the young one
     index → heap, decoded
 
-Rows that the batch updated are always in `_rows` too; new ones are decoded when they are read. `_inserted` also
-remembers, as None, keys that the batch has found absent. A row is decoded for keeping when it is asked for the second
-time. When the young generation is full, it becomes the old one,
-between batches, and the old one is dropped. Bounded memory then costs nothing on a hit.
+Rows that the batch changed may be in `_rows` too, as they are now. `_inserted` also remembers, as None, keys that the
+batch has found absent. A row is decoded for keeping when it is asked for the second time, be it to read it or to
+change it. When the young generation is full, it becomes the old one, between batches, and the old one is dropped.
+Bounded memory then costs nothing on a hit.
+
+`_places` has the row ids of some committed rows that were changed, so that `apply` need not look for them again: a
+look-up among a million rows costs as much as writing the row does.
 
 A key that is lent is in `_away`, and never in `_rows` or `_old`, so that a hit need not ask. Touching one raises
 NotHere; so does a read that is not by key while any key of the table is away. A row whose page is on disk raises it too
@@ -52,6 +55,7 @@ from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
 ASKED_KEYS = 1 << 16  # remembered as asked for once, at most: 100 bytes each
+PLACES = 1 << 14  # of rows that were changed, remembered between two batches at most: 100 bytes each
 TURN_ROWS = 1024  # written at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
@@ -95,6 +99,7 @@ class Table:
         "_dying",
         "_find",
         "_fixed_columns",
+        "_forget_seen",
         "_format",
         "_heap",
         "_index",
@@ -105,6 +110,7 @@ class Table:
         "_misses",
         "_old",
         "_partition_of_key",
+        "_places",
         "_rows",
         "_rows_limit",
         "_undo",
@@ -156,6 +162,7 @@ class Table:
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
+        self._places: dict[Any, int] = {}
         self._undo = undo
         self.owner = owner
         self._away: set[Any] = set()
@@ -260,7 +267,10 @@ class Table:
     def need(self, key: Any) -> None:
         """Makes sure that the row with this key, which exists, can be changed: its page is in memory until `apply`."""
         if key not in self._inserted and key not in self._updated:
-            self._heap.need(self._locate(key))
+            place = self._places.get(key)
+            if place is None:
+                place = self._places[key] = self._locate(key)
+            self._heap.need(place)
 
     def pages_to_write(self) -> set[int]:
         """The page numbers that `apply` will change, those of new rows aside: they must stay in memory."""
@@ -412,7 +422,7 @@ class Table:
         self._forget_decoded(keys)
         self._forget_decoded(deleted)
         needed: list[int] = []
-        is_ordered = self._index.ordered
+        is_ordered, places = self._index.ordered, self._places
         for key, image in zip(keys, images, strict=True):
             row_id = find(key, NOWHERE) if is_ordered else self._locate(key, NOWHERE)
             if row_id == NOWHERE:
@@ -420,6 +430,7 @@ class Table:
             else:
                 needed.append(row_id)
                 updated[key] = image
+                places[key] = row_id
         for key in deleted:
             row_id = self._locate(key, NOWHERE)
             if row_id != NOWHERE:
@@ -462,6 +473,7 @@ class Table:
     def apply(self) -> None:
         """Writes the batch's images into pages and index. The arena has `pages_needed` frames."""
         updated = self._updated
+        self._forget_seen()
         if updated and None in updated.values():  # first: what they leave is room for the rest
             self._delete([key for key, image in updated.items() if image is None])
             updated = {key: image for key, image in updated.items() if image is not None}
@@ -478,6 +490,8 @@ class Table:
         if updated:
             self._replace(list(updated), list(updated.values()))
         self._updated.clear()
+        if len(self._places) > PLACES:
+            self._places.clear()
         if self.lookups is not None:
             self.lookups.forget_changes()
         if len(self._rows) > self._rows_limit:
@@ -653,26 +667,30 @@ class Table:
             )
         if sorted(self._heap.row_ids()) != sorted(self._index.row_ids()):
             raise Corruption(f"table {self.name}: the index names other row ids than the heap")
-        cached = self._old | self._rows
+        cached, places = self._old | self._rows, self._places.copy()
         images: dict[int, bytes] = {}
         for row_id in sorted(self._index.row_ids()):
             image = self._heap.read_past(row_id, images)
             key = self._key_of(self._format.loaded(image))
             if row_id not in self._index.candidates(key):
                 raise Corruption(f"table {self.name}: the row at {row_id} is indexed under another key")
+            if places.pop(key, row_id) != row_id:
+                raise Corruption(f"table {self.name}: key {key!r:.100} is remembered at another place than {row_id}")
             row = cached.pop(key, None)
             if row is not None and encode(row) != image and self._decode(image) != row:
                 raise Corruption(f"table {self.name}: key {key!r} is cached as {row!r}, stored as {image!r}")
         if self.lookups is not None:
             self.lookups.check()
-        if cached:
-            raise Corruption(f"table {self.name}: keys that are cached and not stored: {sorted(cached)[:5]!r}")
+        if cached or places:
+            stray = [*cached, *places][:5]
+            raise Corruption(f"table {self.name}: keys that are cached and not stored: {stray!r}")
 
     # Inside.
 
     def _make_accessors(self) -> None:
         """For the columns, and again when a unique index has come or gone."""
-        self.get, self.insert, self.upsert, self.update = accessors(self, self._format, self._index, self._heap)
+        made = accessors(self, self._format, self._index, self._heap)
+        self.get, self.insert, self.upsert, self.update, self._forget_seen = made
 
     def _check_fixed(self, changes: dict[str, Any]) -> None:
         """Raises for changes that would move a row to another key or another partition."""
@@ -749,9 +767,7 @@ class Table:
         self.owner.verify(part, self.name)
 
     def _replace(self, keys: list[Any], images: list[Any]) -> None:
-        row_ids = self._index.find_all(keys)
-        if COLLIDED in row_ids:
-            row_ids = [self._locate(key) for key in keys]
+        row_ids = self._places_of(keys)
         olds = None if self.lookups is None else self.lookups.read_committed(row_ids)
         new_row_ids = self._heap.update(row_ids, images)
         if self.lookups is not None and olds is not None:
@@ -760,14 +776,31 @@ class Table:
             for key, row_id, new_row_id in zip(keys, row_ids, new_row_ids, strict=True):
                 if new_row_id != row_id:
                     self._index.move(key, row_id, new_row_id)
+                    self._places[key] = new_row_id
 
     def _delete(self, keys: list[Any]) -> None:
+        row_ids = self._places_of(keys)
         if self.lookups is not None:
-            self.lookups.remove([self._locate(key) for key in keys])
-        for key in keys:
-            row_id = self._locate(key)
+            self.lookups.remove(row_ids)
+        for key, row_id in zip(keys, row_ids, strict=True):
             self._heap.delete(row_id)
             self._index.remove(key, row_id)
+            del self._places[key]
+
+    def _places_of(self, keys: list[Any]) -> list[int]:
+        """The row ids of committed rows, which are in `_places` from now on."""
+        places = self._places
+        row_ids: list[int] = list(map(places.get, keys))  # type: ignore[arg-type]  # None only until below
+        if None in row_ids:
+            lacking = [key for key, row_id in zip(keys, row_ids, strict=True) if row_id is None]
+            found = self._index.find_all(lacking)
+            if COLLIDED in found:
+                found = [self._locate(key) for key in lacking]
+            places.update(zip(lacking, found, strict=True))
+            if len(lacking) == len(keys):
+                return found
+            row_ids = list(map(places.__getitem__, keys))
+        return row_ids
 
     def _locate(self, key: Any, default: int | None = None) -> int:
         row_id = self._find(key, NOWHERE)
