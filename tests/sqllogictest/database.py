@@ -5,17 +5,14 @@ An engine's schema is fixed, so CREATE and DROP make a new engine and copy the r
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
+from tests.sqllogictest.definitions import CREATE_INDEX, CREATE_TABLE, DROP, index_columns
 from voltpy.errors import Error, SchemaError
 from voltpy.schema import describe
 from voltpy.sql.ddl import parse_schema
-from voltpy.sql.statements import Result
 from voltpy.testing import Engine
 
-_CREATE_TABLE = re.compile(r"\s*CREATE\s+TABLE\s+(\w+)", re.IGNORECASE)
-_CREATE_INDEX = re.compile(r"\s*CREATE\s+(UNIQUE\s+)?INDEX\s+(\w+)\s+ON\s+(\w+)\s*\(([^)]*)\)\s*$", re.IGNORECASE)
-_DROP = re.compile(r"\s*DROP\s+(TABLE|INDEX)\s+(?:IF\s+EXISTS\s+)?(\w+)", re.IGNORECASE)
 _BATCH = 500
 
 
@@ -27,24 +24,23 @@ class Database:
         self._indexes: dict[str, tuple[str, str]] = {}  # name → (table, CREATE INDEX)
         self._engine: Engine | None = None
 
-    def execute(self, sql: str) -> Result | None:
-        """Raises voltpy's errors."""
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows. Raises voltpy's errors."""
         sql = sql.strip().rstrip(";")
-        table, index, drop = _CREATE_TABLE.match(sql), _CREATE_INDEX.match(sql), _DROP.match(sql)
+        table, index, drop = CREATE_TABLE.match(sql), CREATE_INDEX.match(sql), DROP.match(sql)
         if table is not None:
             self._change(lambda: self._tables.__setitem__(table[1].lower(), sql))
-            return None
+            return []
         if index is not None:
-            columns = ", ".join(column.split()[0] for column in index[4].split(","))
-            text = f"CREATE INDEX {index[2]} ON {index[3]} USING BTREE ({columns})"
-            self._change(lambda: self._indexes.__setitem__(index[2].lower(), (index[3].lower(), text)))
-            return None
+            text = f"CREATE INDEX {index[1]} ON {index[2]} USING BTREE ({index_columns(index[3])})"
+            self._change(lambda: self._indexes.__setitem__(index[1].lower(), (index[2].lower(), text)))
+            return []
         if drop is not None:
             self._drop(drop[1].upper(), drop[2].lower())
-            return None
+            return []
         if self._engine is None:
             self._engine = Engine("CREATE TABLE nothing_yet (a INT);")
-        return self._engine.execute(sql)
+        return self._engine.execute(sql).rows
 
     def _drop(self, kind: str, name: str) -> None:
         if name not in (self._tables if kind == "TABLE" else self._indexes):

@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tests.sqllogictest.database import Database
-from tests.sqllogictest.script import records
+from tests.sqllogictest.script import Record, records
 from voltpy.errors import Error
+
+# Statements that are no part of the SQL here, by what they are.
+_NOT_OURS = [
+    (re.compile(pattern, re.IGNORECASE), reason)
+    for pattern, reason in [
+        (r"\s*(CREATE|DROP)\s+(TEMP\s+|TEMPORARY\s+)?VIEW\b", "a view of any query"),
+        (r"\s*(CREATE|DROP)\s+TRIGGER\b", "a trigger"),
+        (r"\s*REINDEX\b", "REINDEX"),
+        (r"\s*(REPLACE|INSERT\s+OR\s+REPLACE)\b", "REPLACE"),
+    ]
+]
+_VIEW = re.compile(r"\s*CREATE\s+(?:TEMP\s+|TEMPORARY\s+)?VIEW\s+(\w+)", re.IGNORECASE)
+
+
+class Runs(Protocol):
+    """The rows of a statement; raises voltpy's errors."""
+
+    def execute(self, sql: str) -> Sequence[Sequence[Any]]: ...
 
 
 @dataclass
 class Outcome:
-    """`failures` in words. `reasons`: what errors said, without their places, for each record that failed with one."""
+    """`failures` in words. `reasons`: what errors said, without their places, for each record that failed with one.
+    `skipped`: how many records were, by the reason.
+    """
 
     passed: int = 0
-    left_out: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
         self.passed += other.passed
-        self.left_out += other.left_out
+        self.skipped += other.skipped
         self.failures += other.failures
+        self.reasons += other.reasons
 
     def summary(self) -> str:
-        return f"{self.passed:,} passed, {len(self.failures):,} failed, {self.left_out:,} for other engines"
+        return f"{self.passed:,} passed, {len(self.failures):,} failed, {self.skipped.total():,} skipped"
 
 
 def run(text: str, name: str = "postgresql", limit: int = 0) -> Outcome:
-    """`name`: what skipif and onlyif call this engine. `limit`: records to run; 0 is all."""
-    database, outcome = Database(), Outcome()
-    for record in records(text):
-        if not record.runs_on(name):
-            outcome.left_out += 1
-            continue
+    """In this process. `name`: what skipif and onlyif call this engine. `limit`: records to run; 0 is all."""
+    return run_on(Database(), records(text), name, limit)
+
+
+def run_on(database: Runs, script: Iterable[Record], name: str = "postgresql", limit: int = 0) -> Outcome:
+    outcome = Outcome()
+    views: set[str] = set()
+    for record in script:
         if limit and outcome.passed + len(outcome.failures) >= limit:
             break
+        reason = _why_skipped(record, name, views)
+        if reason is not None:
+            outcome.skipped[reason] += 1
+            continue
         problem: str | None = None
         try:
-            result = database.execute(record.sql)
+            rows = database.execute(record.sql)
         except Error as error:
             if record.succeeds:
                 problem = f"{type(error).__name__}: {error}"
@@ -48,12 +78,27 @@ def run(text: str, name: str = "postgresql", limit: int = 0) -> Outcome:
             if not record.succeeds:
                 problem = "it succeeded, and should have failed"
             elif record.kind == "query":
-                problem = record.difference([] if result is None else result.rows)
+                problem = record.difference(rows)
         if problem is None:
             outcome.passed += 1
         else:
             outcome.failures.append(f"line {record.line}: {problem}\n{record.sql}")
     return outcome
+
+
+def _why_skipped(record: Record, name: str, views: set[str]) -> str | None:
+    """Why the record is not run. `views` are those that a record which was skipped would have made."""
+    for word, wanted in record.conditions:
+        if (wanted == name) != (word == "onlyif"):
+            return f"{word} {wanted}"
+    for pattern, reason in _NOT_OURS:
+        if pattern.match(record.sql):
+            if view := _VIEW.match(record.sql):
+                views.add(view[1].lower())
+            return reason
+    if views and not views.isdisjoint(re.findall(r"\w+", record.sql.lower())):
+        return "it reads a view that was skipped"
+    return None
 
 
 def reason_of(error: Error) -> str:
