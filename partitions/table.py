@@ -67,10 +67,10 @@ UndoLog = list[tuple[Any, Any, Any]]
 class Ownership:
     """Which partition keys live here. The last key that was checked is remembered: a transaction repeats its own."""
 
-    __slots__ = ("_partition", "owned", "verified")
+    __slots__ = ("owned", "partition", "verified")
 
     def __init__(self, partition: int, partitions: int) -> None:
-        self._partition = partition
+        self.partition = partition
         slots = slots_of(partition, partitions)
         self.owned = bytes(slots.start) + b"\1" * len(slots) + bytes(HASH_SLOTS - slots.stop)
         self.verified: Any = None
@@ -81,7 +81,7 @@ class Ownership:
         slot = crc_hqx(b"%d" % key, 0) & 16383 if type(key) is int else hash_slot(key)
         if not self.owned[slot]:
             raise WrongPartition(
-                f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self._partition}, "
+                f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self.partition}, "
                 "where this procedure was routed by its partition_by argument"
             )
         self.verified = key
@@ -761,6 +761,11 @@ class Table:
             return self._decode(heap.read_past(row_id, images))
 
         return get
+
+    @property
+    def partition(self) -> int:
+        """The number of the partition that it is part of."""
+        return self.owner.partition
 
     def verify(self, part: Any) -> None:
         """Raises WrongPartition unless rows with this value in the partition column live here."""

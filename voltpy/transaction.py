@@ -155,6 +155,11 @@ class ReadOnlyTable:
         """The table's secondary indexes; None where it has none."""
         return getattr(self._of, "lookups", None)
 
+    @property
+    def partition(self) -> int | None:
+        """Where this is read; None in the coordinator."""
+        return getattr(self._of, "partition", None)
+
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise SchemaError(self._reason)
 

@@ -305,6 +305,19 @@ def test_explain_tells_partitions_and_access_paths(db: voltpy.Client) -> None:
     assert summed[0].startswith("Partitions: all;")
 
 
+def test_explain_analyze_tells_what_each_partition_did(db: voltpy.Client) -> None:
+    answer = db.execute("EXPLAIN ANALYZE SELECT COUNT(*) FROM accounts WHERE id >= ?", (0,))
+    lines = [line for (line,) in answer.rows]
+    assert answer.kind == "explain"
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == [
+        "Partitions", "Partition 0", "Partition 1", "Merge",
+    ]  # fmt: skip
+    found = [int(line.split(" estimated, ")[1].split(" found")[0]) for line in lines if " estimated, " in line]
+    assert sum(found) == db.execute("SELECT COUNT(*) FROM accounts").rows[0][0]
+    (_, alone, *_) = db.execute("EXPLAIN ANALYZE SELECT * FROM accounts WHERE id = ?", (RIGHT[0],)).rows
+    assert alone[0].startswith("Partition 1: ")
+
+
 def test_a_cluster_of_one_partition_executes_too(tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster", SCHEMA, PROCEDURES, partitions=1) as cluster:
         cluster.start()

@@ -22,6 +22,8 @@ _NOT_OURS = [
         (r"\s*(REPLACE|INSERT\s+OR\s+REPLACE)\b", "REPLACE"),
     ]
 ]
+# What keeps PostgreSQL from running a record, and nothing here.
+_NO_LIMIT_HERE = ("PostgreSQL requires AS when renaming output columns",)
 _VIEW = re.compile(r"\s*CREATE\s+(?:TEMP\s+|TEMPORARY\s+)?VIEW\s+(\w+)", re.IGNORECASE)
 
 
@@ -88,9 +90,9 @@ def run_on(database: Runs, script: Iterable[Record], name: str = "postgresql", l
 
 def _why_skipped(record: Record, name: str, views: set[str]) -> str | None:
     """Why the record is not run. `views` are those that a record which was skipped would have made."""
-    for word, wanted in record.conditions:
-        if (wanted == name) != (word == "onlyif"):
-            return f"{word} {wanted}"
+    for word, wanted, comment in record.conditions:
+        if (wanted == name) != (word == "onlyif") and comment not in _NO_LIMIT_HERE:
+            return f"{word} {wanted}{': ' if comment else ''}{comment}"
     for pattern, reason in _NOT_OURS:
         if pattern.match(record.sql):
             if view := _VIEW.match(record.sql):

@@ -24,7 +24,7 @@ _HASHED = re.compile(r"(\d+) values hashing to ([0-9a-f]{32})")
 
 @dataclass
 class Record:
-    """`kind` statement or query. `conditions` are ("skipif" or "onlyif", name)."""
+    """`kind` statement or query. `conditions` are ("skipif" or "onlyif", name, the comment behind it)."""
 
     line: int
     kind: str
@@ -33,11 +33,11 @@ class Record:
     types: str = ""
     sort: str = "nosort"
     expected: list[str] = field(default_factory=list)
-    conditions: list[tuple[str, str]] = field(default_factory=list)
+    conditions: list[tuple[str, str, str]] = field(default_factory=list)
     label: str = ""
 
     def runs_on(self, name: str) -> bool:
-        return all((wanted == name) == (word == "onlyif") for word, wanted in self.conditions)
+        return all((wanted == name) == (word == "onlyif") for word, wanted, _ in self.conditions)
 
     def difference(self, rows: Sequence[Sequence[Any]]) -> str | None:
         """How the rows differ from what is expected; None where they don't."""
@@ -90,7 +90,7 @@ def written_value(value: Any, kind: str) -> str:
 def records(text: str) -> Iterator[Record]:
     """Raises ValueError, with the line, for what is no sqllogictest."""
     lines = text.splitlines()
-    conditions: list[tuple[str, str]] = []
+    conditions: list[tuple[str, str, str]] = []
     at = 0
     while at < len(lines):
         line = lines[at]
@@ -100,7 +100,7 @@ def records(text: str) -> Iterator[Record]:
             continue
         match words[0]:
             case "skipif" | "onlyif":
-                conditions.append((words[0], words[1]))
+                conditions.append((words[0], words[1], line.partition("#")[2].strip(" :")))
             case "halt":
                 if Record(at, "halt", "", conditions=conditions).runs_on("voltpy"):
                     return

@@ -24,6 +24,7 @@ becomes code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from voltpy.schema import PYTHON_TYPES, Table, TypeName
 from voltpy.sql.access import Bound, Path, Step, ordering, steps_of
@@ -59,10 +60,18 @@ _SET_OPERATIONS = {
 
 
 def emit(
-    statement: BoundStatement | Gather, parameters: Sequence[SqlType], catalogue: Catalogue, *, fragment: bool = False
+    statement: BoundStatement | Gather,
+    parameters: Sequence[SqlType],
+    catalogue: Catalogue,
+    *,
+    fragment: bool = False,
+    analyze: Analyze | None = None,
 ) -> tuple[str, list[str]]:
     """(the source, what the plan does in words). `fragment`: keys that it looks up may live in other partitions."""
-    program = Program(parameters, catalogue, fragment)
+    program = Program(parameters, catalogue, fragment, analyze is not None)
+    if analyze is not None:
+        assert isinstance(statement, BoundQuery | Gather)
+        return _observed(program, statement, analyze), program.notes
     body = _Function(program, 1)
     if isinstance(statement, BoundQuery):
         body.query(statement)
@@ -73,6 +82,28 @@ def emit(
     else:
         body.change(statement)
     return program.source(body.lines), program.notes
+
+
+class Analyze(NamedTuple):
+    """How EXPLAIN ANALYZE begins, and the lines of the fragments that a merge is of."""
+
+    routed: str = ""
+    parts: tuple[str, ...] | None = None
+
+
+def _observed(program: Program, statement: BoundQuery | Gather, analyze: Analyze) -> str:
+    """A program that runs the statement and answers what it met: see voltpy.sql.observed."""
+    body = _Function(program, 2)
+    if isinstance(statement, Gather):
+        body.gather(statement)
+        result = "seen.sent(answer)"
+    else:
+        body.query(statement)
+        notes = repr((analyze.routed, *program.notes))
+        result = f"seen.alone(answer, {notes})"
+        if analyze.parts is not None:
+            result = f"seen.merged(answer, shipped[-1], {notes}, {analyze.parts!r})"
+    return program.source(["    def answer():", *body.lines, f"    return {result}"])
 
 
 class _Function:
@@ -86,9 +117,11 @@ class _Function:
         self.wanted: dict[str, None] = {}  # those that it takes from outside
         self.loops = 0
         self.depth = 0  # for the plan in words
+        self.title = "Subquery, once:"  # above queries inside
         self.correlated = False  # it runs for each row of another query
         self.gathers = False  # rows go into the list `out`
         self.enough = ""  # rows of the only source, behind which no more may be wanted
+        self.watched = 0  # where the program observes itself: the line of the plan whose rows are being found
         self.walked = ""  # the variable for rows that an index gives in the order of the query, or for None
         expressions = Expressions(program, self.use, self.rows_of)
         self.value, self.true, self.conditions = expressions.value, expressions.true, expressions.conditions
@@ -101,13 +134,14 @@ class _Function:
         self.line(text)
         self.indent += 1
 
-    def note(self, text: str) -> None:
-        self.program.note(self.depth, text)
+    def note(self, text: str) -> int:
+        return self.program.note(self.depth, text)
 
     # Queries
 
     def gather(self, statement: Gather) -> None:
         """A fragment: `shipped` says whether this partition is the one that sends copies."""
+        self.title = "Send:"
         rows = []
         for query, is_copy in zip(statement.queries, statement.copies, strict=True):
             text = self.rows_of(query)
@@ -195,13 +229,13 @@ class _Function:
         if known is not None:
             return known
         function = _Function(self.program, 2)
-        function.depth = self.depth + 1
+        function.depth = self.depth + (self.title != "Send:")
         name = f"{'e' if exists else 'q'}{query.number}"
         if correlated:
             function.note("Subquery, for each row:")
             function.correlated = True
         else:
-            function.note("Subquery, once:")
+            function.note(self.title)
         function.depth += 1
         function.query(query, exists=exists)
         wanted = tuple(function.wanted)
@@ -301,11 +335,16 @@ class _Function:
         names = self.program.place_variables(group.results_source, "a", len(group.aggregates))
         self.own.update(names)
         if path.kind == "scan":
-            self.line(f"{' = '.join(names)} = {table}.count()")
-            self.note(f"Count of {_table(source).name}")
+            number = self.note(f"Count of {_table(source).name}")
+            count = f"seen.counted({number}, {table}.count())" if self.program.observed else f"{table}.count()"
+            self.line(f"{' = '.join(names)} = {count}")
         else:
-            self.line(f"{' = '.join(names)} = {self.search(source, path)}.count({table}, {self.search_values(path)})")
-            self.note(f"Count in {', '.join(path.indexes)}, or else:")
+            number = self.note(f"Count in {', '.join(path.indexes)}, or else:")
+            search, values = self.search(source, path), self.search_values(path)
+            count = f"{search}.count({table}, {values})"
+            if self.program.observed:
+                count = f"seen.index_count({number}, {search}, {table}, {values})"
+            self.line(f"{' = '.join(names)} = {count}")
             self.open(f"if {names[0]} is not None:")
         self.line(f"return [{tuple_text([self.value(expr) for expr in block.outputs])}]")
         if path.kind == "scan":
@@ -340,8 +379,11 @@ class _Function:
         most = f"{limit} + ({offset} or 0)" if offset else limit
         self.line(f"most = {most if limit.isdigit() else f'None if {limit} is None else {most}'}")
         self.walked = self.program.new("w")
-        self.line(f"{self.walked} = {search}.in_order({table}, {self.search_values(path)}, most)")
-        self.note(f"The first rows by {', '.join(path.indexes)}, or else:")
+        number = self.note(f"The first rows by {', '.join(path.indexes)}, or else:")
+        found = f"{search}.in_order({table}, {self.search_values(path)}, most)"
+        if self.program.observed:
+            found = f"seen.in_order({number}, {search}, {table}, {self.search_values(path)}, most)"
+        self.line(f"{self.walked} = {found}")
 
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
         """Loops over the block's sources, and what `sink` writes for each row that the conditions let through."""
@@ -372,14 +414,22 @@ class _Function:
         source = step.source
         variable = self.program.place(source)
         self.own.add(variable)
-        path, filters = step.path, list(step.filters)
-        self.note(_described(step))
+        filters = list(step.filters)
+        number = self.watched = self.note(_described(step))
+        self.found_rows(step, variable, filters)
+        if self.program.observed:
+            self.line(f"seen.kept({number})")
+        return variable
+
+    def found_rows(self, step: Step, variable: str, filters: list[Expr]) -> None:
+        """Opens the blocks in which the variable holds a row of the step."""
+        source, path = step.source, step.path
         if source.left:
             self.left_step(step, variable)
         elif path.kind == "get":
             found = self.get(path, source, variable)
             self.open(f"if {' and '.join([found, *self.conditions(step.filters)])}:")
-            return variable
+            return
         else:
             self.loops += 1
             candidates = self.candidates(source, path)
@@ -391,10 +441,9 @@ class _Function:
                 key = variable
                 self.line(f"{variable} = {self.getter(source)}{key})")
                 self.open(f"if {' and '.join([f'{variable} is not None', *self.conditions(step.filters)])}:")
-                return variable
+                return
         if filters:
             self.open(f"if {' and '.join(self.conditions(filters))}:")
-        return variable
 
     def left_step(self, step: Step, variable: str) -> None:
         source, path = step.source, step.path
@@ -423,6 +472,9 @@ class _Function:
 
     def getter(self, source: Source) -> str:
         table = self.program.table(_table(source).name)
+        if self.program.observed:
+            get = f"lambda key: get_row({table}, key)" if self.program.fragment else f"{table}.get"
+            return f"seen.get({self.watched}, {get}, "
         return f"get_row({table}, " if self.program.fragment else f"{table}.get("
 
     def get(self, path: Path, source: Source, variable: str) -> str:
@@ -453,6 +505,10 @@ class _Function:
 
     def candidates(self, source: Source, path: Path) -> str:
         """What the loop over the source runs over: a list, a generator, or the keys of an IN."""
+        text = self.unwatched(source, path)
+        return f"seen.rows({self.watched}, {text})" if self.program.observed and path.kind != "gets" else text
+
+    def unwatched(self, source: Source, path: Path) -> str:
         if path.kind == "hash":
             name, wanted = self.hashed(source, path)
             for variable in wanted:
@@ -461,6 +517,8 @@ class _Function:
                 tuple_text([self.value(each) for each in path.keys]) if len(path.keys) > 1 else self.value(path.keys[0])
             )
             call = f"{name}({', '.join(wanted)})" if wanted else f"{name}()"
+            if self.program.observed:
+                call = f"seen.timed({self.watched}, lambda: {call})"
             return f"{call}.get({key}, NONE)"
         if source.kind == "query":
             return self.rows_of(_query(source))
@@ -475,19 +533,30 @@ class _Function:
                 whole = _table(source).columns[path.columns[0]].type == "INT"
                 return f"keys_of({tuple_text([self.value(each) for each in path.keys])}, {whole})"
             case "key_range":
-                return f"key_range({table}, {self.bounds(path.lows)}, {self.bounds(path.highs)})"
+                ends = f"{self.bounds(path.lows)}, {self.bounds(path.highs)}"
+                rows = f"key_range({table}, {ends})"
+                return (
+                    f"seen.estimated({self.watched}, keys_between({ends}), {table}, {rows})"
+                    if self.program.observed
+                    else rows
+                )
             case "index" | "index_range":
                 search = self.search(source, path)
                 enough = f", {self.enough}" if self.enough else ""
                 rows = f"{search}.rows({table}, {self.search_values(path)}{enough})"
+                if self.program.observed:
+                    rows = f"seen.searched({self.watched}, {search}, {table}, {self.search_values(path)}{enough})"
                 if path.ranged is not None:
                     ends = f"{self.bounds(path.ranged.lows)}, {self.bounds(path.ranged.highs)}"
                     more = f"{search}.gives_more({table}, {self.search_values(path)}, keys_between({ends}))"
-                    rows = f"(key_range({table}, {ends}) if {more} else {rows})"
+                    ranged = (
+                        self.unwatched(source, path.ranged) if self.program.observed else f"key_range({table}, {ends})"
+                    )
+                    rows = f"({ranged} if {more} else {rows})"
                 if path.otherwise is None:
                     return rows
-                return f"({rows} if {search}.helps({table}) else {self.candidates(source, path.otherwise)})"
-        return f"{table}.scan()"
+                return f"({rows} if {search}.helps({table}) else {self.unwatched(source, path.otherwise)})"
+        return f"seen.scanned({self.watched}, {table})" if self.program.observed else f"{table}.scan()"
 
     def bounds(self, bounds: Sequence[Bound]) -> str:
         return tuple_text([f"({self.value(bound.value)}, {bound.open})" for bound in bounds])
@@ -521,10 +590,11 @@ class _Function:
         name = f"h{source.number}"
         function = _Function(self.program, 2)
         function.depth = self.depth + 2
+        function.watched = self.watched
         variable = self.program.place(source)
         function.own.add(variable)
         function.line("found = {}")
-        function.open(f"for {variable} in {function.candidates(source, Path('scan'))}:")
+        function.open(f"for {variable} in {function.unwatched(source, Path('scan'))}:")
         texts = [self.program.texts[source.number, column][0] for column in path.columns]
         nullable = [text for text, column in zip(texts, path.columns, strict=True) if source.fields[column].nullable]
         tests = [f"{text} is not None" for text in nullable] + function.conditions(path.local)

@@ -190,9 +190,12 @@ class _Reader:
     def whole(self, is_explained: bool) -> Statement:
         statement: Statement
         if is_explained:
-            if self.sees("ANALYZE"):
-                raise self.unsupported("EXPLAIN ANALYZE")
-            statement = Explain(self.statement())
+            analyze = self.take("ANALYZE")
+            start = self.peek().start
+            explained = self.statement()
+            if analyze and not isinstance(explained, Query):
+                raise self.wrong("EXPLAIN ANALYZE runs the statement, so it takes queries only", start)
+            statement = Explain(explained, analyze)
         else:
             statement = self.statement()
         self.take_symbol(";")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec.structs import replace
+
 from voltpy.sql import syntax
 from voltpy.sql.bind import bind
 from voltpy.sql.bound import BoundChange, BoundInsert, BoundQuery, BoundStatement, Field, Source, tables_of
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.distribute import routing_of, split
-from voltpy.sql.emit import emit
+from voltpy.sql.emit import Analyze, emit
 from voltpy.sql.parse import parse_statement
 from voltpy.sql.plan import Plan, Routing
 
@@ -20,6 +22,8 @@ def plan(text: str, catalogue: Catalogue, version: int = 0) -> Plan:
     """Raises SqlError with line and column."""
     statement, parameters = parse_statement(text)
     if isinstance(statement, syntax.Explain):
+        if statement.analyze:
+            return _analyzed(text, statement, parameters, catalogue, version)
         return _explained(text, statement, parameters, catalogue, version)
     return _planned(text, statement, parameters, catalogue, version)
 
@@ -54,6 +58,24 @@ def _explained(text: str, statement: syntax.Explain, parameters: int, catalogue:
         text, "explain", (Field("plan", "STRING", False),), (), (), (), Routing("anywhere"), source, None, None,
         explained.notes, True, False, version,
     )  # fmt: skip
+
+
+def _analyzed(text: str, statement: syntax.Explain, parameters: int, catalogue: Catalogue, version: int) -> Plan:
+    """The statement's programs, observing themselves; what they answer is the plan in words."""
+    explained = statement.statement
+    plain = _planned(text, explained, parameters, catalogue, version)
+    bound, types = bind(text, explained, parameters, catalogue)
+    fragment, merge = None, None
+    if plain.merge is not None:
+        pieces = split(bind(text, explained, parameters, catalogue)[0])
+        assert pieces is not None
+        assert pieces.merge is not None
+        fragment, parts = emit(pieces.fragment, types, catalogue, fragment=True, analyze=Analyze())
+        merge, _ = emit(pieces.merge, types, catalogue, analyze=Analyze(plain.notes[0], tuple(parts)))
+    source, _ = emit(bound, types, catalogue, analyze=Analyze(plain.notes[0]))
+    return replace(
+        plain, kind="explain", fields=(Field("plan", "STRING", False),), source=source, fragment=fragment, merge=merge
+    )
 
 
 def _kind(bound: BoundStatement) -> Kind:

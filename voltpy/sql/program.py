@@ -18,10 +18,13 @@ _PARAMETERS: dict[SqlType, tuple[str, str]] = {
 class Program:
     """What the functions of one program share."""
 
-    def __init__(self, parameters: Sequence[SqlType], catalogue: Catalogue, fragment: bool) -> None:
+    def __init__(
+        self, parameters: Sequence[SqlType], catalogue: Catalogue, fragment: bool, observed: bool = False
+    ) -> None:
         self.parameters = parameters
         self.catalogue = catalogue
         self.fragment = fragment
+        self.observed = observed  # for EXPLAIN ANALYZE: `seen` counts what each step does
         self.constants: dict[str, str] = {}  # expression → name
         self.tables: dict[str, str] = {}  # table → variable
         self.functions: list[str] = []
@@ -60,8 +63,10 @@ class Program:
             self.texts[source, position] = (name, name)
         return names
 
-    def note(self, depth: int, text: str) -> None:
+    def note(self, depth: int, text: str) -> int:
+        """Adds a line to the plan in words; its number."""
         self.notes.append("  " * depth + text)
+        return len(self.notes) - 1
 
     def source(self, body: Sequence[str]) -> str:
         """The whole program; `body` are the lines of `run` behind its functions."""
@@ -72,7 +77,11 @@ class Program:
             for i, kind in enumerate(self.parameters):
                 test, check = _PARAMETERS[kind]
                 lines.append(f"    if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
-        lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
+        if self.observed:
+            lines.append(f"    seen = Observed({len(self.notes)})")
+            lines += [f"    {variable} = seen.table(tx.{name})" for name, variable in self.tables.items()]
+        else:
+            lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
         return "\n".join([*lines, *self.functions, *body]) + "\n"
 
 

@@ -22,6 +22,7 @@ from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPar
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql import values as conversions
 from voltpy.sql.catalog import catalog_merged, catalog_rows
+from voltpy.sql.observed import Observed
 from voltpy.sql.search import Ends, Search, ints_within
 from voltpy.sql.values import (
     MAX_STRING,
@@ -826,6 +827,7 @@ def _public(module: dict[str, Any]) -> dict[str, Any]:
 # What a generated program finds under its names.
 NAMES: dict[str, Any] = {
     **_public(vars(conversions)), **_public(globals()),
-    "Search": Search, "catalog_rows": catalog_rows, "catalog_merged": catalog_merged, "DuplicateKey": DuplicateKey,
+    "Search": Search, "Observed": Observed, "catalog_rows": catalog_rows, "catalog_merged": catalog_merged,
+    "DuplicateKey": DuplicateKey,
     "NONE": NONE, "pi": math.pi,
 }  # fmt: skip

@@ -118,6 +118,16 @@ class Search:
         keys = self._keys(values)
         return keys is not None and not any(_estimate(lookups, probe, keys) <= rows for probe in self._useful(keys))
 
+    def estimated(self, table: Any, values: Values) -> int | None:
+        """The fewest rows that an index says it would give; None where none helps."""
+        lookups = self._lookups(table)
+        keys = self._keys(values)
+        if keys is None:
+            return 0
+        return None if lookups is None else min(
+            (_estimate(lookups, probe, keys) for probe in self._useful(keys)), default=None
+        )  # fmt: skip
+
     def rows(self, table: Any, values: Values, first: int | None = None) -> Iterable[Any]:
         """Rows among which are all that meet the terms. `first`: so many may be enough."""
         lookups = self._lookups(table)

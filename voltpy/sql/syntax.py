@@ -263,7 +263,10 @@ class Delete(Node, frozen=True):
 
 
 class Explain(Node, frozen=True):
+    """`analyze`: the statement, a query, is run."""
+
     statement: Query | Insert | Update | Delete
+    analyze: bool = False
 
 
 Statement: TypeAlias = Query | Insert | Update | Delete | Explain

@@ -1,0 +1,158 @@
+"""EXPLAIN ANALYZE: that each step tells what it met, in one partition and over several, and that nothing else pays."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.voltpy.sql_split import Parts
+from voltpy.errors import SqlError
+from voltpy.schema import Schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.testing import Engine
+
+SCHEMA: Schema = parse_schema(
+    """CREATE TABLE people (id INT PRIMARY KEY, city STRING, level INT, score FLOAT);
+    PARTITION TABLE people ON COLUMN id;
+    CREATE TABLE levels (level INT PRIMARY KEY, title STRING);
+    CREATE INDEX by_city ON people USING INVERTED (city);
+    CREATE INDEX by_level ON people USING INVERTED (level);
+    CREATE INDEX by_score ON people USING BTREE (score);"""
+)
+ROWS = 400
+
+
+def without_times(lines: list[tuple[Any, ...]]) -> list[str]:
+    return [re.sub(r"[\d.,]+ ms", "T ms", line) for (line,) in lines]
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    made = Parts(SCHEMA, 2)
+    for start in range(0, ROWS, 200):
+        rows = [(key, f"c{key % 10}", key % 8, key / 2) for key in range(start, start + 200)]
+        made.insert("people", rows)
+    made.insert("levels", [(level, f"level {level}") for level in range(5)])
+    return made
+
+
+@pytest.fixture(scope="module")
+def db(parts: Parts) -> Engine:
+    return parts.whole
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "steps"),
+    [
+        ("SELECT * FROM people WHERE id = ?", (3,), ["Get by key (id) of people — 1 row estimated, 1 found, 1 kept"]),
+        ("SELECT * FROM people WHERE id = ?", (-3,), ["Get by key (id) of people — 1 row estimated, 0 found, 0 kept"]),
+        (
+            "SELECT id FROM people WHERE score * 2 < 10",
+            (),
+            ["Scan of people, 1 filter — scan, 400 rows estimated, 400 found, 10 kept"],
+        ),
+        (
+            "SELECT id FROM people WHERE city = 'c3' AND id > 99",
+            (),
+            ["Index by_city, or range of the primary key, of people, 2 filters"
+             " — by_city, 40 rows estimated, 40 found, 30 kept"],
+        ),
+        (
+            "SELECT id FROM people WHERE id BETWEEN 10 AND 19 AND level = 3",
+            (),
+            ["Index by_level, or range of the primary key, of people, 3 filters"
+             " — 10 rows estimated, 10 found, 2 kept"],
+        ),
+        (
+            "SELECT count(*) FROM people WHERE city = 'c1' AND level = 1",
+            (),
+            ["Count in by_city, by_level, or else: — by_city, by_level, 10 rows found",
+             "Group by nothing, 1 aggregates",
+             "  Index by_city, by_level of people, 2 filters"],
+        ),
+        ("SELECT count(*) FROM people", (), ["Count of people — 400 rows found"]),
+        (
+            "SELECT id FROM people ORDER BY score DESC LIMIT 3",
+            (),
+            ["The first rows by by_score, or else: — by_score, 3 rows found",
+             "Scan of people — 3 kept",
+             "Sort, and keep the first"],
+        ),
+        (
+            "SELECT p.id FROM people p JOIN levels l ON l.level = p.level WHERE p.id IN (1, 6, 1000)",
+            (),
+            ["Get by a list of keys (id) of people as p — 3 rows estimated, 2 found, 2 kept",
+             "Get by key (level) of levels as l — 2 rows estimated, 1 found, 1 kept"],
+        ),
+        (
+            "SELECT l.title, p.id FROM levels l LEFT JOIN people p ON p.score = l.level AND p.city = 'c2'",
+            (),
+            ["Scan of levels as l — scan, 5 rows estimated, 5 found, 5 kept",
+             # c2 has keys 2, 12, …: of the scores 0 to 4 key 2 has 1; NULLs of the others are kept too
+             "Index by_city, by_score of people as p, left join, 2 filters"
+             " — by_score, 5 rows estimated, 5 found, 5 kept"],
+        ),
+        (
+            "SELECT level FROM levels WHERE EXISTS (SELECT 1 FROM people WHERE people.level = levels.level + 6)",
+            (),
+            ["Scan of levels, 1 filter — scan, 5 rows estimated, 5 found, 2 kept",
+             "  Subquery, for each row:",
+             "    Index by_level of people, 1 filter — by_level, 100 rows estimated, 2 found, 2 kept"],
+        ),
+    ],
+)  # fmt: skip
+def test_each_step_tells_what_it_met(db: Engine, sql: str, parameters: Any, steps: list[str]) -> None:
+    result = db.execute(f"EXPLAIN ANALYZE {sql}", parameters)
+    assert (result.columns, result.types, result.kind) == (["plan"], ["STRING"], "explain")
+    first, whole, *lines = without_times(result.rows)
+    assert first == f"{db.execute(f'EXPLAIN {sql}').rows[0][0]}"
+    rows = len(db.execute(sql, parameters).rows)
+    assert whole == f"Partition 0: {rows} row{'' if rows == 1 else 's'} in T ms"
+    assert [line.removeprefix("  ").removesuffix(", T ms") for line in lines] == steps
+
+
+def test_every_partition_tells_its_own(parts: Parts) -> None:
+    sql = "EXPLAIN ANALYZE SELECT city, count(*), avg(score) FROM people WHERE level = 1 GROUP BY city"
+    assert parts.plan(sql).merge is not None
+    assert without_times([(line,) for (line,) in parts.select(sql)]) == [
+        "Partitions: all; each sends its groups, with partial aggregates",
+        "Partition 0: 0 rows sent in T ms",
+        "  Send:",
+        "    Group by 1 keys, 3 aggregates",
+        "      Index by_level of people, 1 filter — by_level, 0 rows estimated, 0 found, 0 kept, T ms",
+        "Partition 0: 5 rows sent in T ms",  # each of these engines is the only partition of its own
+        "  Send:",
+        "    Group by 1 keys, 3 aggregates",
+        "      Index by_level of people, 1 filter — by_level, 50 rows estimated, 50 found, 50 kept, T ms",
+        "Merge: 5 rows in T ms",
+        "  Group by 1 keys, 2 aggregates",
+        "    Scan of shipped rows shipped — 5 rows found, 5 kept, T ms",
+    ]
+
+
+def test_what_is_gathered_is_told_table_by_table(parts: Parts) -> None:
+    lines = without_times(parts.select("EXPLAIN ANALYZE SELECT max(a.id) FROM people a, people b WHERE a.level = b.id"))
+    assert lines[-4:] == [
+        "Merge: 1 row in T ms",
+        "  Group by nothing, 1 aggregates",
+        "    Scan of shipped rows a — 400 rows found, 400 kept, T ms",
+        "    Hash join on (id) of shipped rows b — 400 rows found, 400 kept, T ms",
+    ]
+    assert sum("200 rows estimated, 200 found, 200 kept" in line for line in lines) == 4
+
+
+def test_a_statement_that_is_not_analyzed_counts_nothing(parts: Parts) -> None:
+    for sql in ("SELECT city, count(*) FROM people GROUP BY city", "EXPLAIN SELECT id FROM people"):
+        plan = parts.plan(sql)
+        assert "seen" not in plan.source + (plan.fragment or "") + (plan.merge or "")
+    assert "seen" in parts.plan("EXPLAIN ANALYZE SELECT id FROM people").source
+
+
+def test_errors_of_the_statement_are_told(db: Engine) -> None:
+    with pytest.raises(SqlError, match="takes queries only"):
+        db.execute("EXPLAIN ANALYZE UPDATE people SET level = 1")
+    assert db.execute("SELECT count(*) FROM people WHERE level = 1").rows == [(50,)]
+    with pytest.raises(SqlError, match="parameters"):
+        db.execute("EXPLAIN ANALYZE SELECT * FROM people WHERE id = ?")
