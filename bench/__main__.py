@@ -22,6 +22,7 @@ from bench import (
     machine,
     report,
     scan_resistance,
+    sql,
     warm_restart,
 )
 from bench.experiment import PEERS, WORKLOADS, Results, Settings, lines_of, run_all
@@ -150,6 +151,7 @@ main.add_command(engine.replay)
 main.add_command(indexes.indexes)
 main.add_command(hit_ratio.main)
 main.add_command(isolation.main)
+main.add_command(sql.main)
 main.add_command(engine.load_checkpoint)
 main.add_command(larger_than_memory.main)
 main.add_command(checkpoint_latency.main)
