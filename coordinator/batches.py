@@ -145,7 +145,8 @@ class Batches:
                 if fetch.takes:
                     batch.participants.add(partition)
                     batch.is_alone |= bool(fetch.scans)
-                self._participants.order(partition, Borrow(batch.number, fetch.keys, fetch.scans), fetch.bytes)
+                order = Borrow(batch.number, fetch.keys, fetch.scans, [], fetch.entries)
+                self._participants.order(partition, order, fetch.bytes)
         if asked:
             batch.rounds += 1
             self.counts["rounds"] += 1
@@ -162,7 +163,7 @@ class Batches:
             self._abort(batch)
             return
         awaited = batch.awaited[partition]
-        awaited.popleft().learn(self._tables, lent.images, lent.scans)
+        awaited.popleft().learn(self._tables, lent.images, lent.scans, lent.entries)
         if not awaited:
             del batch.awaited[partition]
         if batch.awaited:

@@ -7,6 +7,7 @@ Whatever the body makes of a stand-in, the run is undone and repeated with the r
     for a row that is read, changed or deleted    the last row of its table that was seen, with this key
     for a row that is inserted                    none: the key is taken to be free
     for a scan, where, range, count               no rows
+    for a value in a unique index                 none: it is taken to be free (coordinator.entries)
 
 What is read of a table otherwise than by key is asked of every partition that the call may use; the answers are rows of
 the cache too, and what the batch has changed since is laid over them: see `Table`.
@@ -26,13 +27,14 @@ import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
+from coordinator.entries import EntryWish, UniqueIndex
 from voltpy.errors import CODES, ConstraintViolation, DuplicateKey, Error, ProtocolError, SchemaError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import Scan, ScanAnswer, TableChanges, TableKeys
 from voltpy.not_here import NotHere
 from voltpy.row import RowFormat, encode
 from voltpy.row_source import functions, row_source
-from voltpy.schema import INT_MAX, INT_MIN, Schema
+from voltpy.schema import INT_MAX, INT_MIN, Index, Schema
 from voltpy.schema import Table as TableSchema
 
 ANY = -1  # in the place of a partition: whichever one has a copy of the table
@@ -75,7 +77,7 @@ class FragmentWish(NamedTuple):
     call: tuple[int, int, datetime] | None
 
 
-Wish: TypeAlias = KeyWish | ScanWish | FragmentWish
+Wish: TypeAlias = KeyWish | EntryWish | ScanWish | FragmentWish
 Undo: TypeAlias = tuple["Table | None", Any, Any, bool]
 
 # Each looks in the cache, and checks that the call may use the partition where the row lives: that is known by the
@@ -109,8 +111,13 @@ def update(_key, /, **_changes):
         if _type(_value) is not _small[_name] or {odd}:
             _row, _ = _validated(_row)
             break
-{changed}
+{unique}{changed}
     return _row
+"""
+
+# Where the table has unique indexes: at the last moment before anything changes.
+_UNIQUE = """    for _index in _unique:
+        _index.check(_key, _row, _old)
 """
 
 _CHANGED = """
@@ -133,7 +140,7 @@ def insert({parameters}):
 {admitted}
     if _old is not None:
         raise _duplicate(_key)
-{changed}
+{unique}{changed}
     return _row
 
 def upsert({parameters}):
@@ -144,7 +151,7 @@ def upsert({parameters}):
     if _old is _unknown:
         _old = _missed(_key, False)
 {admitted}
-{changed}
+{unique}{changed}
     return _row
 """
 
@@ -156,7 +163,7 @@ def insert({parameters}):
 {made}
     _old, _key = None, {name}
 {admitted}
-{changed}
+{unique}{changed}
     return _row
 
 upsert = insert
@@ -168,7 +175,7 @@ class Table:
 
     `rows`: what the cache knows, by key. `written`: the keys that this batch has changed, with the rows as they were
     before it. `whole`: the partitions of whose part of the table the cache knows every row. `answers`: those to reads
-    that are not by key, as the partitions gave them, without this batch's changes.
+    that are not by key, as the partitions gave them, without this batch's changes. `unique`: its unique indexes.
     """
 
     __slots__ = (
@@ -190,13 +197,14 @@ class Table:
         "rows",
         "sample",
         "schema",
+        "unique",
         "update",
         "upsert",
         "whole",
         "written",
     )
 
-    def __init__(self, schema: TableSchema, number: int, tables: Tables) -> None:
+    def __init__(self, schema: TableSchema, number: int, tables: Tables, indexes: Iterable[Index] = ()) -> None:
         self.schema = schema
         self.name = schema.name
         self.number = number
@@ -216,6 +224,9 @@ class Table:
         self.whole: set[int] = set()
         self.answers: dict[tuple[int, str, bytes], list[Any] | int | Error] = {}
         self.sample: Any = None  # a row as rows of this table are like
+        self.unique = [
+            UniqueIndex(index, schema, number, self.rows, self._home, tables.miss) for index in indexes if index.unique
+        ]
         self.get, self.insert, self.upsert, self.update, self.delete = self._accessors()
 
     # What procedures call, besides get, insert, upsert, update and delete.
@@ -293,6 +304,17 @@ class Table:
         if row is not None:
             self.sample = row
 
+    def learn_entries(self, index: str, values: list[bytes], images: list[bytes | None]) -> None:
+        """A partition's answer for entries of a unique index: the rows that have these values. Raises ProtocolError."""
+        rows, held = self.rows, next((each.held for each in self.unique if each.name == index), {})
+        for value, image in zip(values, images, strict=True):
+            key = None
+            if image is not None:
+                row = self._row(image)
+                key = self._key_of(row)
+                rows.setdefault(key, row)  # it is borrowed too
+            held.setdefault(value, key)
+
     def learn_answer(self, partition: int, scan: Scan, answer: ScanAnswer) -> None:
         """A partition's answer to a read that is not by key. Raises ProtocolError."""
         place = (partition, scan.kind, bytes(scan.arguments))
@@ -346,8 +368,10 @@ class Table:
                 keys.setdefault(self._home(key, before if row is None else row), []).append(encode(key))
         return keys
 
-    def knows(self, wish: KeyWish | ScanWish) -> bool:
+    def knows(self, wish: KeyWish | EntryWish | ScanWish) -> bool:
         """Whether the cache has what is wished for."""
+        if isinstance(wish, EntryWish):
+            return any(index.name == wish.name and wish.values in index.held for index in self.unique)
         if isinstance(wish, KeyWish):
             return wish.key in self.rows or wish.partition in self.whole
         return wish.partition in self.whole or (wish.partition, wish.kind, wish.arguments) in self.answers
@@ -370,6 +394,8 @@ class Table:
         self.written.clear()
         self.whole.clear()
         self.answers.clear()
+        for index in self.unique:
+            index.forget()
 
     def take_back(self) -> None:
         """The batch never happened."""
@@ -521,6 +547,7 @@ class Table:
 
         rows = row_source(schema, self._format)
         changed = _CHANGED.strip("\n")
+        unique = _UNIQUE if self.unique else ""
         by_row = f"_row.{schema.partition_column}"
         if self.replicated:
             admitted_key = admitted_row = "    pass"
@@ -536,16 +563,16 @@ class Table:
             _GET.format(admitted=admitted_key.replace("_old", "_row"))
             + keyed.format(
                 parameters=rows.parameters, made=rows.made, key=rows.key, name=schema.primary_key[0],
-                admitted=admitted_row, changed=changed,
+                admitted=admitted_row, changed=changed, unique=unique,
             )
-            + _UPDATE.format(admitted=admitted_key, changed=changed, odd=rows.odd)
+            + _UPDATE.format(admitted=admitted_key, changed=changed, odd=rows.odd, unique=unique)
         )  # fmt: skip
         bound = rows.bound | {
             "_table": self, "_rows": self.rows, "_row_of": self.rows.get, "_written": self.written,
             "_undo": tables.undo, "_unknown": UNKNOWN, "_missed": self._missed, "_verified": tables.verified,
             "_admitted": self._admitted, "_check_fixed": self._check_fixed, "_key_type": self._key_type,
             "_fixed": self._fixed_columns, "_duplicate": duplicate, "_no_row": no_row,
-            "_new_hidden_key": tables.new_id,
+            "_new_hidden_key": tables.new_id, "_unique": self.unique,
             "_small": {name: type_ for name, type_ in rows.bound["_exact"].items() if type_ is not str}
             | {column.name: None for column in schema.columns if column.type == "STRING"},
         }  # fmt: skip
@@ -596,7 +623,9 @@ class Tables:
         # What partitions sent for SELECTs, or (class name of voltpy.errors, message).
         self.fragments: dict[FragmentWish, list[list[list[Any]]] | tuple[str, str]] = {}
         self._stand_ins = 0  # that this run may still use
-        self.tables = [Table(table, number, self) for number, table in enumerate(schema.tables)]
+        self.tables = [
+            Table(table, number, self, schema.indexes_of(table.name)) for number, table in enumerate(schema.tables)
+        ]
         self.by_name = {table.name: table for table in self.tables}
 
     def begin(
@@ -690,6 +719,8 @@ class Tables:
                 table.forget()
             else:
                 table.answers.clear()
+                for index in table.unique:
+                    index.forget()
                 if len(table.rows) > COPIES_KEPT and not table.written:
                     table.forget()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,8 +10,9 @@ from msgspec import Raw
 
 from coordinator.bodies import Call
 from coordinator.borrowed import ANY, FragmentWish, KeyWish, ScanWish, Tables, scan_of
+from coordinator.entries import EntryWish
 from voltpy.errors import ProtocolError
-from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKeys
+from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKeys, UniqueValues
 from voltpy.row import encode
 
 KEYS_AN_ORDER = 4096
@@ -21,14 +22,18 @@ _decode_streams = msgspec.msgpack.Decoder(list[list[list[Any]]]).decode
 
 
 class Fetch:
-    """The keys and scans for one partition. `takes`: some of it is borrowed, and not only read."""
+    """The keys, entries of unique indexes, and scans for one partition.
+
+    `takes`: some of it is borrowed, and not only read.
+    """
 
     __slots__ = (
-        "bytes", "fragments", "keys", "scans", "takes", "wished_fragments", "wished_keys", "wished_scans",
+        "bytes", "entries", "fragments", "keys", "scans", "takes", "wished_fragments", "wished_keys", "wished_scans",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.keys: list[TableKeys] = []
+        self.entries: list[UniqueValues] = []
         self.scans: list[Scan] = []
         self.fragments: list[Fragment] = []
         self.wished_fragments: list[FragmentWish] = []
@@ -42,6 +47,11 @@ class Fetch:
         self.wished_keys.append(keys)
         self.takes |= takes
         self.bytes += sum(map(len, encoded)) + 5 * len(encoded)
+
+    def add_entries(self, table: int, index: str, values: list[bytes], *, takes: bool) -> None:
+        self.entries.append(UniqueValues(table, index, values))
+        self.takes |= takes
+        self.bytes += sum(map(len, values)) + 5 * len(values) + len(index)
 
     def add_fragment(self, wish: FragmentWish) -> None:
         self.fragments.append(Fragment(wish.text, Raw(wish.parameters), wish.sends_copies, wish.call))
@@ -67,28 +77,42 @@ class Fetch:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"a partition sent no rows for a statement: {error}") from None
 
-    def learn(self, tables: Tables, images: list[list[bytes | None]], scans: list[ScanAnswer]) -> None:
+    def learn(
+        self,
+        tables: Tables,
+        images: list[list[bytes | None]],
+        scans: list[ScanAnswer],
+        entries: Sequence[list[bytes | None]] = (),
+    ) -> None:
         """Takes the answer into the cache. Raises ProtocolError when it is none to these questions."""
-        if list(map(len, images)) != list(map(len, self.wished_keys)) or len(scans) != len(self.scans):
+        if (
+            list(map(len, images)) != list(map(len, self.wished_keys))
+            or len(scans) != len(self.scans)
+            or list(map(len, entries)) != [len(asked.values) for asked in self.entries]
+        ):
             raise ProtocolError("a partition answered other questions than it was asked")
         for asked, keys, found in zip(self.keys, self.wished_keys, images, strict=True):
             tables.tables[asked.table].learn(keys, found)
         for wish, scan, answer in zip(self.wished_scans, self.scans, scans, strict=True):
             tables.tables[wish.table].learn_answer(wish.partition, scan, answer)
+        for of_index, found in zip(self.entries, entries, strict=True):
+            tables.tables[of_index.table].learn_entries(of_index.index, of_index.values, found)
 
 
 class Missing:
-    """What the cache has not, of one partition: keys by table, scans, and what it is to send for SELECTs."""
+    """What the cache has not, of one partition: keys by table, entries by unique index, scans, and what it is to send
+    for SELECTs."""
 
-    __slots__ = ("fragments", "keys", "scans")
+    __slots__ = ("entries", "fragments", "keys", "scans")
 
     def __init__(self) -> None:
         self.keys: dict[int, dict[Any, None]] = {}
+        self.entries: dict[tuple[int, str], dict[bytes, None]] = {}
         self.scans: dict[ScanWish, None] = {}
         self.fragments: dict[FragmentWish, None] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.keys or self.scans or self.fragments)
+        return bool(self.keys or self.entries or self.scans or self.fragments)
 
 
 def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int, list[Fetch]]:
@@ -111,6 +135,17 @@ def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int
                     piece, left = Fetch(), KEYS_AN_ORDER
                 until = _fitting(encoded, done, left, BYTES_AN_ORDER - piece.bytes)
                 piece.add_keys(number, keys[done:until], encoded[done:until], takes=takes)
+                left -= until - done
+                done = until
+        for (number, index), wanted_values in missing.entries.items():
+            encoded, takes = list(wanted_values), not tables.tables[number].replicated
+            done = 0
+            while done < len(encoded):
+                if not left or piece.bytes > BYTES_AN_ORDER:
+                    pieces.append(piece)
+                    piece, left = Fetch(), KEYS_AN_ORDER
+                until = _fitting(encoded, done, left, BYTES_AN_ORDER - piece.bytes)
+                piece.add_entries(number, index, encoded[done:until], takes=takes)
                 left -= until - done
                 done = until
         if left < KEYS_AN_ORDER:
@@ -168,7 +203,9 @@ def _missing(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[in
                         of_table = of_partition.keys[number] = {}
                     of_table[key] = None
             elif not knows(wish):
-                if isinstance(wish, ScanWish):
+                if isinstance(wish, EntryWish):
+                    of_partition.entries.setdefault((wish.table, wish.name), {})[wish.values] = None
+                elif isinstance(wish, ScanWish):
                     of_partition.scans[wish] = None
                 elif isinstance(wish, FragmentWish):
                     of_partition.fragments[wish] = None
@@ -177,6 +214,7 @@ def _missing(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[in
     if copies is not None:
         asked = by_partition.setdefault(min(by_partition, default=copies_from), Missing())
         asked.keys |= copies.keys  # of other tables than those that are borrowed from
+        asked.entries |= copies.entries
         asked.scans |= copies.scans
         asked.fragments |= copies.fragments
     return by_partition

@@ -5,7 +5,7 @@ this says what time it is. Orders are obeyed between two batches of calls, so no
 ever sees half of what one order does.
 
     order        what it finds                          what it does                                     report
-    Borrow       all is here, or its own                the keys, and the tables of its scans, are away  Lent
+    Borrow       all is here, or its own                keys, entries, and the tables of scans, are away Lent
                  some is someone else's, or no key      nothing                                          Lent(refused)
     Prepare      all that it borrowed is still its      a record; what it does not change is here again  Vote yes
                  that was taken back, or no room, or    all of it is here again                          Vote no
@@ -32,14 +32,16 @@ That a decision is in the WAL is told when it is on disk, and nobody waits for t
 next, or is flushed for its own sake after DECIDED_S. Other reports need not wait for the decisions before them, which
 the coordinator has on disk (or presumes): after a crash it would decide the same.
 
-The values that a batch writes in columns of unique indexes are not borrowed: the coordinator knows nothing of them.
-They are looked at when it prepares or commits, and are reserved, with the keys, while it is prepared.
+The values that a batch writes in columns of unique indexes are borrowed as *entries* (partitions.lookups), each with
+the row that has it. They are looked at again when the batch prepares or commits, and are reserved, with the keys, while
+it is prepared.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
 
@@ -47,6 +49,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.executor import Executor, Part
+from partitions.lookups import Entry
 from partitions.store import Store
 from partitions.table import Table
 from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
@@ -92,11 +95,13 @@ from voltpy.messages import (
     ScanAnswer,
     TableChanges,
     TableKeys,
+    UniqueValues,
     Vote,
 )
 from voltpy.not_here import PLAN, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
 from voltpy.record_log import DiskFull
+from voltpy.row import encode
 
 DECIDED_S = 0.05
 RETRY_S = 0.1  # after a decision that found no room
@@ -106,16 +111,22 @@ PATIENCE = 3  # times that an order waits for cold pages before it waits for eac
 BATCHES_LOST = 4096  # remembered as such, at most
 
 _decode_equalities = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_decode_values = msgspec.msgpack.Decoder(tuple[Any, ...]).decode
 _decode_bounds = msgspec.msgpack.Decoder(tuple[Any, Any]).decode
+_NOTHING = None, None, None
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Loan(Struct, eq=False):
-    """What a batch has borrowed and not prepared: keys by table, and tables whole. It ends by itself at `until_s`."""
+    """What a batch has borrowed and not prepared: keys by table, entries among them, and tables whole.
+
+    It ends by itself at `until_s`.
+    """
 
     until_s: float
     keys: dict[int, set[Any]]
     tables: set[int]
+    entries: dict[int, set[Entry]] = {}  # once more, by table
 
 
 class Round(Struct, eq=False):
@@ -379,11 +390,18 @@ class Loans:
                 raise Unavailable(f"what batch {batch} had borrowed has been taken back, or prepared")
             wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
             locked = self._decoded_keys(order.locks)
-            self._check_free(batch, loan, wanted + locked, scanned)
-            images, answers = self._read_images(wanted, scanned, order.scans)
+            asked = [self._entries(each) for each in order.entries]
+            taken = [(table, keys) for table, keys, _, _ in asked if not self._is_copy(table)]
+            self._check_free(batch, loan, wanted + locked + [(table, keys) for table, keys, _, _ in asked], scanned)
+            holders = [images for _, _, _, images in asked]
+            images, answers = self._read_images(wanted, scanned, order.scans, holders)
         except Error as error:
             return Lent(batch, [], [], f"{type(error).__name__}: {error}")
-        for table, keys in [each for each in wanted if not self._is_copy(each[0])] + locked:
+        for table, _, entries, _ in asked:
+            if table.lookups is not None and not self._is_copy(table):
+                table.lookups.lend(entries)
+                loan.entries.setdefault(table.number, set()).update(entries)
+        for table, keys in [each for each in wanted if not self._is_copy(each[0])] + locked + taken:
             table.send_all_away(keys)
             loan.keys.setdefault(table.number, set()).update(keys)
         for table in scanned:
@@ -395,7 +413,31 @@ class Loans:
         loan.until_s = now_s + LEASE_S
         self._loans[batch] = loan
         crash_point("lending.lent")
-        return Lent(batch, images, answers)
+        return Lent(batch, images, answers, "", holders)
+
+    def _entries(self, asked: UniqueValues) -> tuple[Table, list[Any], list[Entry], list[bytes | None]]:
+        """(table, what is lent, the entries among that, the images of the rows that have the values).
+
+        A row that has a value is lent with it: who would take it from that row, or read it, waits for the row.
+        Raises ProtocolError, Unavailable, NotHere.
+        """
+        table = self._table(asked.table)
+        taken: list[Any] = []
+        entries: list[Entry] = []
+        images: list[bytes | None] = []
+        for encoded in asked.values:
+            try:
+                values = _decode_values(encoded)
+                entry, key, row = _NOTHING if table.lookups is None else table.lookups.entry(asked.index, values)
+            except (*_UNREADABLE, TypeError) as error:
+                raise ProtocolError(f"table {table.name}: not a value of index {asked.index:.100}: {error}") from None
+            if entry is not None:
+                taken.append(entry)
+                entries.append(entry)
+            if row is not None:
+                taken.append(key)
+            images.append(None if row is None else encode(row))
+        return table, taken, entries, images
 
     def _check_free(self, batch: int, loan: Loan, wanted: list[tuple[Table, list[Any]]], scanned: list[Table]) -> None:
         """Raises Unavailable unless all of it is here, or lent to this batch."""
@@ -425,6 +467,10 @@ class Loans:
     def _give_back(self, loan: Loan, changes: list[Changes] = []) -> None:  # noqa: B006 — nothing changes it
         """What was borrowed is here again, but for the keys of these changes."""
         kept = {table.number: {*keys, *deleted} for table, keys, _, deleted in changes}
+        for number, entries in loan.entries.items():
+            lookups = self._store.tables[number].lookups
+            if lookups is not None:
+                lookups.take_back(entries)
         for number, keys in loan.keys.items():
             self._executor.keys_arrived(number, keys - kept[number] if number in kept else keys)
         for number in loan.tables:
@@ -701,12 +747,19 @@ class Loans:
         return min([round_.opened for round_ in self._rounds.values()], default=inf)
 
     def _read_images(
-        self, wanted: list[tuple[Table, list[Any]]], scanned: list[Table], scans: list[Scan]
+        self,
+        wanted: list[tuple[Table, list[Any]]],
+        scanned: list[Table],
+        scans: list[Scan],
+        holders: Sequence[list[bytes | None]] = (),
     ) -> tuple[list[list[bytes | None]], list[ScanAnswer]]:
-        """What was asked for. Raises ConstraintViolation when it is too much, ProtocolError, NotHere."""
+        """What was asked for. Raises ConstraintViolation when it is too much, ProtocolError, NotHere.
+
+        `holders` are sent with it.
+        """
         images = [table.images_of(keys) for table, keys in wanted]
         answers = [_scanned(table, scan) for table, scan in zip(scanned, scans, strict=True)]
-        size = sum(len(image) for of_table in images for image in of_table if image is not None)
+        size = sum(len(image) for of_table in chain(images, holders) for image in of_table if image is not None)
         size += sum(len(image) for answer in answers for image in answer.images)
         if size > REPORT_BYTES:
             raise ConstraintViolation(f"{size:,} bytes of rows at once; the limit is {REPORT_BYTES:,}")
@@ -802,6 +855,8 @@ def _check_outcomes(outcomes: bytes) -> None:
 def _bytes_of(report: Report) -> int:
     """About what it takes in a frame."""
     size = 64
+    if isinstance(report, Lent):
+        size += sum(9 if image is None else len(image) for images in report.entries for image in images)
     if isinstance(report, Lent | ReadAnswer):
         size += sum(9 if image is None else len(image) for images in report.images for image in images)
         size += sum(len(image) for answer in report.scans for image in answer.images)

@@ -30,6 +30,7 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from msgspec import Struct
 from pyroaring import BitMap
 
 from partitions.heap import Heap
@@ -84,8 +85,19 @@ class _Fresh:
         return keys[first:last]
 
 
+class Entry(Struct, frozen=True):
+    """A value of a unique index, by its key there. Lent, it is among the keys of its table that are away."""
+
+    index: str
+    key: Key
+
+
 class _Unique(NamedTuple):
-    """A unique index. `claims`: its key → rows of this batch that were let have it; `reserved`: see `reserve`."""
+    """A unique index. `claims`: its key → rows of this batch that were let have it.
+
+    `reserved`: its key → what whoever wants it must wait for: the key of a row that may come back with it (`reserve`),
+    or the Entry itself, which is lent (`lend`).
+    """
 
     of: SecondaryIndex
     claims: dict[Key, tuple[Any, ...]]
@@ -349,9 +361,10 @@ class Lookups:
     def check_unique(self, primary: Any, row: Any, old: Any) -> None:
         """Raises DuplicateKey when another row has the values of this one, which replaces `old`, in a unique index.
 
-        Who was let pass is noted as a claimant of its values, until the batch is over. Whether a claimant still has
-        them is looked at when the next one comes.
+        Who was let pass, in all indexes, is noted as a claimant of its values, until the batch is over. Whether a
+        claimant still has them is looked at when the next one comes.
         """
+        passed: list[tuple[dict[Key, tuple[Any, ...]], Key]] = []
         for index, claims, reserved in self._unique:
             key = index.of_row(row)
             if key is None or (old is not None and index.of_row(old) == key) or index.format.has_null(row):
@@ -369,6 +382,8 @@ class Lookups:
                     other = self._table._key_of(there)
                     if other != primary and self._has_now(index, other, key):
                         self._refuse(index, row, other)
+            passed.append((claims, key))
+        for claims, key in passed:
             claims[key] = (primary,)
 
     def check_changes(self, keys: list[Any], images: list[bytes], deleted: list[Any], borrowed: Set[Any]) -> None:
@@ -388,7 +403,8 @@ class Lookups:
                     continue
                 if taken.setdefault(key, primary) != primary:
                     raise self._duplicate(index, row)
-                if reserved.get(key, primary) != primary:
+                awaited = reserved.get(key, primary)
+                if awaited != primary and awaited not in borrowed:
                     raise self._in_doubt(index)
             postings = [posting for posting in map(index.posting, taken) if posting is not None]
             for row in self._read([row_id for posting in postings for row_id in sorted_ids(posting)]):
@@ -398,6 +414,41 @@ class Lookups:
                 if primary in self._table._away and primary not in borrowed:
                     raise self._in_doubt(index)
                 raise self._duplicate(index, row)
+
+    def entry(self, name: str, values: tuple[Any, ...]) -> tuple[Entry | None, Any, Any]:
+        """(the entry of these values, the key of the row that has them, the row; None for both where none has).
+
+        Between batches only. All None where there is no unique index of this name that could be asked. Raises
+        Unavailable when it is in doubt whether a row has them, UnfitValue for values of other types, NotHere for cold
+        pages.
+        """
+        for index, _, reserved in self._unique:
+            if index.schema.name == name:
+                columns = index.format.columns
+                if len(values) != len(columns) or None in values or (key := index.format.of_values(values)) is None:
+                    raise UnfitValue(f"an entry is a value for each of {', '.join(columns)}, none of them NULL")
+                if key in reserved and not isinstance(reserved[key], Entry):
+                    raise self._in_doubt(index)
+                posting = index.posting(key)
+                rows = [] if posting is None else self._read(sorted_ids(posting))
+                for row in rows:
+                    return Entry(name, key), self._table._key_of(row), row
+                return Entry(name, key), None, None
+        return None, None, None
+
+    def lend(self, entries: Iterable[Entry]) -> None:
+        """Until `take_back` nobody gets these values: who asks for one waits for its entry. Between batches only."""
+        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
+        for entry in entries:
+            reserved[entry.index][entry.key] = entry
+
+    def take_back(self, entries: Iterable[Entry]) -> None:
+        """They are here again, unless they are reserved for rows by now."""
+        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
+        for entry in entries:
+            of_index = reserved.get(entry.index, {})  # which may have been dropped
+            if of_index.get(entry.key) == entry:
+                del of_index[entry.key]
 
     def reserve(self, keys: list[Any], images: list[bytes]) -> None:
         """These rows, whose keys are away, may come back so: until `release` nobody else gets their unique values.

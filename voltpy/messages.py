@@ -377,6 +377,14 @@ class TableKeys(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     keys: list[bytes]
 
 
+class UniqueValues(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Values of the columns of a unique index: each an encoded array of them, none of them NULL."""
+
+    table: int
+    index: str
+    values: list[bytes]
+
+
 class Scan(Struct, array_like=True, forbid_unknown_fields=True):
     """A read that is not by key, as a procedure asks for it of `tx.<table>`.
 
@@ -405,12 +413,16 @@ class Borrow(Struct, array_like=True, tag="borrow", forbid_unknown_fields=True):
 
     `locks` are keys that the batch has changed without having borrowed them: of replicated tables, and of new rows with
     hidden keys. They are taken, and nothing is answered for them.
+
+    `entries` are values that rows of the batch are to have in unique indexes: as long as they are lent nobody else gets
+    them, and a row that has one is lent with it. Those of replicated tables are read and not taken, like their keys.
     """
 
     batch: int
     keys: list[TableKeys]
     scans: list[Scan]
     locks: list[TableKeys] = []
+    entries: list[UniqueValues] = []
 
 
 class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
@@ -418,12 +430,14 @@ class Lent(Struct, array_like=True, tag="lent", forbid_unknown_fields=True):
 
     `refused`: the partition does not take the order: a class name of voltpy.errors, ": ", and why. "Unavailable" when
     the batch has lost what it borrowed before, or somebody else has it; others will say the same the next time.
+    `entries`: for each value that was asked for the image of the row that has it, or None.
     """
 
     batch: int
     images: list[list[bytes | None]]
     scans: list[ScanAnswer]
     refused: str = ""
+    entries: list[list[bytes | None]] = []
 
 
 class Prepare(Struct, array_like=True, tag="prepare", forbid_unknown_fields=True):

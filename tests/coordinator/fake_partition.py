@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -53,6 +54,7 @@ from voltpy.messages import (
     TableChanges,
     TableKeys,
     Topology,
+    UniqueValues,
     Vote,
 )
 from voltpy.outcome_window import OutcomeWindow
@@ -74,6 +76,7 @@ class FakePartition:
     def __init__(self, number: int, schema: Schema) -> None:
         self.number = number
         self.formats = [RowFormat(table) for table in schema.tables]
+        self.unique = {index.name: attrgetter(*index.columns) for index in schema.indexes if index.unique}
         self.replicated = {n for n, table in enumerate(schema.tables) if table.partition_column is None}
         self.rows: dict[Key, bytes] = {}
         self.prepared: dict[int, list[TableChanges]] = {}
@@ -190,7 +193,29 @@ class FakePartition:
             if scan.table not in self.replicated:
                 self.lent_tables[scan.table] = order.batch
                 self.borrowed_by.add(order.batch)
-        return Lent(order.batch, self._images(order.keys), [self.scan(scan) for scan in order.scans])
+        entries = [[self._lend_entry(order.batch, each, value) for value in each.values] for each in order.entries]
+        images = self._images(order.keys)
+        return Lent(order.batch, images, [self.scan(scan) for scan in order.scans], "", entries)
+
+    def _lend_entry(self, batch: int, of_index: UniqueValues, value: bytes) -> bytes | None:
+        """The value of a unique index, and the row that has it."""
+        values_of, wanted = self.unique[of_index.index], repr(decode(value))
+        places: list[Key] = [(of_index.table, of_index.index.encode() + value)]
+        image = None
+        for place, of_row in self.rows.items():
+            if place[0] == of_index.table:
+                values = values_of(self.formats[place[0]].decode(of_row))
+                values = list(values) if isinstance(values, tuple) else [values]
+                if repr([each + 0.0 if isinstance(each, float) else each for each in values]) == wanted:  # -0.0 is 0.0
+                    places.append(place)
+                    image = of_row
+        for place in places:
+            assert not self.is_locked(place), "an entry that is prepared can't be borrowed"
+            assert self.lent.get(place, batch) == batch, "one batch borrows at a time"
+            if of_index.table not in self.replicated:
+                self.lent[place] = batch
+                self.borrowed_by.add(batch)
+        return image
 
     def _images(self, keys: list[TableKeys]) -> list[list[bytes | None]]:
         return [[self.rows.get((each.table, key)) for key in each.keys] for each in keys]

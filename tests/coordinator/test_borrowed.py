@@ -28,6 +28,12 @@ PARTITION TABLE names ON COLUMN name;
 CREATE TABLE notes (account INT NOT NULL, text STRING);
 PARTITION TABLE notes ON COLUMN account;
 CREATE TABLE rates (code STRING PRIMARY KEY, rate FLOAT NOT NULL);
+CREATE TABLE seats (show INT, seat INT, holder STRING, PRIMARY KEY (show, seat));
+PARTITION TABLE seats ON COLUMN show;
+CREATE UNIQUE INDEX one_each ON seats USING HASH (show, holder);
+CREATE TABLE words (code INT PRIMARY KEY, word STRING, weight FLOAT);
+CREATE UNIQUE INDEX no_word_twice ON words USING BTREE (word);
+CREATE UNIQUE INDEX no_weight_twice ON words USING BTREE (weight);
 """)
 
 
@@ -92,6 +98,48 @@ def random_operation(random: Random) -> list[Any]:
         first, second = key if isinstance(key, list) and len(key) == 2 else (key, 0)
         return [table, kind, [first, second, value], {}]
     return [table, kind, [key, value], {}]
+
+
+HOLDERS = (None, "ann", "bob", "cid")
+
+
+def random_operation_with_unique_values(random: Random) -> list[Any]:
+    kind = random.choice(("insert", "insert", "upsert", "update", "update", "delete", "scan"))
+    number, other, holder = random.randrange(3), random.randrange(4), random.choice(HOLDERS)
+    if random.random() < 0.5:
+        key: Any = [number, other]
+        if kind in ("insert", "upsert"):
+            return ["seats", kind, [number, other, holder], {}]
+        named: dict[str, Any] = {"holder": holder}
+        table = "seats"
+    else:
+        table, key, weight = "words", other, random.choice((None, 0.0, -0.0, 1, 1.0, float("nan")))
+        if kind in ("insert", "upsert"):
+            return ["words", kind, [other, holder, weight], {}]
+        named = random.choice(({"word": holder}, {"weight": weight}))
+    if kind == "update":
+        return [table, kind, [key], named]
+    return [table, kind, [key] if kind == "delete" else [], {}]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_unique_values_are_taken_and_free_across_partitions_as_they_are_in_one(seed: int) -> None:
+    random = Random(seed)
+    cluster = FakeCluster(SCHEMA, [operate], partitions=3)
+    cluster.settle()
+
+    @procedure(everywhere=True)
+    def directed(tx: Any, operations: list) -> list:
+        return operate(tx, operations)
+
+    with Engine(SCHEMA, [directed]) as engine:
+        duplicates = 0
+        for _ in range(25):
+            operations = [random_operation_with_unique_values(random) for _ in range(random.randrange(1, 12))]
+            expected = engine.call_everywhere("directed", operations)[0]
+            assert cluster.call("operate", operations) == expected, f"seed {seed}: {operations}"
+            duplicates += sum("is unique" in outcome for outcome in expected if isinstance(outcome, str))
+        assert duplicates
 
 
 def sendable(operation: list[Any]) -> bool:

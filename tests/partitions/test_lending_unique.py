@@ -10,7 +10,7 @@ import pytest
 from msgspec import Raw
 
 from tests.partitions.one_partition import OnePartition
-from voltpy.errors import DuplicateKey
+from voltpy.errors import DuplicateKey, ProcedureError
 from voltpy.messages import (
     LEASE_S,
     Borrow,
@@ -23,6 +23,7 @@ from voltpy.messages import (
     Scan,
     TableChanges,
     TableKeys,
+    UniqueValues,
     Vote,
 )
 from voltpy.procedure import procedure
@@ -98,6 +99,12 @@ def borrow(partition: OnePartition, batch: int, *keys: tuple[int, int]) -> None:
     (lent,) = partition.order(Borrow(batch, [TableKeys(SEATS, [encode(key) for key in keys])], []))
     assert isinstance(lent, Lent)
     assert not lent.refused
+
+
+def borrow_value(partition: OnePartition, batch: int, show: int, holder: str) -> Lent:
+    (lent,) = partition.order(Borrow(batch, [], [], [], [UniqueValues(SEATS, "one_each", [encode([show, holder])])]))
+    assert isinstance(lent, Lent)
+    return lent
 
 
 def vote(partition: OnePartition, order: Prepare | Commit) -> Vote:
@@ -206,6 +213,107 @@ def test_a_local_insert_that_comes_before_the_vote_has_the_value(partition: OneP
     assert prepare(partition, 1, changes((1, 8, "cid"))) == "DuplicateKey"
     partition.step(LEASE_S)
     assert finish(partition)[1, 9] == "cid"
+
+
+# Rule 7. A transaction is told that a value is free, or taken. Before its outcome
+# somebody inserts a row with the value, and decide makes a duplicate; or it changes hands here after another partition
+# has voted and let go of what the transaction read there: then what it was told fits no order.
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_rule_7_a_value_that_was_free_is_kept_from_a_local_insert(commits: bool, partition: OnePartition) -> None:
+    assert borrow_value(partition, 1, 1, "cid").entries == [[None]]
+    inserting, updating = waits(partition, "book", 1, 9, "cid"), waits(partition, "change", 1, 2, "cid")
+    assert partition.call("book", 2, 1, "cid") is None  # another value
+    assert partition.call("change", 1, 1, "dan") is None
+    borrow(partition, 1, (1, 8))
+    if commits:
+        assert prepare(partition, 1, changes((1, 8, "cid"))) == ""
+        if partition.executor.has_ready:
+            partition.run_ready()
+        assert not partition.answers.keys() & {inserting, updating}
+    partition.order(Decide(1, commits))
+    partition.run_ready()
+    if commits:
+        with pytest.raises(DuplicateKey):
+            partition.answer(inserting)
+    else:
+        assert partition.answer(inserting) is None
+    with pytest.raises(DuplicateKey):
+        partition.answer(updating)
+    assert finish(partition)[1, 8 if commits else 9] == "cid"
+
+
+def test_rule_7_a_value_that_was_taken_is_not_given_up_meanwhile(partition: OnePartition) -> None:
+    assert borrow_value(partition, 1, 1, "ann").entries == [[encode([1, 1, "ann"])]]
+    deleting, taking = waits(partition, "free", 1, 1), waits(partition, "book", 1, 9, "ann")
+    changing = waits(partition, "change", 1, 1, "cid")
+    assert partition.call("change", 1, 2, "dan") is None
+    assert prepare(partition, 1, []) == ""
+    partition.run_ready()
+    assert partition.answer(deleting) is True
+    assert partition.answer(taking) is None  # it came before the next
+    with pytest.raises(ProcedureError, match="no row with key"):
+        partition.answer(changing)
+    assert finish(partition) == {(1, 2): "dan", (1, 9): "ann"}
+
+
+def test_a_value_that_is_lent_to_one_batch_or_in_doubt_is_not_lent_to_another(partition: OnePartition) -> None:
+    assert not borrow_value(partition, 1, 1, "cid").refused
+    assert not borrow_value(partition, 1, 1, "cid").refused  # its own
+    assert "Unavailable" in borrow_value(partition, 2, 1, "cid").refused
+    borrow(partition, 1, (1, 8))
+    assert prepare(partition, 1, changes((1, 8, "cid"))) == ""
+    assert "Unavailable" in borrow_value(partition, 2, 1, "cid").refused
+    borrow(partition, 3, (1, 1))
+    assert "Unavailable" in borrow_value(partition, 4, 1, "ann").refused  # the row that has it is lent
+    partition.order(Decide(1, False), Decide(3, False))
+    assert borrow_value(partition, 5, 1, "cid").entries == [[None]]
+    partition.step(LEASE_S)
+    assert partition.call("book", 1, 9, "cid") is None
+    assert prepare(partition, 5, []) == "Unavailable"
+    finish(partition)
+
+
+def test_a_value_that_no_index_could_have_is_refused(partition: OnePartition) -> None:
+    for values in ([1], [1, 2], [1, None, 3], 7):
+        (lent,) = partition.order(Borrow(1, [], [], [], [UniqueValues(SEATS, "one_each", [encode(values)])]))
+        assert isinstance(lent, Lent)
+        assert lent.refused.startswith("ProtocolError")
+    assert partition.call("book", 1, 9, "cid") is None
+
+
+def test_values_of_copies_are_read_and_not_taken() -> None:
+    partition = opened(partitions=2)
+    partition.call_joint(1, "name", 1, "one")
+    asked = [UniqueValues(WORDS, "no_word_twice", [encode(["one"]), encode(["two"])])]
+    (lent,) = partition.order(Borrow(2, [], [], [], asked))
+    assert isinstance(lent, Lent)
+    assert lent.entries == [[encode([1, "one"]), None]]
+    assert not partition.store.tables[WORDS].away
+
+
+def test_a_write_that_one_unique_index_refuses_has_no_claim_in_another() -> None:
+    schema = parse_schema(
+        """
+        CREATE TABLE pairs (id INT PRIMARY KEY, a INT, b INT);
+        CREATE UNIQUE INDEX no_a_twice ON pairs USING HASH (a);
+        CREATE UNIQUE INDEX no_b_twice ON pairs USING HASH (b);
+        """
+    )
+
+    @procedure(partition_by="id")
+    def put(tx: Any, id: int, a: int, b: int) -> Any:
+        tx.pairs.upsert(id, a, b)
+
+    partition = OnePartition(schema, [put], None)
+    partition.call("put", 1, 1, 1)
+    partition.call("put", 2, 2, 2)
+    refused, put_instead = partition.run("put", 1, 3, 2), partition.run("put", 3, 3, 3)  # in one batch
+    partition.seal()
+    with pytest.raises(DuplicateKey):
+        partition.answer(refused)
+    assert partition.answer(put_instead) is None
 
 
 def test_nobody_reaches_an_index_of_a_table_that_is_lent_whole(partition: OnePartition) -> None:

@@ -120,6 +120,17 @@ def _absent_keys_are_not_lent(put: Put) -> None:
     put(Loans, "_lend", lend)
 
 
+def _unique_values_are_not_lent(put: Put) -> None:
+    """A body is told that a value is free or taken, and both may change before its outcome."""
+    real = Loans._entries
+
+    def entries(loans: Any, asked: Any) -> Any:
+        table, _, _, images = real(loans, asked)
+        return table, [], [], images
+
+    put(Loans, "_entries", entries)
+
+
 def _lent_tables_are_not_guarded(put: Put) -> None:
     put(Executor, "lend_table", lambda executor, table: executor._lent_tables.add(table))
 

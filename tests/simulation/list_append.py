@@ -6,15 +6,21 @@ An operation is (storage, list, value); value 0 reads. What is read is a list of
     "elements"  a row an element: appended by inserting a key that was absent; read by range where the list's number is
                 even, element by element up to the first absent one where it is odd
     "copies"    a row of text in every partition: any partition reads it, and it changes in all or in none
+    "places"    a row an element, in a place of its own by a unique index, and only that index is asked: appended by
+                trying one place after another, an append says in which; what is read is how many places are taken
+    "placed"    the same lists, read row by row
+
+The lists in places are short ones: their storage ends with a number, "places3", and with their own they are a list.
 """
 
 from __future__ import annotations
 
 import json
 
-from voltpy import procedure
+from voltpy import DuplicateKey, procedure
 
 MOST_ELEMENTS = 48
+MOST_PLACES = 6
 
 Operations = list[tuple[str, int, int]]
 
@@ -23,7 +29,35 @@ def _values(text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def _read(tx, storage: str, number: int) -> list[int]:
+def _take_place(tx, chapter: int, number: int, id: int) -> int:
+    """Puts a row into the first place that is free."""
+    for place in range(MOST_PLACES):
+        try:
+            tx.places.insert(number, id, chapter * MOST_PLACES + place)
+        except DuplicateKey:
+            continue
+        return place
+    tx.abort("full")
+
+
+def _places_taken(tx, chapter: int, number: int) -> int:
+    place = _take_place(tx, chapter, number, 0)
+    tx.places.delete((number, 0))
+    return place
+
+
+def _placed(tx, chapter: int, number: int) -> list[int]:
+    rows = sorted((row.place, row.id) for row in tx.places.where(list=number) if row.place // MOST_PLACES == chapter)
+    if [place % MOST_PLACES for place, _ in rows] != list(range(len(rows))):
+        tx.abort(f"not one row a place: {rows}")
+    return [id for _, id in rows]
+
+
+def _read(tx, storage: str, number: int) -> list[int] | int:
+    if storage[:6] == "places":
+        return _places_taken(tx, int(storage[6:]), number)
+    if storage[:6] == "placed":
+        return _placed(tx, int(storage[6:]), number)
     if storage == "elements":
         if number % 2 == 0:
             return [row.value for row in tx.elements.range((number, 0), (number + 1, 0))]
@@ -35,23 +69,26 @@ def _read(tx, storage: str, number: int) -> list[int]:
     return [] if row is None else _values(row.items)
 
 
-def _append(tx, storage: str, number: int, value: int) -> None:
+def _append(tx, storage: str, number: int, value: int) -> int | None:
+    if storage[:6] == "places":
+        return _take_place(tx, int(storage[6:]), number, value)
     if storage == "elements":
         position = len(_read(tx, storage, number))
         if position == MOST_ELEMENTS:
             tx.abort("full")
         tx.elements.insert(number, position, value)
-        return
+        return None
     table = tx.lists if storage == "row" else tx.copies
     row = table.get(number)
     if row is None:
         table.insert(number, str(value))
     else:
         table.update(number, items=f"{row.items} {value}")
+    return None
 
 
-def _run(tx, operations: Operations) -> list[list[int] | None]:
-    results: list[list[int] | None] = []
+def _run(tx, operations: Operations) -> list[list[int] | int | None]:
+    results: list[list[int] | int | None] = []
     for storage, number, value in operations:
         if value:
             results.append(_append(tx, storage, number, value))

@@ -114,6 +114,7 @@ class Run:
                     process.kill()
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+        self.ledger.look_up_lengths()
         self.violations += self.ledger.violations
         if self.supervisor is not None:
             self.violations += self.supervisor.failures

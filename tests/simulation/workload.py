@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from tests.simulation.history import Append, Outcome, Read, Transaction
+from tests.simulation.history import Append, Key, Outcome, Read, Transaction
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Process, World, choose
 from voltpy.address import Address
@@ -22,6 +22,7 @@ from voltpy.links import Links
 
 OPENING_BALANCE = 100
 PAUSE_S = 0.05  # after an error
+APPENDS_A_CHAPTER = 6  # then another list in places is appended to
 NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
 
 Operation = tuple[str, int, int]
@@ -41,6 +42,9 @@ class Ledger:
         self.violations: list[str] = []
         self._numbers = 0
         self._value = 0
+        self._placed: dict[int, int] = {}  # appends to places, by list
+        # Where in the history it is known only how long a list was: (transaction, operation, length).
+        self._lengths: list[tuple[int, int, int]] = []
 
     @property
     def total(self) -> int:
@@ -92,16 +96,25 @@ class Ledger:
         for number in range(self.lists):
             self._numbers += 1
             operations: list[Operation] = [("row", number, 0), ("elements", number, 0), ("copies", number % 2, 0)]
+            operations += [(f"placed{chapter}", number, 0) for chapter in range(self._chapter(number) + 1)]
             calls.append(Call(self, self._numbers, "look_at_one", (number, operations), operations))
         return calls
+
+    def _chapter(self, number: int) -> int:
+        """Which of the lists in places is appended to now."""
+        return self._placed.get(number, 0) // APPENDS_A_CHAPTER
 
     def _operations(self, numbers: list[int], *, writes: bool, writes_copies: bool = False) -> list[Operation]:
         rng = self.rng
         operations: list[Operation] = []
         for number in numbers:
             for _ in range(rng.choice((1, 1, 2, 3))):
-                storage = rng.choice(("row", "elements"))
-                if writes and rng.random() < 0.6:
+                storage = rng.choice(("row", "row", "elements", "elements", "places" if writes else "placed"))
+                appends = writes and rng.random() < 0.6
+                if storage in ("places", "placed"):
+                    storage += str(self._chapter(number))
+                    self._placed[number] = self._placed.get(number, 0) + appends
+                if appends:
                     self._value += 1
                     operations.append((storage, number, self._value))
                 else:
@@ -140,7 +153,12 @@ class Ledger:
             self.violations.append(f"T{call.transaction}, {call.procedure_name}, ended with {name}: {error}")
         operations: list[Append | Read] = []
         for position, (storage, number, value) in enumerate(call.operations):
-            key = f"{storage}{number}"
+            key = f"{storage}.{number}".replace("placed", "places")
+            if storage.startswith("places") and results is not None:
+                self._lengths.append((len(self.transactions), len(operations), results[position]))
+                operations.append(Read(key, None))
+                if not value:
+                    continue
             if value:
                 operations.append(Append(key, value))
             else:
@@ -150,6 +168,26 @@ class Ledger:
             self.transactions.append(
                 Transaction(call.transaction, tuple(operations), outcome, call.invoked_s, completed_s)
             )
+
+    def look_up_lengths(self) -> None:
+        """Says what was in the lists of which only the length was told, by what was ever read of them."""
+        longest: dict[Key, tuple[int, ...]] = {}
+        for transaction in self.transactions:
+            for each in transaction.operations if transaction.outcome is Outcome.OK else ():
+                if isinstance(each, Read) and len(each.values or ()) > len(longest.get(each.key, ())):
+                    longest[each.key] = each.values or ()
+        for place, position, length in self._lengths:
+            transaction = self.transactions[place]
+            operations = list(transaction.operations)
+            key = operations[position].key
+            own = tuple(each.value for each in operations[:position] if isinstance(each, Append) and each.key == key)
+            before = longest.get(key, ())[: length - len(own)]
+            if len(before) + len(own) != length:
+                self.violations.append(
+                    f"T{transaction.number}: {length} places of {key} were taken that nobody has now"
+                )
+            operations[position] = Read(key, before + own)
+            self.transactions[place] = transaction._replace(operations=tuple(operations))
 
 
 class Call(Pending):
