@@ -120,6 +120,7 @@ def _coordinate(options: argparse.Namespace) -> int:
         running,
         options.procedure_timeout,
         lambda: bool(most_bytes) and resident_bytes() > most_bytes,
+        bodies.lease,
     )
     server = Server(
         doors,

@@ -21,6 +21,7 @@ from coordinator.fetch import Fetch
 from coordinator.two_phase import TwoPhase
 from voltpy.messages import (
     BATCH_BITS,
+    LEASE_S,
     MAX_FRAME_BYTES,
     EverywhereCall,
     Ran,
@@ -30,6 +31,8 @@ from voltpy.messages import (
 from voltpy.wire import joined
 
 ROUNDS = 8
+RENEW_S = 0.25 * LEASE_S
+RENEWED_S = 1.5 * LEASE_S  # then a batch that is still borrowing loses it: others have waited for long enough
 CALLS_A_BATCH = 2048
 CHANGES_BYTES = MAX_FRAME_BYTES - (2 << 20)  # that one partition may be asked to prepare: they travel in one frame
 
@@ -61,14 +64,20 @@ class Batch:
         "outcomes",
         "participants",
         "refusal",
+        "renew_s",
+        "renewed_until_s",
         "rounds",
         "undo",
         "until_s",
         "waiting",
     )
 
-    def __init__(self, number: int, calls: list[Call]) -> None:
+    def __init__(self, number: int, calls: list[Call], now_s: float = 0.0) -> None:
         self.number = number
+        self.renew_s = (
+            now_s + RENEW_S
+        )  # when what was borrowed longest ago must be borrowed again, so as not to be lost
+        self.renewed_until_s = now_s + RENEWED_S
         self.waiting = calls
         self.done: list[Call] = []
         self.rounds = 0
@@ -92,6 +101,13 @@ class Batch:
     def calls(self) -> Iterator[Call]:
         yield from self.done
         yield from self.waiting
+
+    def renews(self, now_s: float) -> list[int]:
+        """The partitions of which it borrows once more what it has, so that their leases don't end while it waits."""
+        if not self.renew_s <= now_s < self.renewed_until_s:
+            return []
+        self.renew_s = now_s + RENEW_S
+        return sorted(self.participants - self.awaited.keys())
 
     def ran(self, missed: list[Call]) -> None:
         """All that were waiting have run; these have to run again."""

@@ -90,7 +90,7 @@ class Batches:
         if not calls:
             return False
         self.counts["overlapped"] += self.committing is not None
-        batch = self.borrowing = Batch(self._participants.next_batch(), calls)
+        batch = self.borrowing = Batch(self._participants.next_batch(), calls, self._participants.now_s)
         self._bodies.begin_batch()
         self._bodies.discover(calls)
         self._borrow(batch)
@@ -228,6 +228,14 @@ class Batches:
             size = ORDER_BYTES + sum(len(key) + 5 for of_table in keys for key in of_table.keys)
             self._participants.order(partition, Borrow(batch.number, [], [], keys), size)
         self.counts["rounds"] += 1
+
+    def expire(self) -> None:
+        """Leases must not end while the batch waits, for a slow partition or for the batch before it."""
+        batch, participants = self.borrowing, self._participants
+        if batch is not None:
+            for partition in batch.renews(participants.now_s):
+                batch.awaited[partition] = deque([Fetch()])
+                participants.order(partition, Borrow(batch.number, [], []))
 
     # It commits.
 

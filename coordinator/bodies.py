@@ -5,6 +5,9 @@ raised                      what it wrote is undone; the error is its answer, on
 missed something            undone; it runs again when that has been borrowed. Whatever it raised meanwhile
 ran too long, or the        undone; ProcedureTimeout or ConstraintViolation is its answer. On stand-ins: it runs
 process got too large       again, and never on stand-ins any more
+
+On borrowed rows "too long" is BORROWING_S: partitions take back what they have lent for LEASE_S, so what a body makes
+of it any later would never be committed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error
 from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError
 from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
-from voltpy.messages import CallError, CallGroup, ProcedureInfo
+from voltpy.messages import LEASE_S, CallError, CallGroup, ProcedureInfo
 from voltpy.not_here import NotHere
 from voltpy.procedure import Procedure, Registry
 from voltpy.routing import SLOT_MASK
@@ -38,6 +41,7 @@ from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
+BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and the calls that run before it
 VERIFIED_KEYS = 1024  # of one call, that are kept with it
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
@@ -144,6 +148,12 @@ class Bodies:
         """Ends the running call with this error, whatever it catches."""
         self.interrupted = error
         self.tables.undo.append((None, None, None, False))
+
+    def lease(self) -> tuple[float, str] | None:
+        """How long the running call may run, if it does so on borrowed rows, and what it is told when it is ended."""
+        if not self.tables.has_borrowed:
+            return None
+        return BORROWING_S, f"ran for {BORROWING_S:g} s on rows that partitions lend for {LEASE_S:g} s, and was ended"
 
     def begin_batch(self) -> None:
         self._large_bytes = 0

@@ -711,6 +711,13 @@ class Tables:
             keys.update((change.table, table.decoded_key(key)) for key in change.deleted)
         return keys
 
+    @property
+    def has_borrowed(self) -> bool:
+        """Whether the cache has rows, or knows of absent ones, that were lent for the call that runs."""
+        return not self.in_round and any(
+            not table.replicated and (table.rows or table.whole or table.answers) for table in self.tables
+        )
+
     def give_back(self) -> None:
         """What was borrowed is not ours any more. Copies of tables that every partition has are kept, with changes."""
         self.fragments.clear()

@@ -276,6 +276,7 @@ class Transactions:
             if session.is_overdue(self.participants.now_s):
                 self._lose(session.partition)
         self.reads.expire()
+        self.batches.expire()
         self.waiting.expire()
         self.inquiries.expire()
 

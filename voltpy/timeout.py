@@ -15,10 +15,11 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 
 from voltpy.errors import ConstraintViolation, Error, ProcedureTimeout
-from voltpy.heartbeat import BUSY, Words
+from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID, Words
 
 MIN_TICK_S, MAX_TICK_S = 0.01, 0.1
 OVERDUE_TICK_S = 0.002  # so that a procedure which spends its time in our code is soon met in its own
+CALLS_MET = 256  # whose time is remembered
 
 
 class Interruption(BaseException):
@@ -38,17 +39,26 @@ class Timeout:
         running: Words,
         limit_s: float,
         is_too_large: Callable[[], bool] = lambda: False,
+        shorter: Callable[[], tuple[float, str] | None] = lambda: None,
     ) -> None:
-        """`may_raise_in`: the user's code, and what of ours only reads: stopping it leaves nothing half done."""
+        """`may_raise_in`: the user's code, and what of ours only reads: stopping it leaves nothing half done.
+
+        `shorter`: seconds after which the run that is on must end already, and what it is told then; None: it need not.
+        """
         self._interrupt = interrupt
         self._may_raise_in = may_raise_in
         self._running = running
         self._limit_s = limit_s
         self._is_too_large = is_too_large  # the process
+        self._shorter = shorter
         self._tick_s = min(max(limit_s / 10, MIN_TICK_S), MAX_TICK_S)
         self._ticking = False
         self._seen: tuple[int, ...] = ()
+        self._ended: tuple[int, ...] = ()
         self._since_s = 0.0
+        self._ticked_s = 0.0
+        self._run_s = 0.0  # by ticks, of the run that was seen
+        self._spent_s: dict[tuple[int, int], float] = {}  # by ticks, in all runs, by call id; the last met at the end
         signal.signal(signal.SIGALRM, self._tick)
 
     def arm(self) -> None:
@@ -71,18 +81,40 @@ class Timeout:
         if running[BUSY] % 2 == 0:
             self._ticking = False
             signal.setitimer(signal.ITIMER_REAL, 0)
-        elif running != self._seen:
-            self._seen, self._since_s = running, now_s
-        elif frame is not None:
-            error: Error
-            if now_s - self._since_s >= self._limit_s:
-                error = ProcedureTimeout("ran past the procedure timeout and was ended")
-            elif self._is_too_large():
-                error = ConstraintViolation("is a transaction too large for the partition's memory, and was ended")
-            else:
-                return
-            if self._may_raise_in(frame.f_code):
-                signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
-                self._interrupt(error)
-                raise Interruption
-            signal.setitimer(signal.ITIMER_REAL, OVERDUE_TICK_S, OVERDUE_TICK_S)
+            return
+        tick_s = min(now_s - self._ticked_s, self._tick_s)
+        self._ticked_s = now_s
+        if running != self._seen:
+            self._seen, self._since_s, self._run_s = running, now_s, 0.0
+        else:
+            self._run_s += tick_s
+        spent_s = self._spend((running[CLIENT_ID], running[CALL_NUMBER]), tick_s)
+        if frame is None or (not self._run_s and spent_s < self._limit_s):  # it has only just been met
+            return
+        error: Error
+        shorter = self._shorter()
+        if now_s - self._since_s >= self._limit_s or spent_s >= self._limit_s or running == self._ended:
+            error = ProcedureTimeout("ran past the procedure timeout and was ended")
+        elif shorter is not None and self._run_s >= shorter[0]:
+            error = ProcedureTimeout(shorter[1])
+        elif self._run_s and self._is_too_large():
+            error = ConstraintViolation("is a transaction too large for the partition's memory, and was ended")
+        else:
+            return
+        if self._may_raise_in(frame.f_code):
+            signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
+            self._ended = running  # it may swallow this, and will be met again; if it runs again, its clock does so too
+            self._spent_s.pop((running[CLIENT_ID], running[CALL_NUMBER]), None)
+            self._interrupt(error)
+            raise Interruption
+        signal.setitimer(signal.ITIMER_REAL, OVERDUE_TICK_S, OVERDUE_TICK_S)
+
+    def _spend(self, call_id: tuple[int, int], tick_s: float) -> float:
+        """The call runs: for how long it has, in all its runs."""
+        if not call_id[0]:
+            return 0.0  # nobody's
+        spent_s = self._spent_s.pop(call_id, 0.0) + tick_s
+        self._spent_s[call_id] = spent_s
+        if len(self._spent_s) > CALLS_MET:
+            del self._spent_s[next(iter(self._spent_s))]
+        return spent_s

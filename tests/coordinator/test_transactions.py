@@ -11,7 +11,8 @@ import pytest
 from msgspec import Raw
 
 from coordinator import batches
-from coordinator.batch import Batch
+from coordinator.batch import RENEW_S, Batch
+from coordinator.bodies import BORROWING_S
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.waiting import ATTACH_WAIT_S
@@ -33,6 +34,7 @@ from voltpy.errors import (
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import (
     BATCH_BITS,
+    LEASE_S,
     MAX_FRAME_BYTES,
     BatchesHeld,
     Borrow,
@@ -837,6 +839,60 @@ def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -
     with pytest.raises(ProcedureTimeout, match="loops ran past"):
         fresh.call("loops", A)
     assert fresh.row("accounts", A).balance == 5
+
+
+def test_a_body_on_borrowed_rows_is_to_end_before_they_are_taken_back(cluster: FakeCluster) -> None:
+    limits: list[Any] = []
+
+    @procedure
+    def asks(tx: Any, key: int) -> None:
+        limits.append(fresh.bodies.lease())
+        tx.accounts.get(key)
+        limits.append(fresh.bodies.lease())
+        tx.accounts.update(key, balance=9)
+
+    fresh = FakeCluster(SCHEMA, [asks])
+    fresh.put("accounts", A, 5)
+    fresh.settle()
+    fresh.call("asks", A)
+    assert limits[0] is None  # the first run has nothing yet
+    assert limits[-1] == (BORROWING_S, "ran for 0.6 s on rows that partitions lend for 1 s, and was ended")
+    assert BORROWING_S + RENEW_S < LEASE_S
+
+
+def test_leases_are_renewed_while_a_batch_waits_for_another_partition(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 1)
+    cluster.step()
+    assert cluster.deliver(0)
+    assert cluster.report(0)
+    before = len(orders(cluster, 0, Borrow))
+    assert before == 1
+    assert cluster.core.batches.borrowing is not None
+    while cluster.now < cluster.core.batches.borrowing.renewed_until_s:
+        cluster.now += RENEW_S
+        cluster.step()
+        cluster.deliver(0)
+        cluster.report(0)
+    renewed = orders(cluster, 0, Borrow)[before:]
+    assert [(order.keys, order.scans, order.entries) for order in renewed] == [([], [], [])] * len(renewed)
+    assert RENEW_S * len(renewed) > LEASE_S  # and no longer: others wait
+    cluster.settle()
+    cluster.answer(number)
+
+
+def test_a_lease_that_is_renewed_too_late_aborts_the_batch_at_once(cluster: FakeCluster) -> None:
+    number = cluster.send("transfer", A, B, 1)
+    cluster.step()
+    assert cluster.deliver(0)
+    assert cluster.report(0)
+    cluster.partitions[0].expire_leases()
+    cluster.now += RENEW_S
+    cluster.step()
+    cluster.deliver(0)
+    cluster.report(0)
+    assert cluster.core.counts["aborted_batches"] == 1
+    cluster.settle()
+    cluster.answer(number)
 
 
 # PROTOCOL: commit and recovery.

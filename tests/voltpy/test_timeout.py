@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from array import array
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.partitions.one_partition import OnePartition
 from tests.voltpy.endless_procedures import BODIES, IN_TIME_S, put, run
-from voltpy.errors import ConstraintViolation, ProcedureError, ProcedureTimeout
-from voltpy.heartbeat import BUSY
+from voltpy.errors import ConstraintViolation, Error, ProcedureError, ProcedureTimeout
+from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID
 from voltpy.sql.ddl import parse_schema
-from voltpy.timeout import Timeout
+from voltpy.timeout import Interruption, Timeout
 
 LIMIT_S = 0.1
 LATE_LIMIT_S = 1.2  # more than one call in time takes, with room for a machine that stalls, less than five
@@ -95,6 +98,53 @@ def test_text_of_an_exception_that_never_ends_is_ended_too(timed: Timed) -> None
 def test_time_starts_afresh_with_each_call(timed_late: Timed) -> None:
     assert 5 * IN_TIME_S > LATE_LIMIT_S
     assert timed_late.batch(*["just_in_time"] * 5) == ["in time"] * 5
+
+
+class Ticking:
+    """A Timeout whose ticks come by hand, at times of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit_s: float, **options: Any) -> None:
+        self.now_s = 100.0
+        self.running = array("Q", bytes(64))
+        self.said: list[Error] = []
+        monkeypatch.setattr("voltpy.timeout.time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr(
+            "voltpy.timeout.signal",
+            SimpleNamespace(signal=lambda *_: None, setitimer=lambda *_: None, SIGALRM=0, ITIMER_REAL=0),
+        )
+        self.timeout = Timeout(self.said.append, lambda code: True, self.running, limit_s, **options)
+
+    def run(self, number: int, time_s: float, tick_s: float = 0.1) -> str:
+        """One run of call `number`: what ended it, or nothing."""
+        self.running[CLIENT_ID], self.running[CALL_NUMBER] = 1, number
+        self.timeout.arm()
+        try:
+            for _ in range(round(time_s / tick_s)):
+                self.now_s += tick_s
+                self.timeout._tick(0, sys._getframe())
+        except Interruption:
+            return str(self.said[-1])
+        finally:
+            self.timeout.disarm()
+        return ""
+
+
+def test_rule_26_reruns_share_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = Ticking(monkeypatch, 1.0)
+    assert [ticking.run(1, 0.3) for _ in range(3)] == [""] * 3
+    assert ticking.run(2, 0.9) == ""  # another one's
+    assert "ran past the procedure timeout" in ticking.run(1, 0.3)
+    assert ticking.run(1, 0.9) == ""  # as without stand-ins, after a run on them was ended
+    assert [ticking.run(3, 0.1) for _ in range(9)] == [""] * 9  # no tick meets the same run twice
+    assert "ran past the procedure timeout" in ticking.run(3, 0.1) + ticking.run(3, 0.1)
+
+
+def test_a_run_that_must_end_early_is_ended_by_the_ticks_that_met_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = Ticking(monkeypatch, 5.0, shorter=lambda: (0.6, "took too long on what is lent"))
+    assert ticking.run(1, 0.5) == ""
+    assert ticking.run(1, 0.5) == ""
+    assert ticking.run(2, 8.0, tick_s=4.0) == ""  # the process was stopped meanwhile
+    assert ticking.run(1, 0.9) == "took too long on what is lent"
 
 
 def test_a_transaction_that_takes_too_much_memory_is_ended_and_undone() -> None:
