@@ -23,6 +23,7 @@ from voltpy.messages import (
     BATCH_BITS,
     LEASE_S,
     MAX_FRAME_BYTES,
+    MAX_HOLD_S,
     EverywhereCall,
     Ran,
     ReplyGroup,
@@ -31,6 +32,7 @@ from voltpy.messages import (
 from voltpy.wire import joined
 
 ROUNDS = 8
+PARTS_HOLD_S = 1.0
 RENEW_S = 0.25 * LEASE_S
 RENEWED_S = 1.5 * LEASE_S  # then a batch that is still borrowing loses it: others have waited for long enough
 CALLS_A_BATCH = 2048
@@ -176,16 +178,31 @@ class Joint(msgspec.Struct, eq=False):
 
 
 class JointBatch:
-    """A batch of one directed call: its part runs in every partition."""
+    """A batch of one directed call: its part runs in every partition.
 
-    __slots__ = ("commit", "number", "of", "outcomes", "ran")
+    The parts read at moments of their own. So each partition holds back the replies of what runs after its part until
+    all parts have run, as in a read round: `releasing` are those that have not said that they did. Then it is decided.
+    """
+
+    __slots__ = ("commit", "number", "of", "outcomes", "ran", "releasing")
 
     def __init__(self, number: int, of: Joint, partitions: int) -> None:
         self.number = number
         self.of = of
         self.commit = TwoPhase((), range(partitions), is_joint=True)
         self.ran: dict[int, Ran] = {}
+        self.releasing: set[int] = set()
         self.outcomes: bytes = NO_OUTCOMES
+
+    @property
+    def hold_s(self) -> float:
+        """For how long a partition holds replies back, at most."""
+        return MAX_HOLD_S if self.of.attempts else PARTS_HOLD_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody may be answered: a part that has not run might see what somebody does who hears of it."""
+        return bool(self.commit.awaited or self.releasing)
 
     @property
     def result_bytes(self) -> int:

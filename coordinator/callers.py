@@ -51,6 +51,8 @@ class Callers:
         del self.pending[call.client_id, call.number]
         answer = error if isinstance(error, CallError) else call_error(call.client_id, call.number, error)
         self.answers_to(call.origin).errors.append(answer)
+        if answer.code != "Unavailable":  # after which a client may try again, under the same number
+            self._window.remember([answer])
         self.done += 1
 
     def recalled(self, call: Call, result: bytes) -> None:

@@ -1,4 +1,7 @@
-"""Directed calls whose parts commit together: each partition runs its part, one decision is about all of them. Pure."""
+"""Directed calls whose parts commit together: each partition runs its part, one decision is about all of them. Pure.
+
+RunDirected → Ran of all → Release → Released of all, who held replies back meanwhile? → decision → Decide
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from coordinator.two_phase import State
 from coordinator.waiting import Waiting
 from voltpy.answers import REPLY_BYTES
 from voltpy.errors import ConstraintViolation, Error, ReadOnly, Unavailable
-from voltpy.messages import CallError, Ran, RunDirected
+from voltpy.messages import CallError, Ran, Release, Released, RunDirected
 from voltpy.outcome_window import OutcomeWindow
 
 ATTEMPTS = 8  # then a call is given up
@@ -41,6 +44,11 @@ class Joints:
         self._window = window
 
     @property
+    def is_open(self) -> bool:
+        """Whether nobody may be answered."""
+        return self.work is not None and self.work.is_open
+
+    @property
     def live(self) -> set[int]:
         """The number of the one that is under way."""
         return set() if self.work is None else {self.work.number}
@@ -54,8 +62,9 @@ class Joints:
         call = joint.call
         for partition, _ in work.commit.take_asks():
             order = RunDirected(
-                work.number, call.client_id, call.number, call.procedure, Raw(bytes(call.args)), call.now_us
-            )
+                work.number, call.client_id, call.number, call.procedure, Raw(bytes(call.args)), call.now_us,
+                work.hold_s,
+            )  # fmt: skip
             participants.order(partition, order, ORDER_BYTES + len(call.procedure) + len(order.args))
         return True
 
@@ -84,8 +93,25 @@ class Joints:
             text = f"results of {work.result_bytes:,} bytes together; the limit is {REPLY_BYTES:,}"
             self._abort(work, ConstraintViolation(text))
             return
-        work.close()
-        self.decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))
+        work.releasing = set(work.commit.writers)
+        self._release(work)
+
+    def released(self, partition: int, released: Released) -> None:
+        """Whether the partition has held replies back until all parts had run. If not, the parts may fit no order."""
+        work = self.work
+        if work is None or released.round != work.number or partition not in work.releasing:
+            return
+        if not released.was_held:
+            self._abort(work, None)
+            return
+        work.releasing.remove(partition)
+        if not work.releasing:
+            work.close()
+            self.decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))
+
+    def _release(self, work: JointBatch) -> None:
+        for partition in sorted(work.commit.writers):
+            self._participants.order(partition, Release(work.number))
 
     def decided(self, *, was_room: bool, reason: str) -> None:
         work = self.work
@@ -101,7 +127,7 @@ class Joints:
         """The session with this partition is over."""
         if self.work is not None:
             self.work.commit.lost(partition)
-            if self.work.commit.state is State.ABORTED:
+            if self.work.commit.state is State.ABORTED or self.work.is_open:  # it holds back nothing any more
                 self._abort(self.work, None)
 
     def _committed(self, work: JointBatch) -> None:
@@ -114,6 +140,8 @@ class Joints:
 
     def _abort(self, work: JointBatch, error: Error | CallError | None) -> None:
         """`error` None: through no fault of its own, so it runs again."""
+        if not work.releasing:
+            self._release(work)
         self._participants.abort(work.number, work.commit.writers)
         self.decision = self.work = None
         self.counts["aborted_batches"] += 1

@@ -207,8 +207,8 @@ class Transactions:
         self.joints.decided(was_room=was_room, reason=reason)
 
     def replies(self) -> dict[Origin, Answers]:
-        """By origin, what may be answered now; nothing while a round is open."""
-        return {} if self.reads.is_open else self.callers.take()
+        """By origin, what may be answered now; nothing while a round is open, or the parts of a joint."""
+        return {} if self.reads.is_open or self.joints.is_open else self.callers.take()
 
     def notices(self) -> list[tuple[Origin, Message]]:
         """What the supervisor waits for."""
@@ -303,6 +303,7 @@ class Transactions:
             self.reads.answered(partition, report)
         elif isinstance(report, Released):
             self.reads.released(partition, report)
+            self.joints.released(partition, report)
         elif isinstance(report, Ran):
             self.joints.ran(partition, report)
         else:

@@ -11,7 +11,7 @@ ever sees half of what one order does.
                  that was taken back, or no room, or    all of it is here again                          Vote no
                  a unique index has the values
     Commit       as Prepare                             one record, which decides too; all is here again Vote
-    RunDirected  runs, and changes copies or rows       undone, and prepared                             Ran
+    RunDirected  runs, and changes copies or rows       undone, and prepared; later replies wait         Ran
     Decide       prepared: commits                      a record; the changes count, all is here again   Decided
                  prepared: does not                     a record; all is here again                      Decided
                  only borrowed, or not known            all is here again                                Decided
@@ -308,7 +308,7 @@ class Loans:
             return Released(order.round, self._rounds.pop(order.round, None) is not None)
         if isinstance(order, Recall):
             return self._recall(order)
-        return self._run_directed(order)
+        return self._run_directed(order, now_s)
 
     @property
     def yields(self) -> bool:
@@ -667,7 +667,7 @@ class Loans:
 
     # Joint calls.
 
-    def _run_directed(self, order: RunDirected) -> Ran:
+    def _run_directed(self, order: RunDirected, now_s: float) -> Ran:
         """Raises NotHere when pages are to come."""
         batch = order.batch
         call = EverywhereCall(0, order.client_id, order.procedure, order.number, order.args, order.now_us)
@@ -685,6 +685,7 @@ class Loans:
             part = Part(error=call_error(order.client_id, order.number, error))
         if part.error is not None:
             return Ran(batch, Raw(b"\xc0"), [], part.error)
+        self._open_round(batch, now_s + order.hold_s)
         return Ran(batch, Raw(part.result), copies)
 
     def _check_missed(self, part: Part) -> None:
@@ -708,10 +709,14 @@ class Loans:
         fragments = self._run_fragments(order.fragments) if order.fragments else []
         if fragments is None:
             return ReadAnswer(order.round, [], [], is_here=False)
-        self.rounds_opened += 1
-        self._rounds[order.round] = Round(self.rounds_opened, now_s + order.hold_s)
+        self._open_round(order.round, now_s + order.hold_s)
         crash_point("lending.read")
         return ReadAnswer(order.round, images, answers, fragments=fragments)
+
+    def _open_round(self, number: int, until_s: float) -> None:
+        """Replies of what runs from here on wait."""
+        self.rounds_opened += 1
+        self._rounds[number] = Round(self.rounds_opened, until_s)
 
     def _run_fragments(self, fragments: list[Fragment]) -> list[FragmentAnswer] | None:
         """What these say; None where something that they touch is lent or in doubt. Raises NotHere for pages and plans.

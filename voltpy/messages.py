@@ -65,7 +65,7 @@ BATCH_BITS = 40
 MAX_LEASE_S = 600.0  # of a checkpoint that is held
 LEASE_S = 1.0  # after which a partition takes back what it lent and was not asked to prepare
 HOLD_S = 0.25  # after which it lets go of replies that it holds back for a read of rows
-MAX_HOLD_S = 10.0  # … for one that runs statements, at most
+MAX_HOLD_S = 10.0  # … for one that runs statements, or the parts of a joint call, at most
 NEVER_SENT = -1  # CallGroup.retry_floor of a first attempt
 
 # Bounds that the decoder checks as it reads: 4 ns an element, where min() and max() afterwards take three times that.
@@ -464,7 +464,8 @@ class Commit(Struct, array_like=True, tag="commit", forbid_unknown_fields=True):
 class RunDirected(Struct, array_like=True, tag="run_directed", forbid_unknown_fields=True):
     """Runs this partition's part of a joint directed call, and prepares what it changes. Answered by Ran.
 
-    It may be set aside for pages from disk; the orders behind it wait.
+    It may be set aside for pages from disk; the orders behind it wait. What it reads it does not borrow: from when it
+    has run until Release the partition holds back replies, as for a Read whose round has the batch's number.
     """
 
     batch: int
@@ -473,6 +474,7 @@ class RunDirected(Struct, array_like=True, tag="run_directed", forbid_unknown_fi
     procedure: str
     args: Raw
     now_us: int
+    hold_s: Annotated[float, Meta(gt=0, le=MAX_HOLD_S)] = HOLD_S
 
 
 class Ran(Struct, array_like=True, tag="ran", forbid_unknown_fields=True):
@@ -555,7 +557,7 @@ class ReadAnswer(Struct, array_like=True, tag="read_answer", forbid_unknown_fiel
 
 
 class Release(Struct, array_like=True, tag="release", forbid_unknown_fields=True):
-    """The replies may go. Answered by Released."""
+    """The replies may go. Answered by Released. `round` may be a joint call's batch."""
 
     round: int
 

@@ -167,6 +167,7 @@ class FakePartition:
         ran = self.directed(self, order)
         if ran.error is None:
             self.prepared[order.batch] = ran.copies
+            self.held_round = order.batch
         return ran
 
     def _lend(self, order: Borrow) -> Lent:

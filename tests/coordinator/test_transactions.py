@@ -46,6 +46,7 @@ from voltpy.messages import (
     Read,
     Recall,
     Release,
+    RunDirected,
     TableChanges,
     Vote,
 )
@@ -1153,6 +1154,38 @@ def test_rule_23_a_retry_gets_the_first_result(cluster: FakeCluster, arguments: 
     assert balances(cluster, A) == [10_000]
 
 
+def test_rule_23_a_retry_that_was_under_way_gets_the_first_error(cluster: FakeCluster) -> None:
+    """The disk is full; the call's client is told so, and then its retry arrives, and there is room again."""
+    floor = cluster.core.last_over
+    cluster.partitions[1].refuses[None] = Vote(0, "ReadOnly", "no space")
+    number = cluster.send("transfer", A, B, 30)
+    cluster.settle()
+    with pytest.raises(ReadOnly):
+        cluster.answer(number)
+    cluster.answers.pop(number, None)
+    cluster.partitions[1].refuses.clear()
+    cluster.send("transfer", A, B, 30, number=number, floor=floor)
+    cluster.settle()
+    with pytest.raises(ReadOnly):
+        cluster.answer(number)
+    assert balances(cluster, A, B) == [100, 100]
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+def test_a_joint_call_is_not_waited_for_when_a_partition_is_lost_that_has_run_its_part(
+    partition: int, cluster: FakeCluster
+) -> None:
+    number = cluster.send_everywhere("load", 1)
+    cluster.step()
+    assert cluster.deliver(partition)
+    assert cluster.report(partition)
+    cluster.take_down(partition)
+    cluster.settle()
+    with pytest.raises(Unavailable, match="is down"):
+        cluster.answer(number)
+    assert cluster.partitions[1 - partition].held_round is None
+
+
 def test_a_first_attempt_that_comes_after_its_retry_does_not_run(cluster: FakeCluster) -> None:
     number = cluster.send("transfer", A, B, 30, number=77, floor=cluster.core.last_over)
     cluster.settle()
@@ -1239,6 +1272,52 @@ def test_a_joint_call_commits_in_every_partition_and_answers_with_all_results(cl
     assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [5, 5]
     assert cluster.call("raise_rate", "x") == 6  # C has forgotten its own copy
     assert len(cluster.decisions) == 3
+
+
+def test_rule_3_replies_wait_until_all_parts_of_a_joint_call_have_run(cluster: FakeCluster) -> None:
+    """E's part at P1 reads a; W changes a and is answered, and its client writes at P2; E's part there sees that."""
+    number = cluster.send_everywhere("load", 1)
+    cluster.step()
+    assert cluster.deliver(0)
+    assert cluster.partitions[0].held_round is not None
+    unknown = cluster.send("nothing")
+    cluster.report(0)
+    cluster.step()
+    assert unknown not in cluster.answers  # the coordinator's own replies wait too
+    assert not orders(cluster, 0, Release)
+    cluster.deliver(1)
+    cluster.report(1)
+    cluster.step()
+    assert not cluster.decisions  # it is not decided before everybody has said that replies were held
+    cluster.settle()
+    assert cluster.answer(number) == [0, 1]
+    with pytest.raises(UnknownProcedure):
+        cluster.answer(unknown)
+    assert [partition.held_round for partition in cluster.partitions] == [None, None]
+
+
+def test_a_joint_call_whose_replies_were_let_go_before_all_parts_had_run_runs_again(cluster: FakeCluster) -> None:
+    number = cluster.send_everywhere("load", 1)
+    cluster.step()
+    assert cluster.deliver(0)
+    cluster.partitions[0].expire_holds()
+    cluster.settle()
+    assert cluster.answer(number) == [0, 1]
+    first, second = orders(cluster, 0, RunDirected)
+    assert first.hold_s < second.hold_s
+    assert [order.commits for order in orders(cluster, 0, Decide)] == [False, True]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_joint_call_runs_again_when_a_partition_is_lost_before_it_says_that_it_held_replies(
+    lost: int, cluster: FakeCluster
+) -> None:
+    number = cluster.send_everywhere("load", 1)
+    until(cluster, lambda: orders(cluster, 0, Release) and orders(cluster, 1, Release))
+    cluster.restart(lost)
+    cluster.settle()
+    assert cluster.answer(number) == [0, 1]
+    assert len(orders(cluster, 1 - lost, RunDirected)) == 2
 
 
 def test_a_joint_call_whose_copies_differ_is_undone(cluster: FakeCluster) -> None:

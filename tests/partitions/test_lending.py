@@ -899,6 +899,17 @@ def test_a_part_of_a_joint_call_is_prepared_and_tells_what_must_be_equal_everywh
     assert copies[0][0].deleted == [encode("gone")]
 
 
+def test_rule_3_replies_wait_from_the_part_of_a_joint_call_until_it_is_released(partition: OnePartition) -> None:
+    before = partition.loans.rounds_opened
+    partition.order(directed(2, "set_rates", [], 5))
+    assert partition.loans.first_open_round == before + 1
+    assert partition.order(Release(2)) == [Released(2, True)]
+    assert partition.loans.first_open_round == float("inf")
+    partition.order(directed(3, "set_rates", [], 5, number=2))
+    partition.step(HOLD_S)
+    assert partition.order(Release(3)) == [Released(3, False)]
+
+
 def test_a_part_that_changes_nothing_is_not_prepared(partition: OnePartition) -> None:
     (ran,) = partition.order(directed(2, "set_rates", [], 5))
     assert isinstance(ran, Ran)

@@ -183,6 +183,17 @@ def _replies_are_not_held_behind_reads(put: Put) -> None:
     put(Loans, "first_open_round", property(lambda loans: inf))
 
 
+def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
+    real = Loans._open_round
+
+    def open_round(loans: Any, number: int, until_s: float) -> None:
+        real(loans, number, until_s)
+        if number in loans._prepared:
+            loans._rounds[number].opened = 1 << 62
+
+    put(Loans, "_open_round", open_round)
+
+
 def _released_early_does_not_matter(put: Put) -> None:
     real = Round.released
 

@@ -136,11 +136,11 @@ def look_anywhere(tx, operations: Operations) -> list:
 
 
 @procedure(everywhere=True)
-def append_copies(tx, number: int, value: int) -> list[int]:
-    """Appends in every partition; what the list was before."""
+def append_copies(tx, number: int, value: int) -> list:
+    """Appends in every partition; what the list was before, and the lists in rows that are here."""
     before = _read(tx, "copies", number)
     _append(tx, "copies", number, value)
-    return before
+    return [before, [[row.id, _values(row.items)] for row in tx.lists.scan()]]
 
 
 @procedure(partition_by="account")

@@ -71,8 +71,9 @@ class Ledger:
         if kind == "append_copies":
             number = rng.randrange(2)
             self._value += 1
-            both = [("copies", number, 0), ("copies", number, self._value)]
-            return Call(self, self._numbers, kind, (number, self._value), both)
+            operations = [("copies", number, 0), ("copies", number, self._value)]
+            operations += [("row", each, 0) for each in range(self.lists)]
+            return Call(self, self._numbers, kind, (number, self._value), operations)
         if kind == "transfer":
             source, target = rng.randrange(self.accounts), rng.randrange(self.accounts)
             return Call(self, self._numbers, kind, (source, target, rng.randrange(1, 40)), [])
@@ -169,6 +170,14 @@ class Ledger:
                 Transaction(call.transaction, tuple(operations), outcome, call.invoked_s, completed_s)
             )
 
+    def of_parts(self, call: Call, parts: list[Any]) -> list[Any]:
+        """The results of the operations of `append_copies`, of what its parts told."""
+        before = parts[0][0]
+        if any(other != before for other, _ in parts):
+            self.violations.append(f"T{call.transaction}: copies differ: {parts}")
+        rows = {number: values for _, rows in parts for number, values in rows}
+        return [before, None, *(rows.get(number, []) for number in range(self.lists))]
+
     def look_up_lengths(self) -> None:
         """Says what was in the lists of which only the length was told, by what was ever read of them."""
         longest: dict[Key, tuple[int, ...]] = {}
@@ -216,7 +225,7 @@ class Call(Pending):
 
 
 class DirectedCall(Everywhere):
-    """`append_copies`, in every partition: each says what the list was before, and all the same."""
+    """`append_copies`, in every partition: each says what the list was before, all the same, and its lists in rows."""
 
     __slots__ = ("call",)
 
@@ -289,10 +298,7 @@ class Client:
                 call = pending.call
                 call.error = pending.error
                 if pending.error is None:
-                    before = pending.value[0]
-                    if any(other != before for other in pending.value):
-                        self.ledger.violations.append(f"T{call.transaction}: copies differ: {pending.value}")
-                    call.value = [before, None]
+                    call.value = self.ledger.of_parts(call, pending.value)
             assert isinstance(call, Call)
             self.world.tell(f"T{call.transaction} {call.value if call.error is None else repr(call.error)}")
             self.under_way -= 1
