@@ -26,6 +26,7 @@ from coordinator.decision_log import SEGMENT_BYTES, DecisionLog
 from coordinator.router_server import CannotListen
 from coordinator.router_server import Server as RouterServer
 from coordinator.server import Server
+from coordinator.session import reports_due_s
 from coordinator.transactions import Transactions
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
@@ -103,7 +104,8 @@ def _coordinate(options: argparse.Namespace) -> int:
     running = heartbeat.open_words(heartbeat.path_in(options.runtime, lane))
     bodies = Bodies(schema, lane, registry, running, unique_ids(lane, epoch), utc_now)
     runaways = [options.runaway] if options.runaway is not None else []
-    core = Transactions(lane, epoch, bodies, decisions, window, runaways)
+    due_s = reports_due_s(options.procedure_timeout)
+    core = Transactions(lane, epoch, bodies, decisions, window, runaways, due_s)
     door = Door[Hashable](token, at_partition=lane, is_coordinator=True)
     door.catalog_version = registry.catalog_version
 

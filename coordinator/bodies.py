@@ -4,7 +4,7 @@ returned                    its result is kept; what it wrote stays in the cache
 raised                      what it wrote is undone; the error is its answer, once the batch is over
 missed something            undone; it runs again when that has been borrowed. Whatever it raised meanwhile
 ran too long, or the        undone; ProcedureTimeout or ConstraintViolation is its answer. On stand-ins: it runs
-process got too large       again, and never on stand-ins any more
+process got too large       again, without them
 
 On borrowed rows "too long" is BORROWING_S: partitions take back what they have lent for LEASE_S, so what a body makes
 of it any later would never be committed.
@@ -41,6 +41,8 @@ from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
+STAND_INS_S = 0.3  # of a run that will be repeated anyway
+CALLS_WITHOUT_STAND_INS = 256  # of a procedure whose body looped on them; after each further time, four times as many
 BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and the calls that run before it
 VERIFIED_KEYS = 1024  # of one call, that are kept with it
 
@@ -109,7 +111,8 @@ class Bodies:
         self._large_bytes = 0
         self._allowed: dict[frozenset[int], frozenset[int]] = {}  # one object for all that are equal
         self._habits: dict[Procedure, Habit] = {}
-        self._without_stand_ins: set[Procedure] = set()  # bodies that loop on them
+        # Procedures whose bodies loop on stand-ins: calls to go without them, and how many the last time.
+        self._without_stand_ins: dict[Procedure, tuple[int, int]] = {}
         tables = self.tables.by_name
         read_only: dict[str, Any] = {
             name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
@@ -133,6 +136,7 @@ class Bodies:
         """From the next call on, these procedures."""
         self.registry = registry
         self._habits.clear()
+        self._without_stand_ins.clear()
         self.procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self.procedures))}
 
@@ -150,7 +154,12 @@ class Bodies:
         self.tables.undo.append((None, None, None, False))
 
     def lease(self) -> tuple[float, str] | None:
-        """How long the running call may run, if it does so on borrowed rows, and what it is told when it is ended."""
+        """How long a run on stand-ins, or on borrowed rows, may take, and what it is told when it is ended."""
+        if self.tables.is_on_stand_ins:
+            return (
+                STAND_INS_S,
+                f"ran for {STAND_INS_S:g} s on stand-ins for rows",
+            )  # which nobody hears of: it runs again
         if not self.tables.has_borrowed:
             return None
         return BORROWING_S, f"ran for {BORROWING_S:g} s on rows that partitions lend for {LEASE_S:g} s, and was ended"
@@ -257,8 +266,14 @@ class Bodies:
                 verified = {}  # a call may wait for long; its run finds out again what it needs
         elif procedure.name == PLAN:
             allowed = frozenset()  # it reads nothing
-        stand_ins = procedure not in self._without_stand_ins
+        stand_ins = procedure not in self._without_stand_ins or self._tries_stand_ins(procedure)
         return Call(origin, client_id, number, procedure, arguments, raw, allowed, verified, stand_ins=stand_ins)
+
+    def _tries_stand_ins(self, procedure: Procedure) -> bool:
+        """Whether a body that has looped on stand-ins before gets some again: others may suit it better."""
+        left, last = self._without_stand_ins[procedure]
+        self._without_stand_ins[procedure] = left - 1, last
+        return left <= 0
 
     # Runs.
 
@@ -349,7 +364,9 @@ class Bodies:
                 call.guessed = False
             if interrupted and call.stand_ins:
                 call.stand_ins = False
-                self._without_stand_ins.add(call.procedure)
+                left, last = self._without_stand_ins.get(call.procedure, (0, CALLS_WITHOUT_STAND_INS // 4))
+                if left <= 0:
+                    self._without_stand_ins[call.procedure] = 4 * last, 4 * last
                 interrupted = None
             if not interrupted:
                 self.counts["missed"] += 1

@@ -623,6 +623,7 @@ class Tables:
         # What partitions sent for SELECTs, or (class name of voltpy.errors, message).
         self.fragments: dict[FragmentWish, list[list[list[Any]]] | tuple[str, str]] = {}
         self._stand_ins = 0  # that this run may still use
+        self._may_stand_in = False
         self.tables = [
             Table(table, number, self, schema.indexes_of(table.name)) for number, table in enumerate(schema.tables)
         ]
@@ -638,6 +639,7 @@ class Tables:
             self.verified.clear()
         self.verified.update(verified)
         self._stand_ins = STAND_INS if stand_ins else 0
+        self._may_stand_in = stand_ins
 
     def owner_of(self, part: Any) -> int:
         """The partition where rows with this value in the partition column live."""
@@ -710,6 +712,11 @@ class Tables:
             keys.update((change.table, table.key_of_image(image)) for image in change.images)
             keys.update((change.table, table.decoded_key(key)) for key in change.deleted)
         return keys
+
+    @property
+    def is_on_stand_ins(self) -> bool:
+        """Whether what the run has got is not all real."""
+        return self._may_stand_in and bool(self.wants)
 
     @property
     def has_borrowed(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 from coordinator.batch import batch_number
 from coordinator.decision_log import Decision
-from coordinator.session import ATTACHED, Session
+from coordinator.session import ATTACHED, REPORTS_DUE_S, Session
 from voltpy.errors import Corruption
 from voltpy.messages import Decide, Order
 
@@ -21,11 +21,13 @@ class Participants:
     decision log need not keep for the partitions' sake.
     """
 
-    def __init__(self, partitions: int, epoch: int, decisions: Iterable[Decision]) -> None:
+    def __init__(
+        self, partitions: int, epoch: int, decisions: Iterable[Decision], reports_due_s: float = REPORTS_DUE_S
+    ) -> None:
         self.now_s = 0.0
         self.epoch = epoch
         self.everywhere = frozenset(range(partitions))
-        self.sessions = [Session(partition, epoch) for partition in range(partitions)]
+        self.sessions = [Session(partition, epoch, reports_due_s) for partition in range(partitions)]
         self.last_begun = self.last_over = batch_number(epoch, 0)
         self.unacknowledged = {decision.batch: set(decision.participants) for decision in decisions}
         self.acknowledged: list[int] = []

@@ -15,7 +15,8 @@ addressed to it goes there whatever its slots. Arguments and results pass as the
 belong to several partitions.
 
 Every call that the door lets through is answered once, by its partition or here (then it never ran), unless a retry was
-answered in its place, which the partition tells, or the partition is lost: clients learn that from the topology.
+answered in its place, which the partition tells, or the partition is lost: clients learn that from the topology, or by
+Lost where only the connection was.
 `Lane.owed` knows how many calls of each client a partition has still to answer, so that all counts come back to zero
 when it never does.
 """
@@ -41,6 +42,7 @@ from voltpy.messages import (
     Calls,
     Dropped,
     EverywhereCall,
+    Lost,
     Message,
     PartitionAddress,
     Refusal,
@@ -153,7 +155,8 @@ class Router:
                 for client_id, calls in message.calls.items():
                     self._settle(lane, client_id, calls)
         elif isinstance(message, Refusal) and lane.is_up:
-            self._give_up(lane, f"{lane.name} has lost the router's connection")
+            why = f"{lane.name} has lost the router's connection"
+            self._give_up(lane, why, tells=True)
             lane.connection += 1
             if message.code != NO_HELLO:
                 # It does not want this router at all: asking again at once would never end.
@@ -390,8 +393,11 @@ class Router:
         if not account.closed:
             self._outbox.append((account.identity, Replies(-1, 0, 0, [], errors)))
 
-    def _give_up(self, lane: Lane, reason: str) -> None:
-        """Ends everything that this lane owes. What never left is answered Unavailable; nobody knows about the rest."""
+    def _give_up(self, lane: Lane, reason: str, *, tells: bool = False) -> None:
+        """Ends everything that this lane owes. What never left is answered Unavailable; nobody knows about the rest.
+
+        `tells`: to those who wait for it. No topology will: the partition lives.
+        """
         parts: dict[int, list[CallError]] = {}
         for message in [*lane.sealed, Calls(0, lane.groups)]:
             if isinstance(message, EverywhereCall):
@@ -410,7 +416,9 @@ class Router:
             if account is not None and not account.closed:
                 self._outbox.append((account.identity, Replies(lane.partition, lane.incarnation, 0, [], errors)))
         for client_id, calls in list(lane.owed.items()):
-            self._settle(lane, client_id, calls)
+            account = self._settle(lane, client_id, calls)
+            if tells and account is not None and not account.closed:
+                self._outbox.append((account.identity, Lost(lane.partition, lane.incarnation, reason)))
 
     def _adopt(self, account: Account[bytes], topology: Topology) -> None:
         known = self.welcome.topology

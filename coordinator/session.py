@@ -16,10 +16,16 @@ from __future__ import annotations
 from voltpy.messages import Attach, Attached, Order, Orders, PartitionAddress, Report, Reports
 
 ATTACH_DUE_S = 2.0
-REPORTS_DUE_S = 5.0  # a partition runs one call for as long as the procedure timeout allows
+REPORTS_DUE_S = 5.0  # at least
+BESIDE_A_CALL_S = 2.0  # that reports may take beside the one call that a partition may be running
 FRAME_BYTES = 4 << 20  # of Orders: then another frame begins
 
 DOWN, ATTACHING, ATTACHED = "down", "attaching", "attached"
+
+
+def reports_due_s(procedure_timeout_s: float) -> float:
+    """How long a partition that lives may take to report: it runs one call for as long as it is allowed to."""
+    return max(REPORTS_DUE_S, procedure_timeout_s + BESIDE_A_CALL_S)
 
 
 class Session:
@@ -31,6 +37,7 @@ class Session:
         "_number_out",
         "_orders",
         "_orders_bytes",
+        "_reports_due_s",
         "_since_s",
         "_unreported",
         "address",
@@ -41,8 +48,9 @@ class Session:
         "state",
     )
 
-    def __init__(self, partition: int, epoch: int) -> None:
+    def __init__(self, partition: int, epoch: int, reports_due_s: float = REPORTS_DUE_S) -> None:
         self.partition = partition
+        self._reports_due_s = reports_due_s
         self.epoch = epoch
         self.address: PartitionAddress | None = None
         self.state = DOWN
@@ -110,7 +118,7 @@ class Session:
     def is_overdue(self, now_s: float) -> bool:
         if self.state == ATTACHING:
             return now_s - self._since_s > ATTACH_DUE_S
-        return self.state == ATTACHED and self._unreported > 0 and now_s - self._since_s > REPORTS_DUE_S
+        return self.state == ATTACHED and self._unreported > 0 and now_s - self._since_s > self._reports_due_s
 
     def take_frames(self) -> list[Attach | Orders]:
         """What is to be sent."""

@@ -39,7 +39,7 @@ from coordinator.inquiries import Inquiries
 from coordinator.joints import Joints
 from coordinator.participants import Participants
 from coordinator.reads import Reads
-from coordinator.session import ATTACHED, DOWN
+from coordinator.session import ATTACHED, DOWN, REPORTS_DUE_S
 from coordinator.waiting import Waiting
 from voltpy.answers import Answers
 from voltpy.errors import BadArguments, ProtocolError, UnknownProcedure
@@ -81,11 +81,12 @@ class Transactions:
         decisions: Iterable[Decision],
         window: OutcomeWindow,
         runaways: Iterable[tuple[int, int]] = (),
+        reports_due_s: float = REPORTS_DUE_S,
     ) -> None:
         self.lane = lane  # the coordinator's number, and how many partitions there are
         self.epoch = epoch
         self.bodies = bodies
-        self.participants = participants = Participants(lane, epoch, decisions)
+        self.participants = participants = Participants(lane, epoch, decisions, reports_due_s)
         self.sessions = participants.sessions
         self.acknowledged = participants.acknowledged
         self._counts = counts = {

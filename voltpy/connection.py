@@ -63,6 +63,7 @@ from voltpy.messages import (
     Calls,
     EverywhereCall,
     Hello,
+    Lost,
     PartitionAddress,
     ProcedureInfo,
     Refusal,
@@ -526,6 +527,8 @@ class Connection:
                 self._take_topology(message, now)
             elif isinstance(message, AdminReply):
                 self._admin_reply(message)
+            elif isinstance(message, Lost):
+                self._lost_behind_router(message, now)
             elif isinstance(message, Refusal):
                 self._refused(source, message)
                 return False
@@ -715,6 +718,22 @@ class Connection:
         for lane in self.lanes:
             if lane.queue or lane.ready:
                 self._due[lane] = None
+
+    def _lost_behind_router(self, message: Lost, now: float) -> None:
+        """What went to a partition through the router will not be answered."""
+        partition = message.partition
+        if not 0 <= partition < len(self.lanes):
+            raise ProtocolError(f"partition {partition} is lost, of {self._partitions}")
+        lane = self.lanes[partition]
+        if lane.incarnation != message.incarnation:
+            return  # it was settled when that one died
+        for call in self._in_flight.single_out(lambda call: call.lane is lane and call.via == ROUTER):
+            self._lose(call, message.reason, now)
+        for other in list(self._in_flight.others.values()):
+            if isinstance(other, Everywhere):
+                error = Indeterminate(f"{other.procedure}: {message.reason} after the call was sent; it may have run")
+                if self._in_flight.answer_everywhere(other, partition, None, error):
+                    self._settle(other, other.value, other.error)
 
     def expire(self, now: float) -> None:
         """Settles what has waited for too long. Cheap before `next_time`."""

@@ -37,7 +37,7 @@ from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json
 
 VERSION = 1
-MAX_PARTITIONS = 512  # the partition has nine bits of a unique id
+MAX_PARTITIONS = 511  # they, and the coordinator with the number after the last, have nine bits of a unique id
 MAX_SOURCE_BYTES = 4 << 20
 MAX_FILE_BYTES = 64 << 20  # of a file in the directory: a full schema and JSON's escapes stay below
 

@@ -8,6 +8,7 @@
     Replies          partition → router → client        results and errors of calls
     Dropped          partition → router                 calls that get no reply
     Refusal          door → client                      a whole frame was refused (garbage, no Hello, account closed)
+    Lost             router → client                    calls that it sent on will not be answered
     Topology         supervisor → router → client       partitions, incarnations, addresses, procedures
     Admin            client → router → supervisor       status, stop, load_procedures
     AdminReply       supervisor → router → client
@@ -234,6 +235,18 @@ class Dropped(Struct, array_like=True, tag=16):
     partition: int
     incarnation: int
     calls: dict[int, int]
+
+
+class Lost(Struct, array_like=True, tag=33):
+    """The router has lost its connection to this partition, which lives.
+
+    Of the client's calls that went there through the router, in this incarnation, nobody knows whether they ran, unless
+    they are answered.
+    """
+
+    partition: int
+    incarnation: int
+    reason: str
 
 
 class Refusal(Struct, array_like=True, tag=7):
@@ -651,7 +664,7 @@ class PlanReply(Struct, array_like=True, tag=32, forbid_unknown_fields=True):
 
 
 Message = (
-    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Refusal | Admin | AdminReply
+    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Lost | Refusal | Admin | AdminReply
     | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
     | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
     | CheckpointBegun | HoldBatches | BatchesHeld | ResumeBatches

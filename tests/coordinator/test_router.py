@@ -29,6 +29,7 @@ from voltpy.messages import (
     Dropped,
     EverywhereCall,
     Hello,
+    Lost,
     Message,
     PartitionAddress,
     ProcedureInfo,
@@ -490,6 +491,20 @@ def test_a_partition_that_has_no_account_of_the_router_gets_a_new_connection() -
     connection = lane.connection
     world.router.partition_message(0, Refusal(NO_HELLO, ""))
     assert (lane.connection, lane.incarnation) == (connection + 1, 5)
+    assert world.flush() == [(b"1", Lost(0, 5, "partition 0 has lost the router's connection"))]
+    world.check_idle()
+
+
+def test_calls_that_had_not_left_when_a_connection_was_lost_never_ran() -> None:
+    world = World(5, 6)
+    world.join(1, 2)
+    world.send(b"1", Calls(1, [group_of(1, [1])]))
+    world.flush()
+    world.send(b"2", Calls(1, [group_of(2, [7])]))
+    world.router.partition_message(0, Refusal(NO_HELLO, ""))
+    outbox = world.flush()
+    assert [(to, type(message)) for to, message in outbox] == [(b"2", Replies), (b"1", Lost), (b"2", Lost)]
+    assert [(error.number, error.code) for error in outbox[0][1].errors] == [(7, "Unavailable")]
     world.check_idle()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.session import ATTACH_DUE_S, FRAME_BYTES, REPORTS_DUE_S, Session
+from coordinator.session import ATTACH_DUE_S, BESIDE_A_CALL_S, FRAME_BYTES, REPORTS_DUE_S, Session, reports_due_s
 from voltpy.messages import Attach, Attached, Decide, Decided, Orders, PartitionAddress, Reports
 
 EPOCH = 5
@@ -80,6 +80,17 @@ def test_a_report_that_does_not_come_is_overdue_and_silence_without_orders_is_no
     assert session.is_overdue(1000.1 + REPORTS_DUE_S)
     session.reports(Reports(EPOCH, 1, 1, [Decided(1)]), 1004.0)
     assert not session.is_overdue(2000.0)
+
+
+def test_a_partition_may_take_as_long_as_its_longest_call_to_report() -> None:
+    assert reports_due_s(0.5) == REPORTS_DUE_S
+    assert reports_due_s(60.0) == 60.0 + BESIDE_A_CALL_S
+    session = Session(0, EPOCH, reports_due_s(60.0))
+    session.adopt(address(1), 0.0)
+    session.attached(Attached(EPOCH, 1, 1, []))
+    session.order(Decide(1, True), 32, 1000.0)
+    assert not session.is_overdue(1060.0 + BESIDE_A_CALL_S)
+    assert session.is_overdue(1060.1 + BESIDE_A_CALL_S)
 
 
 def test_an_attach_that_is_not_answered_is_overdue() -> None:

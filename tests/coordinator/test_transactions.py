@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from coordinator import batches
 from coordinator.batch import RENEW_S, Batch
-from coordinator.bodies import BORROWING_S
+from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.waiting import ATTACH_WAIT_S
@@ -824,6 +824,34 @@ def test_a_body_that_loops_on_stand_ins_runs_without_them(cluster: FakeCluster) 
     fresh.settle()
     assert fresh.call("loops", A) == 5
     assert runs == [0, 5]
+
+
+def test_a_procedure_that_looped_on_stand_ins_gets_them_again_after_a_while() -> None:
+    runs: list[int] = []
+
+    @procedure
+    def loops(tx: Any, key: int, other: int) -> int:
+        row = tx.accounts.get(key)
+        runs.append(row.balance)
+        if row.balance == 0:
+            fresh.bodies.interrupt(ProcedureTimeout("ran for too long"))
+            raise KeyboardInterrupt
+        return row.balance + tx.accounts.get(other).balance
+
+    fresh = FakeCluster(SCHEMA, [loops])
+    fresh.put("accounts", A, 5)
+    fresh.put("accounts", B, 5)
+    fresh.settle()
+
+    def rounds() -> int:
+        before = fresh.core.counts["rounds"]
+        assert fresh.call("loops", A, B) == 10
+        return fresh.core.counts["rounds"] - before
+
+    assert rounds() == 2  # without stand-ins each row takes one
+    assert [rounds() for _ in range(CALLS_WITHOUT_STAND_INS)] == [2] * CALLS_WITHOUT_STAND_INS
+    assert rounds() == 1  # now they are like a row that was seen
+    assert runs.count(0) == 1
 
 
 def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -> None:

@@ -48,6 +48,7 @@ from voltpy.messages import (
     Calls,
     EverywhereCall,
     Hello,
+    Lost,
     PartitionAddress,
     ProcedureInfo,
     Refusal,
@@ -685,6 +686,27 @@ def test_a_lost_router_settles_what_went_through_it(cluster: Cluster) -> None:
     cluster.connection.everywhere(late, "count", (), 0.0, 10.0)
     cluster.connection.expire(0.0)
     assert type(error_of(late)) is Unavailable
+
+
+def test_what_went_through_a_router_that_lost_its_connection_to_a_living_partition_is_settled_at_once() -> None:
+    cluster = Cluster(affinity=False)
+    cluster.welcome()
+    lost, other = cluster.submit("get", key_of(0)), cluster.submit("get", key_of(1))
+    everywhere = Everywhere()
+    cluster.connection.everywhere(everywhere, "count", (), 0.0, 10.0)
+    cluster.frames()
+    cluster.feed(ROUTER, Lost(0, 99, "an earlier one"), 0.0)
+    assert not lost.done
+    cluster.feed(ROUTER, Lost(0, 1, "partition 0 has lost the router's connection"), 0.0)
+    assert type(error_of(lost)) is Indeterminate
+    assert "has lost the router's connection after the call was sent" in str(lost.error)
+    assert not other.done
+    assert not everywhere.done  # the other partitions will answer
+    again = cluster.submit("get", key_of(0))
+    (frame,) = cluster.frames()
+    cluster.answer(frame)
+    assert again.error is None
+    assert not cluster.connection.receive(ROUTER, wire.encode(Lost(7, 1, "there is no such partition")), 0.0)
 
 
 def test_without_router_and_direct_connection_a_call_is_unavailable() -> None:

@@ -91,9 +91,9 @@ def test_empty_directory_is_taken(tmp_path: Path) -> None:
     assert (made(tmp_path / "d") / "cluster.json").exists()
 
 
-@pytest.mark.parametrize("partitions", [0, -1, 513])
+@pytest.mark.parametrize("partitions", [0, -1, 512])
 def test_impossible_number_of_partitions_is_refused(tmp_path: Path, partitions: int) -> None:
-    with pytest.raises(ClusterError, match="a cluster has 1 to 512"):
+    with pytest.raises(ClusterError, match="a cluster has 1 to 511"):
         DataDirectory.open(tmp_path / "d", partitions, BANK)
 
 
