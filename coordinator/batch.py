@@ -76,9 +76,7 @@ class Batch:
 
     def __init__(self, number: int, calls: list[Call], now_s: float = 0.0) -> None:
         self.number = number
-        self.renew_s = (
-            now_s + RENEW_S
-        )  # when what was borrowed longest ago must be borrowed again, so as not to be lost
+        self.renew_s = now_s + RENEW_S  # when leases are renewed: what was lent longest ago must not be lost
         self.renewed_until_s = now_s + RENEWED_S
         self.waiting = calls
         self.done: list[Call] = []

@@ -156,10 +156,7 @@ class Bodies:
     def lease(self) -> tuple[float, str] | None:
         """How long a run on stand-ins, or on borrowed rows, may take, and what it is told when it is ended."""
         if self.tables.is_on_stand_ins:
-            return (
-                STAND_INS_S,
-                f"ran for {STAND_INS_S:g} s on stand-ins for rows",
-            )  # which nobody hears of: it runs again
+            return STAND_INS_S, f"ran for {STAND_INS_S:g} s on stand-ins for rows"  # nobody hears of it: it runs again
         if not self.tables.has_borrowed:
             return None
         return BORROWING_S, f"ran for {BORROWING_S:g} s on rows that partitions lend for {LEASE_S:g} s, and was ended"
