@@ -36,6 +36,7 @@ from voltpy.door_sockets import Sockets, listen
 from voltpy.errors import ClusterError, Corruption, Error, SchemaError
 from voltpy.events import configure, get_logger
 from voltpy.forks import forbid_forks
+from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import Registry, load
@@ -133,8 +134,9 @@ def _coordinate(options: argparse.Namespace) -> int:
         core,
         log,
         timeout,
-        lambda message: load(message.source, message.path, schema, message.catalog_version),
-        bodies.plan_with(_planner(schema)),
+        _load_beside,
+        schema,
+        _planner,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
@@ -181,9 +183,16 @@ def _call_id(text: str) -> tuple[int, int]:
 
 def _registry(data: Path, schema: Schema) -> Registry:
     stored = read_procedures(data)
+    catalog_version = max(stored.catalog_version, schema.catalog_version)
     if not stored.source:
-        return Registry([], stored.catalog_version)
-    return load(stored.source, stored.path, schema, stored.catalog_version)
+        return Registry([], catalog_version)
+    return load(stored.source, stored.path, schema, catalog_version)
+
+
+def _load_beside(message: PrepareLoad, schema: Schema) -> Registry:
+    if not message.source:
+        return Registry([], message.catalog_version)
+    return load(message.source, message.path, schema, message.catalog_version)
 
 
 def _planner(schema: Schema) -> Callable[[str], Plan]:

@@ -113,13 +113,16 @@ class Bodies:
         self._habits: dict[Procedure, Habit] = {}
         # Procedures whose bodies loop on stand-ins: calls to go without them, and how many the last time.
         self._without_stand_ins: dict[Procedure, tuple[int, int]] = {}
-        tables = self.tables.by_name
-        read_only: dict[str, Any] = {
-            name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
-        }
-        self._view_tables = {False: tables, True: read_only}
         self._views = self._made_views()
         self.use(registry)
+
+    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> Statements:
+        """From the next call on, this schema and these procedures. Between batches."""
+        self._schema = schema
+        self.tables.take_schema(schema)
+        statements = self.plan_with(plan_of)
+        self.use(registry)
+        return statements
 
     def plan_with(self, plan_of: Callable[[str], Plan]) -> Statements:
         """From the next call on statements run, as they are planned so."""
@@ -130,7 +133,12 @@ class Bodies:
 
     def _made_views(self) -> dict[bool, Transaction]:
         """What `tx` is, by whether the procedure is read-only."""
-        return {read_only: Transaction(tables, self._context) for read_only, tables in self._view_tables.items()}
+        self._context.dropped = self._schema.dropped_names
+        tables: dict[str, Any] = dict(self.tables.by_name)
+        read_only: dict[str, Any] = {
+            name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
+        }
+        return {False: Transaction(tables, self._context), True: Transaction(read_only, self._context)}
 
     def use(self, registry: Registry) -> None:
         """From the next call on, these procedures."""

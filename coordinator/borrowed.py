@@ -227,7 +227,8 @@ class Table:
         self.unique = [
             UniqueIndex(index, schema, number, self.rows, self._home, tables.miss) for index in indexes if index.unique
         ]
-        self.get, self.insert, self.upsert, self.update, self.delete = self._accessors()
+        if not schema.dropped:
+            self.get, self.insert, self.upsert, self.update, self.delete = self._accessors()
 
     # What procedures call, besides get, insert, upsert, update and delete.
 
@@ -624,10 +625,14 @@ class Tables:
         self.fragments: dict[FragmentWish, list[list[list[Any]]] | tuple[str, str]] = {}
         self._stand_ins = 0  # that this run may still use
         self._may_stand_in = False
+        self.take_schema(schema)
+
+    def take_schema(self, schema: Schema) -> None:
+        """The tables are these; nothing is known of their rows. Between batches."""
         self.tables = [
             Table(table, number, self, schema.indexes_of(table.name)) for number, table in enumerate(schema.tables)
         ]
-        self.by_name = {table.name: table for table in self.tables}
+        self.by_name = {table.name: table for table in self.tables if not table.schema.dropped}
 
     def begin(
         self, allowed: frozenset[int], verified: Mapping[Any, int], stand_ins: bool, in_round: bool = False

@@ -62,8 +62,9 @@ from voltpy.messages import (
 from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
+from voltpy.schema import Schema, from_json
 from voltpy.sockets import COPY_FREE_BYTES, partition_socket
-from voltpy.sql.statements import Statements
+from voltpy.sql.plan import Plan
 from voltpy.timeout import Timeout
 from voltpy.wire import decode, encode
 
@@ -95,11 +96,15 @@ class Server:
         core: Transactions,
         log: DecisionLog,
         timeout: Timeout,
-        load: Callable[[PrepareLoad], Registry],
-        statements: Statements,
+        load: Callable[[PrepareLoad, Schema], Registry],
+        schema: Schema,
+        planner: Callable[[Schema], Callable[[str], Plan]],
     ) -> None:
+        """`planner`: what plans statements for a schema."""
         self.core = core
-        self._statements = statements
+        self._schema = schema
+        self._planner = planner
+        self._statements = core.bodies.plan_with(planner(schema))
         self._sockets = sockets
         self._context = context
         self._tcp_port = tcp_port
@@ -109,6 +114,7 @@ class Server:
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
+        self._prepared_schema = schema  # that comes with them
         self._welcome = Welcome(PROTOCOL_VERSION, core.epoch, None)
         self._connections: dict[int, Connection] = {}
         self._dealers: list[tuple[zmq.Socket[bytes], int]] = []
@@ -290,13 +296,15 @@ class Server:
         """Tells a partition how statements are run, each in a frame of its own."""
         for text in message.texts:
             try:
-                reply = PlanReply(text, Raw(encode(self._statements.prepare(text).plan)))
+                plan = Raw(encode(self._statements.prepare(text).plan))
+                reply = PlanReply(text, plan, catalog_version=self._door.catalog_version)
             except Exception as error:  # noqa: BLE001 — whatever the parser makes of the user's text
                 if not isinstance(error, Error):
                     _events.error("statement_not_planned", text=text[:1000], reason=repr(error))
                     error = SqlError(f"the statement can't be planned: {type(error).__name__}: {error}")
                 described = call_error(1, 1, error)
-                reply = PlanReply(text, Raw(b"\xc0"), described.code, described.message)
+                code, message_text = described.code, described.message
+                reply = PlanReply(text, Raw(b"\xc0"), code, message_text, self._door.catalog_version)
             connection.socket.send(encode(reply), zmq.NOBLOCK)
 
     # What the supervisor asks for.
@@ -313,9 +321,7 @@ class Server:
             self._send(identity, self._prepare(message))
         elif isinstance(message, SwitchLoad):
             if self._prepared is not None and self._prepared.catalog_version == message.catalog_version:
-                core.bodies.use(self._prepared)
-                self._door.catalog_version = message.catalog_version
-                self._prepared = None
+                self._switch(self._prepared)
             self._send(identity, self._status(0))
         elif isinstance(message, DiscardLoad):
             self._prepared = None
@@ -324,11 +330,28 @@ class Server:
         elif isinstance(message, ResumeBatches):
             core.resume(message.snapshot)
 
+    def _switch(self, registry: Registry) -> None:
+        """From the next call on the new procedures run, on the new schema."""
+        if self._prepared_schema is self._schema:
+            self.core.bodies.use(registry)
+        elif self.core.lane > 1 and not self.core.is_holding:
+            _events.warning("schema_comes_too_late", catalog_version=registry.catalog_version)
+            self.stop()  # batches go on already, on the old one: the process that follows has the new one
+            return
+        else:
+            self._schema = self._prepared_schema
+            self._statements = self.core.take_schema(self._schema, self._planner(self._schema), registry)
+        self._door.catalog_version = registry.catalog_version
+        self._prepared = None
+        crash_point("coordinator.load.switched")
+
     def _prepare(self, message: PrepareLoad) -> LoadPrepared:
         try:
-            self._prepared = self._load(message)
+            self._prepared_schema = from_json(message.schema) if message.schema else self._schema
+            self._prepared = self._load(message, self._prepared_schema)
         except SchemaError as error:
             return LoadPrepared(message.catalog_version, str(error), [])
+        crash_point("coordinator.load.prepared")
         return LoadPrepared(message.catalog_version, "", self.core.bodies.infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:

@@ -28,11 +28,11 @@ No reply of a batch leaves before the batch's outcome, none at all while a round
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from coordinator.batch import CHANGES_BYTES, Joint
 from coordinator.batches import Batches
-from coordinator.bodies import Bodies, Origin
+from coordinator.bodies import Bodies, Call, Origin
 from coordinator.callers import Callers
 from coordinator.decision_log import Decision
 from coordinator.inquiries import Inquiries
@@ -63,7 +63,10 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Procedure
+from voltpy.procedure import Procedure, Registry
+from voltpy.schema import Schema
+from voltpy.sql.plan import Plan
+from voltpy.sql.statements import Statements
 
 
 class Transactions:
@@ -193,6 +196,17 @@ class Transactions:
         if self._hold is not None and self._hold[0] == snapshot:
             self._hold = None
 
+    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> Statements:
+        """From the next call on, this schema and these procedures. While batches are held: nothing is under way.
+
+        What waiting calls have found out that they want may be of tables that there are no more.
+        """
+        statements = self.bodies.take_schema(schema, plan_of, registry)
+        for call in self.callers.pending.values():
+            if isinstance(call, Call):
+                call.wants, call.guessed = None, False
+        return statements
+
     # What comes out.
 
     def take_decision(self) -> Decision | None:
@@ -227,6 +241,11 @@ class Transactions:
             return False
         waiting = self.waiting
         return self.batches.may_begin or (self._is_idle and bool(waiting.reads or waiting.joints))
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether nothing is under way, and nothing begins before `resume`."""
+        return self._hold is not None and self._is_idle
 
     @property
     def is_waiting(self) -> bool:

@@ -166,7 +166,9 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
         os.sched_setaffinity(0, {arguments.core})
 
-    def load_beside(message: PrepareLoad) -> Registry:
+    def load_beside(message: PrepareLoad, schema: Schema) -> Registry:
+        if not message.source:
+            return Registry([], message.catalog_version)
         return load(message.source, message.path, schema, message.catalog_version)
 
     most_bytes = arguments.memory + max(arguments.memory // 5, TOO_LARGE_BYTES) + others_bytes
@@ -240,9 +242,10 @@ def _call_id(text: str) -> tuple[int, int]:
 
 def _registry(data: Path, schema: Schema) -> Registry:
     stored = read_procedures(data)
+    catalog_version = max(stored.catalog_version, schema.catalog_version)
     if not stored.source:
-        return Registry([], stored.catalog_version)
-    return load(stored.source, stored.path, schema, stored.catalog_version)
+        return Registry([], catalog_version)
+    return load(stored.source, stored.path, schema, catalog_version)
 
 
 def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:

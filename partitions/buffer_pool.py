@@ -95,6 +95,11 @@ class BufferPool:
         for number, heap in enumerate(heaps):
             heap.image_of = self._image_of(number, heap)
 
+    def add_heap(self, heap: Heap) -> None:
+        """One more table has pages, none of which is in the page file yet."""
+        heap.image_of = self._image_of(len(self._heaps), heap)
+        self._heaps.append(heap)
+
     # What is needed.
 
     def fetch(self, pages: Iterable[int]) -> None:
@@ -114,6 +119,10 @@ class BufferPool:
     @property
     def is_reading(self) -> bool:
         return bool(self._coming or self._arrived)
+
+    def is_any_coming(self, table: int) -> bool:
+        """Whether any page of the table with this number is."""
+        return any(page >> TABLE_SHIFT == table for page in self._coming)
 
     def is_coming(self, page: int) -> bool:
         return page in self._coming

@@ -198,7 +198,10 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     roots = checkpoint.root.tables
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
-    page_tables = [page_table(root, directory) for root in roots]
+    page_tables = [
+        array("Q") if store.schema.tables[number].dropped else page_table(root, directory)
+        for number, root in enumerate(roots)
+    ]
     used = [place_of(entry) for entries in page_tables for entry in entries if entry]
     if len(set(used)) != len(used):
         raise Corruption(f"{directory / 'checkpoint'}: two pages in one place")
@@ -206,6 +209,8 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
         file = PageFile(directory / "pages", used)
         unless_loaded.callback(file.close)
         for number, (root, entries) in enumerate(zip(roots, page_tables, strict=True)):
+            if store.schema.tables[number].dropped:
+                continue
             heap, index = store.tables[number].storage
             heap.load(entries, root.slot_bits, root.rows, root.image_bytes)
             runs = (chunk for run in root.runs for chunk in read_run(directory, partition, number, run))
@@ -470,7 +475,7 @@ class Checkpointer:
         for table in self._store.tables:
             heap, index = table.storage
             runs = list[Run]()
-            if table.number < len(last):
+            if table.number < len(last) and not table.schema.dropped:
                 base = base_runs.get(table.number)
                 runs = last[table.number].runs.copy() if base is None else [base]
             lookups, image, stale_pages = table.lookups, "", b""

@@ -159,6 +159,7 @@ class Executor:
         self.window = window
         self._running = running
         self._context = CallContext(running, ids, clock)
+        self._context.dropped = store.schema.dropped_names
         self._ids = ids
         for table in store.tables:
             table.hide_keys_with(ids)
@@ -803,6 +804,19 @@ class Executor:
         if statements is not None:
             statements.undo = self._store
         self.accept_writes()
+
+    def take_schema(self, registry: Registry) -> None:
+        """The store's schema has changed: from the next call on these procedures see it.
+
+        Between batches only. Calls that have been set aside run on the new schema.
+        """
+        schema = self._store.schema
+        for table in self._store.tables:
+            table.hide_keys_with(self._ids)
+        self._context.dropped = schema.dropped_names
+        self._plans.forget()
+        self.plan_with(Statements(schema, self._plans.plan_of))
+        self.use(registry)
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""

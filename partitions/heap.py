@@ -590,6 +590,22 @@ class Heap:
         self.cold = len(entries) - len(self._unused)
         self.rows, self.image_bytes = rows, image_bytes
 
+    def discard(self) -> None:
+        """Lets go of every page: the table is dropped. Not while a checkpoint runs, or one of them is coming."""
+        frames = self._frames
+        for frame in frames:
+            if frame >= 0:
+                self._arena.free(frame)
+        pages = range(len(frames))
+        self.gone.extend(page for page, frame in enumerate(frames) if frame != NO_PAGE)
+        self._freed.update(page for page in pages if self.entries[page])
+        self._frames = array("q", [NO_PAGE]) * len(frames)
+        self._unused = list(pages)
+        for remembered in (self._roomy, self._dirty, self.needed, self.touched):
+            remembered.clear()
+        self._fill, self._holes = NO_PAGE, []
+        self.cold = self.rows = self.image_bytes = 0
+
     def _before_change(self, page: int) -> None:
         """To be called before a page changes: a checkpoint that has still to write it needs it as it is."""
         if self._frames[page] < 0:

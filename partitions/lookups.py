@@ -623,14 +623,17 @@ class Lookups:
 
     # Building.
 
-    def add_index(self, schema: Index) -> Iterator[None]:
-        """Builds another index: each step some pages, between batches. Raises DuplicateKey at its end."""
+    def add_index(self, schema: Index, may_end: Callable[[], bool]) -> Iterator[None]:
+        """Builds another index: each step some pages, between batches. Raises DuplicateKey at its end.
+
+        It ends when it has seen all pages and `may_end`.
+        """
         index = SecondaryIndex(self._table.schema, schema)
         index.built_pages = 0
         self.indexes[schema.name] = index
         self.stale_pages = None  # the image lacks it
         self._list_ready()
-        return self.build([index])
+        return self.build([index], may_end)
 
     def drop_index(self, name: str) -> None:
         """Between batches."""
@@ -687,10 +690,10 @@ class Lookups:
             self.stale_pages = None  # the image lacks them
         return self.build(behind)
 
-    def build(self, indexes: list[SecondaryIndex]) -> Iterator[None]:
+    def build(self, indexes: list[SecondaryIndex], may_end: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Reads the pages in the order of their numbers, for indexes that have seen none."""
         heap, page = self._heap, 0 if indexes else self._heap.page_numbers
-        while page < heap.page_numbers:
+        while page < heap.page_numbers or not may_end():
             first, page = page, min(page + BUILD_PAGES, heap.page_numbers)
             self._add_pages(indexes, range(first, page))
             for index in indexes:

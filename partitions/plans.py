@@ -40,6 +40,11 @@ class Plans:
             raise SqlError(f"a statement of {len(text):,} characters; the limit is {MAX_TEXT_CHARACTERS:,}")
         self._misses.raise_for((PLAN, text))
 
+    def forget(self) -> None:
+        """All of them were made for another schema."""
+        self._arrived.clear()
+        self._wrong.clear()
+
     def arrived(self, reply: PlanReply) -> None:
         """Takes what the coordinator says of one text."""
         for kept in (self._arrived, self._wrong):

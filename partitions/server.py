@@ -30,6 +30,7 @@ from partitions.executor import Executor
 from partitions.hold import Hold
 from partitions.lending import Loans
 from partitions.rates import Rates
+from partitions.schema_change import SchemaChange
 from partitions.store import Store, resident_bytes
 from partitions.wal import Batch, Wal, encode_batch
 from partitions.warm_up import WarmUp
@@ -37,7 +38,7 @@ from voltpy.answers import Answers
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
-from voltpy.errors import ReadOnly, SchemaError
+from voltpy.errors import DuplicateKey, ReadOnly, SchemaError
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
@@ -68,6 +69,7 @@ from voltpy.messages import (
 from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
 from voltpy.row import encode
+from voltpy.schema import Schema, from_json
 from voltpy.timeout import Timeout
 from voltpy.wire import encode as encode_message
 
@@ -108,7 +110,7 @@ class Server:
         wal: Wal,
         checkpointer: Checkpointer,
         timeout: Timeout,
-        load: Callable[[PrepareLoad], Registry],
+        load: Callable[[PrepareLoad, Schema], Registry],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock`: in seconds, and never back."""
@@ -137,6 +139,8 @@ class Server:
         self._timeout = timeout
         self._load = load
         self._prepared: Registry | None = None
+        self._change: SchemaChange | None = None  # that comes with them
+        self._asked_to_prepare: Hashable = None  # by whom; he is told when the change is prepared
         self._welcome = Welcome(PROTOCOL_VERSION, wal.epoch, None)
         self._unsent: deque[Unsent] = deque()
         self._stopping = False
@@ -189,6 +193,10 @@ class Server:
                 self._settle()
         now_s = self._clock()
         self._checkpointer.step(now_s, busy=bool(requests))
+        if self._change is not None and not self._change.is_prepared:
+            self._prepare_on(self._change)
+        if self._store.condemned and not self._checkpointer.running:
+            self._store.bury()
         self._wal.tick(now_s)
         self._warm_up.step(now_s)
         if now_s >= self._steer_s:
@@ -209,6 +217,8 @@ class Server:
     def _has_work(self) -> bool:
         """Whether there is something to do that waits for nobody else."""
         if self._executor.has_ready or self._loans.is_due or self._must_flush:
+            return True
+        if self._change is not None and not self._change.is_prepared:
             return True
         unsent = self._unsent
         return bool(unsent) and unsent[0].rounds < self._loans.first_open_round
@@ -427,16 +437,13 @@ class Server:
         if isinstance(message, StatusRequest):
             self._send(identity, self._status(message.number))
         elif isinstance(message, PrepareLoad):
-            self._send(identity, self._prepare(message))
+            self._prepare(identity, message)
         elif isinstance(message, SwitchLoad):
             if self._prepared is not None and self._prepared.catalog_version == message.catalog_version:
-                self._executor.use(self._prepared)
-                self._door.catalog_version = message.catalog_version
-                self._prepared = None
-                crash_point("server.load.switched")
+                self._switch(self._prepared)
             self._send(identity, self._status(0))
         elif isinstance(message, DiscardLoad):
-            self._prepared = None
+            self._discard()
         elif isinstance(message, HoldCheckpoint | RenewHold | ReleaseCheckpoint):
             self._hold(identity, message)
         elif isinstance(message, Orders):
@@ -451,6 +458,8 @@ class Server:
                 self._unreported.append((self._wal.written_lsn, attached))
                 if self._wanted_plans:
                     self._send(identity, PlanRequest(list(self._wanted_plans)))
+        elif isinstance(message, PlanReply) and message.catalog_version not in (0, self._door.catalog_version):
+            self._send(identity, PlanRequest([message.text]))  # one of us is about to switch
         elif isinstance(message, PlanReply):
             self._wanted_plans.pop(message.text, None)
             self._executor.plan_arrived(message)
@@ -515,13 +524,58 @@ class Server:
     def _checkpoint_begun(self, identity: Hashable, hold: Hold) -> None:
         self._send(identity, CheckpointBegun(hold.snapshot))
 
-    def _prepare(self, message: PrepareLoad) -> LoadPrepared:
+    def _prepare(self, identity: Hashable, message: PrepareLoad) -> None:
+        """Compiles the procedures; the answer waits for indexes that a new schema needs built."""
+        self._discard()
         try:
-            self._prepared = self._load(message)
+            schema = from_json(message.schema) if message.schema else self._store.schema
+            self._prepared = self._load(message, schema)
+            if message.schema:
+                self._change = SchemaChange(self._store, schema)
         except SchemaError as error:
-            return LoadPrepared(message.catalog_version, str(error), [])
+            self._discard()
+            self._send(identity, LoadPrepared(message.catalog_version, str(error), []))
+            return
+        self._asked_to_prepare = identity
+        if self._change is None or self._change.is_prepared:
+            self._tell_prepared(self._prepared)
+
+    def _prepare_on(self, change: SchemaChange) -> None:
+        """Between two batches: another part of an index is built."""
+        registry = self._prepared
+        if registry is None:
+            return
+        try:
+            change.step()
+        except (DuplicateKey, ReadOnly) as error:
+            self._discard()
+            failed = LoadPrepared(registry.catalog_version, str(error), [], type(error).__name__)
+            self._send(self._asked_to_prepare, failed)
+            return
+        if change.is_prepared:
+            self._tell_prepared(registry)
+
+    def _tell_prepared(self, registry: Registry) -> None:
         crash_point("server.load.prepared")
-        return LoadPrepared(message.catalog_version, "", self._executor.infos(self._prepared))
+        prepared = LoadPrepared(registry.catalog_version, "", self._executor.infos(registry))
+        self._send(self._asked_to_prepare, prepared)
+
+    def _switch(self, registry: Registry) -> None:
+        """From the next call on the new procedures run, on the new schema."""
+        change, self._prepared, self._change = self._change, None, None
+        if change is None:
+            self._executor.use(registry)
+        else:
+            change.switch()
+            self._executor.take_schema(registry)
+        self._door.catalog_version = registry.catalog_version
+        crash_point("server.load.switched")
+
+    def _discard(self) -> None:
+        """What was prepared comes to nothing."""
+        change, self._prepared, self._change = self._change, None, None
+        if change is not None:
+            change.abandon()
 
     def _status(self, number: int) -> StatusReply:
         executor, wal = self._executor, self._wal

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
@@ -38,11 +39,13 @@ class Store:
         "_empty_bytes",
         "_memory_bytes",
         "_most_rows",
+        "_note",
         "_partition",
         "_trimmed_s",
         "_unlimited_until",
         "arena",
         "by_name",
+        "condemned",
         "lookups",
         "lost_images",
         "misses",
@@ -71,7 +74,11 @@ class Store:
             Table(table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_of(table.name))
             for number, table in enumerate(schema.tables)
         ]
-        self.by_name = {table.name: table for table in self.tables}
+        self.by_name = {
+            table.name: self.tables[number] for number, table in enumerate(schema.tables) if not table.dropped
+        }
+        self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
+        self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where there should have been an image
         self._partition = partition
         self.lookups: list[Lookups] = []  # of the tables that have indexes
@@ -181,7 +188,7 @@ class Store:
                     raise Corruption(
                         f"batch {number} has prepared changes of table number {change.table}: there is none"
                     )
-            self.prepared[number] = changes
+            self.prepared[number] = self._of_live_tables(changes)
 
     def replay(self, record: Record, lsn: int) -> int:
         """Takes one WAL batch during recovery; `apply` from time to time writes what has gathered. Its changes."""
@@ -189,7 +196,7 @@ class Store:
         for change in record.changes:
             if not 0 <= change.table < len(self.tables):
                 raise Corruption(f"WAL record {lsn} changes table number {change.table}; the schema has no such table")
-        changes = record.changes
+        changes = self._of_live_tables(record.changes)
         step = record.step
         if step is not None:
             if step.kind == PREPARE:
@@ -208,6 +215,11 @@ class Store:
                 raise Corruption(f"WAL record {lsn}: {error}") from None
             replayed += len(change.images) + len(change.deleted)
         return replayed
+
+    def _of_live_tables(self, changes: list[TableChanges]) -> list[TableChanges]:
+        """Without those of tables that have been dropped since."""
+        tables = self.schema.tables
+        return [change for change in changes if not tables[change.table].dropped]
 
     def apply_turn(self) -> None:
         """`apply` during recovery, when pages of changed rows may be cold. Raises ReadOnly when they don't fit."""
@@ -241,12 +253,52 @@ class Store:
 
     def add_index(self, index: Index) -> Iterator[None]:
         """Builds another index, in steps between batches: see `Table.add_index`."""
+        table = self.by_name[index.table]
+
+        def may_end() -> bool:
+            """Of a prepared row a unique index would know nothing: it stands on no page yet."""
+            return not index.unique or not any(
+                change.table == table.number for changes in self.prepared.values() for change in changes
+            )
+
         try:
-            for _ in self.by_name[index.table].add_index(index):
+            for _ in table.add_index(index, may_end):
                 self._list_lookups()
                 yield
         finally:
             self._list_lookups()
+
+    def add_table(self, schema: Schema, number: int) -> None:
+        """Between batches: a table that the schema has behind all that there are."""
+        made = schema.tables[number]
+        table = Table(made, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_of(made.name))
+        self.tables.append(table)
+        self.by_name[made.name] = table
+        if self._note is not None:
+            table.note = self._note
+        if self.pool is not None:
+            self.pool.add_heap(table.storage[0])
+        self._list_lookups()
+        self._limit_decoded()
+
+    def drop_table(self, number: int) -> None:
+        """Between batches: nobody sees the table any more. Its pages go with `bury`."""
+        del self.by_name[self.tables[number].name]
+        self.condemned.add(number)
+
+    def bury(self) -> None:
+        """Gives back what dropped tables take. Between batches, while no checkpoint writes their pages."""
+        for number in list(self.condemned):
+            if self.pool is None or not self.pool.is_any_coming(number):
+                self.tables[number].bury()
+                self.condemned.discard(number)
+        self._list_lookups()
+
+    def note_with(self, note: Callable[[int, Collection[Any]], None]) -> None:
+        """Who is told of keys that are used often, in these tables and those to come."""
+        self._note = note
+        for table in self.tables:
+            table.note = note
 
     def drop_index(self, table: str, name: str) -> None:
         """Between batches."""
@@ -287,7 +339,7 @@ class Store:
 
     def metrics(self) -> dict[str, object]:
         return {
-            "rows": {table.name: table.row_count for table in self.tables},
+            "rows": {name: table.row_count for name, table in self.by_name.items()},
             "image_bytes": sum(table.image_bytes for table in self.tables),
             "page_bytes": self.arena.frames_in_use * PAGE_BYTES,
             "decoded_rows": sum(table.decoded_rows for table in self.tables),

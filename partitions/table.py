@@ -50,7 +50,7 @@ from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, Protoco
 from voltpy.hash_slot import HASH_SLOTS, hash_slot, slots_of
 from voltpy.not_here import WHOLE_TABLE, Misses
 from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
-from voltpy.schema import Index
+from voltpy.schema import Index, tombstone
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
@@ -138,14 +138,9 @@ class Table:
         misses: Misses,
         indexes: tuple[Index, ...] = (),
     ) -> None:
-        self.schema = schema
         self.name = schema.name
         self.number = number
-        self._format = RowFormat(schema)
-        self._decode = self._format.decode
-        self._key_of = self._format.key_of
-        self._key_columns = frozenset(schema.primary_key)
-        self._fixed_columns = self._key_columns | {column for column in (schema.partition_column,) if column}
+        self._take_schema(schema)
         # Keys equal to the row's own, but of another type (True, 1.0), must not get among the batch's changes.
         single = schema.column(schema.primary_key[0]).type if len(schema.primary_key) == 1 else ""
         self._key_type = {"INT": int, "STRING": str}.get(single)
@@ -170,7 +165,6 @@ class Table:
         self.new_hidden_key: Callable[[], int] | None = None
         # Told of keys that are used often: see partitions.warm_up.
         self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
-        self._partition_of_key = _partition_position(schema)
         self.lookups = Lookups(self, indexes) if indexes else None  # its secondary indexes
         self._make_accessors()
 
@@ -567,7 +561,7 @@ class Table:
         self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
         self._asked_limit = min(4 * self._rows_limit, ASKED_KEYS)
 
-    def add_index(self, index: Index) -> Iterator[None]:
+    def add_index(self, index: Index, may_end: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Builds another index, some pages a step, between batches; the last step makes it ready.
 
         Raises DuplicateKey when it is unique and the rows are not: then nothing is left of it.
@@ -575,7 +569,7 @@ class Table:
         if self.lookups is None:
             self.lookups = Lookups(self, ())
         try:
-            yield from self.lookups.add_index(index)
+            yield from self.lookups.add_index(index, may_end)
         except (DuplicateKey, Corruption, OSError, GeneratorExit):
             self.drop_index(index.name)
             raise
@@ -588,6 +582,28 @@ class Table:
             if not self.lookups.indexes:
                 self.lookups = None
         self._make_accessors()
+
+    def alter(self, schema: TableSchema) -> None:
+        """The table has more columns from now on, or another partition column. Between batches.
+
+        Rows that are stored stay as they are: what was added to them has its default (voltpy.row).
+        """
+        self._take_schema(schema)
+        for decoded in (self._rows, self._old, self._dying):
+            decoded.clear()
+        self._make_accessors()
+
+    def bury(self) -> None:
+        """The table is dropped, and empty from now on. Between batches, while no checkpoint writes its pages."""
+        self._heap.discard()
+        schema = tombstone(self.schema)
+        self._index = PrimaryIndex(schema)
+        self._find = self._index.find
+        self.lookups = None
+        self._key_type = int
+        for forgotten in (self._inserted, self._updated, self._asked, self._away, self._places):
+            forgotten.clear()
+        self.alter(schema)
 
     def note_decoded(self) -> None:
         """Says which keys are in the young generation, though it is not full."""
@@ -687,8 +703,20 @@ class Table:
 
     # Inside.
 
+    def _take_schema(self, schema: TableSchema) -> None:
+        self.schema = schema
+        self._format = RowFormat(schema)
+        self._decode = self._format.decode
+        self._key_of = self._format.key_of
+        self._key_columns = frozenset(schema.primary_key)
+        self._fixed_columns = self._key_columns | {column for column in (schema.partition_column,) if column}
+        self._partition_of_key = _partition_position(schema)
+
     def _make_accessors(self) -> None:
         """For the columns, and again when a unique index has come or gone."""
+        if self.schema.dropped:  # nobody calls what it has no columns for
+            self._forget_seen = _nothing
+            return
         made = accessors(self, self._format, self._index, self._heap)
         self.get, self.insert, self.upsert, self.update, self._forget_seen = made
 
@@ -835,6 +863,10 @@ class Table:
         forget = self._dying.popitem
         for _ in repeat(None, min(rows, len(self._dying))):
             forget()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _partition_position(schema: TableSchema) -> int | None:

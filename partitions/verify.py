@@ -150,6 +150,8 @@ class Verification:
     def _table(self, fd: int, number: int, root: TableRoot, pages: array[int], schema: Table, seen: bytearray) -> None:
         found = len(self.damage)
         on_pages, image_bytes = self._pages(fd, number, root, pages, seen)
+        if schema.dropped:
+            return  # what is left of it is nobody's
         index = self._index(number, root, schema)
         self.rows[root.name] = on_pages.count
         if len(self.damage) > found or index is None:

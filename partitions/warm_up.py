@@ -75,8 +75,7 @@ class WarmUp:
             pool.prefetch = self._prefetch
             pool.missed = self._missed
         if "keys" in sources:
-            for table in store.tables:
-                table.note = self._note
+            store.note_with(self._note)
 
     def begin(self) -> None:
         """Reads what the process before has left."""

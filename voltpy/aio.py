@@ -20,7 +20,7 @@ from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Unavailable
-from voltpy.known_statements import KnownStatements, checked_parameters
+from voltpy.known_statements import KnownStatements, changes_schema, checked_parameters, schema_changed
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
@@ -173,13 +173,23 @@ class AsyncClient:
 
         `?` in it stand for the parameters. How it is routed is asked for once for each text. Raises SqlError for a
         statement that is wrong, DataError where its values don't fit, and what `call` raises.
+
+        Statements that change the schema (CREATE, DROP, ALTER and PARTITION TABLE …) are changes of their own, in all
+        partitions or none; they raise SchemaError, and DuplicateKey for a unique index of rows that are not.
         """
         given = checked_parameters(parameters)
-        statement = self._statements.get(sql, self._connection.catalog_version)
-        if statement is None:
-            statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
-        name, args = statement.call(given, self._statements.any_key())
-        return statement.result(await self.call(name, *args, timeout=timeout))
+        while True:
+            version = self._connection.catalog_version
+            statement = self._statements.get(sql, version)
+            if statement is None:
+                if changes_schema(sql, given):
+                    return schema_changed((await self._admin("change_schema", {"text": sql}, timeout))["kind"])
+                statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
+            name, args = statement.call(given, self._statements.any_key())
+            answer = await self.call(name, *args, timeout=timeout)
+            if not statement.writes and version != self._connection.catalog_version:
+                continue  # what it was known to answer may have been so under another schema
+            return statement.result(answer)
 
     async def procedures(self) -> list[ProcedureInfo]:
         """The procedures that are loaded, by name."""
@@ -254,10 +264,11 @@ class AsyncClient:
             self._loop.call_soon(self._end_of_tick)
         return call.future
 
-    async def _admin(self, command: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _admin(self, command: str, body: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         call = _CommandCall()
+        limit = self._timeout if timeout is None else _positive(timeout)
         answer: dict[str, Any] = await self._start(
-            call, lambda now: self._connection.admin(call, command, body, now, self._timeout)
+            call, lambda now: self._connection.admin(call, command, body, now, limit)
         )
         return answer
 

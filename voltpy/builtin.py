@@ -12,7 +12,7 @@ from functools import cache
 from types import FunctionType, MappingProxyType
 from typing import Any
 
-from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, WrongPartition
+from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, Unavailable, WrongPartition
 from voltpy.procedure import Procedure, procedure
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
@@ -58,7 +58,10 @@ def _answer(tx: Any, text: str, parameters: list[Any]) -> Any:
 
 def _answer_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
     """Runs a statement all of whose rows are in the partition of this key."""
-    return _statements(tx).answer(tx, text, parameters)
+    statements = _statements(tx)
+    if statements.prepare(text).plan.routing.kind == "everywhere":  # it was not, when the caller asked
+        raise Unavailable("the schema has changed since the statement was planned; it was not executed")
+    return statements.answer(tx, text, parameters)
 
 
 def _query_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:

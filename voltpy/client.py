@@ -18,7 +18,7 @@ import os
 import secrets
 import select
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from math import inf
@@ -32,7 +32,13 @@ from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Error, Unavailable
-from voltpy.known_statements import KnownStatement, KnownStatements, checked_parameters
+from voltpy.known_statements import (
+    KnownStatement,
+    KnownStatements,
+    changes_schema,
+    checked_parameters,
+    schema_changed,
+)
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
@@ -235,10 +241,21 @@ class Client:
 
         `?` in it stand for the parameters. How it is routed is asked for once for each text. Raises SqlError for a
         statement that is wrong, DataError where its values don't fit, and what `call` raises.
+
+        Statements that change the schema (CREATE, DROP, ALTER and PARTITION TABLE …) are changes of their own, in all
+        partitions or none; they raise SchemaError, and DuplicateKey for a unique index of rows that are not.
         """
-        statement = self._statement(sql, timeout)
-        name, args = statement.call(checked_parameters(parameters), self._statements.any_key())
-        return statement.result(self.call(name, *args, timeout=timeout))
+        given = checked_parameters(parameters)
+        while True:
+            version = self._connection.catalog_version
+            known = self._statement(sql, timeout, given)
+            if isinstance(known, Result):
+                return known
+            name, args = known.call(given, self._statements.any_key())
+            answer = self.call(name, *args, timeout=timeout)
+            if not known.writes and version != self._connection.catalog_version:
+                continue  # what it was known to answer may have been so under another schema
+            return known.result(answer)
 
     # ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -467,10 +484,13 @@ class Client:
         else:
             self._poller = _NOBODY
 
-    def _statement(self, sql: str, timeout: float | None) -> KnownStatement:
+    def _statement(self, sql: str, timeout: float | None, parameters: Sequence[Any]) -> KnownStatement | Result:
+        """What is known of the statement; of one that changes the schema, its answer."""
         with self._mutex:
             known = self._statements.get(sql, self._connection.catalog_version)
         if known is None:
+            if changes_schema(sql, parameters):
+                return schema_changed(self._admin("change_schema", {"text": sql}, timeout)["kind"])
             answer = self.call(PLAN, sql, timeout=timeout)
             with self._mutex:
                 known = self._statements.learn(sql, answer)
@@ -636,11 +656,10 @@ class Client:
         if self._closed:
             raise Unavailable("the client is closed")
 
-    def _admin(self, command: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _admin(self, command: str, body: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         call = _CommandCall()
-        answer: dict[str, Any] = self._run(
-            call, lambda now: self._connection.admin(call, command, body, now, self._timeout)
-        )
+        limit = self._timeout if timeout is None else _positive(timeout)
+        answer: dict[str, Any] = self._run(call, lambda now: self._connection.admin(call, command, body, now, limit))
         return answer
 
 

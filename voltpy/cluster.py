@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -38,11 +39,12 @@ import zmq
 from voltpy import heartbeat, wire
 from voltpy.address import DEFAULT_PORT
 from voltpy.crash_point import PROCESS, crash_point
+from voltpy.data_directory import StoredProcedures
 from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
-from voltpy.schema import Schema
+from voltpy.schema import Schema, from_json, repartitioned
 from voltpy.stream import stream_path
 from voltpy.supervision import (
     ROUTER,
@@ -81,7 +83,10 @@ class Directory(Protocol):
     @property
     def schema(self) -> Schema: ...
     @property
+    def procedures(self) -> StoredProcedures: ...
+    @property
     def catalog_version(self) -> int: ...
+    def write_schema(self, schema: Schema) -> None: ...
     def write_procedures(self, catalog_version: int, path: str, source: str) -> None: ...
 
 
@@ -171,6 +176,7 @@ class Cluster:
         self._started_at = time.time()
         self._done: Done | None = None
         self._signals = 0
+        self._changes: deque[Admin] = deque()  # of the schema, that wait for their turn
 
     def run(self) -> None:
         """Serve until a signal or a command says stop. Raises ClusterError when the cluster can't be started."""
@@ -218,6 +224,9 @@ class Cluster:
                 self._core.looked(number, heartbeat.read(process.words), now_s)
             if process.pidfd in ready:
                 self._bury(number, process, now_s)
+        while self._changes and not self._core.is_loading:
+            self._change_schema(self._changes.popleft(), now_s)
+            self._carry_out()
         self._core.tick(now_s)
 
     def _on_signal(self) -> None:
@@ -275,6 +284,8 @@ class Cluster:
                 self._core.load_procedures(message.number, source, path, now_s)
             else:
                 self._answer(message, {"message": "load_procedures takes a source and a path"}, "BadArguments")
+        elif message.command == "change_schema":
+            self._changes.append(message)
         elif message.command == "begin_snapshot":
             self._core.begin_snapshot(message.number, body, now_s)
         elif message.command == "renew_snapshot":
@@ -283,6 +294,25 @@ class Cluster:
             self._core.end_snapshot(message.number, body)
         else:
             self._answer(message, {"message": f"there is no admin command {message.command!r}"}, "BadArguments")
+
+    def _change_schema(self, message: Admin, now_s: float) -> None:
+        """Statements that change the schema: one message after another, each by what the one before has left."""
+        from voltpy.sql.ddl import parse_change  # its tokenizer takes a while to load
+
+        text, directory = message.body.get("text"), self._directory
+        if not isinstance(text, str):
+            return self._answer(message, {"message": "change_schema takes a text"}, "BadArguments")
+        try:
+            schema, kind = parse_change(text, directory.schema)
+        except Error as error:
+            return self._answer(message, {"message": str(error)}, type(error).__name__)
+        if schema is directory.schema:
+            return self._answer(message, {"kind": kind, "catalog_version": directory.catalog_version})
+        procedures = directory.procedures
+        self._core.change_schema(
+            message.number, schema, kind, procedures.source, procedures.path, now_s,
+            holds_first=bool(repartitioned(directory.schema, schema)),
+        )  # fmt: skip
 
     def _answer(self, message: Admin, body: dict[str, Any], error: str = "") -> None:
         self._tell(ROUTER, AdminReply(message.number, error, body))
@@ -439,7 +469,10 @@ class Cluster:
     def _persist(self, persist: Persist) -> None:
         crash_point("supervisor.persist.before")
         try:
-            self._directory.write_procedures(persist.catalog_version, persist.path, persist.source)
+            if persist.schema:
+                self._directory.write_schema(from_json(persist.schema))
+            else:
+                self._directory.write_procedures(persist.catalog_version, persist.path, persist.source)
         except (OSError, Error) as error:
             self._core.persisted(str(error))
         else:

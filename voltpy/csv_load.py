@@ -139,7 +139,7 @@ def _shown(text: str) -> str:
 
 def declared_columns(table: Table) -> tuple[Column, ...]:
     """The columns that rows are given for: all but a hidden key."""
-    return table.columns[:-1] if table.hidden_key else table.columns
+    return table.declared
 
 
 class RowReader:

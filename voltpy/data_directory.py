@@ -4,7 +4,7 @@
     cluster.json     {"version": 1, "cluster_id": 32 hex digits, "partitions": N, "created_at": ISO 8601, UTC}
     RUNTIME          written by voltpy.cluster while it runs
     schema.json      voltpy.schema.to_json
-    schema.sql       the schema's text as it was given; for people, schema.json is what counts
+    schema.sql       the schema's text as it was given last; schema.json is what counts, and may have moved on since
     procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
     partition-<i>/   what partition i keeps, i from 0 to N - 1
     coordinator/     the decision log
@@ -95,9 +95,10 @@ class DataDirectory:
     ) -> DataDirectory:
         """Opens the directory; makes it if there is none, with the number of partitions given, else one a usable core.
 
-        What is not given is what is stored. Raises SchemaError for a bad schema, or one that does more than add to the
-        stored one; Corruption, naming the file, for one that is damaged; ClusterError for anything else in the way: the
-        directory is in use, is something else, has another number of partitions.
+        What is not given is what is stored, and so is a schema that is given again as it was: what statements have
+        changed since then stays. Raises SchemaError for a bad schema, or one that does more than add to the stored one
+        (voltpy.schema.grown); Corruption, naming the file, for one that is damaged; ClusterError for anything else in
+        the way: the directory is in use, is something else, has another number of partitions.
         """
         path = Path(os.path.abspath(path))
         # Everything given is read first: a slip of the user's leaves nothing behind.
@@ -143,7 +144,8 @@ class DataDirectory:
 
     @property
     def catalog_version(self) -> int:
-        return self.procedures.catalog_version
+        """It counts changes of the procedures and, while the cluster runs, of the schema."""
+        return max(self.procedures.catalog_version, self.schema.catalog_version)
 
     def partition_directory(self, partition: int) -> Path:
         return partition_directory(self.path, partition)
@@ -153,11 +155,7 @@ class DataDirectory:
 
         Raises ClusterError when it isn't, or when they can't be written: then the stored ones are as before.
         """
-        if catalog_version <= self.procedures.catalog_version:
-            raise ClusterError(
-                f"catalog version {catalog_version} of the procedures is not past the stored one, "
-                f"{self.procedures.catalog_version}"
-            )
+        self._check_is_past(catalog_version)
         if len(source.encode()) > MAX_SOURCE_BYTES:
             raise ClusterError(f"procedure file {path} is larger than {MAX_SOURCE_BYTES} bytes")
         procedures = StoredProcedures(catalog_version, path, source)
@@ -166,6 +164,23 @@ class DataDirectory:
         except OSError as error:
             raise ClusterError(f"{self.path / PROCEDURES}: {_os_error_text(error)}") from error
         self.procedures = procedures
+
+    def write_schema(self, schema: Schema) -> None:
+        """Stores the schema that the cluster has from now on; its catalog version must be past the stored one.
+
+        From here on every process that starts has it. Raises ClusterError when it can't be written: then the stored one
+        is as before.
+        """
+        self._check_is_past(schema.catalog_version)
+        try:
+            _replace(self.path / SCHEMA, to_json(schema))
+        except OSError as error:
+            raise ClusterError(f"{self.path / SCHEMA}: {_os_error_text(error)}") from error
+        self.schema = schema
+
+    def _check_is_past(self, catalog_version: int) -> None:
+        if catalog_version <= self.catalog_version:
+            raise ClusterError(f"catalog version {catalog_version} is not past the stored one, {self.catalog_version}")
 
     def _create(self, partitions: int, schema: Schema, schema_text: str, procedures: tuple[str, str] | None) -> None:
         """Makes the directory complete, from empty or from what a crash left."""
@@ -210,17 +225,14 @@ class DataDirectory:
                 raise Corruption(f"{extra} is one too many: {CLUSTER} says {cluster.partitions}")
         self.partitions, self.cluster_id, self.created_at = cluster.partitions, cluster.cluster_id, cluster.created_at
         self.schema = read_schema(self.path)
-        try:
-            self.schema_sql = _read(self.path / SCHEMA_SQL).decode()
-        except (Corruption, UnicodeDecodeError):
-            self.schema_sql = describe(self.schema)  # it is for people only: the next start with --schema writes it
+        self.schema_sql = _read_schema_sql(self.path, self.schema)
         self.procedures = read_procedures(self.path)
 
     def _adopt(self, schema: Schema | None, schema_text: str | None, procedures: tuple[str, str] | None) -> None:
         """Stores what this start brings that is new."""
         if schema is not None and schema_text is not None:
             try:
-                schema = grown(self.schema, schema)
+                schema = grown(self.schema, schema, _given_last(self.schema_sql, self.schema))
             except SchemaError as error:
                 raise SchemaError(f"the schema does not fit data directory {self.path}: {error}") from None
             if schema != self.schema:
@@ -292,6 +304,27 @@ def read_schema(path: Path) -> Schema:
         return from_json(data)
     except SchemaError as error:
         raise Corruption(f"{file} is damaged: {error}") from None
+
+
+def schema_with(path: Path, given: Schema) -> Schema:
+    """What the schema in the directory at `path` would be after a start with the given one. Raises as `grown` does."""
+    stored = read_schema(path)
+    return grown(stored, given, _given_last(_read_schema_sql(path, stored), stored))
+
+
+def _read_schema_sql(path: Path, schema: Schema) -> str:
+    """The schema's text as it was given last; what it may have been, where that is lost."""
+    try:
+        return _read(path / SCHEMA_SQL).decode()
+    except (Corruption, UnicodeDecodeError):
+        return describe(schema)
+
+
+def _given_last(text: str, stored: Schema) -> Schema:
+    try:
+        return _parsed(text)
+    except SchemaError:
+        return stored  # then whatever is stored counts as given
 
 
 def read_procedures(path: Path) -> StoredProcedures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from voltpy.builtin import EXECUTE, EXECUTE_ALL, EXECUTE_KEYS, QUERY, QUERY_ALL,
 from voltpy.errors import BadArguments, ProtocolError, SqlError
 from voltpy.result import Result
 from voltpy.sql.plan import Routing
+
+CHANGES = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
+)  # what a statement begins with that changes the schema
 
 MAX_KNOWN = 4096
 MAX_KNOWN_CHARACTERS = 16 << 20
@@ -47,6 +52,10 @@ class KnownStatement:
         keys = routing.keys
         # The usual case: the parameter that alone is the key.
         self._alone = keys[0].parameter if routing.kind == "keys" and len(keys) == 1 else None
+
+    @property
+    def writes(self) -> bool:
+        return self._writes
 
     def call(self, parameters: Sequence[Any], any_key: int) -> tuple[str, tuple[Any, ...]]:
         """(procedure, arguments). `any_key` is one for a statement that any partition can run. Raises SqlError."""
@@ -107,6 +116,20 @@ class KnownStatements:
         """Another one each time, so that all partitions have their share."""
         self._executed += 1
         return self._executed
+
+
+def changes_schema(text: Any, parameters: Sequence[Any]) -> bool:
+    """Whether the statement changes the schema, so that no partition is asked for it. Raises SqlError."""
+    if not isinstance(text, str) or CHANGES.match(text) is None:
+        return False
+    if parameters:
+        raise SqlError("a statement that changes the schema has no parameters")
+    return True
+
+
+def schema_changed(kind: str) -> Result:
+    """What such a statement answers."""
+    return Result([], [], 0, [], kind)
 
 
 def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:

@@ -10,11 +10,11 @@
     Refusal          door → client                      a whole frame was refused (garbage, no Hello, account closed)
     Lost             router → client                    calls that it sent on will not be answered
     Topology         supervisor → router → client       partitions, incarnations, addresses, procedures
-    Admin            client → router → supervisor       status, stop, load_procedures
+    Admin            client → router → supervisor       status, stop, load_procedures, change_schema
     AdminReply       supervisor → router → client
     StatusRequest    supervisor → partition, router
     StatusReply      partition, router → supervisor
-    PrepareLoad      supervisor → partition             compile new procedures beside the old ones
+    PrepareLoad      supervisor → partition             compile new procedures beside the old ones, for a new schema
     LoadPrepared     partition → supervisor             it worked, or why not
     SwitchLoad       supervisor → partition             use them from the next call on
     DiscardLoad      supervisor → partition             forget them
@@ -257,7 +257,8 @@ class Refusal(Struct, array_like=True, tag=7):
 
 
 class Admin(Struct, array_like=True, tag=8):
-    """`command`: "status", "stop", "load_procedures", "begin_snapshot", "renew_snapshot", "end_snapshot".
+    """`command`: "status", "stop", "load_procedures", "change_schema", "begin_snapshot", "renew_snapshot",
+    "end_snapshot".
 
     `body` is its MessagePack map of arguments.
     """
@@ -292,17 +293,24 @@ class StatusReply(Struct, array_like=True, tag=11):
 
 
 class PrepareLoad(Struct, array_like=True, tag=12):
+    """`schema`: voltpy.schema.to_json of the one that comes with the procedures; empty: it stays as it is."""
+
     catalog_version: int
     source: str
     path: str
+    schema: bytes = b""
 
 
 class LoadPrepared(Struct, array_like=True, tag=13):
-    """`error` is empty when the procedures compiled; `procedures` describes them."""
+    """`error` is empty when the procedures compiled, and the rows fit the schema; `procedures` describes them.
+
+    `code`: of an error, a class name of voltpy.errors.
+    """
 
     catalog_version: int
     error: str
     procedures: list[ProcedureInfo]
+    code: str = "SchemaError"
 
 
 class SwitchLoad(Struct, array_like=True, tag=14):
@@ -358,7 +366,10 @@ class CheckpointBegun(Struct, array_like=True, tag=27):
 
 
 class HoldBatches(Struct, array_like=True, tag=28):
-    """Ends by itself after `lease_s` seconds, like the hold of a checkpoint."""
+    """For a snapshot, or a change of the schema, which has a number as snapshots have.
+
+    Ends by itself after `lease_s` seconds, like the hold of a checkpoint.
+    """
 
     snapshot: int
     lease_s: Annotated[float, Meta(gt=0, le=MAX_LEASE_S)]
@@ -655,12 +666,16 @@ class PlanRequest(Struct, array_like=True, tag=31, forbid_unknown_fields=True):
 
 
 class PlanReply(Struct, array_like=True, tag=32, forbid_unknown_fields=True):
-    """`plan` is a voltpy.sql.plan.Plan: Python that will run. `error`: a class name of voltpy.errors, and its text."""
+    """`plan` is a voltpy.sql.plan.Plan: Python that will run. `error`: a class name of voltpy.errors, and its text.
+
+    Under another catalog version than the partition's (0: it does not say) it was made for another schema.
+    """
 
     text: str
     plan: Raw
     error: str = ""
     message: str = ""
+    catalog_version: int = 0
 
 
 Message = (

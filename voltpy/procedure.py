@@ -603,7 +603,7 @@ def _is_declared(value: Any) -> bool:
 
 def _check_tables(functions: list[Callable[..., Any]], source: str, path: str, schema: Schema) -> None:
     """Raises SchemaError where a procedure says `tx.name` and there is neither such a table nor such a method."""
-    tables = {table.name for table in schema.tables}
+    tables = {table.name for table in schema.live}
     definitions = _definitions(source)
     for function in functions:
         code = inspect.unwrap(function).__code__
@@ -636,7 +636,7 @@ def _definitions(source: str) -> dict[int, ast.FunctionDef]:
 
 def _tables_of_copies(schema: Schema | None) -> frozenset[str]:
     """The tables that every partition has a copy of."""
-    return frozenset(table.name for table in schema.tables if table.partition_column is None) if schema else frozenset()
+    return frozenset(table.name for table in schema.live if table.partition_column is None) if schema else frozenset()
 
 
 def _procedure_of(function: Callable[..., Any], copies: frozenset[str]) -> Procedure:

@@ -17,11 +17,11 @@ from voltpy.data_directory import (
     coordinator_directory,
     make_restored,
     partition_directory,
-    read_schema,
+    schema_with,
 )
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.record_log import DiskFull, RecordLog, flush_directory
-from voltpy.schema import Schema, grown
+from voltpy.schema import Schema
 from voltpy.snapshot import Manifest, copy_checked, read_manifest
 
 
@@ -47,7 +47,7 @@ def restore(
         )
     if schema is not None:
         try:
-            grown(read_schema(snapshot), schema)
+            schema_with(snapshot, schema)
         except SchemaError as error:
             raise SchemaError(f"the schema does not fit snapshot {snapshot}: {error}") from None
     make_restored(data, count, snapshot, lambda directory: _fill(snapshot, manifest, directory, progress))

@@ -5,8 +5,9 @@ the order of the schema, NULL as nil:
 
     image := array(columns) value*          value := int64 | float64 | str | bool | timestamp (ext -1) | nil
 
-An image is valid when it decodes into the table's Struct: column count, types, NOT NULL and the 64-bit range are all
-checked by that one call, so `RowFormat.validated` is both the type check of a new row and its canonical form (an int in
+One that was written before columns were added to the table ends before them, and they have their defaults. An image is
+valid when it decodes into the table's Struct: column count, types, NOT NULL and the 64-bit range are all checked by
+that one call, so `RowFormat.validated` is both the type check of a new row and its canonical form (an int in
 a FLOAT column becomes a float there, a timestamp becomes UTC).
 """
 
@@ -46,9 +47,14 @@ class RowFormat:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        fields: list[Any] = [
+            (c.name, _ANNOTATIONS[c.type] | None if c.nullable else _ANNOTATIONS[c.type]) for c in table.columns
+        ]
+        for position in range(len(fields) - table.added, len(fields)):
+            fields[position] += (table.defaults[position],)
         self.struct: type[Struct] = msgspec.defstruct(
             table.name,
-            [(c.name, _ANNOTATIONS[c.type] | None if c.nullable else _ANNOTATIONS[c.type]) for c in table.columns],
+            fields,
             frozen=True,
             array_like=True,
             forbid_unknown_fields=True,

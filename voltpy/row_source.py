@@ -66,8 +66,7 @@ class RowSource(NamedTuple):
 def row_source(schema: Table, format: RowFormat) -> RowSource:
     defaults: dict[str, Any] = {}
     parameters, exact = [], []
-    given = schema.columns[:-1] if schema.hidden_key else schema.columns
-    for position, column in enumerate(given):
+    for position, column in enumerate(schema.declared):
         optional = column.has_default or column.nullable
         defaults[f"_default_{position}"] = column.default if optional else LEFT_OUT
         parameters.append(f"{column.name}=_default_{position}")

@@ -3,9 +3,15 @@
 The SQL text is read by `voltpy.sql.ddl` in the process that starts the cluster; partitions get this, so that none of
 them imports a SQL parser.
 
-schema.json is one JSON object, `{"tables": [Table…], "indexes": [Index…], "version": 1}`, with the fields below in
-their order. A default is the JSON value of its column's type; a TIMESTAMP is an ISO 8601 string. The bytes are valid
-when they decode into these types and `check` finds nothing.
+schema.json is one JSON object, `{"tables": [Table…], "indexes": [Index…], "version": 2, "catalog_version": C}`, with
+the fields below in their order. A default is the JSON value of its column's type; a TIMESTAMP is an ISO 8601 string.
+The bytes are valid when they decode into these types and `check` finds nothing. Version 1 is the same without dropped
+tables, added columns and catalog version.
+
+A schema changes only in ways that leave everything readable that was ever written under an earlier one: tables are
+added, and leave their number behind when they are dropped; columns are added at the end, and rows that were written
+before are shorter; indexes are made of rows. So a WAL or a checkpoint needs no word about the schema it was written
+under: the newest reads them all.
 """
 
 from __future__ import annotations
@@ -30,9 +36,10 @@ INT_MIN = -(1 << 63)
 INT_MAX = (1 << 63) - 1
 
 HIDDEN_KEY = "rowid"  # the primary key of a table that declares none; the last column of its rows
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_COLUMNS = 1000  # declared ones: a hidden key comes on top
 MAX_TABLES = 1000
+MAX_TABLE_NUMBERS = 10_000  # those of dropped tables among them
 MAX_KEY_COLUMNS = 32  # of a primary key or an index
 MAX_NAME = 128
 
@@ -72,7 +79,11 @@ class Index(Struct, frozen=True):
 
 
 class Table(Struct, frozen=True, dict=True):
-    """`partition_column` None: a full copy in every partition. A hidden key is a column like others, the last one.
+    """`partition_column` None: a full copy in every partition. A hidden key is a column like others: it stands behind
+    those that the table was made with.
+
+    The last `added` columns came when there may have been rows already: those end before them, and have their defaults.
+    Of a `dropped` table only the name is kept, and the number that stays behind.
 
     Positions count the columns from 0. They are worked out once for each Table object.
     """
@@ -82,6 +93,8 @@ class Table(Struct, frozen=True, dict=True):
     primary_key: tuple[str, ...]
     hidden_key: bool
     partition_column: str | None
+    added: int = 0
+    dropped: bool = False
 
     def column(self, name: str) -> Column:
         position = self.positions.get(name)
@@ -93,6 +106,17 @@ class Table(Struct, frozen=True, dict=True):
     def positions(self) -> dict[str, int]:
         """Column name → position."""
         return {column.name: position for position, column in enumerate(self.columns)}
+
+    @cached_property
+    def declared_positions(self) -> tuple[int, ...]:
+        """Where the columns are that rows are given for: all but a hidden key."""
+        hidden = self.positions[HIDDEN_KEY] if self.hidden_key else -1
+        return tuple(position for position in range(len(self.columns)) if position != hidden)
+
+    @cached_property
+    def declared(self) -> tuple[Column, ...]:
+        """The columns that rows are given for, in the order in which they are."""
+        return tuple(self.columns[position] for position in self.declared_positions)
 
     @cached_property
     def key_positions(self) -> tuple[int, ...]:
@@ -129,16 +153,30 @@ class Table(Struct, frozen=True, dict=True):
 
 
 class Schema(Struct, frozen=True, dict=True):
-    """Tables in the order of their creation: a table's position is its number in the WAL, for ever."""
+    """Tables in the order of their creation: a table's position is its number in the WAL, for ever.
+
+    `catalog_version` is that of the change that made this schema of a running cluster's; 0: there was none.
+    """
 
     tables: tuple[Table, ...]
     indexes: tuple[Index, ...]
     version: int = FORMAT_VERSION
+    catalog_version: int = 0
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """Table name → table number."""
-        return {table.name: number for number, table in enumerate(self.tables)}
+        """Table name → table number, of those that are not dropped."""
+        return {table.name: number for number, table in enumerate(self.tables) if not table.dropped}
+
+    @cached_property
+    def live(self) -> tuple[Table, ...]:
+        """The tables that are not dropped."""
+        return tuple(table for table in self.tables if not table.dropped)
+
+    @cached_property
+    def dropped_names(self) -> frozenset[str]:
+        """The names of dropped tables that no other table has now."""
+        return frozenset(table.name for table in self.tables if table.dropped) - self.numbers.keys()
 
     def table(self, name: str) -> Table:
         number = self.numbers.get(name)
@@ -160,13 +198,13 @@ def from_json(data: bytes) -> Schema:
         schema = msgspec.json.decode(data, type=Schema)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SchemaError(f"not a stored schema: {error}") from None
-    if schema.version != FORMAT_VERSION:
-        raise SchemaError(f"the schema has format version {schema.version}; this program reads {FORMAT_VERSION}")
+    if schema.version not in (1, FORMAT_VERSION):
+        raise SchemaError(f"the schema has format version {schema.version}; this program reads up to {FORMAT_VERSION}")
     tables = tuple(
         msgspec.structs.replace(table, columns=tuple(map(_with_typed_default, table.columns)))
         for table in schema.tables
     )
-    schema = Schema(tables, schema.indexes)
+    schema = Schema(tables, schema.indexes, catalog_version=schema.catalog_version)
     check(schema)
     return schema
 
@@ -224,12 +262,17 @@ def default_fits(column: Column) -> bool:
 
 def check(schema: Schema) -> None:
     """Raises SchemaError for a schema that no SQL text could have made, such as one that was damaged on disk."""
-    _refuse(len(schema.numbers) != len(schema.tables), "a table name occurs twice")
-    _refuse(len(schema.tables) > MAX_TABLES, f"more than {MAX_TABLES} tables")
+    _refuse(len(schema.numbers) != len(schema.live), "a table name occurs twice")
+    _refuse(len(schema.live) > MAX_TABLES, f"more than {MAX_TABLES} tables")
+    _refuse(len(schema.tables) > MAX_TABLE_NUMBERS, f"more than {MAX_TABLE_NUMBERS} tables, the dropped ones counted")
+    _refuse(schema.catalog_version < 0, f"catalog version {schema.catalog_version}")
     _refuse(len({index.name for index in schema.indexes}) != len(schema.indexes), "an index name occurs twice")
     for table in schema.tables:
         problem = table_name_problem(table.name)
         _refuse(problem is not None, f"table {table.name!r}: {problem}")
+        if table.dropped:
+            _refuse(table != tombstone(table), f"table {table.name} is dropped, and not gone")
+            continue
         _check_columns(table)
         _check_keys(table)
     for index in schema.indexes:
@@ -258,6 +301,10 @@ def _check_columns(table: Table) -> None:
         problem = name_problem(column.name)
         _refuse(problem is not None, f"table {table.name}, column {column.name!r}: {problem}")
         _refuse(not default_fits(column), f"table {table.name}, column {column.name}: the default doesn't fit")
+    _refuse(table.added not in range(len(table.columns)), f"table {table.name}: added columns")
+    for column in table.columns[len(table.columns) - table.added :]:
+        problem = addition_problem(column)
+        _refuse(problem is not None, f"table {table.name}, column {column.name}, which was added: {problem}")
 
 
 def _check_keys(table: Table) -> None:
@@ -267,7 +314,8 @@ def _check_keys(table: Table) -> None:
     if table.hidden_key:
         hidden = Column(HIDDEN_KEY, "INT", nullable=False)
         _refuse(table.primary_key != (HIDDEN_KEY,), f"table {table.name}: the hidden key is not {HIDDEN_KEY}")
-        _refuse(table.columns[-1] != hidden, f"table {table.name}: the hidden key is not the last column")
+        last = len(table.columns) - table.added - 1
+        _refuse(table.columns[last] != hidden, f"table {table.name}: the hidden key is not in its place")
     if table.partition_column is not None:
         column = table.column(table.partition_column)
         _refuse(column.nullable, f"table {table.name}: the partition column {column.name} is nullable")
@@ -287,56 +335,112 @@ def _refuse(wrong: bool, what: str) -> None:
         raise SchemaError(f"not a valid schema: {what}")
 
 
-def grown(old: Schema, new: Schema) -> Schema:
-    """The new schema with the old one's tables first, in their old order: they keep their numbers.
+def tombstone(table: Table) -> Table:
+    """What is left of a table that is dropped."""
+    return Table(table.name, (Column(HIDDEN_KEY, "INT", nullable=False),), (HIDDEN_KEY,), True, None, dropped=True)
 
-    Raises SchemaError, naming the table and column, when it does more than add tables and indexes.
+
+def addition_problem(column: Column) -> str | None:
+    """Why the column can't be added to a table that may have rows, or None."""
+    return None if column.nullable or column.has_default else "NOT NULL without a DEFAULT: what would old rows have?"
+
+
+def with_column(table: Table, column: Column) -> Table:
+    """The table with one more column, behind all others."""
+    return msgspec.structs.replace(table, columns=(*table.columns, column), added=table.added + 1)
+
+
+def repartitioned(old: Schema, new: Schema) -> list[int]:
+    """The numbers of the tables whose rows would live elsewhere in the new schema."""
+    return [
+        number
+        for number, (before, after) in enumerate(zip(old.tables, new.tables, strict=False))
+        if not after.dropped and before.partition_column != after.partition_column
+    ]
+
+
+def grown(stored: Schema, given: Schema, before: Schema | None = None) -> Schema:
+    """The stored schema with what the given one adds to it: tables, indexes, columns at a table's end.
+
+    `before` is the schema that was given last: the stored one may have moved on since, by statements. What they added
+    stays, though the given schema lacks it; what they dropped stays dropped, though the given schema has it still.
+    Raises SchemaError, naming the table and column, when the given one does more than add.
     """
-    for table in old.tables:
-        if table.name not in new.numbers:
-            raise SchemaError(f"table {table.name} is stored and missing from the new schema; {_ONLY_GROWS}")
-        difference = _difference(table, new.table(table.name))
-        if difference is not None:
-            raise SchemaError(f"table {table.name}: {difference}; {_ONLY_GROWS}")
-    indexes = {index.name: index for index in new.indexes}
-    for index in old.indexes:
-        if index.name not in indexes:
-            raise SchemaError(f"index {index.name} is stored and missing from the new schema; {_ONLY_GROWS}")
-        if indexes[index.name] != index:
-            raise SchemaError(
-                f"index {index.name}: stored as {index_text(index)}, now {index_text(indexes[index.name])}; "
-                f"{_ONLY_GROWS}"
-            )
-    return Schema(
-        old.tables + tuple(table for table in new.tables if table.name not in old.numbers),
-        old.indexes + tuple(index for index in new.indexes if index not in old.indexes),
+    before = stored if before is None else before
+    tables = [table if table.dropped else _grown_table(table, given, before) for table in stored.tables]
+    known = stored.numbers.keys() | before.numbers.keys()
+    tables += [table for table in given.live if table.name not in known]
+    indexes = list(stored.indexes)
+    by_name, stored_by_name, before_by_name = (
+        {index.name: index for index in schema.indexes} for schema in (given, stored, before)
     )
+    for index in stored.indexes:
+        now = by_name.get(index.name)
+        if now is None and index.name in before_by_name:
+            raise SchemaError(f"index {index.name} is stored and missing from the new schema; {_ONLY_GROWS}")
+        if now is not None and now != index and now != before_by_name.get(index.name):
+            raise SchemaError(
+                f"index {index.name}: stored as {index_text(index)}, now {index_text(now)}; {_ONLY_GROWS}"
+            )
+    numbers = {table.name for table in tables if not table.dropped}
+    for index in given.indexes:
+        if index.name not in stored_by_name and index != before_by_name.get(index.name):
+            if index.table not in numbers:
+                raise SchemaError(f"index {index.name} is on table {index.table}, which has been dropped since")
+            indexes.append(index)
+    schema = Schema(tuple(tables), tuple(indexes), catalog_version=stored.catalog_version)
+    check(schema)
+    return schema
 
 
-_ONLY_GROWS = "a stored schema may only gain tables and indexes"
+_ONLY_GROWS = "a stored schema may only gain tables, indexes, and columns at the end of a table"
 
 
-def _difference(old: Table, new: Table) -> str | None:
-    """The first difference between two definitions of one table, in words."""
-    if old == new:
+def _grown_table(table: Table, given: Schema, before: Schema) -> Table:
+    """A stored table with the columns that the given schema has beyond it."""
+    if table.name not in given.numbers:
+        if table.name in before.numbers:
+            raise SchemaError(f"table {table.name} is stored and missing from the new schema; {_ONLY_GROWS}")
+        return table
+    new = given.table(table.name)
+    old = before.table(table.name) if table.name in before.numbers else table
+    if new == old:
+        return table  # nothing new was given, whatever statements have made of it
+    difference = _difference(table, new, old)
+    if difference is not None:
+        raise SchemaError(f"table {table.name}: {difference}; {_ONLY_GROWS}")
+    for column in new.declared[len(table.declared) :]:
+        table = with_column(table, column)
+    return table
+
+
+def _difference(stored: Table, new: Table, before: Table) -> str | None:
+    """The first difference between two definitions of one table that is no addition, in words."""
+    if stored == new:
         return None
-    for column in old.columns:
-        if column.name not in new.positions:
+    for column in stored.declared:
+        if column.name not in new.positions and column.name in before.positions:
             return f"column {column.name} is stored and missing from the new schema"
-    for column in new.columns:
-        if column.name not in old.positions:
-            return f"column {column.name} is new"
-        before, after = column_text(old.column(column.name)), column_text(column)
-        if before != after:
-            return f"column {column.name} is stored as {before}, now {after}"
-    if old.primary_key != new.primary_key:
-        return f"the primary key is stored as ({', '.join(old.primary_key)}), now ({', '.join(new.primary_key)})"
-    if old.partition_column != new.partition_column:
+    for column in new.declared:
+        if column.name not in stored.positions:
+            problem = addition_problem(column)
+            if problem is not None:
+                return f"column {column.name} is new, and {problem}"
+            continue
+        then, now = column_text(stored.column(column.name)), column_text(column)
+        if then != now:
+            return f"column {column.name} is stored as {then}, now {now}"
+    if stored.primary_key != new.primary_key:
+        return f"the primary key is stored as ({', '.join(stored.primary_key)}), now ({', '.join(new.primary_key)})"
+    if stored.partition_column != new.partition_column and new.partition_column != before.partition_column:
         return (
-            f"stored as {_partition_words(old.partition_column)}, and the new schema has it "
+            f"stored as {_partition_words(stored.partition_column)}, and the new schema has it "
             f"{_partition_words(new.partition_column)}"
         )
-    return "its columns stand in another order"
+    shorter, longer = sorted((stored.declared, new.declared), key=len)
+    if longer[: len(shorter)] != shorter:
+        return "its columns stand in another order"
+    return None
 
 
 def _partition_words(column: str | None) -> str:
@@ -344,15 +448,13 @@ def _partition_words(column: str | None) -> str:
 
 
 def describe(schema: Schema) -> str:
-    """The schema as SQL, from which `voltpy.sql.ddl.parse_schema` makes an equal one."""
-    return "".join(map(_table_text, schema.tables)) + "".join(f"{index_text(index)};\n" for index in schema.indexes)
+    """The schema as SQL, from which `voltpy.sql.ddl.parse_schema` makes one with the same tables and indexes."""
+    return "".join(map(_table_text, schema.live)) + "".join(f"{index_text(index)};\n" for index in schema.indexes)
 
 
 def _table_text(table: Table) -> str:
-    lines = [column_text(column) for column in table.columns]
-    if table.hidden_key:
-        lines.pop()
-    else:
+    lines = [column_text(column) for column in table.declared]
+    if not table.hidden_key:
         lines.append(f"PRIMARY KEY ({_names(table.primary_key)})")
     text = f"CREATE TABLE {_quoted(table.name)} (\n    " + ",\n    ".join(lines) + "\n);\n"
     if table.partition_column is not None:

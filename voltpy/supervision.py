@@ -23,6 +23,16 @@ beside the old ones (PrepareLoad); when all of them did, and say the same about 
 (Persist), and that is the decision: a process that dies from here on starts with them. Then all switch, and clients
 learn the new catalog version.
 
+A change of the schema is such a load, of the procedures that there are for a schema that is new:
+
+    preparing   all compile, check their rows, build indexes: calls go on, for as long as it takes
+    quieting    the coordinator ends its batches and begins no more (HoldBatches): none will see half of the change.
+                First of all, where the rows must not change between the check and the switch (`holds_first`)
+    Persist     schema.json has the new schema: it happens
+    switching   each switches between two calls; calls by the old catalog version are answered stale from then on
+    done        all have switched, a process that died meanwhile by starting anew: only now clients learn the new
+                version, so nobody can hear of the change and then meet a partition where it has not happened
+
 A snapshot is copied by somebody else, who says every now and then that he is still there. Until he says that he is
 done, every partition holds a checkpoint for him. All of these are cut between two batches of the coordinator's: it
 begins none (HoldBatches) from before the first checkpoint begins until all have begun (CheckpointBegun), so that no
@@ -47,6 +57,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from voltpy.heartbeat import Beat, Watch
 from voltpy.messages import (
@@ -76,6 +87,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
+from voltpy.schema import Schema, to_json
 
 ROUTER = -1  # the router's place among the children; partitions have their own numbers, the coordinator the next one
 
@@ -125,11 +137,12 @@ class Tell(NamedTuple):
 
 
 class Persist(NamedTuple):
-    """Make new procedures durable, then call `persisted`."""
+    """Make new procedures durable, or the new schema if there is one, then call `persisted`."""
 
     catalog_version: int
     path: str
     source: str
+    schema: bytes = b""
 
 
 class Ready(NamedTuple):
@@ -221,8 +234,11 @@ class Child:
         return max(0.0, (newer - older) / (self.heard_at_s - self.heard_before_s))
 
 
-class Load(NamedTuple):
-    """A load of procedures between its first message and its decision."""
+class Load(Struct, eq=False):
+    """A load of procedures between its first message and its decision; a change of the schema until all have switched.
+
+    `schema`: the new one, as messages have it; empty: procedures alone are loaded. `kind`: of the statement.
+    """
 
     admin_number: int
     catalog_version: int
@@ -230,6 +246,16 @@ class Load(NamedTuple):
     source: str
     deadline_s: float
     prepared: dict[int, list[ProcedureInfo]]
+    schema: bytes = b""
+    kind: str = ""
+    hold: int = 0  # the number by which the coordinator knows that it holds its batches
+    is_held: bool = False
+    cut_until_s: float = inf  # when it has held them for so long that the change is given up
+    unswitched: set[int] | None = None  # who has still to switch, once it is decided
+
+    @property
+    def is_decided(self) -> bool:
+        return self.unswitched is not None
 
 
 class Snapshot:
@@ -299,7 +325,8 @@ class Supervision:
         self.router = Child(ROUTER, "router", limit_s)
         self.partitions = [Child(number, f"partition {number}", limit_s) for number in range(partitions)]
         self.coordinator = Child(partitions, "coordinator", limit_s)
-        self.catalog_version = catalog_version
+        self.catalog_version = catalog_version  # that every worker must have
+        self._announced = catalog_version  # that clients route by
         self.procedures: list[ProcedureInfo] = []
         self._procedures_known = False  # the first partition that serves tells them
         self.runaways: list[Runaway] = []
@@ -371,8 +398,9 @@ class Supervision:
         if self.stopping:
             child.enter("stopped", now_s)
             return self._stop_on(now_s)
-        if self._load is not None and number != ROUTER:
-            self._end_load("Unavailable", f"{child.name} died while the procedures were being prepared")
+        if self._load is not None and not self._load.is_decided and number != ROUTER:
+            what = "schema" if self._load.schema else "procedures"
+            self._end_load("Unavailable", f"{child.name} died while the new {what} was being prepared; nothing changed")
         if child is self.coordinator:
             self._coordinator_died(epoch)
         elif number != ROUTER:
@@ -387,7 +415,7 @@ class Supervision:
         if isinstance(message, StatusReply):
             self._answered(child, message, now_s)
         elif isinstance(message, LoadPrepared):
-            self._prepared(child, message)
+            self._prepared(child, message, now_s)
         elif isinstance(message, BatchesHeld):
             self._batches_held(message, now_s)
         elif isinstance(message, CheckpointBegun):
@@ -438,8 +466,19 @@ class Supervision:
             self._fail_snapshot(f"nothing was heard of who copies it for {self._snapshot.lease_s:g} s")
         elif self._snapshot is not None and now_s >= self._snapshot.cut_until_s:
             self._fail_snapshot(f"not all partitions began their checkpoints within {CUT_LIMIT_S:g} s")
-        if self._load is not None and now_s >= self._load.deadline_s:
-            late = [child for child in self.workers() if child.number not in self._load.prepared]
+        if self._load is not None and not self._load.is_decided:
+            self._look_at_load(self._load, now_s)
+
+    def _look_at_load(self, load: Load, now_s: float) -> None:
+        if now_s >= load.cut_until_s:
+            why = f"transactions across partitions were not over within {CUT_LIMIT_S:.0f} s; nothing changed"
+            return self._end_load("Unavailable", why)
+        if now_s >= load.deadline_s:
+            late = [child for child in self.workers() if child.number not in load.prepared]
+            if load.schema:  # an index may take its time, as long as the process can say so
+                late = [child for child in late if now_s - child.heard_at_s > LOAD_LIMIT_S]
+                if not late:
+                    return
             names = ", ".join(child.name for child in late)
             self._end_load("Unavailable", f"no answer from {names} within {LOAD_LIMIT_S:.0f} s")
             # The file may never end when it is executed: started again, they have the old one.
@@ -449,40 +488,107 @@ class Supervision:
 
     def load_procedures(self, admin_number: int, source: str, path: str, now_s: float) -> None:
         """Replace the procedures; the answer to `admin_number` follows when it has worked or failed."""
+        refusal = self._why_no_load()
+        if refusal:
+            return self._refuse(admin_number, "Unavailable", refusal)
+        self._load = Load(admin_number, self._next_version(), path, source, now_s + LOAD_LIMIT_S, {})
+        self._ask_to_prepare(self._load)
+
+    def change_schema(
+        self, admin_number: int, schema: Schema, kind: str, source: str, path: str, now_s: float, *, holds_first: bool
+    ) -> None:
+        """Replace the schema; the procedures stay what they are. The answer follows when it has worked or failed."""
+        refusal = self._why_no_load()
+        snapshot = self._snapshot
+        if not refusal and snapshot is not None and snapshot.is_under_way:
+            refusal = f"a snapshot into {snapshot.directory} is under way (process {snapshot.pid}); try again later"
+        if refusal:
+            return self._refuse(admin_number, "Unavailable", refusal)
+        version = self._next_version()
+        encoded = to_json(msgspec.structs.replace(schema, catalog_version=version))
+        self._snapshots_begun += 1
+        load = self._load = Load(
+            admin_number, version, path, source, now_s + LOAD_LIMIT_S, {}, encoded, kind, self._snapshots_begun
+        )
+        self._report("schema_change_begun", kind=kind, catalog_version=version)
+        if holds_first and len(self.partitions) > 1:
+            self._hold_batches(load, now_s)
+        else:
+            self._ask_to_prepare(load)
+
+    @property
+    def is_loading(self) -> bool:
+        return self._load is not None
+
+    def _why_no_load(self) -> str:
+        """Why neither procedures nor a schema can be loaded now; empty: they can."""
         down = [child.name for child in self.workers() if child.state != "serving"]
         if self.stopping:
-            return self._refuse(admin_number, "Unavailable", "the cluster is stopping")
+            return "the cluster is stopping"
         if self._load is not None:
-            return self._refuse(admin_number, "Unavailable", "another load of procedures is under way")
-        if down:
-            return self._refuse(admin_number, "Unavailable", f"{', '.join(down)} can't take part: not serving")
-        # A number of its own for every attempt: a late answer to an attempt that was given up names that one.
+            return f"a change of the {'schema' if self._load.schema else 'procedures'} is under way"
+        return f"{', '.join(down)} can't take part: not serving" if down else ""
+
+    def _next_version(self) -> int:
+        """A number of its own for every attempt: a late answer to an attempt that was given up names that one."""
         self._catalog_versions_used += 1
-        version = self._catalog_versions_used
-        self._load = Load(admin_number, version, path, source, now_s + LOAD_LIMIT_S, {})
+        return self._catalog_versions_used
+
+    def _ask_to_prepare(self, load: Load) -> None:
         for child in self.workers():
-            self._actions.append(Tell(child.number, PrepareLoad(version, source, path)))
+            message = PrepareLoad(load.catalog_version, load.source, load.path, load.schema)
+            self._actions.append(Tell(child.number, message))
+
+    def _hold_batches(self, load: Load, now_s: float) -> None:
+        load.cut_until_s = now_s + CUT_LIMIT_S
+        self._actions.append(Tell(self.coordinator.number, HoldBatches(load.hold, CUT_LEASE_S)))
 
     def persisted(self, error: str) -> None:
-        """The answer to Persist; `error` is empty when the new procedures are durable."""
+        """The answer to Persist; `error` is empty when the new procedures, or the new schema, are durable."""
         load = self._load
         if load is None:
             return
         if error:
-            return self._end_load("ClusterError", f"the procedures could not be stored: {error}")
-        self._load = None
+            what = "schema" if load.schema else "procedures"
+            return self._end_load("ClusterError", f"the {what} could not be stored: {error}")
         self.catalog_version = load.catalog_version
-        self.procedures = load.prepared[0]
         for child in self.workers():
             child.switch_asked = child.asked
             child.procedures = _names(load.prepared[child.number])
             self._actions.append(Tell(child.number, SwitchLoad(load.catalog_version)))
+        if load.schema:
+            load.unswitched = {child.number for child in self.workers()}
+            return
+        self._load = None
+        self._announced = self.catalog_version
+        self.procedures = load.prepared[0]
         # Before the answer: its reader's next call shall already be routed by the new procedures.
         self._publish()
         names = _names(self.procedures)
         self._report("procedures_switched", catalog_version=load.catalog_version, path=load.path)
         body = {"catalog_version": load.catalog_version, "procedures": names}
         self._actions.append(Tell(ROUTER, AdminReply(load.admin_number, "", body)))
+
+    def _switched(self, child: Child) -> None:
+        """The child has the new schema, or will not come back. The change is over when that is true of all."""
+        load = self._load
+        if load is None or load.unswitched is None:
+            return
+        load.unswitched.discard(child.number)
+        if load.unswitched:
+            return
+        self._load = None
+        self._announced = load.catalog_version
+        self.procedures = load.prepared[0]
+        self._resume_after(load)
+        self._publish()
+        self._report("schema_changed", kind=load.kind, catalog_version=load.catalog_version)
+        body = {"catalog_version": load.catalog_version, "kind": load.kind}
+        self._actions.append(Tell(ROUTER, AdminReply(load.admin_number, "", body)))
+
+    def _resume_after(self, load: Load) -> None:
+        if load.cut_until_s < inf and self.coordinator.state == "serving":
+            self._actions.append(Tell(self.coordinator.number, ResumeBatches(load.hold)))
 
     def begin_snapshot(self, admin_number: int, body: dict[str, Any], now_s: float) -> None:
         """Let every partition hold a checkpoint of now. The answer comes at once, `renew_snapshot` tells how it goes.
@@ -506,6 +612,8 @@ class Supervision:
         if self.stopping or down:
             why = "the cluster is stopping" if self.stopping else f"{', '.join(down)} can't take part: not serving"
             return self._refuse(admin_number, "Unavailable", why)
+        if self._load is not None and self._load.schema:
+            return self._refuse(admin_number, "Unavailable", "a change of the schema is under way; try again later")
         self._snapshots_begun += 1
         snapshot = self._snapshot = Snapshot(
             self._snapshots_begun, directory, pid, float(lease_s), self.coordinator.incarnation, now_s
@@ -584,7 +692,7 @@ class Supervision:
         ]
         return Topology(
             self._version,
-            self.catalog_version,
+            self._announced,
             self._cluster_id,
             self._runtime,
             partitions,
@@ -654,6 +762,7 @@ class Supervision:
                 self._procedures_known = True
                 self.procedures = reply.procedures
                 self._publish()
+            self._switched(child)
         elif reply.number > child.switch_asked:
             # Asked after it was told to switch, and messages keep their order: it will not switch any more.
             self._warn("wrong_procedures", child=child.name, catalog_version=reply.catalog_version)
@@ -686,6 +795,7 @@ class Supervision:
             or (child is self.coordinator and child.exit_status == EXIT_CORRUPTION)
         ):
             child.enter("failed", now_s)
+            self._switched(child)
             return self._warn("failed", child=child.name, exit_status=child.exit_status, reason=why)
         child.enter("backoff", now_s)
         wait_s = child.backoff_s()
@@ -713,18 +823,29 @@ class Supervision:
                 if child.state == "serving":
                     self._actions.append(Tell(child.number, Detach(epoch)))
 
-    def _prepared(self, child: Child, message: LoadPrepared) -> None:
+    def _prepared(self, child: Child, message: LoadPrepared, now_s: float) -> None:
         load = self._load
-        if load is None or message.catalog_version != load.catalog_version:
+        if load is None or message.catalog_version != load.catalog_version or load.is_decided:
             return
         if message.error:
-            return self._end_load("SchemaError", message.error)
+            return self._end_load(message.code, message.error)
         load.prepared[child.number] = message.procedures
         if len(load.prepared) <= len(self.partitions):
             return
         if any(_of_users(infos) != _of_users(load.prepared[0]) for infos in load.prepared.values()):
             return self._end_load("SchemaError", "the partitions read different procedures out of the same file")
-        self._actions.append(Persist(load.catalog_version, load.path, load.source))
+        if load.schema and not load.is_held and len(self.partitions) > 1:
+            self._hold_batches(load, now_s)
+        else:
+            self._actions.append(Persist(load.catalog_version, load.path, load.source, load.schema))
+
+    def _held_for_load(self, load: Load) -> None:
+        """Nothing crosses partitions any more, until the change is over."""
+        load.is_held = True
+        if load.prepared:
+            self._actions.append(Persist(load.catalog_version, load.path, load.source, load.schema))
+        else:
+            self._ask_to_prepare(load)
 
     def _end_load(self, code: str, message: str) -> None:
         load = self._load
@@ -734,6 +855,7 @@ class Supervision:
         for child in self.workers():
             if child.state == "serving":
                 self._actions.append(Tell(child.number, DiscardLoad(load.catalog_version)))
+        self._resume_after(load)
         self._refuse(load.admin_number, code, message)
 
     def _named_snapshot(self, admin_number: int, body: dict[str, Any]) -> Snapshot | None:
@@ -748,7 +870,9 @@ class Supervision:
             self._actions.append(Tell(child.number, HoldCheckpoint(snapshot.number, snapshot.lease_s)))
 
     def _batches_held(self, message: BatchesHeld, now_s: float) -> None:
-        snapshot = self._snapshot
+        load, snapshot = self._load, self._snapshot
+        if load is not None and message.snapshot == load.hold and not load.is_held and now_s < load.cut_until_s < inf:
+            return self._held_for_load(load)
         if snapshot is None or message.snapshot != snapshot.number or snapshot.state != "quieting":
             return
         if now_s < snapshot.cut_until_s:

@@ -28,16 +28,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from voltpy.errors import BadArguments, Error, ReadOnly, Unavailable, from_wire
+from voltpy.known_statements import changes_schema, checked_parameters, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.procedure import Registry, from_functions, load_path, procedure
 from voltpy.result import Result
 from voltpy.schema import Schema
-from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl import parse_change, parse_schema
 from voltpy.wire import joined
 
 if TYPE_CHECKING:
     from partitions.executor import Executor
     from partitions.store import Store
+    from voltpy.sql.statements import Statements
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -65,26 +67,12 @@ class Engine:
         from partitions.executor import Executor
         from partitions.store import Store
         from voltpy.outcome_window import OutcomeWindow
-        from voltpy.sql.catalogue import Catalogue
-        from voltpy.sql.planner import plan
-        from voltpy.sql.statements import Statements
         from voltpy.transaction import unique_ids, utc_now
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
-        given = [] if isinstance(procedures, str | Path) else [*procedures, *self._own_procedures()]
-        registry = (
-            load_path(procedures, tables)
-            if isinstance(procedures, str | Path)
-            else from_functions(given, schema=tables)
-        )
-        if isinstance(procedures, str | Path):
-            own = from_functions(self._own_procedures(), schema=tables).procedures.values()
-            root = os.path.dirname(registry.path)
-            registry = Registry(
-                [*registry.procedures.values(), *own], registry.catalog_version, registry.path, registry.source, root
-            )
-        catalogue = Catalogue(tables)
-        self.statements = Statements(tables, lambda text: plan(text, catalogue))
+        self._procedures = procedures if isinstance(procedures, str | Path) else list(procedures)
+        registry = self._registry(tables)
+        self.statements = _statements(tables)
         self._store: Store = Store(tables, 0, 1, memory_bytes)
         self._executor: Executor = Executor(
             self._store, registry, OutcomeWindow(0), unique_ids(0, 1), array("Q", bytes(64)), clock or utc_now
@@ -142,6 +130,8 @@ class Engine:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
         """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""
+        if changes_schema(sql, checked_parameters(parameters)):
+            return schema_changed(self._change_schema(sql))
         self.call_everywhere(_EXECUTE, sql, list(parameters))
         result, self._result = self._result, None
         assert result is not None  # the call would have raised
@@ -164,6 +154,33 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _change_schema(self, text: str) -> str:
+        """The kind of the statement, which has changed the schema. Raises SchemaError, DuplicateKey."""
+        from partitions.schema_change import made_at_once
+
+        if self._closed:
+            raise Unavailable("the engine is closed")
+        schema, kind = parse_change(text, self._store.schema)
+        if schema is not self._store.schema:
+            registry = self._registry(schema)
+            made_at_once(self._store, schema)
+            self._store.bury()
+            self._executor.take_schema(registry)
+            self.statements = _statements(schema)
+            self._executor.plan_with(self.statements)
+        return kind
+
+    def _registry(self, schema: Schema) -> Registry:
+        """The procedures, checked against this schema, and the engine's own. Raises SchemaError."""
+        given, own = self._procedures, self._own_procedures()
+        if isinstance(given, str | Path):
+            registry = load_path(given, schema)
+            own_too = from_functions(own, schema=schema).procedures.values()
+            procedures = [*registry.procedures.values(), *own_too]
+            root = os.path.dirname(registry.path)
+            return Registry(procedures, registry.catalog_version, registry.path, registry.source, root)
+        return from_functions([*given, *own], schema=schema)
 
     def _own_procedures(self) -> list[Callable[..., Any]]:
         def execute(tx: Any, sql: str, parameters: list[Any]) -> None:
@@ -204,6 +221,15 @@ class Engine:
 
     def _remember(self, error: BaseException) -> None:
         self._cause = error
+
+
+def _statements(schema: Schema) -> Statements:
+    from voltpy.sql.catalogue import Catalogue
+    from voltpy.sql.planner import plan
+    from voltpy.sql.statements import Statements
+
+    catalogue = Catalogue(schema)
+    return Statements(schema, lambda text: plan(text, catalogue))
 
 
 def _text(schema: str | Path) -> str:

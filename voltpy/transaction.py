@@ -78,7 +78,7 @@ class Generated:
 class CallContext:
     """Which call is running, and its generated values, made when they are first asked for."""
 
-    __slots__ = ("_clock", "_generated", "_ids", "_issued", "_running", "directed_now", "statements")
+    __slots__ = ("_clock", "_generated", "_ids", "_issued", "_running", "directed_now", "dropped", "statements")
 
     def __init__(self, running: Any, ids: Callable[[], int], clock: Callable[[], datetime]) -> None:
         self._running = running  # words 0 and 1: client id and number of the running call
@@ -88,6 +88,7 @@ class CallContext:
         self._issued = 0
         self.directed_now: datetime | None = None  # set while a directed call runs
         self.statements: Statements | None = None  # what `tx.execute` runs
+        self.dropped: frozenset[str] = frozenset()  # names of tables that there were
 
     def generated(self) -> Generated:
         call_id = (self._running[0], self._running[1])
@@ -204,6 +205,8 @@ class Transaction:
         raise AttributeError(f"tx.{name} can't be set: nothing but rows outlives a call")
 
     def __getattr__(self, name: str) -> NoReturn:
+        if name in self._context.dropped:
+            raise SchemaError(f"there is no table {name}: it was dropped")
         raise AttributeError(f"tx has no table or method {name!r}")
 
 

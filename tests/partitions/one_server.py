@@ -99,7 +99,7 @@ class OneServer:
             made.wal,
             made.checkpointer,
             Timeout(made.executor.interrupt, made.executor.may_be_interrupted, made.running, 5.0),
-            lambda _: made.executor.registry,
+            lambda _, __: made.executor.registry,
             clock=lambda: self.now_s,
         )
         self.loans = self.server._loans

@@ -132,7 +132,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         wal,
         checkpointer,
         _NoTimeout(),  # type: ignore[arg-type]
-        lambda message: options.registry,
+        lambda message, schema: options.registry,
         world.monotonic,
     )
     world.tell(f"{process.name} serves, epoch {epoch}")
@@ -173,8 +173,9 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         core,
         log,
         _NoTimeout(),  # type: ignore[arg-type]
-        lambda message: options.registry,
-        bodies.plan_with(_no_plan),
+        lambda message, schema: options.registry,
+        options.schema,
+        lambda schema: _no_plan,
     )
     world.tell(f"{process.name} serves, epoch {epoch}")
     server.serve()

@@ -14,7 +14,7 @@ from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
 from voltpy.cli.snapshot import progress_on_stderr
 from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
-from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema
+from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
 from voltpy.restore import restore as restore_snapshot
@@ -176,7 +176,7 @@ def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: st
 def _check_schedule(path: Path, directory: DataDirectory) -> None:
     """Raises ClusterError for a schedule that the partitions would refuse."""
     try:
-        parse(path.read_text(encoding="utf-8"), [table.name for table in directory.schema.tables])
+        parse(path.read_text(encoding="utf-8"), [table.name for table in directory.schema.live])
     except (ClusterError, OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"{path}: {error}") from None
 
@@ -185,7 +185,12 @@ def _check_procedures(procedures: Path | None, schema_text: str | None, data: Pa
     """Raises SchemaError for a file that the partitions would refuse, before it is stored and they can't start."""
     if procedures is None or (schema_text is None and not (data / SCHEMA).exists()):
         return
-    schema = read_schema(data) if schema_text is None else parse_schema(schema_text)
+    if schema_text is None:
+        schema = read_schema(data)
+    else:
+        schema = parse_schema(schema_text)
+        if (data / SCHEMA).exists():
+            schema = schema_with(data, schema)
     check = subprocess.run(
         [sys.executable, "-I", "-m", "voltpy.procedure_check", str(procedures)],
         input=to_json(schema),

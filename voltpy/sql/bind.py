@@ -296,7 +296,7 @@ class _Binder:
         items: list[tuple[syntax.Expression | Expr, str]] = []
         for source in sources:
             for position, field in enumerate(source.fields):
-                hidden = source.table is not None and source.table.hidden_key and position == len(source.fields) - 1
+                hidden = source.table is not None and position not in source.table.declared_positions
                 if not hidden and (node.table or (source.number, position) not in scope.merged):
                     items.append((_column(source, position), field.name))
         return items
@@ -415,8 +415,9 @@ class _Binder:
             block.where += on
 
     def visible(self, source: Source) -> list[Field]:
-        hidden = source.table is not None and source.table.hidden_key
-        return source.fields[:-1] if hidden else source.fields
+        if source.table is None:
+            return source.fields
+        return [source.fields[position] for position in source.table.declared_positions]
 
     def merged_columns(
         self, names: Sequence[str], lefts: list[Source], rights: list[Source], scope: _Scope, node: syntax.Join
@@ -478,14 +479,15 @@ class _Binder:
         positions = self.insert_positions(node, table)
         given_source = self.new_number()
         given: BoundQuery | None = None
-        row = [self.default(table, position) for position in range(len(table.columns) - table.hidden_key)]
+        row = [self.default(table, position) for position in table.declared_positions]
         if node.source is not None:
             given = self.given(node, table, positions, tables)
             for place, position in enumerate(positions):
                 field = given.fields[place]
                 column = Column(field.type, field.nullable, given_source, place)
-                row[position] = self.assigned(column, table.columns[position], node)
-        excluded = Source(self.new_number(), "query", "excluded", _fields(table)[: len(row)])
+                row[table.declared_positions.index(position)] = self.assigned(column, table.columns[position], node)
+        declared = [_fields(table)[position] for position in table.declared_positions]
+        excluded = Source(self.new_number(), "query", "excluded", declared)
         scope = _Scope(None, tables)
         scope.sources = [old, excluded]
         on_conflict, conflict_key, assignments, where = None, False, [], []
@@ -505,7 +507,7 @@ class _Binder:
 
     def insert_positions(self, node: syntax.Insert, table: Table) -> list[int]:
         if not node.columns:
-            return list(range(len(table.columns) - table.hidden_key))
+            return list(table.declared_positions)
         positions: list[int] = []
         for name, at in node.columns:
             position = self.writable(table, name, at)

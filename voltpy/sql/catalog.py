@@ -67,9 +67,10 @@ def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return [
         (
             number, table.name, len(table.columns) - table.hidden_key, tables[table.name].count(),
-            None if table.hidden_key else table.key_positions[0], None,
+            None if table.hidden_key else table.declared_positions.index(table.key_positions[0]), None,
         )
         for number, table in enumerate(schema.tables)
+        if not table.dropped
     ]  # fmt: skip
 
 
@@ -77,16 +78,17 @@ def _columns(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]
     """`key_position`: where the column stands in the primary key, from 0."""
     rows: list[tuple[Any, ...]] = []
     for number, table in enumerate(schema.tables):
+        if table.dropped:
+            continue
         indexed = {column for index in schema.indexes_of(table.name) for column in index.columns}
         indexed.update(table.primary_key)
-        declared = table.columns[:-1] if table.hidden_key else table.columns
         rows += [
             (
                 number, table.name, position, column.name, column.type, column.name in indexed, column.nullable,
                 table.primary_key.index(column.name) if column.name in table.primary_key else None,
                 column.name == table.partition_column,
             )
-            for position, column in enumerate(declared)
+            for position, column in enumerate(table.declared)
         ]  # fmt: skip
     return rows
 

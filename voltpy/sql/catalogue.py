@@ -15,7 +15,7 @@ class Catalogue:
 
     def __init__(self, schema: Schema, usable: Collection[str] | None = None) -> None:
         self.schema = schema
-        self._tables = {table.name: table for table in schema.tables}
+        self._tables = {table.name: table for table in schema.live}
         self._indexes: dict[str, list[Index]] = {}
         for index in schema.indexes:
             if usable is None or index.name in usable:

@@ -14,6 +14,15 @@
                | BOOL | BOOLEAN
                | DATETIME | TIMESTAMPTZ | TIMESTAMP [ ( WITH | WITHOUT ) TIME ZONE ]
 
+and what changes a schema that is in use (`parse_change`):
+
+    change     = { [ statement | step ] ";" }
+    statement  = as above, with [ IF NOT EXISTS ] before a new name
+    step       = DROP TABLE [ IF EXISTS ] name
+               | DROP INDEX [ IF EXISTS ] name
+               | ALTER TABLE name addition { "," addition }
+    addition   = ADD [ COLUMN ] [ IF NOT EXISTS ] name type { NOT NULL | NULL | DEFAULT literal }
+
 sqlglot cuts the text into tokens (its PostgreSQL dialect, so comments and quotes are PostgreSQL's); the grammar above
 is read here. sqlglot's own parser is not used for DDL: it takes unknown statements, unknown types and constraints that
 nothing here would enforce without a word, and its errors don't say what was expected. By this grammar, anything else is
@@ -29,6 +38,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 
+from msgspec.structs import replace
+
 from voltpy.errors import SchemaError
 from voltpy.schema import (
     HIDDEN_KEY,
@@ -36,6 +47,7 @@ from voltpy.schema import (
     INT_MIN,
     MAX_COLUMNS,
     MAX_KEY_COLUMNS,
+    MAX_TABLE_NUMBERS,
     MAX_TABLES,
     RESERVED_WORDS,
     Column,
@@ -45,15 +57,18 @@ from voltpy.schema import (
     Table,
     TypeName,
     Value,
+    addition_problem,
     can_be_unique,
     describe,
     name_problem,
     table_name_problem,
+    tombstone,
     utc,
+    with_column,
 )
 from voltpy.sql.tokens import Token, error_at, folded, found_as, tokens_of
 
-__all__ = ["MAX_TEXT_BYTES", "describe", "parse_schema"]
+__all__ = ["MAX_TEXT_BYTES", "describe", "parse_change", "parse_schema"]
 
 MAX_TEXT_BYTES = 1 << 20
 
@@ -70,6 +85,7 @@ _A_TYPE = "a type (INT, FLOAT, STRING, BOOL or TIMESTAMP)"
 _A_STATEMENT = "CREATE TABLE, CREATE INDEX or PARTITION TABLE"
 _REAL = r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 _AFTER_A_TYPE = '",", ")", NOT NULL, NULL, DEFAULT or PRIMARY KEY'
+_COLUMN_ENDS = (",", ")", ";")
 _A_LITERAL = "a literal (a number, a 'string', TRUE, FALSE or NULL)"
 _FITTING: dict[TypeName, str] = {
     "INT": "a whole number of 64 bits, for a column of type INT",
@@ -93,6 +109,8 @@ _UNSUPPORTED = {
     "COLLATE": "COLLATE is not supported",
     "IF NOT": "IF NOT EXISTS is not supported: a schema names each table and index once",
     "OR REPLACE": "OR REPLACE is not supported",
+    "CASCADE": "CASCADE is not supported: a table's indexes go with it, and nothing else depends on it",
+    "RENAME": "ALTER TABLE adds columns; it renames nothing",
     "TEMP": "temporary tables are not supported",
     "TEMPORARY": "temporary tables are not supported",
     "UNLOGGED": "UNLOGGED is not supported",
@@ -107,8 +125,8 @@ _UNSUPPORTED = {
     "ASC": "ASC is not supported: an index has no direction",
     "DESC": "DESC is not supported: an index has no direction",
     "NULLS": "NULLS FIRST and NULLS LAST are not supported",
-    "ALTER": "ALTER is not supported: add tables and indexes to the schema, and start with it",
-    "DROP": "DROP is not supported: a schema only grows",
+    "ALTER": "a schema file says what there is: ALTER is a statement for a running cluster (voltpy sql, db.execute)",
+    "DROP": "a schema file says what there is: DROP is a statement for a running cluster (voltpy sql, db.execute)",
     "INSERT": "a schema holds no rows: load them afterwards",
     "DECIMAL": "DECIMAL is not supported: keep an INT of the smallest unit (cents), or a FLOAT",
     "NUMERIC": "NUMERIC is not supported: keep an INT of the smallest unit (cents), or a FLOAT",
@@ -135,6 +153,15 @@ def parse_schema(text: str) -> Schema:
     text = text.removeprefix("\ufeff")
     _check_text(text)
     return _Reader(text).schema()
+
+
+def parse_change(text: str, schema: Schema) -> tuple[Schema, str]:
+    """(what the statements make of the schema, the kind of the last one: "create table", …). Raises SchemaError.
+
+    The schema that comes back is the same object where they change nothing.
+    """
+    _check_text(text)
+    return _Changer(text, schema).changed()
 
 
 def _check_text(text: str) -> None:
@@ -172,6 +199,8 @@ class _ColumnDraft:
 class _Reader:
     """Reads statements off the tokens, one method a rule of the grammar."""
 
+    a_statement = _A_STATEMENT
+
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = tokens_of(text)
@@ -205,21 +234,24 @@ class _Reader:
         elif self.take_words("PARTITION"):
             raise self.error("TABLE")
         else:
-            raise self.error(_A_STATEMENT)
+            raise self.error(self.a_statement)
 
     # CREATE TABLE
 
     def create_table(self) -> None:
+        may_exist = self.may_exist()
         name_token = self.peek()
         name = self.name("the name of a table")
         problem = table_name_problem(name)
         if problem is not None:
             raise self.error(f"another name for a table: this is {problem}", name_token)
-        if name in self.tables:
+        if name in self.tables and not may_exist:
             raise self.error(f"a new name: table {name} exists already", name_token)
         if len(self.tables) == MAX_TABLES:
             raise self.error(f"at most {MAX_TABLES} tables", name_token)
         columns, key = self.table_elements()
+        if name in self.tables:
+            return
         self.tables[name] = _table(name, columns, key) if key else self.hidden_key_table(name, columns)
 
     def hidden_key_table(self, name: str, columns: dict[str, _ColumnDraft]) -> Table:
@@ -267,7 +299,7 @@ class _Reader:
             raise self.error(f"at most {MAX_COLUMNS} columns", token)
         self.refuse_bad_name(name, token, "a column")
         column = _ColumnDraft(token, name, self.column_type())
-        while self.peek().value not in (",", ")") or self.peek().kind != "symbol":
+        while self.peek().kind != "end" and (self.peek().value not in _COLUMN_ENDS or self.peek().kind != "symbol"):
             self.column_clause(column, key)
         if column.not_null and column.has_default and column.default is None:
             raise self.error("a value, or no default: the column is NOT NULL", column.default_token)
@@ -367,9 +399,7 @@ class _Reader:
             raise self.error("a column that is NOT NULL", token)
         if column.type not in ("INT", "STRING"):
             raise self.error(f"a column of type INT or STRING, not {column.type}", token)
-        partitioned = Table(
-            table.name, table.columns, table.primary_key, table.hidden_key, partition_column=column.name
-        )
+        partitioned = replace(table, partition_column=column.name)
         for index in self.indexes.values():
             if index.table == table.name and index.unique and not can_be_unique(partitioned, index.columns):
                 raise self.error(f"a column of index {index.name}, which is unique", token)
@@ -378,10 +408,11 @@ class _Reader:
     # CREATE INDEX
 
     def create_index(self, *, unique: bool) -> None:
+        may_exist = self.may_exist()
         name_token = self.peek()
         name = self.name("the name of an index")
         self.refuse_bad_name(name, name_token, "an index")
-        if name in self.indexes:
+        if name in self.indexes and not may_exist:
             raise self.error(f"a new name: index {name} exists already", name_token)
         self.expect_words("ON")
         table = self.existing_table()
@@ -394,7 +425,8 @@ class _Reader:
             raise self.error(
                 f"{table.partition_column} among the columns: rows that are equal must be in one partition", tokens[0]
             )
-        self.indexes[name] = Index(name, table.name, kind, columns, unique)
+        if name not in self.indexes:
+            self.indexes[name] = Index(name, table.name, kind, columns, unique)
 
     def index_kind(self) -> IndexKind:
         kinds: tuple[IndexKind, ...] = ("INVERTED", "HASH", "BTREE")
@@ -403,14 +435,21 @@ class _Reader:
                 return kind
         raise self.error("INVERTED, HASH or BTREE")
 
+    def may_exist(self) -> bool:
+        """Whether the next name may be taken already. A schema names each table and index once."""
+        return False
+
     # Names
 
     def existing_table(self) -> Table:
         token = self.peek()
         table = self.tables.get(self.name("the name of a table"))
         if table is None:
-            raise self.error("a table created above", token)
+            raise self.error(self.a_table(), token)
         return table
+
+    def a_table(self) -> str:
+        return "a table created above"
 
     def existing_column(self, table: Table) -> Column:
         token = self.peek()
@@ -506,6 +545,121 @@ class _Reader:
     def hint_of_pair(self) -> str:
         """The same for the next two tokens, where only both together mean something: PARTITION BY, IF NOT EXISTS."""
         return _UNSUPPORTED.get(" ".join(token.value for token in self.tokens[self.at : self.at + 2]), "")
+
+
+class _Changer(_Reader):
+    """Reads statements that change a schema."""
+
+    a_statement = "CREATE TABLE, DROP TABLE, ALTER TABLE, PARTITION TABLE, CREATE INDEX or DROP INDEX"
+
+    def __init__(self, text: str, schema: Schema) -> None:
+        super().__init__(text)
+        self.before = schema
+        self.tables = {table.name: table for table in schema.live}
+        self.indexes = {index.name: index for index in schema.indexes}
+        self.numbers = dict(schema.numbers)  # of the tables that were there before, and still are
+        self.kind = ""
+
+    def changed(self) -> tuple[Schema, str]:
+        while self.peek().kind != "end":
+            if self.take_symbol(";"):
+                continue
+            words = " ".join(token.value.lower() for token in self.tokens[self.at : self.at + 2])
+            self.statement()
+            self.kind = "create index" if words == "create unique" else words
+            if self.peek().kind != "end" and not self.take_symbol(";"):
+                raise self.error('";" after the statement')
+        if not self.kind:
+            raise self.error(self.a_statement)
+        kept = {number: name for name, number in self.numbers.items()}
+        tables = [
+            self.tables[kept[number]] if number in kept else tombstone(table)
+            for number, table in enumerate(self.before.tables)
+        ]
+        tables += [table for name, table in self.tables.items() if name not in self.numbers]
+        schema = Schema(tuple(tables), tuple(self.indexes.values()), catalog_version=self.before.catalog_version)
+        if len(tables) > MAX_TABLE_NUMBERS:
+            raise SchemaError(
+                f"there have been {MAX_TABLE_NUMBERS:,} tables, the dropped ones counted, and there can't be more"
+            )
+        return self.before if schema == self.before else schema, self.kind
+
+    def statement(self) -> None:
+        if self.take_words("DROP", "TABLE"):
+            self.drop_table()
+        elif self.take_words("DROP", "INDEX"):
+            self.drop_index()
+        elif self.take_words("DROP"):
+            raise self.error("TABLE or INDEX")
+        elif self.take_words("ALTER"):
+            self.expect_words("TABLE")
+            self.alter_table()
+        else:
+            super().statement()
+
+    def drop_table(self) -> None:
+        may_be_missing = self.may_be_missing()
+        token = self.peek()
+        name = self.name("the name of a table")
+        if name not in self.tables:
+            if may_be_missing:
+                return
+            raise self.error(self.a_table(), token)
+        del self.tables[name]
+        self.numbers.pop(name, None)
+        self.indexes = {of: index for of, index in self.indexes.items() if index.table != name}
+
+    def drop_index(self) -> None:
+        may_be_missing = self.may_be_missing()
+        token = self.peek()
+        name = self.name("the name of an index")
+        if self.indexes.pop(name, None) is None and not may_be_missing:
+            names = ", ".join(list(self.indexes)[:8])
+            raise self.error(f"the name of an index ({names or 'there is none'})", token)
+
+    def alter_table(self) -> None:
+        table = self.existing_table()
+        while True:
+            self.expect_words("ADD")
+            self.take_words("COLUMN")
+            may_exist = self.may_exist()
+            token = self.peek()
+            key: list[Token] = []
+            known: dict[str, _ColumnDraft] = {}
+            draft = self.column(known, key)
+            if key:
+                raise self.error("a column that is no part of the primary key", token)
+            column = draft.finished()
+            problem = addition_problem(column)
+            if problem is not None:
+                raise self.error("a column that is nullable, or has a DEFAULT, which old rows get", token)
+            if column.name in table.positions:
+                if not may_exist:
+                    raise self.error(f"a new name: column {column.name} exists already", token)
+            elif len(table.declared) == MAX_COLUMNS:
+                raise self.error(f"at most {MAX_COLUMNS} columns", token)
+            else:
+                table = self.tables[table.name] = with_column(table, column)
+            if not self.take_symbol(","):
+                return
+
+    def may_exist(self) -> bool:
+        if not self.take_words("IF"):
+            return False
+        self.expect_words("NOT", "EXISTS")
+        return True
+
+    def may_be_missing(self) -> bool:
+        if not self.take_words("IF"):
+            return False
+        self.expect_words("EXISTS")
+        return True
+
+    def a_table(self) -> str:
+        return f"a table ({_some(dict.fromkeys(self.tables, 0)) or 'there is none'})"
+
+    def hint_of_pair(self) -> str:
+        return "" if self.peek().value == "IF" else super().hint_of_pair()
 
 
 def _some(names: dict[str, _ColumnDraft] | dict[str, int]) -> str:

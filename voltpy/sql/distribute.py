@@ -123,8 +123,8 @@ class _Bindings:
         return Routing("keys", tuple(found)) if needs_keys else Routing("anywhere")
 
     def insert(self, statement: BoundInsert) -> None:
-        position = cast("int", statement.table.partition_position)
-        value = statement.row[position]
+        table = statement.table
+        value = statement.row[table.declared_positions.index(cast("int", table.partition_position))]
         if statement.given is not None:
             self.query(statement.given)
         for expr in (*(each.value for each in statement.assignments), *statement.where, *(statement.returning or ())):

@@ -832,8 +832,7 @@ class _Function:
             self.line(f"{old} = {name}.update({_key_of(table, old)}, {changes})")
             return
         new = dict(values)
-        row = [new.get(at, f"{old}.{column.name}") for at, column in enumerate(table.columns)]
-        row = row[: len(row) - table.hidden_key]
+        row = [new.get(at, f"{old}.{table.columns[at].name}") for at in table.declared_positions]
         self.line(f"new = {tuple_text(row)}")
         self.line(f"{name}.delete({_key_of(table, old)})")
         self.line(f"{old} = {name}.insert(*new)")
@@ -872,8 +871,7 @@ class _Function:
             self.line(f"{name}.delete({_key_of(table, variable)})")
         elif moves:
             changed = dict(zip((each.position for each in assignments), new, strict=True))
-            row_texts = [changed.get(at, f"{variable}.{column.name}") for at, column in enumerate(table.columns)]
-            row_texts = row_texts[: len(row_texts) - table.hidden_key]
+            row_texts = [changed.get(at, f"{variable}.{table.columns[at].name}") for at in table.declared_positions]
             self.line(f"{variable} = {name}.insert({', '.join(row_texts)})")
         else:
             values = list(zip((each.position for each in assignments), new, strict=True))

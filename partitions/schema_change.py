@@ -1,0 +1,98 @@
+"""A change of the schema in one partition: prepared while calls run, then made between two of them.
+
+    SchemaChange        what can't be made of this partition's rows is refused
+    step, step, …       indexes are built of tables that have rows, some pages at a time, between batches of calls
+    switch              tables come, go and get columns; the new indexes can be asked
+    — or abandon        nothing has happened
+
+From the moment when it is built a unique index refuses duplicates, though the change may still come to nothing
+elsewhere: otherwise what was found unique here would no longer be so when all partitions have found it.
+
+Nothing of it goes into the WAL, and nothing needs to: see voltpy.schema. Whoever decides that it happens makes the new
+schema durable before any partition switches, so a partition that starts again has it, and builds what indexes it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from partitions.store import Store
+from voltpy.crash_point import crash_point
+from voltpy.errors import SchemaError
+from voltpy.schema import Schema, repartitioned
+
+
+class SchemaChange:
+    """`step` until it `is_prepared`, then `switch`, or `abandon`. All of it between batches only."""
+
+    def __init__(self, store: Store, schema: Schema) -> None:
+        """Raises SchemaError for what the rows don't allow."""
+        self.schema = schema
+        self._store = store
+        before = store.schema
+        there = {table.name for table in before.live} & {table.name for table in schema.live}
+        self._added = [i for i in schema.indexes if i not in before.indexes and i.table in there]
+        self._dropped = [i for i in before.indexes if i not in schema.indexes and i.table in there]
+        for name in {index.name for index in self._added} & {index.name for index in self._dropped}:
+            raise SchemaError(f"index {name} can't be dropped and made anew by one statement: make it two")
+        if store.partitions > 1:
+            for number in repartitioned(before, schema):
+                if store.tables[number].row_count:
+                    raise SchemaError(
+                        f"table {store.tables[number].name} has rows, of which every partition has a copy: "
+                        "PARTITION TABLE is for empty tables"
+                    )
+        self._steps: Iterator[None] | None = self._build() if self._added else None
+
+    @property
+    def is_prepared(self) -> bool:
+        return self._steps is None
+
+    def step(self) -> None:
+        """Builds some of the indexes. Raises DuplicateKey, Corruption, OSError: then nothing is left of the change."""
+        if self._steps is None:
+            return
+        try:
+            for _ in self._steps:
+                return
+        except BaseException:
+            self.abandon()
+            raise
+        self._steps = None
+
+    def switch(self) -> None:
+        """From here on this is the store's schema."""
+        store, schema = self._store, self.schema
+        before = store.schema
+        for index in self._dropped:
+            store.drop_index(index.table, index.name)
+        for number, (old, new) in enumerate(zip(before.tables, schema.tables, strict=False)):
+            if new.dropped and not old.dropped:
+                store.drop_table(number)
+            elif new != old:
+                store.tables[number].alter(new)
+        for number in range(len(before.tables), len(schema.tables)):
+            store.add_table(schema, number)
+        store.schema = schema
+        self._added = []
+        crash_point("schema_change.switched")
+
+    def abandon(self) -> None:
+        """Takes the indexes away again."""
+        self._steps = None
+        for index in self._added:
+            self._store.drop_index(index.table, index.name)
+        self._added = []
+
+    def _build(self) -> Iterator[None]:
+        for index in self._added:
+            yield from self._store.add_index(index)
+            crash_point("schema_change.index_built")
+
+
+def made_at_once(store: Store, schema: Schema) -> None:
+    """The whole change, where nobody else has a say in it. Raises as SchemaChange and its `step` do."""
+    change = SchemaChange(store, schema)
+    while not change.is_prepared:
+        change.step()
+    change.switch()
