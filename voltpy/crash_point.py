@@ -131,6 +131,8 @@ CRASH_POINTS: tuple[str, ...] = (
     "server.report.before",
     "server.report.sent",
     # New procedures, at a partition
+    "schema_change.index_built",
+    "schema_change.switched",
     "server.load.prepared",
     "server.load.switched",
     # The router: calls on their way there and back
@@ -146,6 +148,8 @@ CRASH_POINTS: tuple[str, ...] = (
     # The coordinator: a start, calls, orders to the partitions, the decision log, replies
     "coordinator.start.replayed",
     "coordinator.start.bound",
+    "coordinator.load.prepared",
+    "coordinator.load.switched",
     "coordinator.door.received",
     "coordinator.borrow.before_send",
     "coordinator.borrow.sent",

@@ -47,7 +47,9 @@ LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that 
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything", "kill.coordinator", "kill.two")
 # Points that are passed only while transactions cross partitions. `kill.two`: of partitions and coordinator, at once.
 CROSSING = ("lending.", "server.report.", "coordinator.", "decision_log.", "kill.coordinator", "kill.two")
-ELSEWHERE = ("snapshot.", "copier.", "restore.")  # passed by no process of a cluster: tests/end_to_end/test_snapshot.py
+# Passed by no process of a cluster (tests/end_to_end/test_snapshot.py), or only when its schema changes
+# (tests/end_to_end/test_schema_change.py).
+ELSEWHERE = ("snapshot.", "copier.", "restore.", "schema_change.")
 POINTS = tuple(point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)) + EXTERNAL
 FIRES_WITHIN_S = 15.0
 
@@ -62,6 +64,7 @@ NEEDS = {
     "coordinator.stop.": STOP,
     "recovery.checkpoint": LESS,
     "server.load.": LOAD,
+    "coordinator.load.": LOAD,
     "hold.": HOLD,
     "supervisor.persist.": LOAD,
     "record_log.close.": STOP,
@@ -84,6 +87,7 @@ PASSAGES = {
     "router.start.": 1,
     "router.topology.": 2,
     "server.load.": 1,
+    "coordinator.load.": 1,
     "supervisor.persist.": 1,
     "supervisor.bury.": 1,
     "supervisor.tell.": 20,

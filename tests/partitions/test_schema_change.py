@@ -1,0 +1,334 @@
+"""The schema of one partition changes: what its rows allow, what is there afterwards, and after a crash."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitions import lookups as lookups_module
+from partitions.schema_change import SchemaChange, made_at_once
+from tests.partitions.one_partition import OnePartition
+from voltpy import procedure
+from voltpy.errors import DuplicateKey, SchemaError
+from voltpy.messages import Decide, Lent, Prepare, TableChanges, Vote
+from voltpy.row import encode
+from voltpy.schema import Schema
+from voltpy.sql.ddl import parse_change, parse_schema
+
+SCHEMA = parse_schema("CREATE TABLE t (id INT PRIMARY KEY, a INT); CREATE TABLE notes (text STRING)")
+Model = dict[str, dict[Any, list[Any]]]
+
+
+@procedure(partition_by="id")
+def put(tx: Any, id: int, table: str, values: list[Any]) -> None:
+    getattr(tx, table).upsert(id, *values)
+
+
+@procedure(partition_by="id")
+def take(tx: Any, id: int, table: str) -> bool:
+    return bool(getattr(tx, table).delete(id))
+
+
+@procedure(partition_by="id")
+def change(tx: Any, id: int, table: str, column: str, value: Any) -> None:
+    getattr(tx, table).update(id, **{column: value})
+
+
+@procedure(partition_by="id")
+def found(tx: Any, id: int, table: str, column: str, value: Any) -> list[Any]:
+    return sorted(row.id for row in getattr(tx, table).where(**{column: value}))
+
+
+@procedure(partition_by="id")
+def note(tx: Any, id: int, values: list[Any]) -> None:
+    tx.notes.insert(*values)
+
+
+PROCEDURES = (put, take, change, found, note)
+
+
+def opened(directory: Path | None, schema: Schema = SCHEMA, **options: Any) -> OnePartition:
+    return OnePartition(schema, PROCEDURES, directory, **options)
+
+
+def altered(partition: OnePartition, text: str) -> Schema:
+    """What one partition does when everybody has prepared."""
+    schema, _ = parse_change(text, partition.store.schema)
+    made_at_once(partition.store, schema)
+    partition.executor.take_schema(partition.executor.registry)
+    return schema
+
+
+def killed(partition: OnePartition) -> None:
+    assert partition.wal is not None
+    partition.checkpointer.close()
+    partition.wal.abandon()
+
+
+def checkpointed(partition: OnePartition, between: Callable[[int], None] = lambda _: None) -> None:
+    partition.checkpointer.request()
+    steps = 0
+    while partition.checkpointer.step(0.0):
+        between(steps)
+        steps += 1
+
+
+def bury(partition: OnePartition) -> None:
+    partition.turn_pages()
+    if not partition.checkpointer.running:
+        partition.store.bury()
+        assert not partition.store.condemned
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "before", "after"])
+def test_rows_from_before_have_the_default_of_an_added_column(tmp_path: Path, checkpoint: str) -> None:
+    partition = opened(tmp_path)
+    partition.call("put", 1, "t", [10])
+    partition.call("note", 1, ["old"])
+    if checkpoint == "before":
+        checkpointed(partition)
+    schema = altered(partition, "ALTER TABLE t ADD b INT NOT NULL DEFAULT 7, ADD c STRING")
+    schema = altered(partition, "ALTER TABLE notes ADD stars INT DEFAULT 3")
+    assert partition.rows("t")[1].b == 7
+    partition.call("put", 2, "t", [20, 8, "new"])
+    partition.call("change", 1, "t", "c", "changed")
+    partition.call("note", 1, ["new", 5])
+    if checkpoint == "after":
+        checkpointed(partition)
+    killed(partition)
+    again = opened(tmp_path, schema)
+    rows = again.rows("t")
+    assert [(row.id, row.a, row.b, row.c) for _, row in sorted(rows.items())] == [
+        (1, 10, 7, "changed"),
+        (2, 20, 8, "new"),
+    ]
+    assert sorted((row.text, row.stars) for row in again.rows("notes").values()) == [("new", 5), ("old", 3)]
+    again.store.check()
+    killed(again)
+
+
+def test_dropped_table_leaves_its_number_and_gives_its_places_back(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for first in range(0, 4000, 1000):
+        partition.run_group("put", [(key, "t", [key]) for key in range(first, first + 1000)])
+        partition.seal()
+    checkpointed(partition)
+    places = partition.checkpointer._file.places
+    assert places > 5
+    schema = altered(partition, "DROP TABLE t")
+    with pytest.raises(SchemaError, match="there is no table t: it was dropped"):
+        partition.call("put", 1, "t", [1])
+    bury(partition)
+    assert partition.store.arena.frames_in_use == 0
+    checkpointed(partition)
+    checkpointed(partition)  # what the last but one used is free for good
+    assert partition.checkpointer._file.places == 0
+    schema = altered(partition, "CREATE TABLE t (id INT PRIMARY KEY, text STRING)")
+    assert schema.numbers["t"] == 2
+    partition.call("put", 1, "t", ["another"])
+    killed(partition)
+    again = opened(tmp_path, schema)
+    assert {key: row.text for key, row in again.rows("t").items()} == {1: "another"}
+    again.store.check()
+    killed(again)
+
+
+def test_crash_before_the_checkpoint_after_a_drop_brings_nothing_back(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    partition.call("put", 1, "t", [1])
+    checkpointed(partition)
+    partition.call("put", 2, "t", [2])
+    schema = altered(partition, "DROP TABLE t; CREATE TABLE u (id INT PRIMARY KEY)")
+    partition.call("put", 5, "u", [])
+    killed(partition)
+    again = opened(tmp_path, schema)
+    assert set(again.rows("u")) == {5}
+    assert [table.row_count for table in again.store.tables] == [0, 0, 1]
+    checkpointed(again)
+    again.store.check()
+    killed(again)
+
+
+def test_table_is_dropped_while_a_checkpoint_writes_it(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for table in ("t", "notes"):
+        rows = [(key, "t", [key]) if table == "t" else (key, ["x" * 100]) for key in range(3000)]
+        partition.run_group("put" if table == "t" else "note", rows)
+        partition.seal()
+    schema = SCHEMA
+
+    def drop(step: int) -> None:
+        nonlocal schema
+        if step == 2:
+            assert partition.checkpointer.running
+            schema = altered(partition, "DROP TABLE t")
+            assert partition.store.condemned == {0}
+
+    checkpointed(partition, drop)
+    assert schema is not SCHEMA
+    bury(partition)
+    checkpointed(partition)
+    partition.store.check()
+    killed(partition)
+    again = opened(tmp_path, schema)
+    assert len(again.rows("notes")) == 3000
+    again.store.check()
+    killed(again)
+
+
+def test_unique_index_of_rows_that_are_not_leaves_nothing() -> None:
+    partition = opened(None)
+    partition.run_group("put", [(key, "t", [key // 2]) for key in range(5000)])
+    partition.seal()
+    schema, _ = parse_change("CREATE INDEX plain ON t (a); CREATE UNIQUE INDEX u ON t (a)", partition.store.schema)
+    building = SchemaChange(partition.store, schema)
+    with pytest.raises(DuplicateKey, match="table t: a row with a = .* exists, and index u is unique"):
+        while not building.is_prepared:
+            building.step()
+    assert partition.store.by_name["t"].lookups is None
+    partition.call("put", 9999, "t", [0])
+    partition.store.check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_index_is_right_though_rows_change_while_it_is_built(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups_module, "BUILD_PAGES", 1)
+    rng = random.Random(seed)
+    partition = opened(None)
+    partition.run_group("put", [(key, "t", [rng.randrange(50)]) for key in range(8000)])
+    partition.seal()
+    schema, _ = parse_change("CREATE INDEX t_a ON t USING BTREE (a)", partition.store.schema)
+    building = SchemaChange(partition.store, schema)
+    steps = 0
+    while not building.is_prepared:
+        building.step()
+        steps += 1
+        for _ in range(20):
+            key = rng.randrange(9000)
+            partition.run(*rng.choice([("put", key, "t", [rng.randrange(50)]), ("take", key, "t")]))
+        partition.seal()
+    assert steps > 5
+    building.switch()
+    partition.executor.take_schema(partition.executor.registry)
+    partition.store.check()
+    rows = partition.rows("t")
+    for value in range(0, 50, 7):
+        expected = sorted(key for key, row in rows.items() if row.a == value)
+        assert partition.call("found", 1, "t", "a", value) == expected
+
+
+def test_unique_index_waits_for_what_is_prepared() -> None:
+    """A row that is prepared stands on no page: the index would not know of it, and another one could take its value."""
+    partition = opened(None)
+    partition.call("put", 1, "t", [1])
+    row = encode([2, 7])
+    (lent,) = partition.order(borrow(0, 2))
+    assert isinstance(lent, Lent)
+    (vote,) = partition.order(Prepare(1, [TableChanges(0, [row], [])]))
+    assert isinstance(vote, Vote) and not vote.error
+    schema, _ = parse_change("CREATE UNIQUE INDEX u ON t (a)", partition.store.schema)
+    building = SchemaChange(partition.store, schema)
+    for _ in range(10):
+        building.step()
+    assert not building.is_prepared
+    partition.order(Decide(1, commits=True))
+    building.step()
+    assert building.is_prepared
+    with pytest.raises(DuplicateKey):
+        partition.call("put", 3, "t", [7])
+    building.switch()
+    partition.store.check()
+
+
+def borrow(table: int, key: int) -> Any:
+    from voltpy.messages import Borrow, TableKeys
+
+    return Borrow(1, [TableKeys(table, [encode(key)])], [])
+
+
+def test_partitioning_a_copied_table_that_has_rows_is_refused() -> None:
+    partition = opened(None, partitions=2)
+    partition.store.by_name["t"].insert(1, 1)
+    partition.store.apply()
+    schema, _ = parse_change("PARTITION TABLE t ON COLUMN id", partition.store.schema)
+    with pytest.raises(SchemaError, match="table t has rows, of which every partition has a copy"):
+        SchemaChange(partition.store, schema)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_changes_crashes_and_checkpoints_leave_what_was_written(tmp_path: Path, seed: int) -> None:
+    """Against a model: tables of rows as lists."""
+    rng = random.Random(seed)
+    schema = SCHEMA
+    partition = opened(tmp_path, segment_bytes=1 << 16)
+    model: Model = {"t": {}}
+    defaults: dict[str, list[Any]] = {"t": [None]}
+    made = 0
+
+    def write() -> None:
+        if not model:
+            return
+        for _ in range(rng.randrange(60)):
+            table, key = rng.choice(list(model)), rng.randrange(300)
+            if rng.random() < 0.2:
+                partition.run("take", key, table)
+                model[table].pop(key, None)
+            else:
+                values = [rng.randrange(40) for _ in defaults[table]]
+                partition.run("put", key, table, values)
+                model[table][key] = values
+        partition.seal()
+
+    def alter() -> None:
+        nonlocal schema, made
+        made += 1
+        kind = rng.choice(["create", "drop", "add", "index", "unindex"])
+        table = rng.choice(list(model)) if model else ""
+        if kind == "create" or not model:
+            schema = altered(partition, f"CREATE TABLE m{made} (id INT PRIMARY KEY, a INT DEFAULT {made})")
+            model[f"m{made}"], defaults[f"m{made}"] = {}, [made]
+        elif kind == "drop":
+            schema = altered(partition, f"DROP TABLE {table}")
+            del model[table], defaults[table]
+        elif kind == "add":
+            schema = altered(partition, f"ALTER TABLE {table} ADD c{made} INT NOT NULL DEFAULT {made}")
+            defaults[table].append(made)
+            for row in model[table].values():
+                row.append(made)
+        elif kind == "index":
+            column = rng.choice(schema.table(table).declared[1:]).name
+            how = rng.choice(["INVERTED", "HASH", "BTREE"])
+            schema = altered(partition, f"CREATE INDEX i{made} ON {table} USING {how} ({column})")
+        elif schema.indexes:
+            schema = altered(partition, f"DROP INDEX {rng.choice(schema.indexes).name}")
+        if not partition.checkpointer.running:
+            bury(partition)
+
+    for _ in range(40):
+        for step in rng.choices([write, alter, lambda: step_checkpoint(partition, rng)], [4, 2, 3], k=3):
+            step()
+        if rng.random() < 0.2:
+            killed(partition)
+            partition = opened(tmp_path, schema, segment_bytes=1 << 16)
+        partition.turn_pages()
+        assert set(partition.store.by_name) == {*model, "notes"}, f"seed {seed}"
+        for table, rows in model.items():
+            columns = [column.name for column in schema.table(table).declared[1:]]
+            stored = {key: [getattr(row, name) for name in columns] for key, row in partition.rows(table).items()}
+            assert stored == rows, f"seed {seed}, table {table}"
+    partition.bring = partition.pool.bring
+    partition.store.misses.bring = partition.pool.bring
+    partition.store.check()
+    killed(partition)
+
+
+def step_checkpoint(partition: OnePartition, rng: random.Random) -> None:
+    if not partition.checkpointer.running:
+        partition.checkpointer.request()
+    for _ in range(rng.choice([1, 3, 1000])):
+        if not partition.checkpointer.step(0.0):
+            break
