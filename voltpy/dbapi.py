@@ -43,6 +43,7 @@ threadsafety = 2
 paramstyle = "qmark"
 
 _READS = ("select", "explain")
+_OF_SCHEMA = (" table", " index")  # the kinds of statements that change it
 _CHANGES = ("insert", "update", "delete")  # of rows, if there are any
 
 T = TypeVar("T")
@@ -319,7 +320,7 @@ class Cursor:
         """Runs one statement. Returns the cursor, so that `for row in cursor.execute(…)` can be written."""
         self._begin()
         result = self.connection._execute(operation, _checked(parameters))
-        self.rowcount = result.rowcount
+        self.rowcount = -1 if result.kind.endswith(_OF_SCHEMA) else result.rowcount
         if result.columns:
             types = result.types or ("ANY",) * len(result.columns)
             self._answer(list(zip(result.columns, types, strict=True)), result.rows)

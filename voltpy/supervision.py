@@ -526,7 +526,7 @@ class Supervision:
         if self.stopping:
             return "the cluster is stopping"
         if self._load is not None:
-            return f"a change of the {'schema' if self._load.schema else 'procedures'} is under way"
+            return f"{'a change of the schema' if self._load.schema else 'another load of procedures'} is under way"
         return f"{', '.join(down)} can't take part: not serving" if down else ""
 
     def _next_version(self) -> int:

@@ -282,6 +282,7 @@ def test_random_changes_crashes_and_checkpoints_leave_what_was_written(tmp_path:
                 partition.run("put", key, table, values)
                 model[table][key] = values
         partition.seal()
+        partition.turn_pages()  # calls that wait for a page have not run yet
 
     def alter() -> None:
         nonlocal schema, made

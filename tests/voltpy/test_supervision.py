@@ -30,6 +30,7 @@ from voltpy.messages import (
     SwitchLoad,
     Topology,
 )
+from voltpy.schema import Column, Schema, Table, to_json
 from voltpy.supervision import (
     COORDINATOR_STOP_S,
     CUT_LEASE_S,
@@ -838,3 +839,135 @@ def test_a_snapshot_is_refused_while_a_partition_is_down_and_for_wrong_arguments
     world.exit(1, -9)
     world.core.begin_snapshot(1, {"directory": "/s", "pid": 1, "lease_s": 1}, world.now_s)
     assert refused(world, world.take()) == ("Unavailable", "partition 1 can't take part: not serving")
+
+
+# ── changing the schema ─────────────────────────────────────────────────────────────────────────────────────────────
+
+TABLE = Table("t", (Column("id", "INT", nullable=False),), ("id",), hidden_key=False, partition_column="id")
+NEW_SCHEMA = Schema((TABLE,), ())
+ENCODED = to_json(Schema((TABLE,), (), catalog_version=5))
+
+
+def changing(*, holds_first: bool = False) -> World:
+    world = World()
+    world.serve()
+    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, holds_first=holds_first)
+    return world
+
+
+def all_prepared(world: World) -> list[Action]:
+    for number in WORKERS:
+        world.core.said(number, prepared(5, infos=OLD), world.now_s)
+    return world.take()
+
+
+def held(world: World, actions: list[Action]) -> list[Action]:
+    [hold] = world.told(actions, COORDINATOR, HoldBatches)
+    world.core.said(COORDINATOR, BatchesHeld(hold.snapshot), world.now_s)
+    return world.take()
+
+
+def decided(world: World) -> list[Action]:
+    """Up to the decision, which is carried out."""
+    assert of(held(world, all_prepared(world)), Persist) == [Persist(5, "p.py", "source", ENCODED)]
+    world.core.persisted("")
+    return world.take()
+
+
+def versions(actions: list[Action]) -> list[int]:
+    return [a.message.catalog_version for a in actions if isinstance(a, Tell) and isinstance(a.message, Topology)]
+
+
+def test_schema_is_prepared_then_batches_held_then_stored_then_switched_then_announced() -> None:
+    world = changing()
+    actions = world.take()
+    assert [world.told(actions, n, PrepareLoad) for n in WORKERS] == [[PrepareLoad(5, "source", "p.py", ENCODED)]] * 3
+    assert not world.told(actions, COORDINATOR, HoldBatches)
+    actions = decided(world)
+    assert [world.told(actions, n, SwitchLoad) for n in WORKERS] == [[SwitchLoad(5)]] * 3
+    assert versions(actions) == []
+    for number in (0, COORDINATOR):
+        actions = world.answer(number, catalog=5)
+        assert not of(actions, Kill)
+        assert versions(actions) == []
+    world.exit(1, -9)  # it has the new schema when it comes back
+    actions = world.answer(1, incarnation=2, catalog=5)
+    assert versions(actions)[-1] == 5
+    assert len(world.told(actions, COORDINATOR, ResumeBatches)) == 1
+    assert world.told(actions, ROUTER, AdminReply) == [
+        AdminReply(9, "", {"catalog_version": 5, "kind": "create table"})
+    ]
+    assert not world.core.is_loading
+
+
+def test_batches_are_held_before_the_check_where_rows_must_not_change_after_it() -> None:
+    world = changing(holds_first=True)
+    actions = world.take()
+    assert not world.told(actions, 0, PrepareLoad)
+    actions = held(world, actions)
+    assert [world.told(actions, n, PrepareLoad) for n in WORKERS] == [[PrepareLoad(5, "source", "p.py", ENCODED)]] * 3
+    assert of(all_prepared(world), Persist) == [Persist(5, "p.py", "source", ENCODED)]
+
+
+def test_schema_that_one_partition_refuses_is_forgotten_by_all_and_says_what_is_wrong() -> None:
+    world = changing()
+    world.core.said(0, prepared(5, infos=OLD), world.now_s)
+    world.core.said(1, LoadPrepared(5, "two rows are equal", [], "DuplicateKey"), world.now_s)
+    actions = world.take()
+    assert [world.told(actions, n, DiscardLoad) for n in WORKERS] == [[DiscardLoad(5)]] * 3
+    assert refused(world, actions) == ("DuplicateKey", "two rows are equal")
+    assert world.core.catalog_version == 4
+
+
+def test_death_before_the_decision_ends_a_change_of_the_schema() -> None:
+    for child in WORKERS:
+        world = changing()
+        actions = all_prepared(world)
+        assert len(world.told(actions, COORDINATOR, HoldBatches)) == 1
+        actions = world.exit(child, -9)
+        code, text = refused(world, actions)
+        assert code == "Unavailable"
+        assert "nothing changed" in text
+        assert child == COORDINATOR or world.told(actions, COORDINATOR, ResumeBatches)
+        assert not world.core.is_loading
+
+
+def test_change_of_the_schema_waits_for_indexes_as_long_as_the_partition_answers() -> None:
+    world = changing()
+    world.take()
+    for _ in range(20):
+        for number in range(COORDINATOR + 1):
+            world.answer(number)
+        assert not of(world.tick(LOAD_LIMIT_S / 4), Kill)
+    assert world.core.is_loading
+    actions: list[Action] = []
+    for _ in range(5):
+        world.answer(0)
+        world.answer(COORDINATOR)
+        actions += world.tick(LOAD_LIMIT_S / 4)
+    assert refused(world, actions)[0] == "Unavailable"
+    assert of(actions, Kill) == [Kill(1)]
+
+
+def test_change_of_the_schema_is_given_up_where_transactions_do_not_end() -> None:
+    world = changing()
+    [hold] = world.told(all_prepared(world), COORDINATOR, HoldBatches)
+    assert hold.lease_s == CUT_LEASE_S
+    actions = world.tick(CUT_LIMIT_S)
+    assert "transactions across partitions were not over" in refused(world, actions)[1]
+    assert len(world.told(actions, COORDINATOR, ResumeBatches)) == 1
+    world.core.said(COORDINATOR, BatchesHeld(hold.snapshot), world.now_s)
+    assert not of(world.take(), Persist)
+
+
+def test_snapshots_and_changes_of_the_schema_keep_apart() -> None:
+    world = changing()
+    world.take()
+    world.core.begin_snapshot(10, {"directory": "/s", "pid": 1, "lease_s": 5.0}, world.now_s)
+    assert "a change of the schema is under way" in refused(world, world.take())[1]
+    world = World()
+    world.serve()
+    world.core.begin_snapshot(10, {"directory": "/s", "pid": 1, "lease_s": 5.0}, world.now_s)
+    world.take()
+    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, holds_first=False)
+    assert "a snapshot into /s is under way" in refused(world, world.take())[1]
