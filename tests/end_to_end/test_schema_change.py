@@ -273,7 +273,11 @@ def test_crash_in_the_middle_leaves_the_old_schema_or_the_new_one_everywhere(
     cluster: Cluster, process: str, point: str, happens: bool
 ) -> None:
     """Then the other one can be had by the same statements."""
-    text = "CREATE INDEX crash ON t (a); ALTER TABLE copied ADD crash INT DEFAULT 3; CREATE TABLE crashed (id INT PRIMARY KEY)"
+    text = """
+        CREATE INDEX crash ON t (a);
+        ALTER TABLE copied ADD crash INT DEFAULT 3;
+        CREATE TABLE crashed (id INT PRIMARY KEY);
+    """
     with connect(cluster.url, timeout=30) as before:
         before.execute("INSERT INTO copied (k, v) VALUES (1, 'a')")
     # The next life of the process is the one that dies: it begins now.

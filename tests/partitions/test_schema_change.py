@@ -14,7 +14,7 @@ from partitions.schema_change import SchemaChange, made_at_once
 from tests.partitions.one_partition import OnePartition
 from voltpy import procedure
 from voltpy.errors import DuplicateKey, SchemaError
-from voltpy.messages import Decide, Lent, Prepare, TableChanges, Vote
+from voltpy.messages import Borrow, Decide, Lent, Prepare, TableChanges, TableKeys, Vote
 from voltpy.row import encode
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_change, parse_schema
@@ -75,6 +75,11 @@ def checkpointed(partition: OnePartition, between: Callable[[int], None] = lambd
     while partition.checkpointer.step(0.0):
         between(steps)
         steps += 1
+
+
+def prepare(building: SchemaChange) -> None:
+    while not building.is_prepared:
+        building.step()
 
 
 def bury(partition: OnePartition) -> None:
@@ -186,9 +191,8 @@ def test_unique_index_of_rows_that_are_not_leaves_nothing() -> None:
     partition.seal()
     schema, _ = parse_change("CREATE INDEX plain ON t (a); CREATE UNIQUE INDEX u ON t (a)", partition.store.schema)
     building = SchemaChange(partition.store, schema)
-    with pytest.raises(DuplicateKey, match="table t: a row with a = .* exists, and index u is unique"):
-        while not building.is_prepared:
-            building.step()
+    with pytest.raises(DuplicateKey, match=r"table t: a row with a = .* exists, and index u is unique"):
+        prepare(building)
     assert partition.store.by_name["t"].lookups is None
     partition.call("put", 9999, "t", [0])
     partition.store.check()
@@ -222,14 +226,15 @@ def test_index_is_right_though_rows_change_while_it_is_built(seed: int, monkeypa
 
 
 def test_unique_index_waits_for_what_is_prepared() -> None:
-    """A row that is prepared stands on no page: the index would not know of it, and another one could take its value."""
+    """A row that is prepared stands on no page: the index would not know of it, and another could take its value."""
     partition = opened(None)
     partition.call("put", 1, "t", [1])
     row = encode([2, 7])
-    (lent,) = partition.order(borrow(0, 2))
+    (lent,) = partition.order(Borrow(1, [TableKeys(0, [encode(2)])], []))
     assert isinstance(lent, Lent)
     (vote,) = partition.order(Prepare(1, [TableChanges(0, [row], [])]))
-    assert isinstance(vote, Vote) and not vote.error
+    assert isinstance(vote, Vote)
+    assert not vote.error
     schema, _ = parse_change("CREATE UNIQUE INDEX u ON t (a)", partition.store.schema)
     building = SchemaChange(partition.store, schema)
     for _ in range(10):
@@ -242,12 +247,6 @@ def test_unique_index_waits_for_what_is_prepared() -> None:
         partition.call("put", 3, "t", [7])
     building.switch()
     partition.store.check()
-
-
-def borrow(table: int, key: int) -> Any:
-    from voltpy.messages import Borrow, TableKeys
-
-    return Borrow(1, [TableKeys(table, [encode(key)])], [])
 
 
 def test_partitioning_a_copied_table_that_has_rows_is_refused() -> None:
@@ -309,8 +308,11 @@ def test_random_changes_crashes_and_checkpoints_leave_what_was_written(tmp_path:
         if not partition.checkpointer.running:
             bury(partition)
 
+    def checkpoint() -> None:
+        step_checkpoint(partition, rng)
+
     for _ in range(40):
-        for step in rng.choices([write, alter, lambda: step_checkpoint(partition, rng)], [4, 2, 3], k=3):
+        for step in rng.choices([write, alter, checkpoint], [4, 2, 3], k=3):
             step()
         if rng.random() < 0.2:
             killed(partition)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from voltpy import data_directory
 from voltpy.data_directory import DataDirectory, coordinator_directory, read_procedures, read_schema, read_source
 from voltpy.errors import ClusterError, Corruption, SchemaError
-from voltpy.schema import describe
+from voltpy.schema import Schema, describe
+from voltpy.sql.ddl import parse_change
 
 BANK = (
     "CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL DEFAULT 0);\n"
@@ -182,6 +184,31 @@ def test_schema_that_changes_a_column_is_refused_and_nothing_is_written(tmp_path
     assert contents(tmp_path / "d") == before
 
 
+def changed_by(path: Path, text: str, catalog_version: int) -> Schema:
+    """As a running cluster's statements change it."""
+    with DataDirectory.open(path) as directory:
+        schema = replace(parse_change(text, directory.schema)[0], catalog_version=catalog_version)
+        directory.write_schema(schema)
+        assert directory.catalog_version == catalog_version
+    return schema
+
+
+def test_start_with_the_schema_given_before_keeps_what_statements_have_changed(tmp_path: Path) -> None:
+    path = made(tmp_path / "d")
+    schema = changed_by(path, "CREATE TABLE more (id INT PRIMARY KEY)", 7)
+    for text in (None, BANK, BANK + "-- a comment"):
+        with DataDirectory.open(path, schema_text=text) as directory:
+            assert directory.schema == schema
+            assert directory.catalog_version == 7
+    with DataDirectory.open(path, schema_text=BANK + "CREATE TABLE other (id INT PRIMARY KEY);") as directory:
+        assert [table.name for table in directory.schema.live][-2:] == ["more", "other"]
+        assert directory.catalog_version == 7
+        with pytest.raises(ClusterError, match="catalog version 7 is not past the stored one, 7"):
+            directory.write_procedures(7, "p.py", "pass")
+        with pytest.raises(ClusterError, match="catalog version 6 is not past the stored one, 7"):
+            directory.write_schema(replace(directory.schema, catalog_version=6))
+
+
 def test_missing_schema_text_is_written_out_of_the_schema(tmp_path: Path) -> None:
     made(tmp_path / "d")
     (tmp_path / "d" / "schema.sql").unlink()
@@ -208,7 +235,7 @@ def test_written_procedures_are_there_after_a_start(tmp_path: Path) -> None:
         assert directory.procedures.source == ""
         directory.write_procedures(7, "/somewhere/p.py", "pass")
         assert directory.catalog_version == 7
-        with pytest.raises(ClusterError, match="catalog version 7 of the procedures is not past the stored one, 7"):
+        with pytest.raises(ClusterError, match="catalog version 7 is not past the stored one, 7"):
             directory.write_procedures(7, "/somewhere/p.py", "other")
         with pytest.raises(ClusterError, match="larger than 4194304 bytes"):
             directory.write_procedures(8, "/somewhere/p.py", "#" * (4 << 20) + "#")
@@ -319,11 +346,12 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, data: bytes) -> None:
         DataDirectory.open(path, 2, BANK)
 
 
-@pytest.mark.parametrize("name", ["cluster.json", "schema.json", "procedures.json"])
-def test_file_of_a_newer_version_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "ours"), [("cluster.json", 1), ("schema.json", 2), ("procedures.json", 1)])
+def test_file_of_a_newer_version_is_refused(tmp_path: Path, name: str, ours: int) -> None:
     path = made(tmp_path / "d")
-    (path / name).write_bytes(b'{"version": 2, "new": {"things": []}}')
-    with pytest.raises(ClusterError, match=rf"/d/{name} has version 2; this program reads up to 1: use a newer voltpy"):
+    (path / name).write_bytes(b'{"version": %d, "new": {"things": []}}' % (ours + 1))
+    words = rf"/d/{name} has version {ours + 1}; this program reads up to {ours}: use a newer voltpy"
+    with pytest.raises(ClusterError, match=words):
         DataDirectory.open(path)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlglot import exp
 
+from voltpy import schema as schema_module
 from voltpy.errors import SchemaError
 from voltpy.schema import (
     RESERVED_WORDS,
@@ -26,7 +27,7 @@ from voltpy.schema import (
     can_be_unique,
     name_problem,
 )
-from voltpy.sql.ddl import MAX_TEXT_BYTES, describe, parse_schema
+from voltpy.sql.ddl import MAX_TEXT_BYTES, describe, parse_change, parse_schema
 
 BANK = """\
 -- Accounts and branches.
@@ -186,7 +187,7 @@ WRONG = [
     ("▲", "CREATE TABLE: a schema has at least one table"),
     ("▲-- nothing\n", "found the end of the text"),
     ("▲SELECT 1", 'found "SELECT", expected CREATE TABLE, CREATE INDEX or PARTITION TABLE'),
-    ("▲DROP TABLE t", "a schema only grows"),
+    ("▲DROP TABLE t", "DROP is a statement for a running cluster"),
     ("▲INSERT INTO t VALUES (1)", "a schema holds no rows"),
     ("▲GRANT ALL ON t TO me", 'found "GRANT"'),
     ("CREATE ▲VIEW v AS SELECT 1", 'found "VIEW", expected TABLE or INDEX; views are not supported'),
@@ -531,3 +532,96 @@ def test_damaged_text_is_refused_at_a_place_inside_it_or_read(text: str) -> None
     line, column = int(place[1]), int(place[2])
     assert 1 <= line <= len(lines)
     assert 1 <= column <= len(lines[line - 1]) + 1
+
+
+# ── statements that change a schema ─────────────────────────────────────────────────────────────────────────────────
+
+BEFORE = parse_schema(
+    "CREATE TABLE t (id INT PRIMARY KEY, a STRING); PARTITION TABLE t ON COLUMN id; CREATE INDEX t_a ON t (a);"
+    "CREATE TABLE h (x INT NOT NULL);"
+)
+
+
+def described_change(text: str) -> tuple[str, str]:
+    """(the SQL of the schema that it makes, without what there was; the kind)"""
+    schema, kind = parse_change(text, BEFORE)
+    schema_module.check(schema)
+    assert schema_module.from_json(schema_module.to_json(schema)) == schema
+    added = [line for line in describe(schema).splitlines() if line not in describe(BEFORE).splitlines()]
+    return " ".join(line.strip() for line in added), kind
+
+
+@pytest.mark.parametrize(
+    ("text", "made", "kind"),
+    [
+        (
+            "create table n (k int primary key, z float); partition table n on column k",
+            "CREATE TABLE n ( k INT NOT NULL, z FLOAT, PRIMARY KEY (k) PARTITION TABLE n ON COLUMN k;",
+            "partition table",
+        ),
+        ("CREATE UNIQUE INDEX u ON t (id, a)", "CREATE UNIQUE INDEX u ON t USING INVERTED (id, a);", "create index"),
+        ("CREATE INDEX u ON h (x)", "CREATE INDEX u ON h USING INVERTED (x);", "create index"),
+        ("ALTER TABLE t ADD COLUMN b BOOL", "b BOOL,", "alter table"),
+        (
+            "ALTER TABLE h ADD c INT NOT NULL DEFAULT 3, ADD d STRING;",
+            "x INT NOT NULL, c INT NOT NULL DEFAULT 3, d STRING",
+            "alter table",
+        ),
+        ("DROP INDEX t_a;", "", "drop index"),
+        ("PARTITION TABLE h ON COLUMN x", "PARTITION TABLE h ON COLUMN x;", "partition table"),
+    ],
+)  # fmt: skip
+def test_statements_change_a_schema(text: str, made: str, kind: str) -> None:
+    assert described_change(text) == (made, kind)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CREATE TABLE IF NOT EXISTS t (other STRING)",
+        "CREATE INDEX IF NOT EXISTS t_a ON h (x)",
+        "DROP TABLE IF EXISTS nothing",
+        "DROP INDEX IF EXISTS nothing;",
+        "ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT",
+    ],
+)
+def test_statement_that_finds_it_done_changes_nothing(text: str) -> None:
+    assert parse_change(text, BEFORE)[0] is BEFORE
+
+
+def test_dropped_table_takes_its_indexes_along_and_leaves_its_number() -> None:
+    schema, kind = parse_change("DROP TABLE t", BEFORE)
+    assert kind == "drop table"
+    assert schema.numbers == {"h": 1}
+    assert schema.indexes == ()
+    schema, _ = parse_change("CREATE TABLE t (k INT PRIMARY KEY)", schema)
+    assert schema.numbers == {"h": 1, "t": 2}
+    assert [(table.name, table.dropped) for table in schema.tables] == [("t", True), ("h", False), ("t", False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("CREATE TABLE t (id INT)", 'found "t", expected a new name: table t exists already'),
+        ("DROP TABLE nothing", 'found "nothing", expected a table (t, h)'),
+        ("DROP INDEX t", 'found "t", expected the name of an index (t_a)'),
+        ("DROP VIEW v", 'found "VIEW", expected TABLE or INDEX'),
+        ("ALTER TABLE t ADD a INT", "a new name: column a exists already"),
+        ("ALTER TABLE t ADD b INT NOT NULL", "a column that is nullable, or has a DEFAULT"),
+        ("ALTER TABLE t ADD b INT PRIMARY KEY", "a column that is no part of the primary key"),
+        ("ALTER TABLE t RENAME TO u", "ALTER TABLE adds columns; it renames nothing"),
+        ("ALTER INDEX t_a", "expected TABLE"),
+        ("ALTER TABLE h ADD rowid INT", "column rowid exists already"),
+        ("PARTITION TABLE t ON COLUMN a", "another table: t is partitioned on id"),
+        ("DROP TABLE t CASCADE", "CASCADE is not supported"),
+        ("CREATE UNIQUE INDEX u ON t (a)", "id among the columns"),
+        ("TRUNCATE t", "expected CREATE TABLE, DROP TABLE, ALTER TABLE"),
+        ("SELECT 1", "expected CREATE TABLE, DROP TABLE, ALTER TABLE"),
+        (" ; ", "expected CREATE TABLE, DROP TABLE, ALTER TABLE"),
+    ],
+)
+def test_statement_that_changes_no_schema_is_refused_at_its_place(text: str, words: str) -> None:
+    with pytest.raises(SchemaError) as raised:
+        parse_change(text, BEFORE)
+    assert str(raised.value).startswith("line 1, column "), raised.value
+    assert words in str(raised.value)

@@ -25,6 +25,7 @@ from voltpy.schema import (
     index_text,
     to_json,
 )
+from voltpy.sql.ddl import parse_change, parse_schema
 
 LINES = Table(
     name="lines",
@@ -131,8 +132,9 @@ def test_bytes_that_are_no_schema_are_refused(data: bytes) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(SchemaError, match="has format version 2; this program reads 1"):
-        from_json(to_json(Schema((), (), version=2)))
+    with pytest.raises(SchemaError, match="has format version 3; this program reads up to 2"):
+        from_json(to_json(Schema((), (), version=3)))
+    assert from_json(to_json(Schema((LINES,), (), version=1))) == Schema((LINES,), ())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_another_version_is_refused() -> None:
         (["tables", 0, "partition_column"], "note", "the partition column note is nullable"),
         (["tables", 0, "hidden_key"], True, "the hidden key is not rowid"),
         (["tables", 1, "partition_column"], "rowid", "not a declared part of the primary key"),
-        (["tables", 1, "columns", 2, "type"], "FLOAT", "the hidden key is not the last column"),
+        (["tables", 1, "columns", 2, "type"], "FLOAT", "the hidden key is not in its place"),
         (["indexes", 0, "name"], "", "not a Python identifier"),
         (["indexes", 0, "table"], "nothing", "there is no table nothing"),
         (["indexes", 0, "columns"], ["nothing"], "table lines has no column nothing"),
@@ -213,8 +215,8 @@ def test_grown_keeps_the_numbers_of_stored_tables() -> None:
             "table lines: column note is stored and missing",
         ),
         (
-            Schema((changed(COPY, columns=(*COPY.columns, Column("x", "INT", True))), EVENTS, LINES), (BY_NOTE,)),
-            "table copy: column x is new",
+            Schema((changed(COPY, columns=(*COPY.columns, Column("x", "INT", False))), EVENTS, LINES), (BY_NOTE,)),
+            "table copy: column x is new, and NOT NULL without a DEFAULT",
         ),
         (
             Schema((with_column(LINES, 3, Column("price", "INT", True)), EVENTS, COPY), (BY_NOTE,)),
@@ -237,7 +239,87 @@ def test_grown_keeps_the_numbers_of_stored_tables() -> None:
 def test_schema_that_does_more_than_grow_is_refused(new: Schema, words: str) -> None:
     with pytest.raises(SchemaError, match=words) as raised:
         grown(SCHEMA, new)
-    assert "may only gain tables and indexes" in str(raised.value)
+    assert "may only gain tables, indexes, and columns at the end" in str(raised.value)
+
+
+def made_by(text: str, schema: Schema) -> Schema:
+    return parse_change(text, schema)[0]
+
+
+FILE = "CREATE TABLE a (id INT PRIMARY KEY, x INT); CREATE TABLE b (id INT PRIMARY KEY); CREATE INDEX b_id ON b (id);"
+
+
+def test_schema_that_was_given_before_keeps_what_statements_have_changed_since() -> None:
+    given = parse_schema(FILE)
+    stored = made_by(
+        "ALTER TABLE a ADD y INT; PARTITION TABLE a ON COLUMN id; DROP TABLE b; CREATE TABLE c (id INT PRIMARY KEY);"
+        "CREATE INDEX a_x ON a (x)",
+        given,
+    )
+    assert grown(stored, given, given) == stored
+    with pytest.raises(SchemaError, match="table a: column y is stored and missing"):
+        grown(stored, given)  # where nobody knows what was given before
+    again = made_by("DROP TABLE a; CREATE TABLE a (other STRING PRIMARY KEY)", stored)
+    assert grown(again, given, given) == again
+
+
+def test_schema_that_is_given_anew_adds_to_what_statements_have_made() -> None:
+    before = parse_schema(FILE)
+    stored = made_by("DROP TABLE b; CREATE TABLE c (id INT PRIMARY KEY)", before)
+    given = parse_schema(
+        FILE.replace("x INT", "x INT, y STRING DEFAULT 'n'") + "CREATE TABLE d (id INT); CREATE INDEX a_x ON a (x)"
+    )
+    result = grown(stored, given, before)
+    assert [(table.name, table.dropped, table.added) for table in result.tables] == [
+        ("a", False, 1), ("b", True, 0), ("c", False, 0), ("d", False, 0)
+    ]  # fmt: skip
+    assert [index.name for index in result.indexes] == ["a_x"]
+    check(result)
+    # What statements have added may be written into the file, too.
+    same = parse_schema(FILE.replace("CREATE TABLE b (id INT PRIMARY KEY); CREATE INDEX b_id ON b (id);", ""))
+    with pytest.raises(SchemaError, match="table c is"):
+        grown(stored, same)
+    both = parse_schema(FILE + "CREATE TABLE c (id INT PRIMARY KEY);")
+    assert grown(stored, both, before) == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FILE.replace("x INT", "y INT"), "table a: column x is stored and missing"),
+        (FILE.replace("x INT", "x FLOAT"), "table a: column x is stored as x INT, now x FLOAT"),
+        (FILE.replace("x INT", "y INT, x INT"), "table a: its columns stand in another order"),
+        (FILE + "CREATE INDEX b_2 ON b (id);", "index b_2 is on table b, which has been dropped since"),
+        (FILE.replace("CREATE TABLE a (id INT PRIMARY KEY, x INT);", ""), "table a is stored and missing"),
+        (
+            FILE + "CREATE TABLE c (id STRING PRIMARY KEY);",
+            "table c: column id is stored as id INT NOT NULL, now id ST",
+        ),
+    ],
+)
+def test_schema_that_contradicts_what_statements_have_made_is_refused(text: str, words: str) -> None:
+    before = parse_schema(FILE)
+    stored = made_by("DROP TABLE b; CREATE TABLE c (id INT PRIMARY KEY)", before)
+    with pytest.raises(SchemaError, match=words):
+        grown(stored, parse_schema(text), before)
+
+
+def test_hidden_key_stays_where_it_is_when_columns_are_added() -> None:
+    table = made_by("ALTER TABLE h ADD y INT DEFAULT 1", parse_schema("CREATE TABLE h (x INT)")).table("h")
+    assert [column.name for column in table.columns] == ["x", "rowid", "y"]
+    assert [column.name for column in table.declared] == ["x", "y"]
+    assert parse_schema(describe(Schema((table,), ()))).table("h").declared == table.declared
+
+
+def test_dropped_table_leaves_its_number() -> None:
+    schema = made_by("DROP TABLE a; CREATE TABLE a (id INT PRIMARY KEY)", parse_schema(FILE))
+    assert schema.numbers == {"b": 1, "a": 2}
+    assert schema.dropped_names == frozenset()
+    assert [table.name for table in schema.live] == ["b", "a"]
+    assert from_json(to_json(schema)) == schema
+    assert "CREATE TABLE a" in describe(schema)
+    with pytest.raises(SchemaError, match="table a is dropped, and not gone"):
+        check(Schema((changed(LINES, name="a", dropped=True),), ()))
 
 
 def test_described() -> None:
