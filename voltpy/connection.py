@@ -665,7 +665,7 @@ class Connection:
         error = from_wire(reply.code, reply.message, reply.type_name, reply.traceback_text)
         if reply.code == STALE:
             # Not sent again: another partition may have run it.
-            error = Unavailable(f"{call.procedure}: the procedures were replaced meanwhile")
+            error = Unavailable(f"{call.procedure}: the procedures or the schema changed meanwhile")
             self._hello_wanted = True
         if partition < 0:
             del self._in_flight.others[reply.number]

@@ -135,7 +135,7 @@ def start(
     Runs in the foreground. Prints one line when it is ready, with its URL; ends with exit status 0 after Ctrl-C,
     SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a line.
 
-    --schema and --procedures are kept in the data directory: a later start needs neither. A new schema may add tables.
+    --schema and --procedures are kept in the data directory: a later start needs neither. A new schema may add to it.
     """
     if with_parent:
         die_with_parent()
