@@ -78,6 +78,7 @@ IDLE_WAIT_S = 0.2
 WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
 PLANS_WANTED = 4096  # of the coordinator at a time
+BUILD_S = 0.001  # of a turn go into building indexes, and the rest of the step that is under way then
 GIVE_UP_S = 0.1  # between two looks at whether calls have waited too long for what is lent
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
@@ -545,8 +546,11 @@ class Server:
         registry = self._prepared
         if registry is None:
             return
+        until_s = self._clock() + BUILD_S
         try:
             change.step()
+            while not change.is_prepared and self._clock() < until_s:
+                change.step()
         except (DuplicateKey, ReadOnly) as error:
             self._discard()
             failed = LoadPrepared(registry.catalog_version, str(error), [], type(error).__name__)

@@ -267,7 +267,7 @@ def test_lookups_against_a_dict() -> None:
 
 
 def test_an_index_that_comes_late_follows_rows_on_pages_that_it_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookups_module, "BUILD_PAGES", 1)
+    monkeypatch.setattr(lookups_module, "BESIDE_PAGES", 1)
     store = store_of()
     table = store.by_name["people"]
     for i in range(400):

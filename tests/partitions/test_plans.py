@@ -102,6 +102,28 @@ def test_what_is_wrong_with_a_text_is_the_error_of_all_its_calls(server: OneServ
     assert server.answers(1) == {second: "SqlError"}
 
 
+def test_a_plan_that_was_made_for_another_schema_is_asked_for_again(server: OneServer) -> None:
+    server.attach()
+    number = server.call(1, "put_and_read", 1, 10)
+    server.turn(2)
+    assert asked(server) == [BY_KEY]
+    server.door.catalog_version = 5
+    old = planned(BY_KEY)
+    old.catalog_version = 4
+    server.say(COORDINATOR_AT, old)
+    server.turn(2)
+    assert asked(server) == [BY_KEY]
+    assert server.answers(1) == {}
+    server.say(COORDINATOR_AT, PlanReply(BY_KEY, Raw(b"\xc0"), "SqlError", "no such table", 6))
+    server.turn(2)
+    assert asked(server) == [BY_KEY]
+    new = planned(BY_KEY)
+    new.catalog_version = 5
+    server.say(COORDINATOR_AT, new)
+    server.turn(2)
+    assert server.answers(1) == {number: [[10]]}
+
+
 def test_a_coordinator_that_attaches_later_is_asked_then(server: OneServer) -> None:
     number = server.call(1, "voltpy.query_all", COUNT, [])
     server.turn(2)

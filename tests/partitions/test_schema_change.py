@@ -200,7 +200,7 @@ def test_unique_index_of_rows_that_are_not_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_index_is_right_though_rows_change_while_it_is_built(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookups_module, "BUILD_PAGES", 1)
+    monkeypatch.setattr(lookups_module, "BESIDE_PAGES", 1)
     rng = random.Random(seed)
     partition = opened(None)
     partition.run_group("put", [(key, "t", [rng.randrange(50)]) for key in range(8000)])
