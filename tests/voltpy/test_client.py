@@ -17,7 +17,7 @@ import pytest
 import voltpy
 from tests.readable import readable
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
-from voltpy.client import SUBMITTED_CALLS, Client
+from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.messages import Runaway
@@ -238,6 +238,7 @@ def test_an_idle_client_finds_a_restarted_partition_without_an_error(cluster: Fa
     # Looking at the sockets themselves would take the news from the client.
     wait_until(lambda: is_readable(db._links.links[0].fds[-1]), "the old connection ended")
     wait_until(lambda: is_readable(db._links.links[ROUTER].fds[0]), "the router has told")
+    wait_until(lambda: time.monotonic() - db._looked_at > FRESH_S, "the next call looks at its sockets first")
     assert db.call("where", key_of(0)) == 0
     wait_until(lambda: db.call("where", key_of(0)) == 0 and bool(cluster.partition(0).clients), "a new connection")
     assert list(cluster.partition(0).clients) != identities
