@@ -30,11 +30,16 @@ class SchemaChange:
         self.schema = schema
         self._store = store
         before = store.schema
-        there = {table.name for table in before.live} & {table.name for table in schema.live}
+        # Tables that are in both: with the same number, or it would be another one of that name.
+        there = {name for name, _ in before.numbers.items() & schema.numbers.items()}
         self._added = [i for i in schema.indexes if i not in before.indexes and i.table in there]
         self._dropped = [i for i in before.indexes if i not in schema.indexes and i.table in there]
         for name in {index.name for index in self._added} & {index.name for index in self._dropped}:
-            raise SchemaError(f"index {name} can't be dropped and made anew by one statement: make it two")
+            raise SchemaError(f"index {name} can't be dropped and made anew by one change: make it two")
+        for index in self._added:
+            new = [name for name in index.columns if name not in before.table(index.table).positions]
+            if new:
+                raise SchemaError(f"index {index.name} is on column {new[0]}, which the same change adds: make it two")
         if store.partitions > 1:
             for number in repartitioned(before, schema):
                 if store.tables[number].row_count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from typing import Any
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
@@ -160,15 +161,21 @@ class Store:
     def make_room(self, pages_needed: int) -> None:
         """Sees to it that so many new pages fit into memory. Raises ReadOnly when they don't."""
         if self.pool is not None:
-            if pages_needed and self.index_bytes > self._memory_bytes - self._memory_bytes // LEAST_PAGES:
-                raise ReadOnly(
-                    f"the indexes take {self.index_bytes >> 20:,} MiB, nearly all of the memory: delete rows, "
-                    "or start with a larger --memory"
-                )
+            if pages_needed:
+                self._refuse_index_bytes("")
             self.pool.make_room(pages_needed)
         elif pages_needed > self.arena.frames_left:
             mebibytes = self.arena.frames * 8 >> 10
             raise ReadOnly(f"the partition's memory is full ({mebibytes:,} MiB of pages; see --memory)")
+
+    def _refuse_index_bytes(self, of: str) -> None:
+        """Raises ReadOnly when indexes take nearly all of the memory; `of`: the one that is being built, or nothing."""
+        if self.pool is not None and self.index_bytes > self._memory_bytes - self._memory_bytes // LEAST_PAGES:
+            there = f"with {of}, which is being built, the" if of else "the"
+            raise ReadOnly(
+                f"{there} indexes take {self.index_bytes >> 20:,} MiB, nearly all of the memory: delete rows, "
+                "or start with a larger --memory"
+            )
 
     def apply(self) -> None:
         """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
@@ -262,9 +269,11 @@ class Store:
             )
 
         try:
-            for _ in table.add_index(index, may_end):
-                self._list_lookups()
-                yield
+            with closing(table.add_index(index, may_end)) as steps:
+                for _ in steps:
+                    self._list_lookups()
+                    self._refuse_index_bytes(f"index {index.name}")
+                    yield
         finally:
             self._list_lookups()
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import sys
 from binascii import crc_hqx
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice, repeat
 from operator import attrgetter, itemgetter
@@ -561,7 +561,7 @@ class Table:
         self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
         self._asked_limit = min(4 * self._rows_limit, ASKED_KEYS)
 
-    def add_index(self, index: Index, may_end: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    def add_index(self, index: Index, may_end: Callable[[], bool] = lambda: True) -> Generator[None, None, None]:
         """Builds another index, some pages a step, between batches; the last step makes it ready.
 
         Raises DuplicateKey when it is unique and the rows are not: then nothing is left of it.

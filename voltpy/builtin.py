@@ -57,15 +57,12 @@ def _answer(tx: Any, text: str, parameters: list[Any]) -> Any:
 
 
 def _answer_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
-    """Runs a statement all of whose rows are in the partition of this key."""
-    statements = _statements(tx)
-    if statements.prepare(text).plan.routing.kind == "everywhere":  # it was not, when the caller asked
-        raise Unavailable("the schema has changed since the statement was planned; it was not executed")
-    return statements.answer(tx, text, parameters)
+    """Runs a statement that writes, all of whose rows are in the partition of this key."""
+    return _answer_where_keys_are(tx, text, parameters)
 
 
 def _query_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> Any:
-    """The same for one that only reads: the shortest way, for the most frequent of statements."""
+    """Runs a SELECT all of whose rows are in the partition of this key: the shortest way, for the most frequent."""
     prepared = tx._prepared.get(text)
     if prepared is None or len(parameters) != prepared.parameters:
         return _statements(tx).answer(tx, text, parameters)
@@ -75,9 +72,25 @@ def _query_by_key(tx: Any, key: int | str, text: str, parameters: list[Any]) -> 
         raise DataError(f"values of different types meet: {error}") from error
 
 
-def _answer_by_keys(tx: Any, keys: list[int | str], text: str, parameters: list[Any]) -> Any:
-    """Runs a statement all of whose rows are in the partitions of these keys."""
+def _query_by_keys(tx: Any, keys: list[int | str], text: str, parameters: list[Any]) -> Any:
+    """Runs a SELECT all of whose rows are in the partitions of these keys."""
     return _statements(tx).answer(tx, text, parameters)
+
+
+def _answer_by_keys(tx: Any, keys: list[int | str], text: str, parameters: list[Any]) -> Any:
+    """The same for a statement that writes."""
+    return _answer_where_keys_are(tx, text, parameters)
+
+
+def _answer_where_keys_are(tx: Any, text: str, parameters: list[Any]) -> Any:
+    """A client that finds that the schema has changed asks for what it has read again; it can't take back a change."""
+    statements = _statements(tx)
+    prepared = statements.prepared.get(text)
+    if prepared is None:
+        prepared = statements.prepare(text)
+    if prepared.needs_all:  # it did not, when the caller asked
+        raise Unavailable("the schema has changed since the statement was planned; it was not executed")
+    return statements.run(prepared, tx, parameters)
 
 
 def _statements(tx: Any) -> Any:
@@ -95,7 +108,7 @@ def builtins() -> MappingProxyType[str, Procedure]:
         _named("voltpy.load_everywhere", _load_everywhere, everywhere=True),
         _named(PLAN, _plan, read_only=True),
         _named(QUERY, _query_by_key, partition_by="key", read_only=True),
-        _named(QUERY_KEYS, _answer_by_keys, partition_by="keys", read_only=True),
+        _named(QUERY_KEYS, _query_by_keys, partition_by="keys", read_only=True),
         _named(QUERY_ALL, _answer, read_only=True),
         _named(EXECUTE, _answer_by_key, partition_by="key"),
         _named(EXECUTE_KEYS, _answer_by_keys, partition_by="keys"),

@@ -8,15 +8,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import voltpy
 from tests.campaigns.cluster import COORDINATOR, LIMIT_S, SUPERVISOR, Cluster
+from tests.end_to_end.test_start_stop import Running
 from voltpy import dbapi
 from voltpy.client import Client, connect
 from voltpy.errors import DuplicateKey, Error, Indeterminate, SchemaError, SqlError, Unavailable
+from voltpy.snapshot_taking import take
 
 SCHEMA = """
 CREATE TABLE t (id INT PRIMARY KEY, a INT NOT NULL);
@@ -253,6 +256,25 @@ def test_many_clients_change_the_schema_at_once_and_all_of_it_happens(cluster: C
     names = [name for (name,) in db.execute("SELECT table_name FROM db_tables WHERE table_name LIKE 'many%'")]
     assert sorted(names) == [f"many{number}" for number in range(4)]
     db.execute("; ".join(f"DROP TABLE many{number}" for number in range(4)))
+
+
+def test_snapshot_carries_what_statements_have_changed(cluster: Cluster, db: Client, tmp_path: Path) -> None:
+    db.execute("CREATE TABLE kept (id INT PRIMARY KEY); PARTITION TABLE kept ON COLUMN id; CREATE TABLE gone (id INT)")
+    db.execute("INSERT INTO kept VALUES (1), (2), (3)")
+    db.execute("INSERT INTO gone VALUES (1)")
+    db.execute("ALTER TABLE kept ADD s STRING DEFAULT 'd'")
+    db.execute("DROP TABLE gone")
+    before = catalog(db)
+    take(db, tmp_path / "snapshot", progress=lambda what, done, total: None)
+    again = Running(tmp_path / "data", "--restore", str(tmp_path / "snapshot"))
+    try:
+        assert "is whole" in again.run("snapshot", "--verify", str(tmp_path / "snapshot")).stdout
+        assert catalog(again.db) == before
+        assert again.db.execute("SELECT * FROM kept ORDER BY id").rows == [(1, "d"), (2, "d"), (3, "d")]
+        again.db.execute("DROP TABLE kept; CREATE TABLE gone (id INT PRIMARY KEY)")
+    finally:
+        assert again.end() == 0
+    db.execute("DROP TABLE kept")
 
 
 # Who dies where, and whether the change has happened then.

@@ -13,7 +13,7 @@ from partitions import lookups as lookups_module
 from partitions.schema_change import SchemaChange, made_at_once
 from tests.partitions.one_partition import OnePartition
 from voltpy import procedure
-from voltpy.errors import DuplicateKey, SchemaError
+from voltpy.errors import DuplicateKey, ReadOnly, SchemaError
 from voltpy.messages import Borrow, Decide, Lent, Prepare, TableChanges, TableKeys, Vote
 from voltpy.row import encode
 from voltpy.schema import Schema
@@ -250,6 +250,49 @@ def test_unique_index_waits_for_what_is_prepared() -> None:
         partition.call("put", 3, "t", [7])
     building.switch()
     partition.store.check()
+
+
+def test_index_of_a_table_that_takes_the_name_of_a_dropped_one_is_its_own() -> None:
+    partition = opened(None)
+    partition.call("put", 1, "t", [1])
+    altered(partition, "DROP TABLE t; CREATE TABLE t (id INT PRIMARY KEY, a INT); CREATE UNIQUE INDEX u ON t (a)")
+    partition.store.bury()
+    partition.call("put", 2, "t", [1])
+    with pytest.raises(DuplicateKey):
+        partition.call("put", 3, "t", [1])
+    assert set(partition.rows("t")) == {2}
+    partition.store.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ALTER TABLE t ADD b INT; CREATE INDEX t_b ON t (b)", "index t_b is on column b, which the same change adds"),
+        ("DROP INDEX t_a; CREATE INDEX t_a ON t USING BTREE (a)", "index t_a can't be dropped and made anew by one"),
+    ],
+)
+def test_change_that_takes_two_is_refused(text: str, words: str) -> None:
+    partition = opened(None)
+    altered(partition, "CREATE INDEX t_a ON t (a)")
+    schema, _ = parse_change(text, partition.store.schema)
+    with pytest.raises(SchemaError, match=words):
+        SchemaChange(partition.store, schema)
+    assert set(partition.store.by_name["t"].lookups.indexes) == {"t_a"}
+
+
+def test_index_that_the_memory_has_no_room_for_is_given_up(tmp_path: Path) -> None:
+    partition = opened(tmp_path, memory_bytes=1 << 20)
+    for first in range(0, 12000, 1000):
+        partition.run_group("put", [(key, "t", [key]) for key in range(first, first + 1000)])
+        partition.seal()
+        checkpointed(partition)
+    schema, _ = parse_change("CREATE INDEX t_a ON t (a); CREATE INDEX b ON t (a, id)", partition.store.schema)
+    building = SchemaChange(partition.store, schema)
+    with pytest.raises(ReadOnly, match=r"with index .*, which is being built, the indexes take"):
+        prepare(building)
+    assert partition.store.by_name["t"].lookups is None
+    assert partition.call("take", 5, "t") is True
+    killed(partition)
 
 
 def test_partitioning_a_copied_table_that_has_rows_is_refused() -> None:

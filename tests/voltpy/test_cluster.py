@@ -413,7 +413,12 @@ def test_wrong_admin_commands_are_refused_and_the_schema_is_told(start: Callable
     running = start().ready()
     assert running.admin("dance").error == "BadArguments"
     assert running.admin("load_procedures", source=3).error == "BadArguments"
-    assert running.status()["schema"] == {"tables": [], "indexes": [], "version": 1}
+    assert running.admin("change_schema", text=3).error == "BadArguments"
+    refused = running.admin("change_schema", text="DROP TABLE nothing")
+    assert (refused.error, refused.body["message"].splitlines()[0]) == (
+        "SchemaError", 'line 1, column 12: found "nothing", expected a table (there is none)'
+    )  # fmt: skip
+    assert running.status()["schema"] == {"tables": [], "indexes": [], "version": 2, "catalog_version": 0}
 
 
 def test_a_stop_command_is_answered_before_everything_ends(start: Callable[..., Running]) -> None:

@@ -22,10 +22,14 @@ _GENERATED = ("tx.now", "tx.random", "tx.uuid")
 
 
 class Prepared:
-    """One statement, ready to run. `uses_generated`: its fragment asks for values that belong to the call."""
+    """One statement, ready to run. `uses_generated`: its fragment asks for values that belong to the call.
+
+    `needs_all`: no keys tell where its rows are, so it needs all partitions.
+    """
 
     __slots__ = (
-        "_fragment", "_merge", "_schema", "columns", "parameters", "plan", "run", "types", "uses_generated", "writes",
+        "_fragment", "_merge", "_schema", "columns", "needs_all", "parameters", "plan", "run", "types",
+        "uses_generated", "writes",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, schema: Schema) -> None:
@@ -33,6 +37,7 @@ class Prepared:
         self.columns = list(plan.columns)
         self.types = [str(field.type) for field in plan.fields]
         self.parameters = len(plan.parameters)
+        self.needs_all = plan.routing.kind == "everywhere"
         self.writes = plan.kind not in ("select", "explain")
         self.uses_generated = plan.fragment is not None and any(name in plan.fragment for name in _GENERATED)
         self.run: Run = compiled(plan.source, schema)
