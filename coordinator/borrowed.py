@@ -630,7 +630,7 @@ class Tables:
     def take_schema(self, schema: Schema) -> None:
         """The tables are these; nothing is known of their rows. Between batches."""
         self.tables = [
-            Table(table, number, self, schema.indexes_of(table.name)) for number, table in enumerate(schema.tables)
+            Table(table, number, self, schema.indexes_at(number)) for number, table in enumerate(schema.tables)
         ]
         self.by_name = {table.name: table for table in self.tables if not table.schema.dropped}
 

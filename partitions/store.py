@@ -72,7 +72,7 @@ class Store:
         # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
         self.prepared: dict[int, list[TableChanges]] = {}
         self.tables = [
-            Table(table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_of(table.name))
+            Table(table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number))
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {
@@ -280,7 +280,7 @@ class Store:
     def add_table(self, schema: Schema, number: int) -> None:
         """Between batches: a table that the schema has behind all that there are."""
         made = schema.tables[number]
-        table = Table(made, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_of(made.name))
+        table = Table(made, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number))
         self.tables.append(table)
         self.by_name[made.name] = table
         if self._note is not None:

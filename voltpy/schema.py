@@ -187,6 +187,11 @@ class Schema(Struct, frozen=True, dict=True):
     def indexes_of(self, table: str) -> tuple[Index, ...]:
         return tuple(index for index in self.indexes if index.table == table)
 
+    def indexes_at(self, number: int) -> tuple[Index, ...]:
+        """Those of the table with this number; a dropped one has none, though another may have its name now."""
+        table = self.tables[number]
+        return () if table.dropped else self.indexes_of(table.name)
+
 
 def to_json(schema: Schema) -> bytes:
     return msgspec.json.format(msgspec.json.encode(schema))

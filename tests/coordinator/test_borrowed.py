@@ -15,7 +15,7 @@ from voltpy.errors import ProcedureError, SchemaError, WrongPartition
 from voltpy.messages import ScanAnswer
 from voltpy.not_here import NotHere
 from voltpy.row import encode
-from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl import parse_change, parse_schema
 from voltpy.testing import Engine
 
 SCHEMA = parse_schema("""
@@ -335,3 +335,20 @@ def test_a_transfer_s_body_is_cheap() -> None:
         best_s = min(best_s, (perf_counter() - began_s) / 500)
         tables.undo.clear()
     assert best_s < 30e-6
+
+
+def test_another_schema_takes_the_place_of_the_first_and_nothing_is_known_of_its_rows() -> None:
+    tables = tables_of({1: 10})
+    changed, _ = parse_change(
+        "DROP TABLE words; CREATE TABLE words (other INT PRIMARY KEY); ALTER TABLE accounts ADD stars INT DEFAULT 3;"
+        "CREATE UNIQUE INDEX other ON words (other)",
+        SCHEMA,
+    )
+    tables.take_schema(changed)
+    assert list(tables.by_name) == [table.name for table in changed.live]
+    assert tables.by_name["words"].number == len(SCHEMA.tables)
+    assert [index.name for index in tables.by_name["words"].unique] == ["other"]
+    accounts = tables.by_name["accounts"]
+    assert accounts.rows == {}
+    accounts.learn([1], [encode([1, "o", None, 10])])  # as it was written before
+    assert accounts.get(1).stars == 3

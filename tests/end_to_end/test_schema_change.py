@@ -149,6 +149,9 @@ def test_unique_index_on_rows_that_are_not_fails_and_leaves_nothing(db: Client) 
     db.execute("CREATE UNIQUE INDEX labels ON pairs (part, label)")
     with pytest.raises(DuplicateKey, match="index labels"):
         db.execute("INSERT INTO pairs VALUES (1, 3, 'a')")
+    with pytest.raises(DuplicateKey, match="index labels"):  # by the coordinator
+        db.execute("INSERT INTO pairs VALUES (4, 1, 'z'), (5, 1, 'z'), (6, 1, 'z'), (7, 1, 'z'), (2, 2, 'a')")
+    assert db.execute("SELECT COUNT(*) FROM pairs").rows == [(3,)]
     db.execute("DROP TABLE pairs")
 
 

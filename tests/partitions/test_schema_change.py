@@ -252,16 +252,20 @@ def test_unique_index_waits_for_what_is_prepared() -> None:
     partition.store.check()
 
 
-def test_index_of_a_table_that_takes_the_name_of_a_dropped_one_is_its_own() -> None:
-    partition = opened(None)
+def test_index_of_a_table_that_takes_the_name_of_a_dropped_one_is_its_own(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
     partition.call("put", 1, "t", [1])
-    altered(partition, "DROP TABLE t; CREATE TABLE t (id INT PRIMARY KEY, a INT); CREATE UNIQUE INDEX u ON t (a)")
+    text = "DROP TABLE t; CREATE TABLE t (id INT PRIMARY KEY, a INT); CREATE UNIQUE INDEX u ON t (a)"
+    schema = altered(partition, text)
     partition.store.bury()
     partition.call("put", 2, "t", [1])
+    killed(partition)
+    again = opened(tmp_path, schema)
     with pytest.raises(DuplicateKey):
-        partition.call("put", 3, "t", [1])
-    assert set(partition.rows("t")) == {2}
-    partition.store.check()
+        again.call("put", 3, "t", [1])
+    assert set(again.rows("t")) == {2}
+    again.store.check()
+    killed(again)
 
 
 @pytest.mark.parametrize(
@@ -335,8 +339,9 @@ def test_random_changes_crashes_and_checkpoints_leave_what_was_written(tmp_path:
         kind = rng.choice(["create", "drop", "add", "index", "unindex"])
         table = rng.choice(list(model)) if model else ""
         if kind == "create" or not model:
-            schema = altered(partition, f"CREATE TABLE m{made} (id INT PRIMARY KEY, a INT DEFAULT {made})")
-            model[f"m{made}"], defaults[f"m{made}"] = {}, [made]
+            name = rng.choice([name for name in ("t", "u", "v", "w", "x", f"y{made}") if name not in model])
+            schema = altered(partition, f"CREATE TABLE {name} (id INT PRIMARY KEY, a INT DEFAULT {made})")
+            model[name], defaults[name] = {}, [made]
         elif kind == "drop":
             schema = altered(partition, f"DROP TABLE {table}")
             del model[table], defaults[table]
