@@ -65,6 +65,7 @@ TICK_MS = 100
 RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LAST_WORDS_BYTES = 4096
+CHANGE_WAIT_S = 5.0  # for processes that are being started, before a change of the schema is refused
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator", "router")
 COORDINATOR_COMMAND = (sys.executable, "-I", "-m", "coordinator", "transactions")
@@ -176,7 +177,8 @@ class Cluster:
         self._started_at = time.time()
         self._done: Done | None = None
         self._signals = 0
-        self._changes: deque[Admin] = deque()  # of the schema, that wait for their turn
+        # Changes of the schema that wait for their turn, and until when for a process that is being started.
+        self._changes: deque[tuple[Admin, float]] = deque()
 
     def run(self) -> None:
         """Serve until a signal or a command says stop. Raises ClusterError when the cluster can't be started."""
@@ -225,7 +227,11 @@ class Cluster:
             if process.pidfd in ready:
                 self._bury(number, process, now_s)
         while self._changes and not self._core.is_loading:
-            self._change_schema(self._changes.popleft(), now_s)
+            message, until_s = self._changes[0]
+            if not self._core.all_serve and now_s < until_s:
+                break
+            self._changes.popleft()
+            self._change_schema(message, now_s)
             self._carry_out()
         self._core.tick(now_s)
 
@@ -285,7 +291,7 @@ class Cluster:
             else:
                 self._answer(message, {"message": "load_procedures takes a source and a path"}, "BadArguments")
         elif message.command == "change_schema":
-            self._changes.append(message)
+            self._changes.append((message, now_s + CHANGE_WAIT_S))
         elif message.command == "begin_snapshot":
             self._core.begin_snapshot(message.number, body, now_s)
         elif message.command == "renew_snapshot":

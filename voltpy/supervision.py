@@ -520,6 +520,11 @@ class Supervision:
     def is_loading(self) -> bool:
         return self._load is not None
 
+    @property
+    def all_serve(self) -> bool:
+        """Whether every worker does that has not failed for good."""
+        return all(child.state in ("serving", "failed") for child in self.workers())
+
     def _why_no_load(self) -> str:
         """Why neither procedures nor a schema can be loaded now; empty: they can."""
         down = [child.name for child in self.workers() if child.state != "serving"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import voltpy
-from tests.campaigns.cluster import COORDINATOR, LIMIT_S, SUPERVISOR, Cluster
+from tests.campaigns.cluster import COORDINATOR, LIMIT_S, SUPERVISOR, Cluster, happened
 from tests.end_to_end.test_start_stop import Running
 from voltpy import dbapi
 from voltpy.client import Client, connect
@@ -244,6 +244,15 @@ def test_other_clients_change_the_schema_too(cluster: Cluster) -> None:
         assert (cursor.description, cursor.rowcount) == (None, -1)
         assert cursor.execute("SELECT * FROM loops").fetchall() == [(3, True)]
         cursor.execute("DROP TABLE loops")
+
+
+def test_change_waits_for_a_process_that_is_being_started(cluster: Cluster, db: Client) -> None:
+    for process in ("partition-0", COORDINATOR):
+        mark = cluster.mark()
+        cluster.kill(process)
+        cluster.wait(happened("exited", process), mark)
+        db.execute("CREATE TABLE meanwhile (id INT PRIMARY KEY)")
+        db.execute("DROP TABLE meanwhile")
 
 
 def test_many_clients_change_the_schema_at_once_and_all_of_it_happens(cluster: Cluster, db: Client) -> None:
