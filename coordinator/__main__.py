@@ -39,7 +39,7 @@ from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import Registry, load
+from voltpy.procedure import Registry, load, load_for
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema
@@ -190,8 +190,8 @@ def _registry(data: Path, schema: Schema) -> Registry:
 
 
 def _load_beside(message: PrepareLoad, schema: Schema) -> Registry:
-    if not message.source:
-        return Registry([], message.catalog_version)
+    if message.schema:
+        return load_for(schema, message.source, message.path, message.catalog_version)
     return load(message.source, message.path, schema, message.catalog_version)
 
 

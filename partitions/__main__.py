@@ -39,7 +39,7 @@ from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import Registry, load
+from voltpy.procedure import Registry, load, load_for
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
 from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
@@ -167,8 +167,8 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         os.sched_setaffinity(0, {arguments.core})
 
     def load_beside(message: PrepareLoad, schema: Schema) -> Registry:
-        if not message.source:
-            return Registry([], message.catalog_version)
+        if message.schema:
+            return load_for(schema, message.source, message.path, message.catalog_version)
         return load(message.source, message.path, schema, message.catalog_version)
 
     most_bytes = arguments.memory + max(arguments.memory // 5, TOO_LARGE_BYTES) + others_bytes

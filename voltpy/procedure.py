@@ -526,6 +526,19 @@ def load(source: str, path: str, schema: Schema | None, catalog_version: int) ->
     return registry
 
 
+def load_for(schema: Schema, source: str, path: str, catalog_version: int) -> Registry:
+    """The procedures that there are, or none, for a schema that is to take the place of another one.
+
+    Raises SchemaError for procedures that this schema does not do for.
+    """
+    if not source:
+        return Registry([], catalog_version)
+    try:
+        return load(source, path, schema, catalog_version)
+    except SchemaError as error:
+        raise SchemaError(f"the procedures that are loaded do not fit the new schema: {error}") from None
+
+
 def load_path(path: str | Path, schema: Schema | None = None, catalog_version: int = 1) -> Registry:
     """`load` of a file on disk. Raises SchemaError also when it can't be read."""
     try:
