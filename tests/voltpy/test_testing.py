@@ -17,6 +17,7 @@ from voltpy.errors import (
     ProcedureError,
     ReadOnly,
     SchemaError,
+    SqlError,
     Unavailable,
     UnknownProcedure,
 )
@@ -201,3 +202,69 @@ def test_engines_are_separate(voltpy_engine: Callable[..., Engine]) -> None:
     one, other = voltpy_engine(SCHEMA, PROCEDURES), voltpy_engine(SCHEMA, PROCEDURES)
     one.call("open_account", 1, "a")
     assert other.call("show", 1) is None
+
+
+# ── changing the schema ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_statements_change_the_schema_of_an_engine() -> None:
+    with Engine("CREATE TABLE h (x INT NOT NULL); CREATE TABLE t (id INT PRIMARY KEY, a STRING)") as db:
+        db.execute("INSERT INTO h VALUES (1), (2)")
+        db.execute("INSERT INTO t VALUES (1, 'a'), (2, 'b')")
+        assert db.execute("CREATE INDEX t_a ON t (a)").kind == "create index"
+        assert any("t_a" in line for (line,) in db.execute("EXPLAIN SELECT * FROM t WHERE a = 'b'"))
+        db.execute("INSERT INTO t VALUES (3, 'a')")
+        with pytest.raises(DuplicateKey, match="index u"):
+            db.execute("CREATE UNIQUE INDEX u ON t (a)")
+        db.execute("CREATE TABLE h2 (k INT PRIMARY KEY); DROP TABLE t; CREATE TABLE t (other FLOAT PRIMARY KEY)")
+        db.execute("INSERT INTO t VALUES (0.5)")
+        assert db.execute("SELECT * FROM t").rows == [(0.5,)]
+        assert db.execute("SELECT table_id, table_name, row_count FROM db_tables ORDER BY table_id").rows == [
+            (0, "h", 2), (2, "h2", 0), (3, "t", 1)
+        ]  # fmt: skip
+        assert db.execute("SELECT * FROM db_indexes").rows == []
+        db.check()
+
+
+def test_columns_are_added_behind_a_hidden_key() -> None:
+    with Engine("CREATE TABLE h (x INT NOT NULL)") as db:
+        db.execute("INSERT INTO h VALUES (1), (2)")
+        db.execute("ALTER TABLE h ADD y STRING DEFAULT 'old', ADD z INT")
+        assert db.execute("SELECT * FROM h ORDER BY x").rows == [(1, "old", None), (2, "old", None)]
+        db.execute("INSERT INTO h VALUES (3, 'new', 5), (4, DEFAULT, 6)")
+        db.execute("INSERT INTO h (z, x) VALUES (7, 5)")
+        assert db.execute("INSERT INTO h VALUES (6) RETURNING *").rows == [(6, "old", None)]
+        assert db.execute("UPDATE h SET z = x * 10 WHERE y = 'old' RETURNING x, z").rowcount == 5
+        db.execute("CREATE TABLE again (x INT NOT NULL, y STRING, z INT)")
+        db.execute("INSERT INTO again SELECT * FROM h")
+        assert db.execute("SELECT x, y, z FROM again ORDER BY x").rows == [
+            (1, "old", 10), (2, "old", 20), (3, "new", 5), (4, "old", 40), (5, "old", 50), (6, "old", 60)
+        ]  # fmt: skip
+        assert db.execute("SELECT h.*, a.z FROM h JOIN again a USING (x) WHERE h.x = 3").rows == [(3, "new", 5, 5)]
+        columns = "SELECT column_idx, column_name FROM db_columns WHERE table_name = 'h' ORDER BY column_idx"
+        assert db.execute(columns).rows == [(0, "x"), (1, "y"), (2, "z")]
+        assert db.execute("SELECT column_count, pk_column_idx FROM db_tables WHERE table_name = 'h'").rows == [
+            (3, None)
+        ]
+        db.check()
+
+
+def test_what_a_procedure_finds_where_a_table_was_dropped() -> None:
+    @procedure
+    def counted(tx: Any, name: str) -> int:
+        return int(getattr(tx, name).count())
+
+    @procedure
+    def made(tx: Any) -> None:
+        tx.execute("CREATE TABLE u (id INT)")
+
+    with Engine("CREATE TABLE t (id INT PRIMARY KEY)", [counted, made]) as db:
+        assert db.call("counted", "t") == 0
+        db.execute("DROP TABLE t")
+        with pytest.raises(SchemaError, match="there is no table t: it was dropped"):
+            db.call("counted", "t")
+        with pytest.raises(SqlError, match="CREATE"):
+            db.call("made")
+        db.execute("CREATE TABLE t (id STRING PRIMARY KEY)")
+        db.execute("INSERT INTO t VALUES ('a')")
+        assert db.call("counted", "t") == 1
