@@ -185,6 +185,44 @@ def test_table_is_dropped_while_a_checkpoint_writes_it(tmp_path: Path) -> None:
     killed(again)
 
 
+def test_table_is_dropped_while_its_pages_are_on_disk_and_coming(tmp_path: Path) -> None:
+    schema = parse_schema("CREATE TABLE wide (id INT PRIMARY KEY, text STRING); CREATE TABLE t (id INT PRIMARY KEY)")
+    partition = opened(tmp_path, schema, frames=24)
+    for first in range(0, 1000, 50):
+        partition.run_group("put", [(key, "wide", ["x" * 400]) for key in range(first, first + 50)])
+        partition.seal()
+        checkpointed(partition)
+        partition.turn_pages()
+    heap = partition.store.by_name["wide"].storage[0]
+    assert heap.cold > 20
+    numbers = [partition.run("change", key, "wide", "text", "y") for key in range(0, 1000, 90)]
+    partition.seal()
+    waiting = [number for number in numbers if number not in partition.answers]
+    assert len(waiting) > 3
+    partition.pool.fetch(partition.executor.missed_pages())
+    partition.pool.step(0.0)  # some are under way
+    assert partition.pool.is_any_coming(0)
+    after = altered(partition, "DROP TABLE wide")
+    partition.store.bury()
+    assert partition.store.condemned == {0}  # not before they have come
+    bury(partition)
+    for number in waiting:
+        with pytest.raises(SchemaError, match="there is no table wide: it was dropped"):
+            partition.answer(number)
+    assert partition.store.arena.frames_in_use == 0
+    partition.call("put", 1, "t", [])
+    for _ in range(2):
+        checkpointed(partition)
+    file = partition.checkpointer._file
+    assert file.places - file.free_places == 1
+    partition.store.check()
+    killed(partition)
+    again = opened(tmp_path, after, frames=24)
+    assert set(again.rows("t")) == {1}
+    again.store.check()
+    killed(again)
+
+
 def test_unique_index_of_rows_that_are_not_leaves_nothing() -> None:
     partition = opened(None)
     partition.run_group("put", [(key, "t", [key // 2]) for key in range(5000)])
