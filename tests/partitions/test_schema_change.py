@@ -48,7 +48,12 @@ def note(tx: Any, id: int, values: list[Any]) -> None:
     tx.notes.insert(*values)
 
 
-PROCEDURES = (put, take, change, found, note)
+@procedure(partition_by="id")
+def read(tx: Any, id: int, table: str, column: str) -> Any:
+    return getattr(getattr(tx, table).get(id), column)
+
+
+PROCEDURES = (put, take, change, found, note, read)
 
 
 def opened(directory: Path | None, schema: Schema = SCHEMA, **options: Any) -> OnePartition:
@@ -94,10 +99,12 @@ def test_rows_from_before_have_the_default_of_an_added_column(tmp_path: Path, ch
     partition = opened(tmp_path)
     partition.call("put", 1, "t", [10])
     partition.call("note", 1, ["old"])
+    assert [partition.call("read", 1, "t", "a") for _ in range(3)] == [10] * 3  # it is kept decoded
     if checkpoint == "before":
         checkpointed(partition)
     schema = altered(partition, "ALTER TABLE t ADD b INT NOT NULL DEFAULT 7, ADD c STRING")
     schema = altered(partition, "ALTER TABLE notes ADD stars INT DEFAULT 3")
+    assert partition.call("read", 1, "t", "b") == 7
     assert partition.rows("t")[1].b == 7
     partition.call("put", 2, "t", [20, 8, "new"])
     partition.call("change", 1, "t", "c", "changed")
@@ -154,6 +161,8 @@ def test_crash_before_the_checkpoint_after_a_drop_brings_nothing_back(tmp_path: 
     assert set(again.rows("u")) == {5}
     assert [table.row_count for table in again.store.tables] == [0, 0, 1]
     checkpointed(again)
+    file = again.checkpointer._file
+    assert file.places - file.free_places == 1
     again.store.check()
     killed(again)
 

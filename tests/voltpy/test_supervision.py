@@ -890,7 +890,8 @@ def test_schema_is_prepared_then_batches_held_then_stored_then_switched_then_ann
         actions = world.answer(number, catalog=5)
         assert not of(actions, Kill)
         assert versions(actions) == []
-    world.exit(1, -9)  # it has the new schema when it comes back
+    actions = world.exit(1, -9)  # it has the new schema when it comes back
+    assert set(versions(actions)) == {4}
     actions = world.answer(1, incarnation=2, catalog=5)
     assert versions(actions)[-1] == 5
     assert len(world.told(actions, COORDINATOR, ResumeBatches)) == 1
