@@ -5,17 +5,16 @@ The latter are no options of `voltpy start`, since no user needs them: how much 
 
 from __future__ import annotations
 
-import importlib
 import sys
 from functools import partial
 
 from voltpy.cli import main
+from voltpy.cli import start as command
 from voltpy.cluster import PARTITION_COMMAND, Cluster
 
 
 def start(words: list[str]) -> None:
     end = words.index("--") if "--" in words else len(words)
-    command = importlib.import_module("voltpy.cli.start")
     vars(command)["Cluster"] = partial(Cluster, partition_command=(*PARTITION_COMMAND, *words[end + 1 :]))
     main(["start", *words[:end]])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.readme_commands import quick_start
+from voltpy.cli import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("voltpy", "partitions", "coordinator", "procedures")
@@ -104,6 +105,15 @@ def test_the_client_package_loads_without_zmq() -> None:
     program = "import sys, voltpy; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert {"zmq", "sqlglot", "rich"}.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["call", "start"])
+def test_a_command_loads_nothing_that_only_others_need(command: str) -> None:
+    program = f"import sys, voltpy.cli.{command}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    modules = set(loaded.stdout.split())
+    others = {f"voltpy.cli.{name}" for name in FILES.values()} - {f"voltpy.cli.{command}"}
+    assert modules.isdisjoint({"rich", "sqlglot", "prompt_toolkit", *others})
 
 
 def test_the_quick_start_has_two_commands() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import voltpy.cli.sql
 from voltpy.cli import main
 from voltpy.result import Result
 from voltpy.testing import Engine
@@ -42,5 +43,5 @@ def engine(url: str = "", **_options: Any) -> Engine:
 
 
 if __name__ == "__main__":
-    sys.modules["voltpy.cli.sql"].connect = engine  # type: ignore[attr-defined]
+    voltpy.cli.sql.connect = engine  # type: ignore[assignment]
     main(["sql", *sys.argv[1:]])

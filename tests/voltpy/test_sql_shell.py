@@ -37,7 +37,7 @@ LIMIT_S = 30.0
 @pytest.fixture
 def sql(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs `voltpy sql` in this process: (exit status, what it printed, what it said of errors)."""
-    monkeypatch.setattr(sys.modules["voltpy.cli.sql"], "connect", engine)
+    monkeypatch.setattr("voltpy.cli.sql.connect", engine)
 
     def run(*arguments: str, typed: str | bytes = "") -> tuple[int, str, str]:
         done: Run = CliRunner().invoke(commands, ["sql", *arguments], input=typed, standalone_mode=False)

@@ -7,33 +7,50 @@ Exit status: 0 when it worked; 1 with one line on stderr for a `voltpy.Error`; 2
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 
 import click
 
-from voltpy.cli.bench import bench
-from voltpy.cli.call import call
-from voltpy.cli.demo import demo
-from voltpy.cli.load import load
-from voltpy.cli.procedures import procedures
-from voltpy.cli.snapshot import snapshot
-from voltpy.cli.sql import sql
-from voltpy.cli.start import start
-from voltpy.cli.status import status, stop
 from voltpy.errors import Error
 
 INTERRUPTED = 130
+FILES = {  # of the commands
+    "bench": "bench", "call": "call", "demo": "demo", "load": "load", "procedures": "procedures",
+    "snapshot": "snapshot", "sql": "sql", "start": "start", "status": "status", "stop": "status",
+}  # fmt: skip
 
 
-def _version() -> str:
+class Commands(click.Group):
+    """Loads the file of a command when that is asked for: together they take longer to load than most take to run."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted(FILES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in FILES:
+            return None
+        command: click.Command = getattr(import_module(f"voltpy.cli.{FILES[name]}"), name)
+        return command
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version  # seldom needed, and slow to load
+
     try:
-        return version("voltpy")
+        number = version("voltpy")
     except PackageNotFoundError:
-        return "unknown"
+        number = "unknown"
+    click.echo(f"voltpy, version {number}")
+    context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), prog_name="voltpy")
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 def commands() -> None:
     """A partition-serial OLTP database for Python: durable stored procedures on every core.
 
@@ -43,10 +60,6 @@ def commands() -> None:
     voltpy call NAME ARGUMENT…                               call a stored procedure
     voltpy sql                                               ask in SQL
     """
-
-
-for command in (start, status, stop, call, sql, procedures, load, snapshot, demo, bench):
-    commands.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH_IN_A_FILE = 200
 DEFAULT_URL = "voltpy://127.0.0.1:21212"
@@ -66,6 +68,8 @@ def size_text(size_bytes: float) -> str:
 
 def console() -> Console:
     """For tables on stdout. In a file or a pipe, rows are not folded to the width of a terminal that isn't there."""
+    from rich.console import Console  # slow to load, and most commands print a line
+
     return Console() if sys.stdout.isatty() else Console(width=WIDTH_IN_A_FILE)
 
 
@@ -75,6 +79,6 @@ def print_value(value: Any, *, as_json: bool) -> None:
     if as_json:
         click.echo(data)
     elif sys.stdout.isatty():
-        Console().print_json(data.decode())
+        console().print_json(data.decode())
     else:
         click.echo(msgspec.json.format(data))

@@ -12,14 +12,11 @@ import click
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
-from voltpy.cli.snapshot import progress_on_stderr
 from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
-from voltpy.restore import restore as restore_snapshot
-from voltpy.schema import to_json
-from voltpy.sql.ddl import parse_schema
+from voltpy.schema import Schema, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
 FSYNC_MODES = ("always", "everysec", "never")
@@ -163,8 +160,17 @@ def start(
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
 
 
+def _parsed(schema_text: str) -> Schema:
+    from voltpy.sql.ddl import parse_schema  # a large parser, which a start without --schema does without
+
+    return parse_schema(schema_text)
+
+
 def _restore(snapshot: Path, data: Path, partitions: int | None, schema_text: str | None) -> None:
-    schema = None if schema_text is None else parse_schema(schema_text)
+    from voltpy.cli.snapshot import progress_on_stderr
+    from voltpy.restore import restore as restore_snapshot
+
+    schema = None if schema_text is None else _parsed(schema_text)
     with progress_on_stderr(hidden=not sys.stderr.isatty()) as progress:  # elsewhere events go there
         manifest = restore_snapshot(
             snapshot, data, partitions, schema, lambda copied, total: progress("restored", copied, total)
@@ -188,7 +194,7 @@ def _check_procedures(procedures: Path | None, schema_text: str | None, data: Pa
     if schema_text is None:
         schema = read_schema(data)
     else:
-        schema = parse_schema(schema_text)
+        schema = _parsed(schema_text)
         if (data / SCHEMA).exists():
             schema = schema_with(data, schema)
     check = subprocess.run(
