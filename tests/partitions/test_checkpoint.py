@@ -20,6 +20,7 @@ from partitions.page_file import PageFile, runs_of
 from partitions.page_reader import PageReader
 from partitions.store import Store
 from partitions.wal import Wal
+from tests.overwrite import overwrite
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_executor import contents
 from tests.partitions.test_recovery import opened, run_at_random
@@ -82,6 +83,7 @@ class Kept:
 
     def close(self) -> None:
         assert self.partition.wal is not None
+        self.partition.reader.close()
         self.checkpointer.close()
         self.partition.wal.abandon()
 
@@ -390,14 +392,14 @@ def test_every_flipped_bit_of_a_root_is_refused(kept: Kept) -> None:
     path = kept.directory / "checkpoint"
     whole = path.read_bytes()
     for bit in range(len(whole) * 8):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         with pytest.raises(Corruption, match="checkpoint offset"):
             read_checkpoint(kept.directory, 0)
     for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+        overwrite(path, whole[:length])
         with pytest.raises(Corruption, match="checkpoint offset"):
             read_checkpoint(kept.directory, 0)
-    path.write_bytes(whole)
+    overwrite(path, whole)
     loaded(kept.directory)
 
 
@@ -408,14 +410,14 @@ def test_every_flipped_bit_of_a_run_is_refused(kept: Kept) -> None:
     for path in sorted(kept.directory.glob("index-*.run")):
         whole = path.read_bytes()
         for bit in range(len(whole) * 8):
-            path.write_bytes(flipped(whole, bit))
+            overwrite(path, flipped(whole, bit))
             with pytest.raises(Corruption, match=path.name):
                 loaded(kept.directory)
         for length in range(len(whole)):
-            path.write_bytes(whole[:length])
+            overwrite(path, whole[:length])
             with pytest.raises(Corruption, match=path.name):
                 loaded(kept.directory)
-        path.write_bytes(whole)
+        overwrite(path, whole)
     loaded(kept.directory)
 
 
@@ -430,16 +432,16 @@ def test_every_flipped_bit_of_a_page_is_refused(kept: Kept) -> None:
     assert len(whole) == 2 * PAGE_BYTES
     rng = random.Random(4)
     for bit in (*range(24 * 8), *rng.sample(range(len(whole) * 8), 300)):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         with pytest.raises(Corruption, match=rf"pages offset {bit // 8 // PAGE_BYTES * PAGE_BYTES}"):
             loaded(kept.directory)
-    path.write_bytes(whole[:PAGE_BYTES] + whole[:PAGE_BYTES])  # a page in another's place
+    overwrite(path, whole[:PAGE_BYTES] + whole[:PAGE_BYTES])  # a page in another's place
     with pytest.raises(Corruption, match=r"holds page 0 of table 0 .* not page 0 of table 1"):
         loaded(kept.directory)
-    path.write_bytes(whole[:-1])
+    overwrite(path, whole[:-1])
     with pytest.raises(Corruption, match="the file ends here"):
         loaded(kept.directory)
-    path.write_bytes(whole)
+    overwrite(path, whole)
     kept.open()
     kept.verify()
 
@@ -456,10 +458,10 @@ def test_an_older_image_of_a_page_is_refused(kept: Kept) -> None:
     at = pages.index(b"new")
     place = at // PAGE_BYTES * PAGE_BYTES
     old = pages.index(b"old") // PAGE_BYTES * PAGE_BYTES
-    path.write_bytes(pages[:place] + pages[old : old + PAGE_BYTES] + pages[place + PAGE_BYTES :])
+    overwrite(path, pages[:place] + pages[old : old + PAGE_BYTES] + pages[place + PAGE_BYTES :])
     with pytest.raises(Corruption, match=rf"pages offset {place}: holds page 0 .* of generation .*, not page 0 "):
         loaded(kept.directory)
-    path.write_bytes(pages)
+    overwrite(path, pages)
     kept.open()
 
 

@@ -12,6 +12,7 @@ from google_crc32c import value as crc32c
 from partitions.checkpoint import page_table, read_root
 from partitions.page import FLAGS, HEADER_WORDS, OVERFLOW_PAGE, OVERFLOWS, PAGE_BYTES, SLOTS, sealed
 from partitions.verify import Damage, Verification, firsts
+from tests.overwrite import overwrite
 from tests.partitions.one_snapshot import one_snapshot
 from tests.partitions.test_checkpoint import flipped
 from voltpy.data_directory import read_schema
@@ -69,12 +70,12 @@ def test_every_flipped_bit_and_every_cut_of_a_root_is_found(tmp_path: Path) -> N
     path = files.directory / "checkpoint"
     whole = path.read_bytes()
     for bit in range(len(whole) * 8):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         damage = files.only()
         assert (damage.kind, damage.file) == ("root", str(path))
         assert damage.offset is not None
     for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
+        overwrite(path, whole[:length])
         assert files.only().kind == "root"
     path.unlink()
     assert files.only() == Damage("root", str(path), None, "No such file or directory")
@@ -85,12 +86,12 @@ def test_every_flipped_bit_and_every_cut_of_a_run_is_found_at_its_place(tmp_path
     path = min(files.directory.glob("*.run"), key=lambda path: path.stat().st_size)
     whole = path.read_bytes()
     for bit in range(len(whole) * 8):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         damage = files.only()
         assert (damage.kind, damage.file) == ("run", str(path))
         assert damage.offset == (0 if bit < 24 * 8 else 24)
     for data in (b"", whole[:10], whole[:-1], whole + b"\0"):
-        path.write_bytes(data)
+        overwrite(path, data)
         damage = files.only()
         assert (damage.kind, damage.file) == ("run", str(path))
     assert damage.offset == len(whole)
@@ -105,7 +106,7 @@ def test_flipped_bits_of_pages_are_found_at_their_places(files: Files) -> None:
     bits = [rng.choice(files.places()) * PAGE_BYTES * 8 + rng.randrange(PAGE_BYTES * 8) for _ in range(120)]
     first = files.places()[0] * PAGE_BYTES * 8
     for bit in (*bits, *range(first, first + 24 * 8, 5)):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         damage = files.only()
         assert (damage.kind, damage.file) == ("page", str(path))
         assert damage.offset == bit // 8 // PAGE_BYTES * PAGE_BYTES
@@ -117,7 +118,7 @@ def test_pages_in_wrong_places_of_old_checkpoints_and_missing_ones_are_found(fil
     first, second = (place * PAGE_BYTES for place in files.places()[:2])
 
     def put(page: bytes, offset: int) -> None:
-        path.write_bytes(whole[:offset] + page + whole[offset + PAGE_BYTES :])
+        overwrite(path, whole[:offset] + page + whole[offset + PAGE_BYTES :])
 
     put(whole[first : first + PAGE_BYTES], second)
     damage = files.only()
@@ -129,9 +130,9 @@ def test_pages_in_wrong_places_of_old_checkpoints_and_missing_ones_are_found(fil
     assert "of generation" in files.only().text
     put(bytes(PAGE_BYTES), first)
     assert (files.only().offset, files.only().kind) == (first, "page")
-    path.write_bytes(whole[:-1])
+    overwrite(path, whole[:-1])
     assert "8191 bytes instead of a page" in files.only().text
-    path.write_bytes(whole[: len(whole) // 2])
+    overwrite(path, whole[: len(whole) // 2])
     assert firsts(files.damage())[0]["count"] > 1
     path.unlink()
     assert files.only() == Damage("page", str(path), None, "No such file or directory")
@@ -145,7 +146,7 @@ def test_a_page_whose_checksum_is_right_and_whose_rows_overlap_is_found(files: F
     page[12] ^= 1  # how many rows there are
     page[8:12] = b"\0\0\0\0"
     page[8:12] = crc32c(bytes(page)).to_bytes(4, "little")
-    path.write_bytes(whole[:offset] + bytes(page) + whole[offset + PAGE_BYTES :])
+    overwrite(path, whole[:offset] + bytes(page) + whole[offset + PAGE_BYTES :])
     damage = files.only()
     assert (damage.kind, damage.offset) == ("page", offset)
     assert "slots in use" in damage.text
@@ -163,7 +164,7 @@ def test_a_row_that_is_longer_than_its_overflow_pages_hold_is_found(files: Files
             break
     page[stub + 8] ^= 1  # the row's length
     generation = int.from_bytes(page[22:24], "little")
-    path.write_bytes(whole[:offset] + sealed(bytes(page), generation) + whole[offset + PAGE_BYTES :])
+    overwrite(path, whole[:offset] + sealed(bytes(page), generation) + whole[offset + PAGE_BYTES :])
     damage = files.only()
     assert damage.kind == "count"
     assert "in overflow pages, which hold" in damage.text
@@ -183,7 +184,7 @@ def test_an_index_that_names_other_rows_is_found(tmp_path: Path) -> None:
     )
     data[at] ^= 1
     data[28:32] = crc32c(bytes(data[32:])).to_bytes(4, "little")
-    path.write_bytes(data)
+    overwrite(path, data)
     damage = files.only()
     assert (damage.kind, damage.file) == ("count", str(files.directory / "checkpoint"))
     assert damage.text == "table numbers: the index names other rows than the pages hold"

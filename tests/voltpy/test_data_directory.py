@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.overwrite import overwrite
 from voltpy import data_directory
 from voltpy.data_directory import DataDirectory, coordinator_directory, read_procedures, read_schema, read_source
 from voltpy.errors import ClusterError, Corruption, SchemaError
@@ -415,7 +416,7 @@ def test_every_bit_of_the_cluster_file_flipped_is_read_or_refused(tmp_path: Path
     for bit in range(len(good) * 8):
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
-        (path / "cluster.json").write_bytes(flipped)
+        overwrite(path / "cluster.json", flipped)
         message = ""
         try:
             with DataDirectory.open(path) as directory:

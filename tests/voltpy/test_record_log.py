@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.overwrite import overwrite
 from voltpy import record_log
 from voltpy.errors import ClusterError, Corruption
 from voltpy.record_log import DiskFull, RecordLog
@@ -329,9 +330,9 @@ def test_a_tail_torn_at_any_byte_is_cut_off(torn: tuple[Path, bytes, int]) -> No
     path, data, offset = torn
     record_bytes = FRAME_BYTES + len(PAYLOADS[-1])
     for kept in range(record_bytes):
-        path.write_bytes(data[: offset + kept])
+        overwrite(path, data[: offset + kept])
         check_cut_and_writable(path)
-        path.write_bytes(data[: offset + kept] + bytes(len(data) - offset - kept))
+        overwrite(path, data[: offset + kept] + bytes(len(data) - offset - kept))
         check_cut_and_writable(path)
 
 
@@ -341,7 +342,7 @@ def test_a_tail_of_garbage_is_cut_off(torn: tuple[Path, bytes, int]) -> None:
     print(f"seed {seed}")
     source = random.Random(seed)
     for _ in range(200):
-        path.write_bytes(data[:offset] + source.randbytes(source.randrange(1, 3000)))
+        overwrite(path, data[:offset] + source.randbytes(source.randrange(1, 3000)))
         check_cut_and_writable(path)
 
 
@@ -353,7 +354,7 @@ def test_records_behind_a_torn_one_are_cut_off_when_none_was_flushed(tmp_path: P
     path = segments_in(tmp_path)[0]
     data = bytearray(path.read_bytes())
     data[40 + 48 + 40] ^= 1  # the payload of record 2
-    path.write_bytes(data)
+    overwrite(path, data)
     log = opened(tmp_path)
     assert list(log.replay()) == [(1, b"0")]
     assert log.torn_tail == (path, 88)
@@ -377,7 +378,7 @@ def test_bytes_that_look_like_a_frame_in_a_torn_payload_are_not_believed(tmp_pat
     path = segments_in(tmp_path / "log")[0]
     data = bytearray(path.read_bytes())
     data[HEADER_BYTES] ^= 1
-    path.write_bytes(data)
+    overwrite(path, data)
     assert records_in(tmp_path / "log") == []
 
 
@@ -390,10 +391,10 @@ def each_flip(path: Path) -> Iterator[int]:
     for offset in range(len(data)):
         for bit in range(8):
             data[offset] ^= 1 << bit
-            path.write_bytes(data)
+            overwrite(path, data)
             yield offset
             data[offset] ^= 1 << bit
-    path.write_bytes(data)
+    overwrite(path, data)
 
 
 def outcome_in(directory: Path) -> list[tuple[int, bytes]] | None:
@@ -454,7 +455,7 @@ def test_a_sector_of_flushed_records_that_reads_as_zeros_is_refused(tmp_path: Pa
     path = segments_in(tmp_path)[0]
     data = path.read_bytes()
     for start in range(SECTOR_BYTES, 3584, SECTOR_BYTES):
-        path.write_bytes(data[:start] + bytes(SECTOR_BYTES) + data[start + SECTOR_BYTES :])
+        overwrite(path, data[:start] + bytes(SECTOR_BYTES) + data[start + SECTOR_BYTES :])
         assert outcome_in(tmp_path) is None
 
 
@@ -467,7 +468,7 @@ def test_damage_is_named_with_file_and_offset(tmp_path: Path) -> None:
     path = segments_in(tmp_path)[0]
     data = bytearray(path.read_bytes())
     data[88 + 40] ^= 1
-    path.write_bytes(data)
+    overwrite(path, data)
     with pytest.raises(Corruption) as error:
         records_in(tmp_path)
     assert str(error.value) == (
@@ -531,7 +532,7 @@ def test_a_segment_that_is_too_short_for_its_header_is_refused(tmp_path: Path) -
     path = segments_in(tmp_path)[0]
     data = path.read_bytes()
     for size in range(HEADER_BYTES):
-        path.write_bytes(data[:size])
+        overwrite(path, data[:size])
         with pytest.raises(Corruption, match=f"cut off after {size} bytes"):
             records_in(tmp_path)
 
@@ -551,7 +552,7 @@ def test_valid_frames_in_a_place_that_is_not_theirs_are_refused(tmp_path: Path) 
     log.abandon()
     path = segments_in(tmp_path)[0]
     data = path.read_bytes()
-    path.write_bytes(data[:40] + data[96:152] + data[96:])
+    overwrite(path, data[:40] + data[96:152] + data[96:])
     with pytest.raises(Corruption, match=r"offset 40: record 2 .* where record 1 "):
         records_in(tmp_path)
 
@@ -584,11 +585,11 @@ def test_mutated_segments_are_refused_or_give_back_a_prefix(tmp_path: Path) -> N
                     data[at:at] = data[other : other + size]
                 case _:
                     data[at : at + 4] = source.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x3f"))
-        path.write_bytes(data)
+        overwrite(path, data)
         records = outcome_in(tmp_path)
         if records is not None:
             assert records == numbered(payloads)[: len(records)]
-        path.write_bytes(original)
+        overwrite(path, original)
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -837,7 +838,7 @@ def lose_power(directory: Path, flushed_bytes: int, choice: random.Random) -> No
         if choice.random() < 0.5:
             data[start:end] = bytes(end - start)
         start = end
-    path.write_bytes(data)
+    overwrite(path, data)
 
 
 @settings(max_examples=120, deadline=None)

@@ -15,6 +15,7 @@ import pytest
 from google_crc32c import value as crc32c
 
 from partitions.wal import Wal
+from tests.overwrite import overwrite
 from tests.partitions.one_snapshot import SQL, one_snapshot
 from tests.partitions.test_checkpoint import Kept, flipped
 from voltpy import crash_point, snapshot_check
@@ -52,14 +53,14 @@ def test_every_flipped_bit_and_every_cut_of_a_manifest_is_refused(snapshot: Path
     whole = path.read_bytes()
     manifest = read_manifest(snapshot)
     for bit in range(len(whole) * 8):
-        path.write_bytes(flipped(whole, bit))
+        overwrite(path, flipped(whole, bit))
         with pytest.raises((Corruption, ClusterError), match="manifest"):
             read_manifest(snapshot)
     for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+        overwrite(path, whole[:length])
         with pytest.raises(Corruption, match="manifest"):
             read_manifest(snapshot)
-    path.write_bytes(whole)
+    overwrite(path, whole)
     assert read_manifest(snapshot) == manifest
 
 
@@ -149,16 +150,16 @@ def test_flipped_bits_missing_added_and_cut_files_are_found(snapshot: Path) -> N
         whole = path.read_bytes()
         kinds = {"checkpoint": "root", "pages": "page", "schema.json": "schema"}
         kind = "run" if path.suffix == ".run" else kinds.get(path.name, "file")
-        path.write_bytes(whole[:-1])
+        overwrite(path, whole[:-1])
         assert ("file", path.name) in checked(snapshot)
         path.unlink()
         found = checked(snapshot)
         assert ("file", path.name) in found
         assert (kind, path.name) in found
         if path.suffix != ".run" and path.name != "pages":
-            path.write_bytes(flipped(whole, 100))
+            overwrite(path, flipped(whole, 100))
             assert ("file", path.name) in checked(snapshot)
-        path.write_bytes(whole)
+        overwrite(path, whole)
     (snapshot / "partition-0" / "index-0-99-0000.run").write_bytes(b"")
     assert checked(snapshot) == [("file", "index-0-99-0000.run")]
 
@@ -229,7 +230,7 @@ def test_a_damaged_snapshot_is_refused_and_nothing_is_left(snapshot: Path, tmp_p
         run.unlink()
     else:
         path = run if damage == "run" else partition / "checkpoint"
-        path.write_bytes(flipped(path.read_bytes(), 300))
+        overwrite(path, flipped(path.read_bytes(), 300))
     with pytest.raises(Corruption, match="manifest"):
         restore(snapshot, tmp_path / "data")
     assert not (tmp_path / "data").exists()
