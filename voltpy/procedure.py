@@ -33,6 +33,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, overload
 
@@ -516,6 +517,7 @@ def load(source: str, path: str, schema: Schema | None, catalog_version: int) ->
         raise
     finally:
         _declared = outer
+        _definitions.cache_clear()  # a syntax tree is large, and a partition's memory is its user's
         _user_modules.update(
             name
             for name in set(sys.modules) - imported_before
@@ -638,6 +640,7 @@ def _check_tables(functions: list[Callable[..., Any]], source: str, path: str, s
             )
 
 
+@lru_cache(maxsize=8)  # a file has many procedures, and in tests each engine asks for those of the test's file again
 def _definitions(source: str) -> dict[int, ast.FunctionDef]:
     """The functions of a source text, by their first line: a decorator's, where there is one."""
     return {
