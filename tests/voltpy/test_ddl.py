@@ -396,10 +396,10 @@ def test_text_that_is_too_large_or_no_unicode_is_refused() -> None:
     ],
 )
 def test_a_large_hostile_text_is_refused_soon(piece: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SchemaError):
         parse_schema((piece * (1 << 16))[: 1 << 16])
-    assert time.monotonic() - started < 10  # a bound on the order of growth, not a measurement
+    assert time.process_time() - started < 10  # a bound on the order of growth, not a measurement
 
 
 # -- against sqlglot's own reading of the same text
