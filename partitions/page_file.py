@@ -117,7 +117,9 @@ class PageFile:
             self._free = sorted(place for place in free if place < end)
 
     def close(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:  # closed twice, the number would be another file's
+            os.close(self.fd)
+            self.fd = -1
 
 
 def runs_of(places: Sequence[int]) -> Iterator[tuple[int, int]]:

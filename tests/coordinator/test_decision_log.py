@@ -24,8 +24,11 @@ def decision(epoch: int, count: int, size: int = 1) -> Decision:
 
 def opened(directory: Path, **options: int) -> tuple[DecisionLog, list[Decision], int]:
     log = DecisionLog.open(directory, LANE, **options)
-    decisions = log.replay()
-    return log, decisions, log.begin()
+    try:
+        return log, log.replay(), log.begin()
+    except BaseException:
+        log.abandon()
+        raise
 
 
 def test_decisions_are_there_after_a_crash_and_the_epoch_is_raised(tmp_path: Path) -> None:

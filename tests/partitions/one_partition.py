@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -62,7 +64,12 @@ class Clock:
 
 
 class OnePartition:
-    """`run` calls, then `seal` the batch; `answers` gathers what each call, by its number, was told."""
+    """`run` calls, then `seal` the batch; `answers` gathers what each call, by its number, was told.
+
+    A partition that a test drops has been killed: its files are closed when it is collected, and nothing more is done.
+    """
+
+    closes_files = True  # not, where something else does
 
     def __init__(
         self,
@@ -86,10 +93,16 @@ class OnePartition:
         epoch = 1
         self._lsn = 0
         if directory is not None:
+            files = ExitStack()
+            if self.closes_files:
+                weakref.finalize(self, files.close).atexit = False
             self.wal = Wal.open(directory, partition, fsync, segment_bytes)
+            files.callback(self.wal.abandon)
             checkpoint = read_checkpoint(directory, partition)
             pages = load(directory, partition, checkpoint, self.store)
+            files.callback(pages.close)
             self.reader = PageReader(pages.path, self.store.arena.memory)
+            files.callback(self.reader.close)
             self.pool = BufferPool(self.store.heaps, self.store.arena, self.reader, pages.path, memory_bytes)
             if frames:
                 self.pool.capacity = frames + frames // 2
@@ -99,11 +112,8 @@ class OnePartition:
             self.checkpointer = Checkpointer(
                 directory, partition, self.store, self.window, self.wal, pages, checkpoint, every_bytes=checkpoint_bytes
             )
-            try:
-                recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
-            except BaseException:
-                self.checkpointer.close()
-                raise
+            files.callback(self.checkpointer._flusher.wait)  # not what knows the server, which knows this partition
+            recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
             epoch = self.wal.begin()
             self.checkpointer.begin()
         self.running = array("Q", bytes(64))

@@ -169,6 +169,7 @@ class OneServer:
 
     def kill(self) -> None:
         """As kill -9 does."""
+        self.partition.reader.close()
         self.partition.checkpointer.close()
         self.wal.abandon()
 

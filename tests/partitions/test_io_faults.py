@@ -54,6 +54,7 @@ class Partition(OnePartition):
     """`witness` hears of every answer in the batch that it belongs to."""
 
     witness: Witness
+    closes_files = False  # the disk does
 
     def gather(self) -> None:
         super().gather()

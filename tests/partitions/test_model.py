@@ -452,6 +452,7 @@ class PartitionMachine(RuleBasedStateMachine):
         path, offset = self.log._path, self.log._offset
         flushed_lsn = self.log.flushed_lsn
         assert path == self.flushed_at[0]
+        self.partition.reader.close()
         self.partition.checkpointer.close()
         self.partition.wal.abandon()  # type: ignore[union-attr]  # there is one
         rng = random.Random(seed)
@@ -469,6 +470,7 @@ class PartitionMachine(RuleBasedStateMachine):
     @rule()
     def stop(self) -> None:
         lsn = self.partition.lsn
+        self.partition.reader.close()
         self.partition.checkpointer.close()
         self.partition.wal.close()  # type: ignore[union-attr]  # there is one
         self.reopen(lsn)
@@ -518,6 +520,7 @@ class PartitionMachine(RuleBasedStateMachine):
                 self.crash(0)
         finally:
             if self.partition is not None:
+                self.partition.reader.close()
                 self.partition.checkpointer.close()
                 self.partition.wal.abandon()  # type: ignore[union-attr]  # there is one
             shutil.rmtree(self.directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,20 @@ from voltpy.row import encode
 ONE, OTHER = 11, 12  # clients
 
 
+running: list[OneServer] = []
+
+
 def served(directory: Path, **options: Any) -> OneServer:
-    return OneServer(SCHEMA, PROCEDURES, directory, **options)
+    running.append(OneServer(SCHEMA, PROCEDURES, directory, **options))
+    return running[-1]
+
+
+@pytest.fixture(autouse=True)
+def _none_runs_on() -> Iterator[None]:
+    """Not even the last one, which the signal of its timeout knows."""
+    yield
+    while running:
+        running.pop().kill()
 
 
 @pytest.fixture

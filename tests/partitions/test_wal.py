@@ -187,6 +187,7 @@ def test_a_flush_that_fails_in_the_background_ends_everything(tmp_path: Path, mo
     wal.wait_flush()
     wal.append(b"2")
     reader, writer = os.pipe()
+    os.close(wal._log.fd)
     monkeypatch.setattr(wal._log, "fd", writer)  # it can't be flushed: EINVAL, from the kernel
 
     def flush() -> None:

@@ -1,0 +1,36 @@
+"""What holds for every module of tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FILES = ("pages", "LOCK", "wal-", "decisions-", "root-", "run-")
+
+
+def files_of_databases() -> dict[int, str]:
+    """The open descriptors of what is in data directories."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            path = os.readlink(entry)
+        except OSError:  # the one that lists them
+            continue
+        if os.path.basename(path).startswith(FILES):
+            found[int(entry.name)] = path
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_file_stays_open() -> Iterator[None]:
+    """Files that each test leaves open are a thousand in the end, and whatever runs then fails for want of them."""
+    before = files_of_databases()
+    yield
+    if files_of_databases().keys() - before.keys():
+        gc.collect()  # what was dropped is closed
+    left = sorted(path for fd, path in files_of_databases().items() if before.get(fd) != path)
+    assert not left, f"{len(left)} files are left open, such as {left[0]}"
