@@ -14,12 +14,9 @@ import argparse
 import gc
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
-
-import zmq
 
 from coordinator.bodies import Bodies
 from coordinator.decision_log import SEGMENT_BYTES, DecisionLog
@@ -30,9 +27,9 @@ from coordinator.session import reports_due_s
 from coordinator.transactions import Transactions
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
-from voltpy.data_directory import coordinator_directory, read_procedures, read_schema
+from voltpy.data_directory import coordinator_directory, load_procedures, read_schema
 from voltpy.door import Door
-from voltpy.door_sockets import Sockets, listen
+from voltpy.door_sockets import opened
 from voltpy.errors import ClusterError, Corruption, Error, SchemaError
 from voltpy.events import configure, get_logger
 from voltpy.forks import forbid_forks
@@ -43,10 +40,9 @@ from voltpy.procedure import Registry, load, load_for
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema
-from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
+from voltpy.sockets import context, raise_open_files_limit
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.plan import Plan
-from voltpy.stream import stream_path
 from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids, utc_now
 
@@ -93,7 +89,7 @@ def _coordinate(options: argparse.Namespace) -> int:
     token = os.environ.get("VOLTPY_TOKEN", "")
     events = get_logger("coordinator")
     schema = read_schema(options.data)
-    registry = _registry(options.data, schema)
+    registry = load_procedures(options.data, schema)
     log = DecisionLog.open(coordinator_directory(options.data), lane, segment_bytes=options.segment_bytes)
     decisions = log.replay()
     crash_point("coordinator.start.replayed")
@@ -112,9 +108,7 @@ def _coordinate(options: argparse.Namespace) -> int:
 
     raise_open_files_limit()
     sockets = context()
-    path = options.runtime / f"p{lane}"
-    router, tcp_port = _bound(sockets, path, options.host)
-    doors = Sockets(router, _listening(path))
+    doors, tcp_port = opened(sockets, options.runtime / f"p{lane}", options.host)
     crash_point("coordinator.start.bound")
     most_bytes = options.memory + TOO_LARGE_BYTES + resident_bytes() if options.memory else 0
     timeout = Timeout(
@@ -181,14 +175,6 @@ def _call_id(text: str) -> tuple[int, int]:
     return int(client_id), int(number)
 
 
-def _registry(data: Path, schema: Schema) -> Registry:
-    stored = read_procedures(data)
-    catalog_version = max(stored.catalog_version, schema.catalog_version)
-    if not stored.source:
-        return Registry([], catalog_version)
-    return load(stored.source, stored.path, schema, catalog_version)
-
-
 def _load_beside(message: PrepareLoad, schema: Schema) -> Registry:
     if message.schema:
         return load_for(schema, message.source, message.path, message.catalog_version)
@@ -205,20 +191,6 @@ def _planner(schema: Schema) -> Callable[[str], Plan]:
         return plan(text, catalogue)
 
     return plan_of
-
-
-def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:
-    """The ROUTER on which everybody calls: by ipc from this machine, by tcp from elsewhere. And its tcp port."""
-    door = door_socket(made_by)
-    ipc_path.unlink(missing_ok=True)  # what a dead predecessor left
-    door.bind(f"ipc://{ipc_path}")
-    return door, bind_tcp(door, host, 0)
-
-
-def _listening(ipc_path: Path) -> socket.socket:
-    path = Path(stream_path(str(ipc_path)))
-    path.unlink(missing_ok=True)
-    return listen(str(path))
 
 
 if __name__ == "__main__":

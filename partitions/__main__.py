@@ -10,13 +10,10 @@ import argparse
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Hashable
 from pathlib import Path
-
-import zmq
 
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
@@ -30,9 +27,9 @@ from partitions.wal import FSYNC_MODES, Wal
 from partitions.warm_up import WarmUp
 from voltpy import heartbeat
 from voltpy.crash_point import crash_point
-from voltpy.data_directory import partition_directory, read_procedures, read_schema
+from voltpy.data_directory import load_procedures, partition_directory, read_schema
 from voltpy.door import Door
-from voltpy.door_sockets import Sockets, listen
+from voltpy.door_sockets import opened
 from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
 from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
@@ -42,8 +39,7 @@ from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import Registry, load, load_for
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
 from voltpy.schema import Schema
-from voltpy.sockets import bind_tcp, context, door_socket, raise_open_files_limit
-from voltpy.stream import stream_path
+from voltpy.sockets import context, raise_open_files_limit
 from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids, utc_now
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, Entry, parse
@@ -82,7 +78,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace, events: Events) -> int:
     schema = read_schema(arguments.data)
-    registry = _registry(arguments.data, schema)
+    registry = load_procedures(arguments.data, schema)
     crash_point("partition.start.registry_read")
 
     began_s = time.perf_counter()
@@ -159,8 +155,7 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
 
     raise_open_files_limit()
     sockets = context()
-    router, tcp_port = _bound(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
-    doors = Sockets(router, _listening(arguments.runtime / f"p{arguments.partition}"))
+    doors, tcp_port = opened(sockets, arguments.runtime / f"p{arguments.partition}", arguments.host)
     crash_point("partition.start.bound")
     if arguments.core is not None:
         # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
@@ -238,28 +233,6 @@ def _arguments() -> argparse.Namespace:
 def _call_id(text: str) -> tuple[int, int]:
     client_id, number, _ = text.split(":", 2)
     return int(client_id), int(number)
-
-
-def _registry(data: Path, schema: Schema) -> Registry:
-    stored = read_procedures(data)
-    catalog_version = max(stored.catalog_version, schema.catalog_version)
-    if not stored.source:
-        return Registry([], catalog_version)
-    return load(stored.source, stored.path, schema, catalog_version)
-
-
-def _bound(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[zmq.Socket[bytes], int]:
-    """The ROUTER on which everybody calls: by ipc from this machine, by tcp from elsewhere. And its tcp port."""
-    door = door_socket(made_by)
-    ipc_path.unlink(missing_ok=True)  # what a dead predecessor left
-    door.bind(f"ipc://{ipc_path}")
-    return door, bind_tcp(door, host, 0)
-
-
-def _listening(ipc_path: Path) -> socket.socket:
-    path = Path(stream_path(str(ipc_path)))
-    path.unlink(missing_ok=True)
-    return listen(str(path))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from msgspec import Struct
 
 from voltpy.crash_point import crash_point
 from voltpy.errors import ClusterError, Corruption, SchemaError
+from voltpy.procedure import Registry, load
 from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json
 
 VERSION = 1
@@ -333,6 +334,15 @@ def read_procedures(path: Path) -> StoredProcedures:
     if procedures.catalog_version < 1:
         raise Corruption(f"{path / PROCEDURES} is damaged: catalog version {procedures.catalog_version}")
     return procedures
+
+
+def load_procedures(path: Path, schema: Schema) -> Registry:
+    """The same, loaded: none where none are stored. Raises SchemaError, too, for procedures that can't be loaded."""
+    stored = read_procedures(path)
+    catalog_version = max(stored.catalog_version, schema.catalog_version)
+    if not stored.source:
+        return Registry([], catalog_version)
+    return load(stored.source, stored.path, schema, catalog_version)
 
 
 def read_source(path: str | Path) -> tuple[str, str]:

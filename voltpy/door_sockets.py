@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 import zmq
@@ -30,8 +31,8 @@ from zmq import zmq_poll
 from voltpy.door import HELLO_BYTES
 from voltpy.errors import ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES
-from voltpy.sockets import receive_at_door
-from voltpy.stream import READ_BYTES, FrameReader, packed
+from voltpy.sockets import bind_tcp, door_socket, receive_at_door
+from voltpy.stream import READ_BYTES, FrameReader, packed, stream_path
 
 PARTIAL_BYTES = 128 << 20  # eight of the largest frames; a client's usual frame of calls is a thousandth of one
 QUEUED_BYTES = 96 << 20  # more than a client that keeps to FRAMES_IN_FLIGHT can be answered with at once
@@ -270,3 +271,14 @@ def listen(path: str) -> sockets.socket:
     listener.bind(path)
     listener.listen(4096)
     return listener
+
+
+def opened(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -> tuple[Sockets, int]:
+    """Both doors of a process, and the tcp port of its ROUTER. What a dead predecessor left in their places goes."""
+    router = door_socket(made_by)
+    ipc_path.unlink(missing_ok=True)
+    router.bind(f"ipc://{ipc_path}")
+    tcp_port = bind_tcp(router, host, 0)
+    path = Path(stream_path(str(ipc_path)))
+    path.unlink(missing_ok=True)
+    return Sockets(router, listen(str(path))), tcp_port
