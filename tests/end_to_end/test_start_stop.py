@@ -113,11 +113,26 @@ def eventually(condition: Callable[[], Any]) -> Any:
     raise AssertionError("it did not happen in time")
 
 
+def written(directory: Path) -> tuple[str, ...]:
+    (directory / "bank.sql").write_text(SCHEMA)
+    (directory / "bank.py").write_text(PROCEDURES)
+    return ("--schema", str(directory / "bank.sql"), "--procedures", str(directory / "bank.py"))
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, ...]:
-    (tmp_path / "bank.sql").write_text(SCHEMA)
-    (tmp_path / "bank.py").write_text(PROCEDURES)
-    return ("--schema", str(tmp_path / "bank.sql"), "--procedures", str(tmp_path / "bank.py"))
+    return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """For tests that leave a cluster as it was, but for accounts of their own."""
+    directory = tmp_path_factory.mktemp("shared")
+    running = Running(directory / "data", "--partitions", "2", *written(directory))
+    yield running
+    assert running.end() == 0
+    assert running.process.stdout is not None
+    running.process.stdout.close()
 
 
 @pytest.fixture
@@ -280,11 +295,8 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_watched_status_is_a_line_each_time_until_its_reader_leaves(
-    as_json: bool, start: Callable[..., Running]
-) -> None:
-    running = start()
-    command = [sys.executable, "-m", "voltpy.cli", "status", "--url", running.url, "--watch", *["--json"] * as_json]
+def test_a_watched_status_is_a_line_each_time_until_its_reader_leaves(as_json: bool, shared: Running) -> None:
+    command = [sys.executable, "-m", "voltpy.cli", "status", "--url", shared.url, "--watch", *["--json"] * as_json]
     for ending in ("reader", "Ctrl-C"):
         watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert watch.stdout is not None
@@ -317,13 +329,12 @@ def test_a_watch_goes_on_while_the_router_is_started_again(start: Callable[..., 
     assert watch.wait(LIMIT_S) == 0
 
 
-def test_calls_that_their_retry_overtook_do_not_fill_the_router(start: Callable[..., Running]) -> None:
-    running = start()
-    running.db.call("open_account", 1, "Kari")
+def test_calls_that_their_retry_overtook_do_not_fill_the_router(shared: Running) -> None:
+    shared.db.call("open_account", 1, "Kari")
     context = zmq.Context()
     dealer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     dealer.linger, dealer.rcvtimeo = 0, round(LIMIT_S * 1000)
-    dealer.connect(running.url.replace("voltpy", "tcp"))
+    dealer.connect(shared.url.replace("voltpy", "tcp"))
 
     def ask(message: Message) -> Message:
         dealer.send(encode(message))
@@ -350,8 +361,8 @@ def test_calls_that_their_retry_overtook_do_not_fill_the_router(start: Callable[
     replies = ask(deposits([*numbers, 101]))
     assert isinstance(replies, Replies)
     assert [group.numbers for group in replies.groups] == [[101]]
-    eventually(lambda: running.db.status()["router"]["metrics"]["calls_in_flight"] == 0)
-    assert running.db.call("deposit", 1, 0) == 505
+    eventually(lambda: shared.db.status()["router"]["metrics"]["calls_in_flight"] == 0)
+    assert shared.db.call("deposit", 1, 0) == 505
     context.destroy(linger=0)
 
 
