@@ -297,8 +297,9 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_watched_status_is_a_line_each_time_until_its_reader_leaves(as_json: bool, shared: Running) -> None:
     command = [sys.executable, "-m", "voltpy.cli", "status", "--url", shared.url, "--watch", *["--json"] * as_json]
-    for ending in ("reader", "Ctrl-C"):
-        watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    endings = ("reader", "Ctrl-C")
+    watches = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in endings]
+    for ending, watch in zip(endings, watches, strict=True):
         assert watch.stdout is not None
         assert watch.stderr is not None
         for line in (watch.stdout.readline(), watch.stdout.readline()):
