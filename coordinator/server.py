@@ -72,6 +72,15 @@ CALLS_A_TURN = 2048
 IDLE_WAIT_S = 0.2
 WAIT_S = 0.01  # while something may become overdue
 
+# The crash points before and after orders are sent.
+SENDING_POINTS: dict[type, tuple[str, str]] = {
+    Borrow: ("coordinator.borrow.before_send", "coordinator.borrow.sent"),
+    Prepare: ("coordinator.prepare.before_send", "coordinator.prepare.sent"),
+    Commit: ("coordinator.commit.before_send", "coordinator.commit.sent"),
+    Decide: ("coordinator.decide.before_send", "coordinator.decide.sent"),
+    Read: ("coordinator.read.before_send", "coordinator.read.sent"),
+    RunDirected: ("coordinator.run_directed.before_send", "coordinator.run_directed.sent"),
+}
 _events = get_logger("coordinator")
 
 
@@ -271,11 +280,11 @@ class Server:
 
     def _send_frame(self, connection: Connection, frame: Attach | Orders) -> None:
         if isinstance(frame, Orders):
-            _before_sending(frame.orders)
+            _pass_points(frame.orders, sent=False)
         data = encode(frame)
         connection.socket.send(data, zmq.NOBLOCK, copy=len(data) < COPY_FREE_BYTES)
         if isinstance(frame, Orders):
-            _sent(frame.orders)
+            _pass_points(frame.orders, sent=True)
 
     def _connect(self, partition: int) -> Connection:
         session = self.core.sessions[partition]
@@ -382,33 +391,7 @@ class Server:
         )
 
 
-def _before_sending(orders: list[Order]) -> None:
+def _pass_points(orders: list[Order], *, sent: bool) -> None:
     for order in orders:
-        if isinstance(order, Borrow):
-            crash_point("coordinator.borrow.before_send")
-        elif isinstance(order, Prepare):
-            crash_point("coordinator.prepare.before_send")
-        elif isinstance(order, Commit):
-            crash_point("coordinator.commit.before_send")
-        elif isinstance(order, Decide):
-            crash_point("coordinator.decide.before_send")
-        elif isinstance(order, Read):
-            crash_point("coordinator.read.before_send")
-        elif isinstance(order, RunDirected):
-            crash_point("coordinator.run_directed.before_send")
-
-
-def _sent(orders: list[Order]) -> None:
-    for order in orders:
-        if isinstance(order, Borrow):
-            crash_point("coordinator.borrow.sent")
-        elif isinstance(order, Prepare):
-            crash_point("coordinator.prepare.sent")
-        elif isinstance(order, Commit):
-            crash_point("coordinator.commit.sent")
-        elif isinstance(order, Decide):
-            crash_point("coordinator.decide.sent")
-        elif isinstance(order, Read):
-            crash_point("coordinator.read.sent")
-        elif isinstance(order, RunDirected):
-            crash_point("coordinator.run_directed.sent")
+        if type(order) in SENDING_POINTS:
+            crash_point(SENDING_POINTS[type(order)][sent])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.server import SENDING_POINTS
 from voltpy import crash_point as points
 
 PROGRAM = """
@@ -81,4 +82,5 @@ def test_every_point_that_is_listed_is_passed_somewhere_and_the_other_way_round(
         file.read_text() for folder in ("voltpy", "partitions", "coordinator") for file in (root / folder).glob("*.py")
     ]
     passed = re.findall(r'(?:crash_point|doomed)\(\s*"([a-z_.]+)"', "\n".join(sources))
+    passed += [name for pair in SENDING_POINTS.values() for name in pair]
     assert sorted(passed) == sorted(points.CRASH_POINTS)
