@@ -17,14 +17,13 @@ from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
 from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
-from partitions.checkpoint import Checkpointer
 from partitions.executor import Executor
 from partitions.lending import Loans
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
 from partitions.wal import Wal
-from voltpy.messages import Decided, Released, Vote
+from voltpy.messages import Released, Vote
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import RecordLog
 
@@ -82,15 +81,8 @@ def _decides_are_acknowledged_before_flush(put: Put) -> None:
     real = Server._lend
 
     def lend(server: Any, now_s: float) -> None:
-        before = len(server._unreported)
-        with mock.patch.object(Server, "_flush_in_background"):
-            real(server, now_s)
-        for at in range(before, len(server._unreported)):
-            frame = server._unreported[at][1]
-            if all(isinstance(report, Decided) for report in getattr(frame, "reports", [0])):
-                server._unreported[at] = (0, frame)
-        server._reply()
-        server._flush_in_background()
+        real(server, now_s)
+        server._unreported.extend((0, frame) for frame in server._loans.reports(inf))
 
     put(Server, "_lend", lend)
 
@@ -163,8 +155,6 @@ def _lost_loans_are_forgotten(put: Put) -> None:
 
 
 def _checkpoints_forget_prepares(put: Put) -> None:
-    real = Checkpointer._begin if hasattr(Checkpointer, "_begin") else None
-    del real
     put(Store, "take_prepared", lambda store, prepared: None)
     replay = Store.replay
 

@@ -135,6 +135,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         lambda message, schema: options.registry,
         world.monotonic,
     )
+    process.server = server
     world.tell(f"{process.name} serves, epoch {epoch}")
     try:
         server.serve()
@@ -177,6 +178,7 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         options.schema,
         lambda schema: _no_plan,
     )
+    process.server = server
     world.tell(f"{process.name} serves, epoch {epoch}")
     server.serve()
 

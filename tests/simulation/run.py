@@ -1,7 +1,8 @@
 """One run: a cluster comes up, clients call while everything that can fail fails, all is mended, and it is judged.
 
 begin     until the cluster is ready; the bank's accounts are opened
-trouble   clients call; faults of a few kinds, drawn for this run, happen at random
+trouble   clients call; faults of a few kinds, drawn for this run, happen at random, or when a process comes to
+          where it is waited for
 peace     nothing fails any more; every call that is under way must be answered
 judgement the lists and the bank are read, and the history goes to the checker
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
+from tests.simulation.ambush import KINDS as AMBUSHES
+from tests.simulation.ambush import Ambush
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
 from tests.simulation.network import Network
@@ -160,9 +163,16 @@ class Run:
         self.is_troubled = True
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
-        self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
-        enough = rng.choice((60, 120, 250))
-        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, rng.uniform(0.3, 2.0))
+        enough, time_s = rng.choice((60, 120, 250)), rng.uniform(0.3, 2.0)
+        if self.options.partitions > 1 and rng.random() < 0.6:
+            # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
+            ambush = Ambush(self, rng.choice(sorted(AMBUSHES)))
+            ambush.lay()
+            kinds = kinds[: rng.choice((0, 0, 1, 3))]
+            time_s += 2.0 if ambush.kind == "lent for too long" else 0.0
+        if kinds:
+            self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
+        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
         self._make_peace()
         for client in self.clients:
             client.calling = False

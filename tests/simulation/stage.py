@@ -50,7 +50,7 @@ class Stage:
 
     def crash_point(self, name: str) -> None:
         if self.world is not None and self.world.running is not None:
-            self.world.running.step("point")
+            self.world.running.passes(name)
 
     def urandom(self, size: int) -> bytes:
         return self.world.rng.randbytes(size) if self.world is not None else _real_urandom(size)

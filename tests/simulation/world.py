@@ -35,6 +35,7 @@ class World:
         self.faults: Counter[str] = Counter()
         self.trace: Callable[[str], None] | None = None
         self.running: Process | None = None
+        self.ambushes: dict[str, Callable[[Process], None]] = {}  # what happens when a process passes a crash point
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._counted = 0
         self._hub = getcurrent()
@@ -110,6 +111,7 @@ class Process:
         self.is_alive = True
         self.paused_until_s = 0.0
         self.cleanup: Callable[[], None] = lambda: None  # what the system does for a process that is gone
+        self.server: Any = None  # what runs in it, for those who wait for some state of it
         self._ended = ended
         self._main = main
         self._greenlet = greenlet(self._run)
@@ -149,6 +151,13 @@ class Process:
     def doom(self, kind: str, steps: int) -> None:
         """It will die at the so many-th step of this kind from here on."""
         self._doom = (kind, steps)
+
+    def passes(self, point: str) -> None:
+        """It comes by a crash point. Raises Killed."""
+        caught = self.world.ambushes.get(point)
+        if caught is not None and self.is_alive:
+            caught(self)
+        self.step("point")
 
     def step(self, kind: str) -> None:
         """It comes by. Raises Killed."""
@@ -195,17 +204,6 @@ class Process:
         self.is_alive = False
         self.cleanup()
         self._ended(self, error)
-
-
-def passing(world_of: Callable[[], World | None]) -> Callable[[str], None]:
-    """What stands in for `crash_point`: the process that runs may be doomed to die here."""
-
-    def crash_point(name: str) -> None:
-        world = world_of()
-        if world is not None and world.running is not None:
-            world.running.step("point")
-
-    return crash_point
 
 
 def choose(rng: random.Random, weights: dict[Any, float]) -> Any:
