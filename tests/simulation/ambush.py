@@ -5,6 +5,7 @@ after the process has come to wait: what it was about to send has left, what it 
 
     checkpoint in doubt         Prepare has left      the coordinator stands still, a partition that is in doubt makes a
                                                       checkpoint and dies
+    heard by nobody             calls have written    nobody hears of it; the partition makes a checkpoint, and dies
     decided and gone            a Decide is obeyed    the partition loses its power, soon
     voted and gone              Prepare has left      one partition stands still, another one, which has voted, dies
     lent for too long           rows are lent         the coordinator stands still until the lease is over
@@ -82,6 +83,13 @@ class Scene:
             if power and disk is not None:
                 disk.lose_power()
 
+    def kill_after_checkpoint(self, partition: Process) -> None:
+        server: Any = partition.server
+        last = server._checkpointer.last.number
+        server._checkpointer.request()
+        partition.wake()
+        self.until(lambda: server._checkpointer.last.number > last, 0.3, lambda: self.kill(partition))
+
     def until(self, is_so: Callable[[], bool], limit_s: float, action: Callable[[], None]) -> None:
         """Does it as soon as that is so, if it is so in time."""
         if is_so():
@@ -92,22 +100,19 @@ class Scene:
 
 def _checkpoint_in_doubt(scene: Scene) -> None:
     scene.coordinator.pause(0.4)
-    for partition in scene.partitions():
-        server: Any = partition.server
-        if server is not None:
+    partition = scene.partitions()[0]
+    scene.until(
+        lambda: partition.server is not None and bool(partition.server._loans._prepared),
+        0.05,
+        lambda: scene.kill_after_checkpoint(partition),
+    )
 
-            def is_in_doubt(server: Any = server) -> bool:
-                return bool(server._loans._prepared)
 
-            def make_checkpoint(partition: Process = partition, server: Any = server) -> None:
-                checkpointer = server._checkpointer
-                last = checkpointer.last.number
-                checkpointer.request()
-                partition.wake()
-                scene.until(lambda: checkpointer.last.number > last, 0.3, lambda: scene.kill(partition))
-
-            scene.until(is_in_doubt, 0.05, make_checkpoint)
-            return
+def _heard_by_nobody(scene: Scene) -> None:
+    for name in scene.run.processes:
+        if name[0] == "c" or name == "router":
+            scene.run.network.cut(name, scene.process.name, 0.3)
+    scene.kill_after_checkpoint(scene.process)
 
 
 def _decided_and_gone(scene: Scene) -> None:
@@ -143,6 +148,7 @@ def _a_part_has_run(scene: Scene) -> None:
 
 KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "checkpoint in doubt": ("coordinator.prepare.sent", _checkpoint_in_doubt),
+    "heard by nobody": ("server.append.applied", _heard_by_nobody),
     "decided and gone": ("lending.decide.applied", _decided_and_gone),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
     "lent for too long": ("lending.lent", _lent_for_too_long),

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from coordinator.batches import Batches
+from coordinator.borrowed import Table as BorrowedTable
 from coordinator.borrowed import Tables
 from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
@@ -263,7 +264,7 @@ def _in_doubt_means_no(put: Put) -> None:
     put(Transactions, "__init__", init)
 
 
-def _yes_is_no_and_no_is_yes_for_one(put: Put) -> None:
+def _no_is_taken_for_yes(put: Put) -> None:
     """One who votes no is taken for one who votes yes."""
     real = Batches.voted
 
@@ -287,6 +288,35 @@ def _copies_are_written_in_one_partition(put: Put) -> None:
 def _retries_run_again(put: Put) -> None:
     """Nothing is remembered of what ran."""
     put(OutcomeWindow, "first_result", lambda *_: None)
+
+
+def _checkpoints_forget_outcomes(put: Put) -> None:
+    """A retry whose first attempt was followed by a checkpoint and a crash runs again."""
+    put(OutcomeWindow, "remembered", property(lambda window: (window._reaches, [])))
+    put(OutcomeWindow, "batches", property(lambda window: (window._batches_reach, [])))
+
+
+def _scans_do_not_see_what_the_batch_has_written(put: Put) -> None:
+    real = BorrowedTable._read
+
+    def read(table: Any, kind: str, arguments: bytes, partitions: Any) -> Iterator[Any]:
+        for row in list(real(table, kind, arguments, partitions)):
+            before = table.written.get(table._key_of(row), row)
+            if before is not None:
+                yield before
+
+    put(BorrowedTable, "_read", read)
+
+
+def _stand_ins_are_taken_for_rows(put: Put) -> None:
+    """A run that has some real rows, and misses others, counts."""
+    real = Tables.miss
+
+    def miss(tables: Any, wish: Any) -> None:
+        if not tables.has_borrowed:
+            real(tables, wish)
+
+    put(Tables, "miss", miss)
 
 
 def _one_phase_outcomes_are_not_asked_for(put: Put) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.simulation.ambush import KINDS as AMBUSHES
 from tests.simulation.broken import BROKEN, broken
+from tests.simulation.rules import RULES
 from tests.simulation.run import FAULTS, Run
 from tests.simulation.stage import Stage, setting
 
 SEEDS = range(1, 41)
+TESTS = Path(__file__).parent.parent
 # Broken builds for which a few seeds are enough; for all of them: `python -m tests.simulation --broken all --seeds N`.
 SOON_FOUND = (
     "decisions_are_not_logged",
@@ -56,6 +59,17 @@ def test_a_seed_brings_the_same_run_again(stage: Stage) -> None:
 def test_a_broken_build_is_found_out(stage: Stage, name: str) -> None:
     with broken(name):
         assert any(Run(stage, seed)().violations for seed in SEEDS)
+
+
+def test_every_rule_has_its_tests_and_every_broken_build_its_rule() -> None:
+    for number, rule in RULES.items():
+        assert bool(rule.builds) != bool(rule.no_build), f"rule {number}"
+        for test in rule.tests:
+            name, _, function = test.partition("::")
+            text = (TESTS / name).read_text(encoding="utf-8")
+            assert f"def {function}(" in text, f"rule {number}: {test}"
+    assert set(RULES) == set(range(1, 27)) - {15}
+    assert sorted(build for rule in RULES.values() for build in rule.builds) == sorted(BROKEN)
 
 
 def test_every_broken_build_has_something_to_break(stage: Stage) -> None:
