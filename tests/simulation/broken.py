@@ -20,6 +20,7 @@ from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.lending import Loans
+from partitions.lookups import Entry
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
@@ -103,8 +104,10 @@ def _absent_keys_are_not_lent(put: Put) -> None:
     send_all_away = Table.send_all_away
 
     def send_those_that_are_there(table: Any, keys: Any) -> None:
-        images = table.images_of(list(keys))
-        send_all_away(table, [key for key, image in zip(keys, images, strict=True) if image is not None])
+        entries = [key for key in keys if isinstance(key, Entry)]
+        rows = [key for key in keys if not isinstance(key, Entry)]
+        there = zip(rows, table.images_of(rows), strict=True)
+        send_all_away(table, entries + [key for key, image in there if image is not None])
 
     def lend(loans: Any, order: Any, now_s: float) -> Any:
         with mock.patch.object(Table, "send_all_away", send_those_that_are_there):
@@ -194,8 +197,16 @@ def _released_early_does_not_matter(put: Put) -> None:
     put(Round, "released", released)
 
 
-def _coordinator_replies_while_a_round_is_open(put: Put) -> None:
-    put(Round, "is_open", property(lambda round_: False))
+def _bodies_run_while_a_round_is_open(put: Put) -> None:
+    """And their callers are answered."""
+    begin = Reads.begin
+    put(Reads, "begin", lambda reads: reads.round is None and begin(reads))
+    put(Reads, "is_open", property(lambda reads: False))
+
+    def is_idle(core: Any) -> bool:
+        return not (core.batches.borrowing or core.batches.committing or core.joints.work)
+
+    put(Transactions, "_is_idle", property(is_idle))
 
 
 def _reads_come_from_several_rounds(put: Put) -> None:

@@ -164,9 +164,9 @@ class Run:
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
         enough, time_s = rng.choice((60, 120, 250)), rng.uniform(0.3, 2.0)
-        if self.options.partitions > 1 and rng.random() < 0.6:
+        if self.options.partitions > 1 and world.seed % 5 < 3:
             # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
-            ambush = Ambush(self, rng.choice(sorted(AMBUSHES)))
+            ambush = Ambush(self, sorted(AMBUSHES)[world.seed % len(AMBUSHES)])
             ambush.lay()
             kinds = kinds[: rng.choice((0, 0, 1, 3))]
             time_s += 2.0 if ambush.kind == "lent for too long" else 0.0
