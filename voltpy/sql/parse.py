@@ -78,6 +78,9 @@ MAX_DEPTH = 40  # of parentheses, subqueries and operators in each other
 MAX_CHAIN = 60  # of operators in a row, other than AND, OR and ||
 MAX_NUMBER = 400  # characters
 MAX_PARAMETERS = 1000
+MAX_TOKENS = 50_000  # so that planning is over in two seconds: nobody else's statement is planned meanwhile
+MAX_JOINED = 64  # tables in one FROM
+MAX_ORDERED = 1000  # of ORDER BY and GROUP BY
 
 T = TypeVar("T")
 
@@ -143,6 +146,7 @@ _UNSUPPORTED = {
 _A_STATEMENT = "SELECT, INSERT, UPDATE, DELETE, VALUES, WITH or EXPLAIN"
 _STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "VALUES", "WITH", "EXPLAIN")
 _FIRST_WORD = re.compile(r"(?:\s|--[^\r\n]*|/\*(?:(?!/\*|\*/)[\s\S])*\*/)*([A-Za-z_]+)")
+_ROUGH_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|--[^\r\n]*|\w+|[^\w\s]""")
 _NEGATED_TESTS = ("BETWEEN", "IN", "LIKE", "ILIKE", "SIMILAR")
 _NAMED_TIMES = {"CURRENT_TIMESTAMP": "now", "LOCALTIMESTAMP": "now"}
 
@@ -155,6 +159,7 @@ def parse_statement(text: str) -> tuple[Statement, int]:
         raise SqlError(placed(text, error.start, "half a surrogate pair, which UTF-8 can't write")) from None
     if size > MAX_TEXT_BYTES:
         raise SqlError(f"a statement of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}")
+    _check_tokens(text)
     # sqlglot takes EXPLAIN, SHOW and others as commands, and what follows as one string.
     explain = _FIRST_WORD.match(text)
     first = "" if explain is None else explain[1].upper()
@@ -173,6 +178,13 @@ def parse_statement(text: str) -> tuple[Statement, int]:
     except RecursionError:  # called from deep inside the user's own program
         raise SqlError("the statement is nested too deeply for the stack that is left") from None
     return statement, reader.parameters
+
+
+def _check_tokens(text: str) -> None:
+    """Counts them roughly, since cutting takes long."""
+    for number, found in enumerate(_ROUGH_TOKEN.finditer(text)):
+        if number == MAX_TOKENS:
+            raise SqlError(placed(text, found.start(), f"more than {MAX_TOKENS:,} words, values and signs"))
 
 
 class _Reader:
@@ -296,6 +308,8 @@ class _Reader:
         if self.take("ORDER"):
             self.expect("BY")
             order = self.listed(self.order_item)
+            if len(order) > MAX_ORDERED:
+                raise self.wrong(f"more than {MAX_ORDERED:,} expressions in ORDER BY", order[MAX_ORDERED].at)
         limit = offset = None
         while True:
             if limit is None and self.sees("LIMIT"):
@@ -397,6 +411,8 @@ class _Reader:
         if self.take("GROUP"):
             self.expect("BY")
             keys = self.listed(self.expression)
+            if len(keys) > MAX_ORDERED:
+                raise self.wrong(f"more than {MAX_ORDERED:,} expressions in GROUP BY", keys[MAX_ORDERED].at)
         having = self.expression() if self.take("HAVING") else None
         return Select(items, distinct, sources, where, keys, having, at=at)
 
@@ -441,6 +457,7 @@ class _Reader:
     def from_item(self) -> From:
         self.enter()
         left = self.source()
+        joined = 1
         while True:
             token = self.peek()
             natural = self.take("NATURAL")
@@ -460,6 +477,9 @@ class _Reader:
                     raise self.error("JOIN")
                 break
             self.expect("JOIN")
+            joined += 1
+            if joined > MAX_JOINED:
+                raise self.wrong(f"more than {MAX_JOINED} tables in FROM", token.start)
             left = self.joined(left, kind, natural, token)
         self.leave()
         return left
