@@ -20,7 +20,7 @@ import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from time import monotonic
 from types import TracebackType
@@ -31,8 +31,9 @@ from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Error, Unavailable
+from voltpy.errors import Error, SqlError, Unavailable
 from voltpy.known_statements import (
+    MANY,
     KnownStatement,
     KnownStatements,
     changes_schema,
@@ -256,6 +257,35 @@ class Client:
             if not known.writes and version != self._connection.catalog_version:
                 continue  # what it was known to answer may have been so under another schema
             return known.result(answer)
+
+    def execute_many(
+        self, sql: str, rows: Iterable[Iterable[Any]], /, *, timeout: float | None = None
+    ) -> list[Result | Error]:
+        """Runs a statement once for each row of parameters, each time as a transaction of its own, many at a time.
+
+        Rows with the same value in the partition column run in their order, others in any. A run that fails has its
+        error in its place, and those that were under way beside it have run, or failed too; the rest was not sent, and
+        the list is shorter than the rows. Each run has its own `timeout`.
+        """
+        results: list[Result | Error] = []
+        following = iter(checked_parameters(row) for row in rows)
+        ahead: list[Sequence[Any]] = []
+        while not any(isinstance(result, Error) for result in results[-MANY:]):
+            first = ahead or list(islice(following, 1))
+            if not first:
+                break
+            known = self._statement(sql, timeout, first[0])
+            if isinstance(known, Result):
+                results.append(known)
+                ahead = []
+                continue
+            try:
+                name, calls, ahead = known.calls(chain(first, following), self._statements.any_key)
+            except SqlError as error:
+                return [*results, error]
+            for answer in self.call_many(name, calls, return_exceptions=True, timeout=timeout):
+                results.append(answer if isinstance(answer, Error) else known.result(answer))
+        return results
 
     # ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -44,6 +45,7 @@ paramstyle = "qmark"
 
 _READS = ("select", "explain")
 _OF_SCHEMA = (" table", " index")  # the kinds of statements that change it
+_MANY = 1024  # tuples of executemany() that are sent together
 _CHANGES = ("insert", "update", "delete")  # of rows, if there are any
 
 T = TypeVar("T")
@@ -113,9 +115,9 @@ _TRANSLATIONS: tuple[tuple[type[errors.Error], type[Error]], ...] = (
 )
 
 
-def _translated(error: errors.Error) -> Error:
+def _translated(error: errors.Error, where: str = "") -> Error:
     translation = next((translation for kind, translation in _TRANSLATIONS if isinstance(error, kind)), DatabaseError)
-    translated = translation(str(error))
+    translated = translation(f"{where}{error}")
     translated.retry_is_safe = error.retry_is_safe
     return translated
 
@@ -287,6 +289,14 @@ class Connection:
             self._changed = True
         return result
 
+    def _execute_many(self, operation: str, rows: Sequence[Sequence[Any]]) -> Sequence[Result | errors.Error]:
+        database = self._opened()
+        results = self._run(lambda: database.execute_many(operation, rows))
+        for result in results:
+            if isinstance(result, errors.Indeterminate) or (isinstance(result, Result) and result.rowcount):
+                self._changed = True
+        return results
+
     def _call(self, name: str, arguments: Sequence[Any]) -> Any:
         database = self._opened()
         value = self._run(lambda: database.call(name, *arguments))
@@ -327,19 +337,31 @@ class Cursor:
         return self
 
     def executemany(self, operation: str, seq_of_parameters: Iterable[Sequence[Any]]) -> Self:
-        """Runs a statement once for each tuple of parameters, each time as a transaction of its own.
+        """Runs a statement once for each tuple of parameters, each time as a transaction of its own, many at a time.
 
-        When one fails the earlier ones stay; `rowcount` says how many rows they changed, and the rest is not run. What
-        RETURNING answers is dropped. Raises ProgrammingError for a SELECT.
+        Tuples with the same value for the partition column run in their order, others in any. When one fails, the
+        error says which, those before it stay, and so may some behind it, which were under way already; the rest is not
+        run. `rowcount` says how many rows were changed. What RETURNING answers is dropped. Raises ProgrammingError for
+        a SELECT.
         """
         self._begin()
         self.rowcount = 0
-        for parameters in seq_of_parameters:
-            result = self.connection._execute(operation, _checked(parameters))
-            if result.kind in _READS:
-                self.rowcount = -1
-                raise ProgrammingError("executemany() runs statements that change rows; this one answers some")
-            self.rowcount += result.rowcount
+        following = iter(seq_of_parameters)
+        done = 0
+        while some := [_checked(parameters) for parameters in islice(following, _MANY)]:
+            failed: tuple[int, errors.Error] | None = None
+            for number, result in enumerate(self.connection._execute_many(operation, some), done + 1):
+                if isinstance(result, errors.Error):
+                    failed = failed or (number, result)
+                elif result.kind in _READS:
+                    self.rowcount = -1
+                    raise ProgrammingError("executemany() runs statements that change rows; this one answers some")
+                else:
+                    self.rowcount += result.rowcount
+            if failed is not None:
+                number, error = failed
+                raise _translated(error, f"tuple {number}: ") from error
+            done += len(some)
         return self
 
     def callproc(self, procname: str, parameters: Sequence[Any] = ()) -> Sequence[Any]:

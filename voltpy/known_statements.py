@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ CHANGES = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
 )  # what a statement begins with that changes the schema
 
+MANY = 1024  # calls of one statement that are under way together
 MAX_KNOWN = 4096
 MAX_KNOWN_CHARACTERS = 16 << 20
 
@@ -72,6 +73,35 @@ class KnownStatement:
         if len(keys) == 1:
             return self._names[0], (keys[0], self.text, parameters)
         return self._names[1], (keys, self.text, parameters)
+
+    def calls(
+        self, rows: Iterator[Sequence[Any]], any_key: Callable[[], int]
+    ) -> tuple[str, list[tuple[Any, ...]], list[Sequence[Any]]]:
+        """(procedure, arguments of several calls that may be under way together, the rows that were taken too far).
+
+        None of them has a key that another one has, so that they may run in any order. Raises SqlError where the first
+        row does not fit.
+        """
+        name = ""
+        calls: list[tuple[Any, ...]] = []
+        seen: set[Any] = set()
+        for row in rows:
+            try:
+                procedure, arguments = self.call(row, any_key())
+            except SqlError:
+                if not calls:
+                    raise
+                return name, calls, [row]
+            keys = () if procedure == self._names[2] else arguments[0]
+            keys = keys if isinstance(keys, list) else (keys,)
+            if calls and (procedure != name or not keys or not seen.isdisjoint(keys)):
+                return name, calls, [row]
+            name = procedure
+            calls.append(arguments)
+            seen.update(keys)
+            if len(calls) == MANY:
+                break
+        return name, calls, []
 
     def result(self, answer: Any) -> Result:
         """Raises ProtocolError."""

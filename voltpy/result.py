@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
+
+from voltpy.errors import Error
 
 if TYPE_CHECKING:
     import pandas
@@ -87,5 +89,6 @@ class Database(Protocol):
     """Where statements run: a voltpy.Client, or the tests' voltpy.testing.Engine."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Result: ...
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]], /) -> Sequence[Result | Error]: ...
     def call(self, name: str, /, *args: Any) -> Any: ...
     def close(self) -> None: ...

@@ -137,6 +137,16 @@ class Engine:
         assert result is not None  # the call would have raised
         return result
 
+    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> list[Result | Error]:
+        """Runs one statement for each row of parameters, until one fails: its error is the last of the list."""
+        results: list[Result | Error] = []
+        for row in rows:
+            try:
+                results.append(self.execute(sql, row))
+            except Error as error:
+                return [*results, error]
+        return results
+
     def procedures(self) -> list[ProcedureInfo]:
         return [info for info in self._executor.registry.infos() if info.name != _EXECUTE]
 

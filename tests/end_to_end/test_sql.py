@@ -13,9 +13,11 @@ import pytest
 import voltpy
 from tests.campaigns.bank import COORDINATOR
 from tests.campaigns.cluster import Cluster, happened
+from voltpy import dbapi
 from voltpy.client import connect
 from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, SqlError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.result import Result
 
 PARTITIONS = 2
 OWNERS = slot_owners(PARTITIONS)
@@ -286,6 +288,44 @@ def test_an_answer_that_is_too_large_says_so(db: voltpy.Client) -> None:
     with pytest.raises(ConstraintViolation, match="the limit is 1,048,576"):
         db.execute(wide)
     assert len(db.execute(wide + " LIMIT 10").rows) == 10
+
+
+def test_executemany_sends_many_at_once(db: voltpy.Client) -> None:
+    with dbapi.connect(db) as connection:
+        cursor = connection.cursor()
+        keys = range(5000, 8000)
+        try:
+            cursor.executemany("INSERT INTO accounts (id, city) VALUES (?, ?)", ((key, f"c{key}") for key in keys))
+            assert cursor.rowcount == len(keys)
+            # Of one account they run one after another; which is the last decides.
+            updates = [(n, 5000 + n % 3) for n in range(300)]
+            assert cursor.executemany("UPDATE accounts SET balance = ? WHERE id = ?", updates).rowcount == 300
+            found = cursor.execute("SELECT balance FROM accounts WHERE id IN (5000, 5001, 5002) ORDER BY id").fetchall()
+            assert found == [(297,), (298,), (299,)]
+            # It fails where it must, and says so; what is behind it in another batch is not run.
+            rows = [(key, "x") for key in (*range(8000, 8010), 5500, *range(8010, 12000))]
+            with pytest.raises(dbapi.IntegrityError, match="tuple 11: "):
+                cursor.executemany("INSERT INTO accounts (id, city) VALUES (?, ?)", rows)
+            changed = cursor.rowcount
+            assert 10 <= changed < 1024
+            assert cursor.execute("SELECT COUNT(*) FROM accounts WHERE city = 'x'").fetchall() == [(changed,)]
+            assert db.execute("SELECT COUNT(*) FROM accounts WHERE id BETWEEN 8000 AND 8009").rows == [(10,)]
+            with pytest.raises(dbapi.ProgrammingError, match="2 parameters, and 1 were given"):
+                cursor.executemany("UPDATE accounts SET balance = ? WHERE id = ?", [(1, 5000), (1,)])
+            assert cursor.executemany("UPDATE cities SET country = ? WHERE name = 'Oslo'", [("N",), ("Norway",)])
+            assert db.execute("SELECT country FROM cities WHERE name = 'Oslo'").rows == [("Norway",)]
+        finally:
+            db.execute("DELETE FROM accounts WHERE id >= 5000")
+
+
+def test_many_runs_of_a_statement_have_their_errors_in_their_places(db: voltpy.Client) -> None:
+    key = LEFT[0]
+    results = db.execute_many("UPDATE accounts SET balance = balance / ? WHERE id = ?", [(1, key), (0, RIGHT[0])])
+    assert isinstance(results[0], Result)
+    assert results[0].rowcount == 1
+    assert isinstance(results[1], DataError)
+    selected = db.execute_many("SELECT id FROM accounts WHERE id = ?", [(LEFT[0],), (RIGHT[0],), (LEFT[0],)])
+    assert [result.rows for result in selected if isinstance(result, Result)] == [[(LEFT[0],)], [(RIGHT[0],)], [(key,)]]
 
 
 # What the cluster says of itself

@@ -112,7 +112,7 @@ def test_constructors_make_times_in_utc() -> None:
 
 def test_a_statement_that_fails_in_executemany_leaves_those_before_it(cursor: dbapi.Cursor) -> None:
     insert = "INSERT INTO accounts (id, owner) VALUES (?, ?)"
-    with pytest.raises(dbapi.IntegrityError):
+    with pytest.raises(dbapi.IntegrityError, match="tuple 3: "):
         cursor.executemany(insert, iter([(1, "a"), (2, "b"), (1, "c"), (3, "d")]))
     assert cursor.rowcount == 2
     assert cursor.execute("SELECT id FROM accounts ORDER BY id").fetchall() == [(1,), (2,)]
