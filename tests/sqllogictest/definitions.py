@@ -1,11 +1,10 @@
-"""All tables and indexes of a script, of which a cluster can be started before the script's first statement.
+"""How a script's own CREATE statements are written for a cluster, so that tables are divided.
 
-    CREATE TABLE     its columns; once more after a DROP they must be the same ones
-    CREATE INDEX     a BTREE index, not unique: a unique one needs the partition column, and scripts don't break them
-    DROP TABLE       the table is emptied
-    DROP INDEX       nothing: which rows a query finds does not depend on indexes
+    CREATE TABLE           PARTITION TABLE … ON COLUMN behind it, and NOT NULL at that column
+    CREATE UNIQUE INDEX    not unique: that would need the partition column, and scripts don't break it
+    CREATE INDEX           a BTREE index; DESC goes, since it is read in both directions
 
-Each table is partitioned on the first column of its primary key. One without a primary key is partitioned on its first
+A table is partitioned on the first column of its primary key. One without a primary key is partitioned on its first
 INT or STRING column that all INSERTs of the script fill. Where each of them is NULL somewhere, the table gets one more
 column, which INSERTs number, if no query of the script could see it; else all partitions hold copies.
 """
@@ -26,7 +25,6 @@ from voltpy.sql.parse import parse_statement
 
 CREATE_TABLE = re.compile(r"\s*CREATE\s+TABLE\s+(\w+)", re.IGNORECASE)
 CREATE_INDEX = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+(\w+)\s+ON\s+(\w+)\s*\(([^)]*)\)\s*;?\s*$", re.IGNORECASE)
-DROP = re.compile(r"\s*DROP\s+(TABLE|INDEX)\s+(?:IF\s+EXISTS\s+)?(\w+)", re.IGNORECASE)
 _INSERT = re.compile(r"\s*INSERT\b", re.IGNORECASE)
 _INSERT_NAMED = re.compile(
     r"\s*INSERT\s+INTO\s+(\w+)\s*\(([^()]*)\)\s*VALUES\s*\((.*)\)\s*;?\s*$", re.IGNORECASE | re.DOTALL
@@ -35,58 +33,54 @@ _STAR = re.compile(r"(SELECT|,|DISTINCT|ALL)\s+\*|\.\*", re.IGNORECASE)
 SPREAD = "spread_by"  # the column that only numbers rows
 
 
-def index_columns(written: str) -> str:
-    """`a DESC, b` → `a, b`: an index is read in both directions."""
-    return ", ".join(column.split()[0] for column in written.split(","))
+def index_text(found: re.Match[str]) -> str:
+    """The statement for a match of CREATE_INDEX."""
+    columns = ", ".join(column.split()[0] for column in found[3].split(","))
+    return f"CREATE INDEX {found[1]} ON {found[2]} USING BTREE ({columns})"
 
 
 class Definitions:
     def __init__(self, records: Iterable[Record]) -> None:
-        """Raises SchemaError where a table comes back with other columns."""
-        self.tables: dict[str, Table] = {}
-        self._indexes: dict[tuple[str, str], str] = {}  # (table, columns) → its name
-        self._named: dict[str, list[bool]] = {}  # of each INSERT, whether it can be rewritten
+        """Of all records of a script, before the first one is run."""
+        self._tables: dict[str, Table] = {}  # as they are created last
         self._nullable: set[tuple[str, str]] = set()  # columns that may be NULL in some row
+        self._unnamed: set[str] = set()  # tables with an INSERT that could not be numbered
         self._seen_whole = False  # whether a query asks for all columns of something
         self._numbered = 0
         for record in records:
             self._read(record.sql)
         self._spread = {
-            table.name for table in self.tables.values()
-            if not self._seen_whole and self._by_own_column(table) is None
-            and all(position_named for position_named in self._named.get(table.name, [False]))
-        }  # fmt: skip
+            table.name
+            for table in self._tables.values()
+            if not self._seen_whole and table.name not in self._unnamed and self._by_own_column(table) is None
+        }
 
     def rewritten(self, sql: str) -> str:
-        """A statement as the cluster's tables want it."""
-        found = _INSERT_NAMED.match(sql) if self._spread else None
-        if found is None or found[1].lower() not in self._spread:
-            return sql
-        self._numbered += 1
-        return f"INSERT INTO {found[1]} ({SPREAD}, {found[2]}) VALUES ({self._numbered}, {found[3]})"
-
-    def schema(self) -> str:
-        tables = tuple(self._partitioned(table) for table in self.tables.values())
-        text = describe(Schema(tables, ()))
-        for number, (table, columns) in enumerate(self._indexes):
-            if table in self.tables:
-                text += f"CREATE INDEX script_index_{number} ON {table} USING BTREE ({columns});\n"
-        return text or "CREATE TABLE nothing_yet (a INT);"
+        """A statement of the script, as the cluster gets it."""
+        if CREATE_TABLE.match(sql):
+            try:
+                table = parse_schema(sql).tables[0]
+            except SchemaError:
+                return sql  # the cluster says so
+            return describe(Schema((self._partitioned(table),), ()))
+        if found := CREATE_INDEX.match(sql):
+            return index_text(found)
+        if self._spread and (insert := _INSERT_NAMED.match(sql)) and insert[1].lower() in self._spread:
+            self._numbered += 1
+            return f"INSERT INTO {insert[1]} ({SPREAD}, {insert[2]}) VALUES ({self._numbered}, {insert[3]})"
+        return sql
 
     def copies(self) -> list[str]:
         """The tables that are not partitioned."""
-        return [table.name for table in self.tables.values() if self._partitioned(table).partition_column is None]
+        return [table.name for table in self._tables.values() if self._partitioned(table).partition_column is None]
 
     def _read(self, sql: str) -> None:
         if CREATE_TABLE.match(sql):
             try:
                 table = parse_schema(sql).tables[0]
             except SchemaError:
-                return  # when it is run, its record fails
-            if self.tables.setdefault(table.name, table) != table:
-                raise SchemaError(f"table {table.name} is created a second time, with other columns")
-        elif found := CREATE_INDEX.match(sql):
-            self._indexes.setdefault((found[2].lower(), index_columns(found[3].lower())), found[1])
+                return
+            self._tables[table.name] = table
         elif _INSERT.match(sql):
             self._read_insert(sql)
         elif _STAR.search(sql):
@@ -97,10 +91,11 @@ class Definitions:
             insert, _ = parse_statement(sql)
         except SqlError:
             return
-        table = self.tables.get(insert.table.name) if isinstance(insert, syntax.Insert) else None
+        table = self._tables.get(insert.table.name) if isinstance(insert, syntax.Insert) else None
         if table is None or not isinstance(insert, syntax.Insert):
             return
-        self._named.setdefault(table.name, []).append(_INSERT_NAMED.match(sql) is not None)
+        if _INSERT_NAMED.match(sql) is None:
+            self._unnamed.add(table.name)
         names = [column.name for column in table.columns]
         given = [name for name, _ in insert.columns] or names
         may_be_null = set(names) - set(given)
