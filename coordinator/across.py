@@ -23,6 +23,8 @@ _UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 class StatementsAcross(Statements):
+    across = True
+
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan], tables: Tables, running: Words) -> None:
         super().__init__(schema, plan_of)
         self.undo = tables

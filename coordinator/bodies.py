@@ -16,7 +16,7 @@ from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 from msgspec import Raw, Struct
 
@@ -27,7 +27,7 @@ from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
 from voltpy.builtin import PLAN, builtins
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
-from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError
+from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError, SchemaError
 from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
 from voltpy.messages import LEASE_S, CallError, CallGroup, ProcedureInfo
@@ -89,6 +89,18 @@ class Call(Struct, eq=False, gc=True):
         return self.changed[0] != self.changed[1]
 
 
+class ViewAcross:
+    """A view where a procedure crosses partitions: what is stored of it knows nothing of what the batch has written."""
+
+    def __init__(self, table: Table) -> None:
+        self._name = table.name
+        self.schema = table.schema
+        self.catalog_count = table.count
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise SchemaError(f"tx.{self._name}: a procedure that crosses partitions reads a view by SQL, with tx.execute")
+
+
 class Bodies:
     """`counts` of runs by what became of them. `failed` is told of every exception, once its run is undone."""
 
@@ -134,9 +146,13 @@ class Bodies:
     def _made_views(self) -> dict[bool, Transaction]:
         """What `tx` is, by whether the procedure is read-only."""
         self._context.dropped = self._schema.dropped_names
-        tables: dict[str, Any] = dict(self.tables.by_name)
+        tables: dict[str, Any] = {
+            name: table if table.schema.view is None else ViewAcross(table)
+            for name, table in self.tables.by_name.items()
+        }
         read_only: dict[str, Any] = {
-            name: ReadOnlyTable(table, "the procedure is declared read_only") for name, table in tables.items()
+            name: ReadOnlyTable(table, "the procedure is declared read_only") if isinstance(table, Table) else table
+            for name, table in tables.items()
         }
         return {False: Transaction(tables, self._context), True: Transaction(read_only, self._context)}
 

@@ -127,7 +127,7 @@ def insert({parameters}):
 {found}
     if _old is not None:
         raise _duplicate(_key)
-{unique}    _note((_table, _key, None))
+{unique}{views}    _note((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -139,7 +139,7 @@ def upsert({parameters}):
 {made}
     _key = {key}
 {found}
-{unique}    if _old is not None:
+{unique}{views}    if _old is not None:
         if _heap.cold:
             _need(_key)
         _note((_table, _key, _old))
@@ -167,7 +167,7 @@ def insert({parameters}):
     {key} = _table.new_hidden_key()
 {made}
 {owned}
-{unique}    _note((_table, {key}, None))
+{unique}{views}    _note((_table, {key}, None))
     _inserted[{key}] = _image
     return _row
 
@@ -203,7 +203,7 @@ def update(_key, /, **_changes):
         raise
     if _len(_image) > {limit}:
         _validated(_row)
-{unique}    _note((_table, _key, _old))
+{unique}{views}    _note((_table, _key, _old))
     if _is_kept:
         _rows[_key] = _row
     else:
@@ -242,8 +242,39 @@ def forget_seen():
     _seen_key = _seen_row = None
 """
 
+# Of a view: the row of a group that its maintenance has just read. It is as in `upsert`, but for what that looks up.
+_FOLLOW = """
+def follow(_key, _old, {parameters}):
+    "Puts a row in the place of `_old`, which `get` has found under this key; None: it has found none."
+{made}
+    if _old is not None:
+        if _heap.cold:
+            _need(_key)
+        _note((_table, _key, _old))
+        if _key in _rows or _key in _asked:
+            _rows[_key] = _row
+        else:
+            _ask(_key)
+        if _key in _inserted:
+            _inserted[_key] = _image
+        else:
+            _updated[_key] = _image
+{place}
+        return
+    _note((_table, _key, None))
+    if _key in _updated:
+        _updated[_key] = _image
+    else:
+        _inserted[_key] = _image
+"""
+
 # Where the table has a unique index: at the last moment before anything changes.
 _UNIQUE = """    _check_unique({key}, _row, {old})
+"""
+
+
+# Where the table has views: behind all that could refuse the row.
+_VIEWS = """    _maintain({key}, {old}, _row)
 """
 
 
@@ -254,6 +285,7 @@ class Accessors(NamedTuple):
     insert: Callable[..., Any]
     upsert: Callable[..., Any]
     update: Callable[..., Any]
+    follow: Callable[..., None] | None  # of a view
     forget_seen: Callable[[], None]  # not for procedures: committed rows are about to change
 
 
@@ -268,7 +300,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
 
     rows = row_source(schema, format)
-    source = _source(schema, index, rows, table.lookups is not None and table.lookups.has_unique)
+    has_unique = table.lookups is not None and table.lookups.has_unique
+    source = _source(schema, index, rows, has_unique, table.maintain is not None)
     bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
         "_new_row_of": table._inserted.get, "_unknown": object(), "_places": table._places,
@@ -277,22 +310,23 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
         "_check_unique": None if table.lookups is None else table.lookups.check_unique,
-        "_find": index.find, "_read": heap.read,
+        "_maintain": table.maintain, "_find": index.find, "_read": heap.read,
         "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
     source = f"\n_seen_key = _seen_row = None; _seen_id = {NOWHERE}{source}"
-    names = "get, insert, upsert, update, forget_seen"
+    names = f"get, insert, upsert, update, {'None' if schema.view is None else 'follow'}, forget_seen"
     made = Accessors(*functions(source, names, bound, f"<table {schema.name}>"))
-    for accessor in made:
+    for accessor in filter(None, made):
         accessor.__qualname__ = (
             f"{schema.name}.{accessor.__name__}"  # what Python names in "got an unexpected argument"
         )
     return made
 
 
-def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_unique: bool) -> str:
+def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_unique: bool, has_views: bool) -> str:
     """The functions' text."""
+    views = _VIEWS.format(key="_key", old="_old") if has_views else ""
     unique = _UNIQUE.format(key="_key", old="_old") if has_unique else ""
     part = schema.partition_column
     owned = _OWNED[schema.column(part).type] if part else "pass"
@@ -302,7 +336,9 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_uniqu
     if not index.ordered:
         fetched = "elif _row_id < 0 or _key_of(_old := _decode(_read(_row_id))) != _key:\n"
         fetched += "    _old = _find_row(_key)\nelse:"
-    key_types = {schema.column(name).type for name in schema.primary_key}
+    key_columns = [schema.column(name) for name in schema.primary_key]
+    key_types = {column.type for column in key_columns}
+    is_null_a_key = len(key_columns) == 1 and key_columns[0].nullable  # of a view; `_seen_key` is None for none
     if schema.hidden_key:
         keyed = _HIDDEN.format(
             parameters=rows.parameters,
@@ -310,20 +346,27 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_uniqu
             key=schema.primary_key[0],
             owned=indent(owned_row, 4 * " "),
             unique=_UNIQUE.format(key=schema.primary_key[0], old=None) if has_unique else "",
+            views=_VIEWS.format(key=schema.primary_key[0], old=None) if has_views else "",
         )
     else:
-        found = _FOUND if "FLOAT" not in key_types else _FOUND_THE_LONG_WAY
+        found = _FOUND_THE_LONG_WAY if "FLOAT" in key_types or is_null_a_key else _FOUND
         owned_row = indent(owned_row, 16 * " ")
         found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
-        keyed = _KEYED.format(parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique)
+        keyed = _KEYED.format(
+            parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique, views=views
+        )
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
-    is_simple = len(schema.primary_key) == 1 and key_types <= {"INT", "STRING"}
+    is_simple = len(key_columns) == 1 and key_types <= {"INT", "STRING"} and not is_null_a_key
     get = _GET if is_simple else _GET_THE_LONG_WAY
     get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=_inside(fetched, 8))
     sought = _SOUGHT if is_simple else _SOUGHT_THE_LONG_WAY
     sought = sought.format(nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
-    update = _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique, sought=sought)
-    return get + keyed + update + _FORGET
+    update = _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique, views=views, sought=sought)
+    follow = ""
+    if schema.view is not None:
+        place = "            if _key == _seen_key:\n                _places[_key] = _seen_id" if is_simple else ""
+        follow = _FOLLOW.format(parameters=rows.parameters, made=rows.made, place=place)
+    return get + keyed + update + follow + _FORGET
 
 
 def _inside(text: str, spaces: int) -> str:

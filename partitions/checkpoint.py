@@ -118,7 +118,8 @@ class Root(Struct, array_like=True, forbid_unknown_fields=True):
 
     Of the coordinator's batches: what is prepared and undecided, by their numbers; the numbers of those whose outcomes
     are among `outcomes`, by LSN; and the highest number of those whose outcomes were there once. Roots that were
-    written before there were such batches end before these.
+    written before there were such batches end before these. `unbuilt`: the numbers of views that a
+    recovery was still to build.
     """
 
     tables: list[TableRoot]
@@ -127,6 +128,7 @@ class Root(Struct, array_like=True, forbid_unknown_fields=True):
     prepared: list[tuple[int, list[TableChanges]]] = []
     batches: list[tuple[int, int]] = []
     batches_reach: Annotated[int, Meta(ge=0)] = 0
+    unbuilt: list[int] = []
 
 
 class Checkpoint(NamedTuple):
@@ -198,6 +200,8 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     roots = checkpoint.root.tables
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
+    views = [table.number for table in store.tables if table.schema.view is not None]
+    store.unbuilt = {number for number in views if number >= len(roots) or number in checkpoint.root.unbuilt}
     page_tables = [
         array("Q") if store.schema.tables[number].dropped else page_table(root, directory)
         for number, root in enumerate(roots)
@@ -493,7 +497,7 @@ class Checkpointer:
         batches_reach, batches = self._window.batches
         prepared = list(self._store.prepared.items())
         tables = [part.root for part in parts]
-        return lsn, parts, Root(tables, reach, outcomes, prepared, batches, batches_reach)
+        return lsn, parts, Root(tables, reach, outcomes, prepared, batches, batches_reach, sorted(self._store.unbuilt))
 
     def _write_pages(self, generation: int, part: _Part) -> Iterator[None]:
         """Writes the pages that have changed; the heap's own page table says at once where they are now.

@@ -271,6 +271,8 @@ class Executor:
             if answers.errors:
                 return Part(error=answers.errors[0]), []
             changes, _ = self.seal()
+            tables = self._store.tables  # views follow when it is decided
+            changes = [change for change in changes if tables[change.table].schema.view is None]
             return Part(bytes(_decode_raws(answers.groups[0].results)[0])), changes
         finally:
             self._views = views
@@ -832,6 +834,12 @@ class Executor:
         for name, table in self._store.by_name.items():
             if table.number in lent:
                 read_only[name] = local[name] = joint[name] = _Lent(table, misses)
+                continue
+            view = table.schema.view
+            if view is not None:
+                base = self._store.by_name[view.base]
+                reader = _Lent(base, misses) if base.number in lent else self._store.readers[name]
+                read_only[name] = local[name] = joint[name] = reader
                 continue
             read_only[name] = ReadOnlyTable(table, "the procedure is declared read_only")
             if full is not None:

@@ -54,7 +54,8 @@ class PrimaryIndex:
     __slots__ = ("_changed_numbers", "_changed_row_ids", "_collisions", "_hash", "_tree", "find", "ordered")
 
     def __init__(self, table: Table) -> None:
-        self.ordered = len(table.primary_key) == 1 and table.column(table.primary_key[0]).type == "INT"
+        first = table.column(table.primary_key[0])
+        self.ordered = len(table.primary_key) == 1 and first.type == "INT" and not first.nullable
         floats = [table.column(name).type == "FLOAT" for name in table.primary_key]
         self._hash: Callable[[Any], int] = _hash_with_floats(floats) if any(floats) else _hash
         self._tree = _Tree()

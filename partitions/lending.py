@@ -52,6 +52,7 @@ from partitions.executor import Executor, Part
 from partitions.lookups import Entry
 from partitions.store import Store
 from partitions.table import Table
+from partitions.viewed_table import MOST_PREPARED, ViewedTable
 from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
 from voltpy.call_error import call_error
 from voltpy.crash_point import crash_point
@@ -503,9 +504,9 @@ class Loans:
             changes = self._still_held(batch, order.changes)
             self._check_unique(batch, changes)
             _check_outcomes(outcomes)
-            self._put(changes)
+            derived = self._put(changes)
             crash_point("lending.commit.before_append")
-            lsn = self._log(COMMIT, batch, order.changes, outcomes)
+            lsn = self._log(COMMIT, batch, order.changes + derived, outcomes)
         except (Error, DiskFull) as error:
             self._store.undo_batch()
             return self._refused(batch, error)
@@ -555,8 +556,12 @@ class Loans:
                 table.lookups.check_changes(keys, images, deleted, own)
 
     def _log_prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
-        """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room."""
+        """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room.
+
+        Also what views could not follow when it is decided, and NotHere for cold pages of theirs.
+        """
         self._make_room(changes)
+        self._try_views(changes)
         crash_point("lending.prepare.before_append")
         self._log(PREPARE, batch, encoded)
         crash_point("lending.prepare.appended")
@@ -601,9 +606,9 @@ class Loans:
         """What is prepared counts from now on. False when there is no room: it is tried again."""
         changes = self._prepared[batch]
         try:
-            self._put(changes)
+            derived = self._put(changes, is_decided=True)
             crash_point("lending.decide.before_append")
-            self._log(DECIDE, batch, [])
+            self._log(DECIDE, batch, derived)
         except (ReadOnly, DiskFull):
             self._store.undo_batch()
             self._retry_s = now_s + RETRY_S
@@ -643,11 +648,36 @@ class Loans:
                 table.lookups.release(keys)
             self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
 
-    def _put(self, changes: list[Changes]) -> None:
-        """Makes these the batch's changes. Raises ReadOnly, or NotHere, after either of which it must be undone."""
+    def _put(self, changes: list[Changes], *, is_decided: bool = False) -> list[TableChanges]:
+        """Makes these the batch's changes. Raises ReadOnly, or NotHere, after either of which it must be undone.
+
+        What they change in views.
+        """
         for table, keys, images, deleted in changes:
-            table.put(keys, images, deleted)
+            if isinstance(table, ViewedTable):
+                table.is_decided = is_decided
+                try:
+                    table.put(keys, images, deleted)
+                finally:
+                    table.is_decided = False
+            else:
+                table.put(keys, images, deleted)
         self._make_room(changes)
+        return self._store.derived_changes() if self._store.viewed else []
+
+    def _try_views(self, changes: list[Changes]) -> None:
+        """Raises DataError or ConstraintViolation for changes that views could not follow when they are decided."""
+        viewed = [each for each in changes if isinstance(each.table, ViewedTable)]
+        if not viewed:
+            return
+        if len(self._prepared) >= MOST_PREPARED:
+            raise Unavailable(f"{len(self._prepared)} batches are prepared and undecided")
+        try:
+            for table, keys, images, deleted in viewed:
+                assert isinstance(table, ViewedTable)
+                table.check_changes(keys, images, deleted)
+        finally:
+            self._store.undo_batch()
 
     def _make_room(self, changes: list[Changes]) -> None:
         pages_needed = 0

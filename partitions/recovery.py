@@ -35,6 +35,7 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     store.take_prepared(root.prepared)
     replayed = in_this_turn = gathered_bytes = 0
     turn_images = min(TURN_IMAGES, store.turn_bytes // PAGE_BYTES)
+    lsn = checkpoint.lsn
     for lsn, payload in wal.replay(checkpoint.lsn):
         batch = decode_batch(payload, lsn)
         outcomes = bytes(batch.outcomes)
@@ -52,5 +53,8 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
                 crash_point("recovery.checkpoint")
     store.apply_turn()
     store.rebuild_indexes()
+    for _ in store.build_views():
+        if pool is not None and pool.must_clean:
+            checkpointer.make(lsn)
     store.misses.bring = None
     return replayed + in_this_turn

@@ -18,12 +18,15 @@ from partitions.index import INDEX_BYTES
 from partitions.lookups import Lookups
 from partitions.page import PAGE_BYTES, Arena, page_id
 from partitions.table import Ownership, Table, UndoLog
+from partitions.view_reader import ViewReader
+from partitions.viewed_table import ViewedTable
 from partitions.wal import ABORT, DECIDE, PREPARE, Record
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
 from voltpy.resident import resident_bytes as resident_bytes
 from voltpy.schema import Index, Schema
+from voltpy.view import own_key
 
 # What a generation of decoded rows may take; there are two.
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
@@ -54,9 +57,12 @@ class Store:
         "partitions",
         "pool",
         "prepared",
+        "readers",
         "schema",
         "tables",
+        "unbuilt",
         "undo_log",
+        "viewed",
     )
 
     def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
@@ -71,17 +77,24 @@ class Store:
         self.owner = Ownership(partition, partitions)
         # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
         self.prepared: dict[int, list[TableChanges]] = {}
-        self.tables = [
-            Table(table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number))
+        viewed = {table.view.base for table in schema.tables if table.view is not None}
+        self.tables: list[Table] = [
+            (ViewedTable if table.name in viewed else Table)(
+                table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number)
+            )
             for number, table in enumerate(schema.tables)
         ]
         self.by_name = {
             table.name: self.tables[number] for number, table in enumerate(schema.tables) if not table.dropped
         }
+        self.viewed = [table for table in self.tables if isinstance(table, ViewedTable)]
+        self.readers: dict[str, ViewReader] = {}  # of views, by name
+        self.unbuilt: set[int] = set()  # views that don't follow their tables yet: see `build_views`
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where there should have been an image
         self._partition = partition
+        self._follow()
         self.lookups: list[Lookups] = []  # of the tables that have indexes
         self._list_lookups()
         self._unlimited_until = 0
@@ -177,6 +190,20 @@ class Store:
                 "or start with a larger --memory"
             )
 
+    def derived_changes(self) -> list[TableChanges]:
+        """What the batch changed in views. Raises ReadOnly as `changes` does."""
+        changed = []
+        pages_needed = 0
+        for base in self.viewed:
+            for view in base.views:
+                if view.changed:
+                    images, deleted = view.changes()
+                    pages_needed += view.pages_needed(images)
+                    changed.append(TableChanges(view.number, images, deleted))
+        if pages_needed:
+            self.make_room(pages_needed)
+        return changed
+
     def apply(self) -> None:
         """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
         self.undo_log.clear()
@@ -212,10 +239,12 @@ class Store:
             if step.kind == DECIDE:
                 if step.number not in self.prepared:
                     raise Corruption(f"WAL record {lsn} decides batch {step.number}, which was not prepared")
-                changes = self.prepared.pop(step.number)
+                changes = self.prepared.pop(step.number) + changes  # those are of views
             elif step.kind == ABORT:
                 self.prepared.pop(step.number, None)
         for change in changes:
+            if change.table in self.unbuilt:
+                continue
             try:
                 self.tables[change.table].replay(change.images, change.deleted)
             except Corruption as error:
@@ -341,6 +370,22 @@ class Store:
             for _ in lookups.rebuild():
                 pass
 
+    def build_views(self) -> Iterator[None]:
+        """At the end of a recovery: fills the views that the checkpoint did not have, from their tables.
+
+        In turns, applied each, and not logged: until the next checkpoint has them, a recovery builds them again.
+        """
+        for base in self.viewed:
+            unbuilt = [view for view in base.views if view.number in self.unbuilt]
+            if unbuilt:
+                for _ in base.build(unbuilt):
+                    self.changes()
+                    self.apply()
+                    if self.pool is not None:
+                        self.pool.end_batch()
+                    yield
+                self.unbuilt.difference_update(view.number for view in unbuilt)
+
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
         for table in self.tables:
@@ -366,6 +411,14 @@ class Store:
         """What pages, indexes and decoded rows should take, and the process without them."""
         decoded = sum(table.decoded_bytes for table in self.tables)
         return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + self.index_bytes + decoded
+
+    def _follow(self) -> None:
+        """From now on views follow their tables."""
+        own = own_key(self.owner.owned) if self.viewed else 0
+        for base in self.viewed:
+            views = [self.by_name[view.name] for view in self.schema.views_of(base.name)]
+            base.follow_with(views, self.schema, self.undo_to, own)
+            self.readers.update({view.name: ViewReader(view, base, self.misses, own) for view in views})
 
     def _list_lookups(self) -> None:
         self.lookups = [table.lookups for table in self.tables if table.lookups is not None]

@@ -115,9 +115,11 @@ class Table:
         "_rows_limit",
         "_undo",
         "_updated",
+        "follow",
         "get",
         "insert",
         "lookups",
+        "maintain",
         "name",
         "new_hidden_key",
         "note",
@@ -166,6 +168,7 @@ class Table:
         # Told of keys that are used often: see partitions.warm_up.
         self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
         self.lookups = Lookups(self, indexes) if indexes else None  # its secondary indexes
+        self.maintain: Callable[..., None] | None = None  # makes views follow: see partitions.viewed_table
         self._make_accessors()
 
     # What procedures call, besides get, insert, upsert and update, which partitions.accessors makes.
@@ -279,6 +282,14 @@ class Table:
     def changed_rows(self) -> int:
         """Rows that existed before the batch and that it has changed."""
         return len(self._updated)
+
+    def key_of(self, row: Any) -> Any:
+        """A row's primary key."""
+        return self._key_of(row)
+
+    def checked_key(self, key: Any) -> Any:
+        """The key, if it is one. Raises ConstraintViolation."""
+        return self._format.checked_key(key)
 
     # Undo, and keys that are not here.
 
@@ -718,7 +729,7 @@ class Table:
             self._forget_seen = _nothing
             return
         made = accessors(self, self._format, self._index, self._heap)
-        self.get, self.insert, self.upsert, self.update, self._forget_seen = made
+        self.get, self.insert, self.upsert, self.update, self.follow, self._forget_seen = made
 
     def _check_fixed(self, changes: dict[str, Any]) -> None:
         """Raises for changes that would move a row to another key or another partition."""

@@ -651,8 +651,9 @@ def _definitions(source: str) -> dict[int, ast.FunctionDef]:
 
 
 def _tables_of_copies(schema: Schema | None) -> frozenset[str]:
-    """The tables that every partition has a copy of."""
-    return frozenset(table.name for table in schema.live if table.partition_column is None) if schema else frozenset()
+    """The tables that every partition has a copy of, and that procedures can write."""
+    tables = () if schema is None else schema.live
+    return frozenset(table.name for table in tables if table.partition_column is None and table.view is None)
 
 
 def _procedure_of(function: Callable[..., Any], copies: frozenset[str]) -> Procedure:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from voltpy.errors import ConstraintViolation, Corruption
-from voltpy.schema import Table
+from voltpy.schema import Column, Table
 
 MAX_ROW_BYTES = 1 << 20
 
@@ -40,6 +40,10 @@ LEFT_OUT = object()  # a column without default that an insert did not name
 encode = msgspec.msgpack.Encoder().encode
 
 
+def _annotation(column: Column) -> Any:
+    return _ANNOTATIONS[column.type] | None if column.nullable else _ANNOTATIONS[column.type]
+
+
 class RowFormat:
     """How one table's rows are made, encoded, decoded and keyed."""
 
@@ -47,9 +51,7 @@ class RowFormat:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        fields: list[Any] = [
-            (c.name, _ANNOTATIONS[c.type] | None if c.nullable else _ANNOTATIONS[c.type]) for c in table.columns
-        ]
+        fields: list[Any] = [(column.name, _annotation(column)) for column in table.columns]
         for position in range(len(fields) - table.added, len(fields)):
             fields[position] += (table.defaults[position],)
         self.struct: type[Struct] = msgspec.defstruct(
@@ -63,7 +65,7 @@ class RowFormat:
         self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self.struct).decode
         # A row's key: the column's value, or a tuple where the primary key has several columns.
         self.key_of: Callable[[Any], Any] = attrgetter(*table.primary_key)
-        key_types = tuple(_ANNOTATIONS[table.column(name).type] for name in table.primary_key)
+        key_types = tuple(map(_annotation, map(table.column, table.primary_key)))
         key_type = key_types[0] if len(key_types) == 1 else tuple.__class_getitem__(key_types)
         self.decode_key: Callable[[bytes], Any] = msgspec.msgpack.Decoder(key_type).decode
 

@@ -66,7 +66,8 @@ class RowSource(NamedTuple):
 def row_source(schema: Table, format: RowFormat) -> RowSource:
     defaults: dict[str, Any] = {}
     parameters, exact = [], []
-    for position, column in enumerate(schema.declared):
+    given = schema.declared if schema.view is None else schema.columns  # those that a view hides are kept, too
+    for position, column in enumerate(given):
         optional = column.has_default or column.nullable
         defaults[f"_default_{position}"] = column.default if optional else LEFT_OUT
         parameters.append(f"{column.name}=_default_{position}")

@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from voltpy.errors import SchemaError
+from voltpy.view import View
 
 TypeName = Literal["INT", "FLOAT", "STRING", "BOOL", "TIMESTAMP"]
 IndexKind = Literal["INVERTED", "HASH", "BTREE"]
@@ -37,6 +38,7 @@ INT_MAX = (1 << 63) - 1
 
 HIDDEN_KEY = "rowid"  # the primary key of a table that declares none; the last column of its rows
 FORMAT_VERSION = 2
+VIEW_KINDS = ("rows", "count", "sum", "min", "max")  # of what a view keeps
 MAX_COLUMNS = 1000  # declared ones: a hidden key comes on top
 MAX_TABLES = 1000
 MAX_TABLE_NUMBERS = 10_000  # those of dropped tables among them
@@ -95,6 +97,7 @@ class Table(Struct, frozen=True, dict=True):
     partition_column: str | None
     added: int = 0
     dropped: bool = False
+    view: View | None = None  # of another table: nobody but the partition that has it writes it
 
     def column(self, name: str) -> Column:
         position = self.positions.get(name)
@@ -109,7 +112,9 @@ class Table(Struct, frozen=True, dict=True):
 
     @cached_property
     def declared_positions(self) -> tuple[int, ...]:
-        """Where the columns are that rows are given for: all but a hidden key."""
+        """Where the columns are that rows are given for: all but a hidden key, and those that a view hides."""
+        if self.view is not None:
+            return tuple(range(len(self.columns) - self.view.hidden))
         hidden = self.positions[HIDDEN_KEY] if self.hidden_key else -1
         return tuple(position for position in range(len(self.columns)) if position != hidden)
 
@@ -183,6 +188,9 @@ class Schema(Struct, frozen=True, dict=True):
         if number is None:
             raise SchemaError(f"there is no table {name}")
         return self.tables[number]
+
+    def views_of(self, table: str) -> tuple[Table, ...]:
+        return tuple(each for each in self.live if each.view is not None and each.view.base == table)
 
     def indexes_of(self, table: str) -> tuple[Index, ...]:
         return tuple(index for index in self.indexes if index.table == table)
@@ -280,6 +288,8 @@ def check(schema: Schema) -> None:
             continue
         _check_columns(table)
         _check_keys(table)
+        if table.view is not None:
+            _check_view(schema, table, table.view)
     for index in schema.indexes:
         problem = name_problem(index.name)
         _refuse(problem is not None, f"index {index.name!r}: {problem}")
@@ -301,7 +311,8 @@ def can_be_unique(table: Table, columns: tuple[str, ...]) -> bool:
 
 def _check_columns(table: Table) -> None:
     _refuse(len(table.positions) != len(table.columns), f"table {table.name}: a column name occurs twice")
-    _refuse(len(table.columns) - table.hidden_key not in range(1, MAX_COLUMNS + 1), f"table {table.name}: column count")
+    hidden = table.hidden_key if table.view is None else table.view.hidden
+    _refuse(len(table.columns) - hidden not in range(1, MAX_COLUMNS + 1), f"table {table.name}: column count")
     for column in table.columns:
         problem = name_problem(column.name)
         _refuse(problem is not None, f"table {table.name}, column {column.name!r}: {problem}")
@@ -315,7 +326,8 @@ def _check_columns(table: Table) -> None:
 def _check_keys(table: Table) -> None:
     _check_column_list(table.primary_key, f"the primary key of {table.name}")
     for name in table.primary_key:
-        _refuse(table.column(name).nullable, f"table {table.name}: {name} is nullable and in the primary key")
+        is_nullable = table.column(name).nullable and table.view is None
+        _refuse(is_nullable, f"table {table.name}: {name} is nullable and in the primary key")
     if table.hidden_key:
         hidden = Column(HIDDEN_KEY, "INT", nullable=False)
         _refuse(table.primary_key != (HIDDEN_KEY,), f"table {table.name}: the hidden key is not {HIDDEN_KEY}")
@@ -329,6 +341,24 @@ def _check_keys(table: Table) -> None:
             (column.name in table.primary_key) == table.hidden_key,
             f"table {table.name}: the partition column {column.name} is not a declared part of the primary key",
         )
+
+
+def _check_view(schema: Schema, table: Table, view: View) -> None:
+    base = schema.table(view.base)
+    where = f"view {table.name}"
+    is_first = schema.numbers[base.name] < schema.numbers[table.name]
+    _refuse(base.view is not None or not is_first, f"{where}: {base.name} is no table that stands before it")
+    own = (view.own_key,) if view.own_key else ()
+    keys = table.primary_key[len(own) :]
+    _refuse(table.primary_key[: len(own)] != own or len(keys) != len(view.keys), f"{where}: its keys")
+    kept = [each.column for each in view.kept]
+    _refuse(sorted((*own, *keys, *kept)) != sorted(table.positions), f"{where}: its columns")
+    _refuse([each.kind for each in view.kept].count("rows") != 1, f"{where}: no count of rows")
+    for each in view.kept:
+        has_argument = (each.argument is not None) == (each.kind != "rows")
+        _refuse(each.kind not in VIEW_KINDS or not has_argument, f"{where}, column {each.column}")
+        _refuse(each.count != "" and each.count not in kept, f"{where}, column {each.column}: its count")
+    _refuse((base.partition_column is None) != (table.partition_column is None), f"{where}: where its rows live")
 
 
 def _check_column_list(names: tuple[str, ...], of: str) -> None:
@@ -423,6 +453,10 @@ def _difference(stored: Table, new: Table, before: Table) -> str | None:
     """The first difference between two definitions of one table that is no addition, in words."""
     if stored == new:
         return None
+    if (stored.view is None) != (new.view is None):
+        return "one is a view, and the other is none"
+    if stored.view is not None and new.view is not None and stored.view.query != new.view.query:
+        return f"the view is stored as {stored.view.query}, now {new.view.query}"
     for column in stored.declared:
         if column.name not in new.positions and column.name in before.positions:
             return f"column {column.name} is stored and missing from the new schema"
@@ -458,6 +492,8 @@ def describe(schema: Schema) -> str:
 
 
 def _table_text(table: Table) -> str:
+    if table.view is not None:
+        return f"CREATE VIEW {_quoted(table.name)} AS {table.view.query};\n"
     lines = [column_text(column) for column in table.declared]
     if not table.hidden_key:
         lines.append(f"PRIMARY KEY ({_names(table.primary_key)})")

@@ -186,11 +186,15 @@ WRONG = [
     # statements
     ("▲", "CREATE TABLE: a schema has at least one table"),
     ("▲-- nothing\n", "found the end of the text"),
-    ("▲SELECT 1", 'found "SELECT", expected CREATE TABLE, CREATE INDEX or PARTITION TABLE'),
+    ("▲SELECT 1", 'found "SELECT", expected CREATE TABLE, CREATE INDEX, CREATE VIEW or PARTITION TABLE'),
     ("▲DROP TABLE t", "DROP is a statement for a running cluster"),
     ("▲INSERT INTO t VALUES (1)", "a schema holds no rows"),
     ("▲GRANT ALL ON t TO me", 'found "GRANT"'),
-    ("CREATE ▲VIEW v AS SELECT 1", 'found "VIEW", expected TABLE or INDEX; views are not supported'),
+    (
+        "CREATE ▲MATERIALIZED VIEW v AS SELECT 1",
+        'found "MATERIALIZED", expected TABLE, INDEX or VIEW; write CREATE VIEW',
+    ),
+    ("CREATE VIEW v AS ▲SELECT 1", 'found "SELECT", expected a table that the view is over, above it'),
     ("CREATE ▲TEMP TABLE t (a INT)", "temporary tables are not supported"),
     ("CREATE ▲OR REPLACE TABLE t (a INT)", "OR REPLACE is not supported"),
     ("CREATE UNIQUE ▲TABLE t (a INT)", 'found "TABLE", expected INDEX'),

@@ -174,7 +174,7 @@ class Shell:
             ]
             self._show(_described(fields))
             return True
-        counts = self._db.execute("SELECT row_count FROM db_tables WHERE table_name = ?", (table,)).rows
+        counts = self._db.execute("SELECT row_count, view_of FROM db_tables WHERE table_name = ?", (table,)).rows
         if not counts:
             raise SqlError(f"there is no table {table}; \\d lists them")
         rows = self._db.execute(
@@ -188,13 +188,23 @@ class Shell:
             (table,),
         )
         if self._form == "table":
-            [(count,)] = counts
+            [(count, base)] = counts
             _write(["\n"] if self._has_shown else [])
-            _write([f"Table {table}: {count:,} row{'' if count == 1 else 's'}, {_partitioned(rows)}\n", _key(rows)])
+            what, where = f"Table {table}", _partitioned(rows)
+            if base is not None:
+                what = f"View {table} of {base}"
+                if self._is_partitioned(base) and not where.startswith("partitioned"):
+                    where = "parts of its groups wherever rows of them are"
+            _write([f"{what}: {count:,} row{'' if count == 1 else 's'}, {where}\n", _key(rows)])
         self._show(_described([row[:4] for row in rows]))
         if indexes.rows or self._form == "json":
             self._show(indexes)
         return True
+
+    def _is_partitioned(self, table: str) -> bool:
+        return bool(
+            self._db.execute("SELECT 1 FROM db_columns WHERE table_name = ? AND is_partition_column", (table,)).rows
+        )
 
     def _include(self, path: str) -> bool:
         if not path:
@@ -233,7 +243,7 @@ class Quit(Exception):
 
 
 _LISTED = """
-SELECT t.table_name, column_count, row_count, c.column_name AS partition_column
+SELECT t.table_name, column_count, row_count, c.column_name AS partition_column, view_of
 FROM db_tables t LEFT JOIN db_columns c ON c.table_id = t.table_id AND c.is_partition_column
 ORDER BY t.table_name
 """

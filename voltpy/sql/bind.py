@@ -47,8 +47,10 @@ from voltpy.sql.bound import (
 from voltpy.sql.catalog import CATALOG
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.functions import AGGREGATES, FUNCTIONS, GENERATED, Function
+from voltpy.sql.parse import parse_statement
 from voltpy.sql.tokens import placed
 from voltpy.sql.values import ASSIGNED, CASTS, text_to_bool, text_to_float, text_to_int, text_to_timestamp
+from voltpy.view import View
 
 MAX_LEVELS = 60  # of operators in each other; Python's own parser has limits, too
 MAX_SOURCES = 64
@@ -87,10 +89,13 @@ class _Scope:
 
 
 def bind(
-    text: str, statement: syntax.Statement, parameters: int, catalogue: Catalogue
+    text: str, statement: syntax.Statement, parameters: int, catalogue: Catalogue, *, views_as_queries: bool = False
 ) -> tuple[BoundStatement, list[SqlType]]:
-    """The statement's meaning, and the types that its parameters should have. Raises SqlError."""
-    binder = _Binder(text, parameters, catalogue)
+    """The statement's meaning, and the types that its parameters should have. Raises SqlError.
+
+    `views_as_queries`: what is read of a view is not what is stored of it, but what its SELECT says about its table.
+    """
+    binder = _Binder(text, parameters, catalogue, views_as_queries)
     if isinstance(statement, syntax.Explain):
         statement = statement.statement
     bound: BoundStatement
@@ -104,10 +109,12 @@ def bind(
 
 
 class _Binder:
-    def __init__(self, text: str, parameters: int, catalogue: Catalogue) -> None:
+    def __init__(self, text: str, parameters: int, catalogue: Catalogue, views_as_queries: bool) -> None:
         self.text = text
+        self.views_as_queries = views_as_queries
         self.catalogue = catalogue
         self.parameter_types: list[SqlType] = ["ANY"] * parameters
+        self.grouped_views: set[int] = set()  # sources that are views, with a query that groups
         self.new_number = count().__next__
         self.levels = 0
         self.subqueries = 0  # one of WITH counts, with all in it, wherever it is named
@@ -260,6 +267,7 @@ class _Binder:
         scope.clause = "WHERE"
         if node.where is not None:
             block.where += conjuncts(self.condition(node.where, scope, "WHERE"))
+        self.ask_views_less(block)
         items = self.expanded(node.items, scope)
         keys = self.group_keys(node.keys, items, scope)
         scope.clause, scope.aggregates, scope.has_keys = "the select list", [], bool(keys)
@@ -462,8 +470,58 @@ class _Binder:
             fields = self.renamed(CATALOG[node.name], node.columns, node.at)
             return Source(self.new_number(), "catalog", name, fields, origin=node.name)
         table = self.table(node, scope.tables)
+        view = table.view
+        if view is not None and (self.views_as_queries or view.is_partial):
+            query = self.query_of(view) if self.views_as_queries else self.parts_together(table, view)
+            fields = self.renamed(query.fields, node.columns, node.at)
+            source = Source(self.new_number(), "query", name, fields, query=query)
+            self.grouped_views.add(source.number)
+            return source
         fields = self.renamed(_fields(table), node.columns, node.at)
         return Source(self.new_number(), "table", name, fields, table)
+
+    def ask_views_less(self, block: Block) -> None:
+        """What is asked of keys alone of a view's groups is asked before they are made."""
+        for source in block.sources:
+            if source.number not in self.grouped_views or source.left:
+                continue
+            inner = cast("BoundQuery", source.query).body
+            assert isinstance(inner, Block)
+            group = cast("Group", inner.group)
+            keys = {
+                (source.number, position): group.keys[output.column]
+                for position, output in enumerate(inner.outputs)
+                if isinstance(output, Column) and output.source == group.keys_source
+            }
+            for condition in block.where:
+                found = list(all_parts(condition))
+                places = {(part.source, part.column) for part in found if isinstance(part, Column)}
+                if places and places <= keys.keys() and not any(isinstance(part, Subquery) for part in found):
+                    inner.where.append(mapped(condition, _from(keys)))
+
+    def query_of(self, view: View) -> BoundQuery:
+        """What the view's SELECT says."""
+        statement, _ = parse_statement(view.query)
+        return self.query(cast("syntax.Query", statement), None, {})
+
+    def parts_together(self, table: Table, view: View) -> BoundQuery:
+        """The groups of a view of which several partitions may have parts."""
+        source = Source(self.new_number(), "table", table.name, _fields(table), table)
+        columns = [_column(source, position) for position in range(len(table.columns))]
+        keys = [columns[position] for position in table.key_positions[1:]]  # behind the partition's own
+        results, keys_source = self.new_number(), self.new_number()
+        how = {each.column: "sum" if each.kind in ("rows", "count") else each.kind for each in view.kept}
+        aggregates: list[Aggregate] = []
+        outputs: list[Expr] = []
+        for column, schema in zip(columns, table.declared, strict=False):
+            if schema.name in how:
+                outputs.append(Column(column.type, column.nullable, results, len(aggregates)))
+                aggregates.append(Aggregate(how[schema.name], column))
+            else:
+                outputs.append(Column(column.type, column.nullable, keys_source, keys.index(column)))
+        block = Block([source], [], outputs, Group(list(keys), aggregates, keys_source, results, False))
+        fields = [Field(each.name, each.type, each.nullable) for each in table.declared]
+        return BoundQuery(self.new_number(), block, fields)
 
     def table(self, node: syntax.TableRef, tables: Iterable[str] = ()) -> Table:
         table = self.catalogue.table(node.name)
@@ -478,6 +536,8 @@ class _Binder:
         if node.name in CATALOG:
             raise self.wrong(f"{node.name} is the catalog's, and can't be written", node.at)
         table = self.table(node)
+        if table.view is not None:
+            raise self.wrong(f"{table.name} is a view of {table.view.base}: write to that, and it follows", node.at)
         return table, Source(self.new_number(), "table", node.alias or node.name, _fields(table), table)
 
     def insert(self, node: syntax.Insert) -> BoundInsert:
@@ -1141,6 +1201,10 @@ def _is_same(one: object, other: object) -> bool:
 
 def _fields(table: Table) -> list[Field]:
     return [Field(column.name, column.type, column.nullable) for column in table.columns]
+
+
+def _from(places: dict[tuple[int, int], Expr]) -> Callable[[Expr], Expr | None]:
+    return lambda expr: places.get((expr.source, expr.column)) if isinstance(expr, Column) else None
 
 
 def _column(source: Source, position: int) -> Column:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from voltpy.schema import Schema
+from voltpy.schema import Schema, Table
 from voltpy.sql.bound import Field
 
 CATALOG: dict[str, list[Field]] = {
@@ -16,6 +16,7 @@ CATALOG: dict[str, list[Field]] = {
         Field("row_count", "INT", False),
         Field("pk_column_idx", "INT", True),
         Field("created_at", "TIMESTAMP", True),
+        Field("view_of", "STRING", True),
     ],
     "db_columns": [
         Field("table_id", "INT", False),
@@ -63,11 +64,14 @@ def catalog_merged(name: str, schema: Schema, rows: Iterable[tuple[Any, ...]]) -
 
 
 def _tables(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """A hidden key is no column that anybody declared, so there its index is NULL."""
+    """A hidden key is no column that anybody declared, so there its index is NULL.
+
+    Of a view that partitions have parts of, each counts its own.
+    """
     return [
         (
-            number, table.name, len(table.columns) - table.hidden_key, tables[table.name].count(),
-            None if table.hidden_key else table.declared_positions.index(table.key_positions[0]), None,
+            number, table.name, len(table.declared), _row_count(tables[table.name]), _first_key(table), None,
+            None if table.view is None else table.view.base,
         )
         for number, table in enumerate(schema.tables)
         if not table.dropped
@@ -82,10 +86,11 @@ def _columns(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]
             continue
         indexed = {column for index in schema.indexes_of(table.name) for column in index.columns}
         indexed.update(table.primary_key)
+        hidden = len(table.primary_key) - len(table.view.keys) if table.view is not None else 0  # of its key
         rows += [
             (
                 number, table.name, position, column.name, column.type, column.name in indexed, column.nullable,
-                table.primary_key.index(column.name) if column.name in table.primary_key else None,
+                table.primary_key.index(column.name) - hidden if column.name in table.primary_key else None,
                 column.name == table.partition_column,
             )
             for position, column in enumerate(table.declared)
@@ -98,7 +103,19 @@ def _indexes(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]
     return [
         (
             schema.numbers[index.table], index.table, number, index.name, index.kind, ", ".join(index.columns),
-            tables[index.table].count(),
+            _row_count(tables[index.table]),
         )
         for number, index in enumerate(schema.indexes)
     ]  # fmt: skip
+
+
+def _first_key(table: Table) -> int | None:
+    """Where its first column that was declared is among those."""
+    declared = table.declared_positions
+    return next((declared.index(position) for position in table.key_positions if position in declared), None)
+
+
+def _row_count(table: Any) -> int:
+    """The coordinator lets no procedure count a view, but the catalog."""
+    count: int = getattr(table, "catalog_count", table.count)()
+    return count

@@ -3,6 +3,7 @@
     schema     = { [ statement ] ";" }                             the last ";" may be left out
     statement  = CREATE TABLE name "(" element { "," element } ")"
                | PARTITION TABLE name ON COLUMN name
+               | CREATE VIEW name AS query                               see voltpy.sql.view
                | CREATE [ UNIQUE ] INDEX name ON name [ USING ( INVERTED | HASH | BTREE ) ] names
     element    = name type { NOT NULL | NULL | DEFAULT literal | PRIMARY KEY }
                | PRIMARY KEY names
@@ -82,7 +83,7 @@ TYPES: dict[str, TypeName] = {
 }  # fmt: skip
 _WITH_LENGTH = ("VARCHAR", "CHAR", "CHARACTER")
 _A_TYPE = "a type (INT, FLOAT, STRING, BOOL or TIMESTAMP)"
-_A_STATEMENT = "CREATE TABLE, CREATE INDEX or PARTITION TABLE"
+_A_STATEMENT = "CREATE TABLE, CREATE INDEX, CREATE VIEW or PARTITION TABLE"
 _REAL = r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?"
 _AFTER_A_TYPE = '",", ")", NOT NULL, NULL, DEFAULT or PRIMARY KEY'
 _COLUMN_ENDS = (",", ")", ";")
@@ -114,7 +115,7 @@ _UNSUPPORTED = {
     "TEMP": "temporary tables are not supported",
     "TEMPORARY": "temporary tables are not supported",
     "UNLOGGED": "UNLOGGED is not supported",
-    "VIEW": "views are not supported",
+    "MATERIALIZED": "write CREATE VIEW: every view is kept up to date",
     "AS": "CREATE TABLE AS is not supported",
     "INHERITS": "INHERITS is not supported",
     "WITH": "WITH is not supported here",
@@ -227,10 +228,12 @@ class _Reader:
         elif self.take_words("CREATE", "UNIQUE"):
             self.expect_words("INDEX")
             self.create_index(unique=True)
+        elif self.take_words("CREATE", "VIEW"):
+            self.create_view()
         elif self.take_words("PARTITION", "TABLE"):
             self.partition_table()
         elif self.take_words("CREATE"):
-            raise self.error("TABLE or INDEX")
+            raise self.error("TABLE, INDEX or VIEW")
         elif self.take_words("PARTITION"):
             raise self.error("TABLE")
         else:
@@ -240,19 +243,40 @@ class _Reader:
 
     def create_table(self) -> None:
         may_exist = self.may_exist()
-        name_token = self.peek()
-        name = self.name("the name of a table")
-        problem = table_name_problem(name)
-        if problem is not None:
-            raise self.error(f"another name for a table: this is {problem}", name_token)
-        if name in self.tables and not may_exist:
-            raise self.error(f"a new name: table {name} exists already", name_token)
-        if len(self.tables) == MAX_TABLES:
-            raise self.error(f"at most {MAX_TABLES} tables", name_token)
+        name = self.new_table_name("a table", may_exist=may_exist)
         columns, key = self.table_elements()
         if name in self.tables:
             return
         self.tables[name] = _table(name, columns, key) if key else self.hidden_key_table(name, columns)
+
+    def new_table_name(self, what: str, *, may_exist: bool = False) -> str:
+        name_token = self.peek()
+        name = self.name(f"the name of {what}")
+        problem = table_name_problem(name)
+        if problem is not None:
+            raise self.error(f"another name for {what}: this is {problem}", name_token)
+        if name in self.tables and not may_exist:
+            raise self.error(f"a new name: table {name} exists already", name_token)
+        if len(self.tables) == MAX_TABLES:
+            raise self.error(f"at most {MAX_TABLES} tables", name_token)
+        return name
+
+    # CREATE VIEW
+
+    def create_view(self) -> None:
+        from voltpy.sql.view import view_of  # it reads statements, and those need the types above
+
+        name = self.new_table_name("a view")
+        self.expect_words("AS")
+        first = self.at
+        if not self.tables:
+            raise self.error("a table that the view is over, above it")
+        if self.peek().value != "SELECT":
+            raise self.error("SELECT")
+        while self.peek().kind != "end" and not (self.peek().kind == "symbol" and self.peek().value == ";"):
+            self.at += 1
+        known = Schema(tuple(self.tables.values()), tuple(self.indexes.values()))
+        self.tables[name] = view_of(self.text, name, self.tokens[first : self.at], known)
 
     def hidden_key_table(self, name: str, columns: dict[str, _ColumnDraft]) -> Table:
         if HIDDEN_KEY in columns:
@@ -388,6 +412,9 @@ class _Reader:
     def partition_table(self) -> None:
         table_token = self.peek()
         table = self.existing_table()
+        if table.view is not None:
+            raise self.error(f"a table: {table.name} is a view, and lives where its rows' groups do", table_token)
+        self.refuse_views_over(table.name, table_token)
         if table.partition_column is not None:
             raise self.error(f"another table: {table.name} is partitioned on {table.partition_column}", table_token)
         self.expect_words("ON", "COLUMN")
@@ -405,6 +432,11 @@ class _Reader:
                 raise self.error(f"a column of index {index.name}, which is unique", token)
         self.tables[table.name] = partitioned
 
+    def refuse_views_over(self, table: str, token: Token) -> None:
+        for other in self.tables.values():
+            if other.view is not None and other.view.base == table:
+                raise self.error(f"a table without views: view {other.name} is over {table}", token)
+
     # CREATE INDEX
 
     def create_index(self, *, unique: bool) -> None:
@@ -415,7 +447,10 @@ class _Reader:
         if name in self.indexes and not may_exist:
             raise self.error(f"a new name: index {name} exists already", name_token)
         self.expect_words("ON")
+        table_token = self.peek()
         table = self.existing_table()
+        if table.view is not None:
+            raise self.error(f"a table: {table.name} is a view, which has its key alone", table_token)
         kind: IndexKind = "INVERTED"
         if self.take_words("USING"):
             kind = self.index_kind()
@@ -605,6 +640,9 @@ class _Changer(_Reader):
             if may_be_missing:
                 return
             raise self.error(self.a_table(), token)
+        if self.tables[name].view is not None:
+            raise self.error(f"a table: {name} is a view, and stays as long as its table", token)
+        self.refuse_views_over(name, token)
         del self.tables[name]
         self.numbers.pop(name, None)
         self.indexes = {of: index for of, index in self.indexes.items() if index.table != name}
@@ -617,8 +655,14 @@ class _Changer(_Reader):
             names = ", ".join(list(self.indexes)[:8])
             raise self.error(f"the name of an index ({names or 'there is none'})", token)
 
+    def create_view(self) -> None:
+        raise self.error("TABLE or INDEX: a view comes with the schema of a start", self.tokens[self.at - 1])
+
     def alter_table(self) -> None:
+        token = self.peek()
         table = self.existing_table()
+        if table.view is not None:
+            raise self.error(f"a table: {table.name} is a view of {table.view.base}", token)
         while True:
             self.expect_words("ADD")
             self.take_words("COLUMN")

@@ -11,6 +11,9 @@ Where one partition has all the keys, `source` runs there. Otherwise a plan with
 partition that takes part, and `merge` makes the answer of the fragments' results; without one, `source` runs as a
 transaction across partitions.
 
+What is stored of a view knows nothing of what a batch of the coordinator's has written. So there a statement that
+reads views runs as `across`, with each view's SELECT in the view's place, on the borrowed rows of its table.
+
 A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition;
 exactly one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream
 being one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of
@@ -80,6 +83,7 @@ class Plan(Struct, frozen=True, array_like=True):
     returns_rows: bool
     writes_copies: bool
     version: int = 0  # the catalog's, when it was made
+    across: str | None = None  # `source`, where a batch of the coordinator's runs it and it reads views
 
     @property
     def columns(self) -> tuple[str, ...]:

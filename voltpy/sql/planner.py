@@ -40,11 +40,15 @@ def _planned(text: str, statement: syntax.Statement, parameters: int, catalogue:
         merge = emit(pieces.merge, types, catalogue)[0] if pieces.merge is not None else None
     source, notes = emit(bound, types, catalogue)
     reads, writes = _tables(bound, catalogue)
+    across = None
+    if any(catalogue.schema.tables[number].view is not None for number in reads):
+        defined, _ = bind(text, statement, parameters, catalogue, views_as_queries=True)
+        across = emit(defined, types, catalogue)[0]
     how = _routed(routing) + ("" if pieces is None else f"; {pieces.how}")
     return Plan(
         text, _kind(bound), tuple(_fields(bound)), tuple(types), reads, writes, routing, source, fragment, merge,
         (f"Partitions: {how}", *notes), _returns_rows(bound),
-        _writes_copies(bound), version,
+        _writes_copies(bound), version, across,
     )  # fmt: skip
 
 

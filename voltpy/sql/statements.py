@@ -24,7 +24,8 @@ _GENERATED = ("tx.now", "tx.random", "tx.uuid")
 class Prepared:
     """One statement, ready to run. `uses_generated`: its fragment asks for values that belong to the call.
 
-    `needs_all`: no keys tell where its rows are, so it needs all partitions.
+    `needs_all`: no keys tell where its rows are, so it needs all partitions. `across`: it runs on rows that are
+    borrowed from several partitions.
     """
 
     __slots__ = (
@@ -32,7 +33,7 @@ class Prepared:
         "uses_generated", "writes",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, schema: Schema) -> None:
+    def __init__(self, plan: Plan, schema: Schema, across: bool = False) -> None:
         self.plan = plan
         self.columns = list(plan.columns)
         self.types = [str(field.type) for field in plan.fields]
@@ -40,7 +41,8 @@ class Prepared:
         self.needs_all = plan.routing.kind == "everywhere"
         self.writes = plan.kind not in ("select", "explain")
         self.uses_generated = plan.fragment is not None and any(name in plan.fragment for name in _GENERATED)
-        self.run: Run = compiled(plan.source, schema)
+        source = plan.across if across and plan.across is not None else plan.source
+        self.run: Run = compiled(source, schema)
         self._schema = schema
         self._fragment: Run | None = None
         self._merge: Run | None = None
@@ -81,6 +83,8 @@ class Undo(Protocol):
 
 class Statements:
     """The statements of one process: `prepared` by text."""
+
+    across = False
 
     def __init__(self, schema: Schema, plan_of: Callable[[str], Plan]) -> None:
         self.schema = schema
@@ -140,7 +144,7 @@ class Statements:
             raise SqlError(f"a statement is a str, not {type(text).__name__}")
         prepared = self.prepared.get(text)
         if prepared is None:
-            prepared = Prepared(self.plan_of(text), self.schema)
+            prepared = Prepared(self.plan_of(text), self.schema, self.across)
             self._bytes += len(text) + len(prepared.plan.source)
             if len(self.prepared) >= MAX_CACHED or self._bytes > MAX_CACHED_BYTES:
                 self.forget()
