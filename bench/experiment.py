@@ -24,7 +24,7 @@ from voltpy.errors import Aborted
 
 PEERS = ("voltpy", "redis", "postgres", "two_postgres", "dicts")
 IN_ONE_PARTITION = ("voter", "kv", "smallbank", "increment", "lone")
-WORKLOADS = (*IN_ONE_PARTITION, "transfer", "tpcc")
+WORKLOADS = (*IN_ONE_PARTITION, "voter_views", "transfer", "tpcc")
 WARM_UP_S = 0.5
 MOST_CALLS_A_SECOND = 500_000  # a stream that does not cycle is made this long, and no longer
 
