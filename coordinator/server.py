@@ -307,8 +307,10 @@ class Server:
             try:
                 plan = Raw(encode(self._statements.prepare(text).plan))
                 reply = PlanReply(text, plan, catalog_version=self._door.catalog_version)
-            except (Error, RecursionError, MemoryError) as error:  # the last two: the text is deep, or large
+            except Exception as error:  # noqa: BLE001 — the text is the user's, as a procedure's body is: whatever comes of
+                # planning it must not end the process, again and again while partitions ask for the plan.
                 if not isinstance(error, Error):
+                    _events.error("statement_not_planned", text=text[:1000], reason=repr(error))
                     error = SqlError(f"the statement can't be planned: {type(error).__name__}: {error}")
                 described = call_error(1, 1, error)
                 code, message_text = described.code, described.message
