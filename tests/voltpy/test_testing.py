@@ -268,3 +268,21 @@ def test_what_a_procedure_finds_where_a_table_was_dropped() -> None:
         db.execute("CREATE TABLE t (id STRING PRIMARY KEY)")
         db.execute("INSERT INTO t VALUES ('a')")
         assert db.call("counted", "t") == 1
+
+
+def test_views_follow_their_table_through_changes_of_the_schema() -> None:
+    with Engine(
+        "CREATE TABLE sales (id INT PRIMARY KEY, shop STRING NOT NULL, cents INT);"
+        "CREATE VIEW by_shop AS SELECT shop, COUNT(*) AS n, SUM(cents) AS cents, MAX(cents) AS most FROM sales"
+        " GROUP BY shop"
+    ) as db:
+        db.execute("INSERT INTO sales VALUES (1, 'a', 10), (2, 'a', 20), (3, 'b', 5)")
+        db.execute("ALTER TABLE sales ADD note STRING DEFAULT 'x'")
+        db.execute("CREATE INDEX best ON sales USING BTREE (shop, cents); CREATE TABLE other (id INT)")
+        db.execute("INSERT INTO sales VALUES (4, 'b', 7, 'y')")
+        db.execute("DELETE FROM sales WHERE id = 2")
+        db.execute("UPDATE sales SET note = 'z', cents = cents + 1 WHERE id = 3")
+        db.execute("DROP TABLE other; DROP INDEX best")
+        db.execute("UPDATE sales SET cents = 2 WHERE id = 4")
+        assert db.execute("SELECT * FROM by_shop ORDER BY shop").rows == [("a", 1, 10, 10), ("b", 2, 8, 6)]
+        db.check()
