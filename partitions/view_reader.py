@@ -7,7 +7,7 @@ of, what is read are this partition's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from partitions.table import Table
@@ -29,19 +29,29 @@ class ViewReader(ReadOnlyTable):
         self._own_column = view.own_key
         self._key_columns = frozenset(table.schema.primary_key) - {view.own_key}
         self._has_null_keys = any(table.schema.column(name).nullable for name in table.schema.primary_key)
-        self.get, self.where, self.range = self._get, self._where, self._range
+        self.get = self._get if self._own else self._plain_get()
+        self.where, self.range = self._where, self._range
         self.scan, self.count = self._scan, self._count
 
     def _wait(self) -> None:
         if self._base.away:
             self._misses.raise_for((self._base.number, WHOLE_TABLE))
 
+    def _plain_get(self) -> Callable[[Any], Any]:
+        away, wait, read = self._base.away, self._wait, self._table.get  # locals: procedures call this most
+
+        def get(key: Any, /) -> Any:
+            """The group with this key (a tuple where it has several columns), or None."""
+            if away:
+                wait()
+            return read(key)
+
+        return get
+
     def _get(self, key: Any, /) -> Any:
-        """The group with this key (a tuple where it has several columns), or None."""
+        """The same, of this partition's parts of groups."""
         self._wait()
-        if self._own:
-            key = (*self._own, *key) if type(key) is tuple else (*self._own, key)
-        return self._table.get(key)
+        return self._table.get((*self._own, *key) if type(key) is tuple else (*self._own, key))
 
     def _where(self, /, **equalities: Any) -> list[Any]:
         """The groups whose columns equal the values given."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from voltpy.errors import SchemaError, SqlError
+from voltpy.errors import DataError, SchemaError, SqlError
 from voltpy.schema import MAX_COLUMNS, MAX_KEY_COLUMNS, Column, Schema, Table, TypeName, name_problem
 from voltpy.sql import syntax
 from voltpy.sql.bind import bind
@@ -52,7 +52,7 @@ def view_of(text: str, name: str, tokens: list[Token], schema: Schema) -> Table:
     query = _spaced(text, tokens)
     try:
         return reader.view(query)
-    except SqlError as error:
+    except (SqlError, DataError) as error:
         raise SchemaError(str(error)) from None
 
 
