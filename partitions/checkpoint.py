@@ -202,6 +202,10 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
     views = [table.number for table in store.tables if table.schema.view is not None]
     store.unbuilt = {number for number in views if number >= len(roots) or number in checkpoint.root.unbuilt}
+    for number in store.unbuilt.intersection(range(len(roots))):  # what there was of it is built again
+        roots[number] = msgspec.structs.replace(
+            roots[number], pages=b"", rows=0, image_bytes=0, runs=[], collisions={}, image="", stale_pages=b""
+        )
     page_tables = [
         array("Q") if store.schema.tables[number].dropped else page_table(root, directory)
         for number, root in enumerate(roots)

@@ -33,6 +33,7 @@ DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
+BUILD_ROWS = 1024  # of a turn at building views, at most
 TRIM_S = 10.0  # at most so often while pages are squeezed
 
 
@@ -378,7 +379,9 @@ class Store:
         for base in self.viewed:
             unbuilt = [view for view in base.views if view.number in self.unbuilt]
             if unbuilt:
-                for _ in base.build(unbuilt):
+                # The pages of the groups that a turn changes must be in memory together.
+                pages = BUILD_ROWS if self.pool is None else self.pool.capacity // (4 * len(unbuilt))
+                for _ in base.build(unbuilt, min(max(pages, 1), BUILD_ROWS)):
                     self.changes()
                     self.apply()
                     if self.pool is not None:

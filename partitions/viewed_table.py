@@ -20,7 +20,6 @@ from voltpy.errors import ConstraintViolation, Corruption
 from voltpy.schema import Schema
 from voltpy.view import View
 
-BUILD_ROWS = 1024  # of a turn at building views
 MOST_PREPARED = 64  # batches that wait for their decision, where one of them changes a table with views
 MOST_CHANGE = MOST_SUM // (2 * MOST_PREPARED)  # of a sum, by one of them
 
@@ -85,14 +84,14 @@ class ViewedTable(Table):
                 )
         self.put(keys, images, deleted)
 
-    def build(self, views: list[Table]) -> Iterator[None]:
+    def build(self, views: list[Table], turn_rows: int) -> Iterator[None]:
         """Fills these views, which are empty, from the rows that are here: in turns, each of which is to be applied."""
         maintain = self._views_of(views).maintain
         turn = 0
         for row in self.scan():
             maintain(None, None, row)
             turn += 1
-            if turn == BUILD_ROWS:
+            if turn == turn_rows:
                 turn = 0
                 yield
         yield

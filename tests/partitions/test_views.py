@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from partitions.checkpoint import Checkpointer
 from partitions.view_source import MOST_SUM, string_limit
 from partitions.viewed_table import MOST_CHANGE, ViewedTable
 from tests.partitions.one_partition import OnePartition
@@ -565,6 +566,42 @@ def test_a_view_over_rows_that_are_there_is_built_when_it_comes(with_checkpoint:
     partition.store.check()
     assert found(partition)["by_region"] == {None: (None, 1, 3)}
     assert found(partition)["by_shop"]["Oslo"][1] == 2
+    closed(partition)
+
+
+def test_a_view_that_was_half_built_when_a_checkpoint_was_made_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = OnePartition(parse_schema(TABLES), [put], tmp_path)
+    for id in range(1500):
+        partition.run("put", id, [f"shop {id % 997}", id % 5, id % 11, 1, None])
+        if id % 500 == 499:
+            partition.seal()
+    make_checkpoint(partition)
+    closed(partition)
+    unbuilt: list[set[int]] = []
+    make = Checkpointer.make
+
+    def noted(checkpointer: Checkpointer, lsn: int) -> None:
+        unbuilt.append(set(checkpointer._store.unbuilt))
+        make(checkpointer, lsn)
+
+    monkeypatch.setattr(Checkpointer, "make", noted)
+    for _ in range(2):  # nothing but the checkpoints on the way knows of the views
+        partition = OnePartition(SCHEMA, PROCEDURES, tmp_path, frames=9)
+        assert unbuilt
+        assert all(unbuilt)
+        unbuilt.clear()
+        assert len(found(partition)["by_id"]) == 1500
+        partition.store.check()
+        closed(partition)
+    partition = OnePartition(SCHEMA, PROCEDURES, tmp_path)
+    make_checkpoint(partition)
+    closed(partition)
+    partition = OnePartition(SCHEMA, PROCEDURES, tmp_path)
+    assert partition.store.unbuilt == set()
+    partition.table("by_id")  # cold pages come by themselves
+    partition.store.check()
     closed(partition)
 
 
