@@ -1,18 +1,22 @@
 """Faults that don't come by chance: each waits for a moment of the protocol, and then does what a rule is there for.
 
-A moment is a crash point (voltpy.crash_point) that some process passes. Whatever is done about it happens at once, but
-after the process has come to wait: what it was about to send has left, what it was about to flush may not be flushed.
+A moment is a crash point (voltpy.crash_point) that some process passes. Who is to stand still does so as soon as it
+waits for something. Who is to die does so when the process that was met waits for something: what that was about to
+send has left, what it was about to flush may not be flushed.
 
     checkpoint in doubt         Prepare has left      the coordinator stands still, a partition that is in doubt makes a
                                                       checkpoint and dies
     heard by nobody             calls have written    nobody hears of it; the partition makes a checkpoint, and dies
     decided and gone            a Decide is obeyed    the partition loses its power, soon
     voted and gone              Prepare has left      one partition stands still, another one, which has voted, dies
+    a table is lent             a table is lent       the coordinator stands still for a moment
     lent for too long           rows are lent         the coordinator stands still until the lease is over
     lent to the dead            rows are lent         the coordinator dies
     committed by one alone      a Commit is obeyed    the coordinator dies before it has told anybody
     told and gone               a decision is flushed the coordinator loses its power, soon
-    a part has run              a joint's part ran    another partition stands still
+    a part has run              joint parts are sent  one partition gets its own late
+    between two rounds          a round reads         the coordinator stands still for a moment
+    no room to decide           a Decide is obeyed    the disk is full for a moment
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from tests.partitions.faulty_disk import ENOSPC
 from tests.simulation.disk import Disk
 from tests.simulation.world import Process, World
 
@@ -37,9 +42,11 @@ class Ambush:
         self.kind = kind
         self._run = run
         self._point, self._spring = KINDS[kind]
+        self._fits = FITTING.get(kind, lambda process: True)
 
     def lay(self) -> None:
         """At some time from now on the next one who passes by is caught."""
+        self._run.ledger.kinds = {**self._run.ledger.kinds, **CALLS.get(self.kind, {})}
         self._run.world.after(self._run.world.rng.uniform(0.0, 0.1), self._wait)
 
     def _wait(self) -> None:
@@ -47,10 +54,12 @@ class Ambush:
 
     def _caught(self, process: Process) -> None:
         world = self._run.world
+        if not self._fits(process):
+            return
         del world.ambushes[self._point]
         if self._run.is_troubled:
             world.fault(self.kind, process.name)
-            world.after(0.0, lambda: self._spring(Scene(self._run, process)))
+            self._spring(Scene(self._run, process))
             world.after(world.rng.uniform(AGAIN_S, 3 * AGAIN_S), self.lay)
 
 
@@ -76,12 +85,17 @@ class Scene:
         self.world.after(self.rng.uniform(least_s, most_s), lambda: self.run.is_troubled and action())
 
     def kill(self, process: Process, *, power: bool = False) -> None:
-        if process.is_alive:
-            self.world.tell(f"{process.name} is killed")
-            disk: Disk | None = self.run.disks.get(process.name)
-            process.kill()
-            if power and disk is not None:
-                disk.lose_power()
+        """When nobody runs."""
+
+        def happen() -> None:
+            if process.is_alive:
+                self.world.tell(f"{process.name} is killed")
+                disk: Disk | None = self.run.disks.get(process.name)
+                process.kill()
+                if power and disk is not None:
+                    disk.lose_power()
+
+        self.world.after(0.0, happen)
 
     def kill_after_checkpoint(self, partition: Process) -> None:
         server: Any = partition.server
@@ -125,6 +139,10 @@ def _voted_and_gone(scene: Scene) -> None:
     scene.soon(0.002, 0.008, lambda: scene.kill(others[0]))
 
 
+def _a_table_is_lent(scene: Scene) -> None:
+    scene.coordinator.pause(scene.rng.uniform(0.005, 0.1))
+
+
 def _lent_for_too_long(scene: Scene) -> None:
     scene.coordinator.pause(scene.rng.uniform(1.02, 2.0))
 
@@ -142,8 +160,18 @@ def _told_and_gone(scene: Scene) -> None:
 
 
 def _a_part_has_run(scene: Scene) -> None:
-    for other in [partition for partition in scene.partitions() if partition is not scene.process][:1]:
-        other.pause(scene.rng.choice((0.02, 0.1, 0.4)))
+    late, time_s = scene.partitions()[0], scene.rng.choice((0.005, 0.02, 0.1))
+    scene.run.network.cut(scene.coordinator.name, late.name, time_s)
+
+
+def _between_two_rounds(scene: Scene) -> None:
+    scene.coordinator.pause(scene.rng.uniform(0.005, 0.05))
+
+
+def _no_room_to_decide(scene: Scene) -> None:
+    disk = scene.run.disks[scene.process.name]
+    disk.fail_next("pwrite wal", ENOSPC)
+    scene.world.after(scene.rng.uniform(0.02, 0.2), disk.make_room)
 
 
 KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
@@ -151,9 +179,25 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
     "decided and gone": ("lending.decide.applied", _decided_and_gone),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
+    "a table is lent": ("lending.lent", _a_table_is_lent),
     "lent for too long": ("lending.lent", _lent_for_too_long),
     "lent to the dead": ("lending.lent", _lent_to_the_dead),
     "committed by one alone": ("lending.commit.applied", _committed_by_one_alone),
     "told and gone": ("coordinator.decide.sent", _told_and_gone),
-    "a part has run": ("coordinator.run_directed.sent", _a_part_has_run),
+    "a part has run": ("coordinator.run_directed.before_send", _a_part_has_run),
+    "between two rounds": ("lending.read", _between_two_rounds),
+    "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
+}
+
+# What clients call more often, so that it is there to be caught, and to be seen by others.
+CALLS: dict[str, dict[str, float]] = {
+    "a part has run": {"append_copies": 6.0, "transact_one": 12.0},
+    "a table is lent": {"transact": 9.0, "transact_one": 12.0},
+    "between two rounds": {"look": 9.0, "transact_one": 12.0},
+    "no room to decide": {"transact": 9.0, "look": 9.0},
+}
+
+# Whether whoever passes by is the one who is waited for, where not everybody is.
+FITTING: dict[str, Callable[[Process], bool]] = {
+    "a table is lent": lambda process: bool(process.server._loans._lent_tables),
 }

@@ -4,7 +4,7 @@ An operation is (storage, list, value); value 0 reads. What is read is a list of
 
     "row"       a row of text: changed by update
     "elements"  a row an element: appended by inserting a key that was absent; read by range where the list's number is
-                even, element by element up to the first absent one where it is odd
+                even, element by element up to the first absent one where it is odd, or where an odd value is appended
     "copies"    a row of text in every partition: any partition reads it, and it changes in all or in none
     "places"    a row an element, in a place of its own by a unique index, and only that index is asked: appended by
                 trying one place after another, an append says in which; what is read is how many places are taken
@@ -53,6 +53,13 @@ def _placed(tx, chapter: int, number: int) -> list[int]:
     return [id for _, id in rows]
 
 
+def _elements_by_key(tx, number: int) -> list[int]:
+    values: list[int] = []
+    while len(values) < MOST_ELEMENTS and (row := tx.elements.get((number, len(values)))) is not None:
+        values.append(row.value)
+    return values
+
+
 def _read(tx, storage: str, number: int) -> list[int] | int:
     if storage[:6] == "places":
         return _places_taken(tx, int(storage[6:]), number)
@@ -61,10 +68,7 @@ def _read(tx, storage: str, number: int) -> list[int] | int:
     if storage == "elements":
         if number % 2 == 0:
             return [row.value for row in tx.elements.range((number, 0), (number + 1, 0))]
-        values: list[int] = []
-        while len(values) < MOST_ELEMENTS and (row := tx.elements.get((number, len(values)))) is not None:
-            values.append(row.value)
-        return values
+        return _elements_by_key(tx, number)
     row = (tx.lists if storage == "row" else tx.copies).get(number)
     return [] if row is None else _values(row.items)
 
@@ -73,7 +77,7 @@ def _append(tx, storage: str, number: int, value: int) -> int | None:
     if storage[:6] == "places":
         return _take_place(tx, int(storage[6:]), number, value)
     if storage == "elements":
-        position = len(_read(tx, storage, number))
+        position = len(_elements_by_key(tx, number) if value % 2 else _read(tx, storage, number))
         if position == MOST_ELEMENTS:
             tx.abort("full")
         tx.elements.insert(number, position, value)

@@ -110,8 +110,8 @@ class Ledger:
         operations: list[Operation] = []
         for number in numbers:
             for _ in range(rng.choice((1, 1, 2, 3))):
-                storage = rng.choice(("row", "row", "elements", "elements", "places" if writes else "placed"))
-                appends = writes and rng.random() < 0.6
+                storage = rng.choice(("row", "row", "elements", "elements", "places" if writes else "placed", "placed"))
+                appends = writes and storage != "placed" and rng.random() < 0.6
                 if storage in ("places", "placed"):
                     storage += str(self._chapter(number))
                     self._placed[number] = self._placed.get(number, 0) + appends
