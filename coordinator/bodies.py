@@ -12,9 +12,11 @@ of it any later would never be committed.
 
 from __future__ import annotations
 
+import os
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from importlib.util import find_spec
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -47,6 +49,13 @@ BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and t
 VERIFIED_KEYS = 1024  # of one call, that are kept with it
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
+
+# Where the planner's code is, and what runs statements. It keeps nothing before it is whole.
+_PLANNER = tuple(
+    f"{os.path.dirname(spec.origin)}{os.sep}"
+    for spec in map(find_spec, ("voltpy.sql", "sqlglot"))  # found, not loaded: the router does without it
+    if spec is not None and spec.origin is not None
+)
 
 # What only reads: stopping it anywhere leaves nothing half done.
 _READERS: frozenset[CodeType] = frozenset(
@@ -169,8 +178,16 @@ class Bodies:
         return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
 
     def may_be_interrupted(self, code: CodeType) -> bool:
-        """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours."""
-        return code in _READERS or code.co_filename == FILE or self.registry.is_user_code(code)
+        """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours.
+
+        And in the planner's: a statement that it can't be done with in time must not cost the process.
+        """
+        return (
+            code in _READERS
+            or code.co_filename == FILE
+            or code.co_filename.startswith(_PLANNER)
+            or self.registry.is_user_code(code)
+        )
 
     def interrupt(self, error: Error) -> None:
         """Ends the running call with this error, whatever it catches."""

@@ -1,6 +1,6 @@
 """Asks the SQL front whatever comes: statements by a grammar, damaged ones, and shapes at the limits and far beyond.
 
-    python -m tests.campaigns.sql_fuzz [--seconds 60] [--seed N] [--parallel 2]
+    python -m tests.campaigns.sql_fuzz [--seconds 60] [--seed N] [--parallel 2] [--cluster]
 
 A statement may end in an answer or in one of voltpy's errors: SqlError, DataError, what tables refuse. A failure is any
 other exception, on the way or under a ProcedureError; planning or compiling that takes longer than PLANNED_WITHIN_S;
@@ -8,6 +8,9 @@ a run that takes RUN_LIMIT_S, unless that is in the statement's own program, whe
 (--procedure-timeout); memory past MEMORY_BYTES; and the end of the process. Every statement is planned for several
 partitions, and its program, its fragment and its merge are compiled. It is run on one engine that has all rows, and, if
 it is a SELECT that is taken apart, on two that divide them.
+
+With --cluster the same texts go to a cluster of two partitions, by db.execute. There a failure is also a process that
+ends, a statement that nobody answers, and one that is asked at the end and not answered as at the beginning.
 
 The shapes come first, each of them with few and with very many of what it repeats; then grammar and damage, by turns.
 """
@@ -25,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -33,9 +36,19 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NamedTuple
 
+from tests.campaigns.cluster import Cluster
 from tests.campaigns.sql_text import CHAINS, NESTED, SCHEMA, Grammar, damaged, nested
 from tests.voltpy.sql_split import Parts
-from voltpy.errors import DataError, Error, ProcedureError
+from voltpy.client import connect
+from voltpy.errors import (
+    DataError,
+    Error,
+    Indeterminate,
+    ProcedureError,
+    ProcedureTimeout,
+    ProtocolError,
+    Unavailable,
+)
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 from voltpy.sql.plan import FILE, Plan, compiled, streams
@@ -246,6 +259,46 @@ def _asked(front: Front, text: str, parameters: list[Any], last: Path | None) ->
     return Outcome(1, answered, refused, long, front.slowest_plan_s, failures)
 
 
+def fuzz_cluster(seed: int, seconds: float, first: Iterable[str], directory: Path) -> Outcome:
+    """The same with a cluster of real processes."""
+    rng, outcome, ends_s = Random(seed), Outcome(), time.monotonic() + seconds
+    given = parameters_of(rng)
+    with Cluster(directory / "cluster", SCHEMA, "", partitions=PARTS, procedure_timeout_s=RUN_LIMIT_S) as cluster:
+        cluster.start()
+        with connect(cluster.url, timeout=60.0) as db:
+            db.execute("INSERT INTO orders (id, total) VALUES (-1, 7), (-2, 8), (-3, 9)")
+            mark = cluster.mark()
+            for text in chain(first, texts(rng)):
+                if time.monotonic() > ends_s:
+                    break
+                # Rows that go are missed by what comes after.
+                text = text.replace("DELETE FROM", "SELECT * FROM").replace("RETURNING", "--")
+                parameters = given[: min(text.count("?"), 1000)]
+                answered = refused = long = 0
+                failure = ""
+                try:
+                    db.execute(text, parameters)
+                    answered = 1
+                except ProcedureTimeout:
+                    long = 1
+                except (ProcedureError, Unavailable, Indeterminate, ProtocolError) as error:
+                    failure = _trace(error)
+                except Error:
+                    refused = 1
+                except Exception as error:  # noqa: BLE001 — whatever it is, it is what the campaign looks for
+                    failure = _trace(error)
+                ended = cluster.since(mark, lambda event: event.get("event") in ("exited", "statement_not_planned"))
+                if ended:
+                    failure += f"\n{ended}"
+                    mark = cluster.mark()
+                failures = (f"{text[:1500]!r}\n{failure}",) if failure else ()
+                outcome = outcome.and_(Outcome(1, answered, refused, long, failures=failures))
+            rows = db.execute("SELECT COUNT(*) FROM orders WHERE id IN (-1, -2, -3)").rows
+            if rows != [(3,)]:
+                outcome = outcome.and_(Outcome(failures=(f"in the end there were {rows} of the three first rows",)))
+    return outcome
+
+
 def _trace(error: BaseException) -> str:
     lines = traceback.format_exception(error)
     return "".join([*lines[:2], *lines[-12:]])[-3000:]
@@ -256,13 +309,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--parallel", type=int, default=2)
+    parser.add_argument("--cluster", action="store_true", help="ask a cluster, not this process")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else Random().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
     total, crashed = Outcome(), []
     with TemporaryDirectory(prefix="voltpy-sql-fuzz-") as directory:
+        if arguments.cluster:
+            total = fuzz_cluster(seed, arguments.seconds, shapes(pairs=False), Path(directory))
+            arguments.parallel = 0
         lasts = [Path(directory) / str(number) for number in range(arguments.parallel)]
-        with ProcessPoolExecutor(arguments.parallel, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(arguments.parallel or 1, mp_context=get_context("spawn")) as pool:
             futures = [
                 pool.submit(fuzz, seed + number, arguments.seconds, list(shapes()) if number == 0 else (), last=last)
                 for number, last in enumerate(lasts)

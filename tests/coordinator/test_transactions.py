@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from msgspec import Raw
+from sqlglot.tokens import Tokenizer
 
 from coordinator import batches
 from coordinator.batch import RENEW_S, Batch
-from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS
+from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS, Bodies
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.waiting import ATTACH_WAIT_S
@@ -52,6 +53,8 @@ from voltpy.messages import (
 )
 from voltpy.row import encode
 from voltpy.sql.ddl import parse_schema
+from voltpy.sql.emit import emit
+from voltpy.sql.parse import parse_statement
 
 SCHEMA = parse_schema("""
 CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL DEFAULT 0);
@@ -852,6 +855,14 @@ def test_a_procedure_that_looped_on_stand_ins_gets_them_again_after_a_while() ->
     assert [rounds() for _ in range(CALLS_WITHOUT_STAND_INS)] == [2] * CALLS_WITHOUT_STAND_INS
     assert rounds() == 1  # now they are like a row that was seen
     assert runs.count(0) == 1
+
+
+def test_planning_may_be_interrupted_wherever_it_is(cluster: FakeCluster) -> None:
+    may = cluster.bodies.may_be_interrupted
+    assert may(parse_statement.__code__)
+    assert may(emit.__code__)
+    assert may(Tokenizer.tokenize.__code__)
+    assert not may(Bodies.run.__code__)
 
 
 def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -> None:

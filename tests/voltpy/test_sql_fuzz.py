@@ -47,3 +47,12 @@ def test_what_would_take_the_planner_long_is_refused_by_its_size(shape: str, wor
 def test_queries_of_with_count_wherever_they_are_named() -> None:
     outcome = fuzz(1, first=[CHAINS["WITH twice"](6), CHAINS["WITH twice"](7)], statements=0)
     assert (outcome.answered, outcome.refused, outcome.failures) == (1, 1, ())
+
+
+def test_comments_in_each_other_are_read_or_refused_by_their_number() -> None:
+    depth = 49  # sqlglot's nesting and ours must not differ in where the comment ends
+    for text in (f"SELECT {'/*' * depth}{'*/' * depth} 1", f"SELECT {'/*' * depth}{'*/' * (depth - 1)} 1"):
+        outcome = fuzz(1, first=[text], statements=0)
+        assert (outcome.statements, outcome.failures) == (1, ())
+    with pytest.raises(SqlError, match="more than 1,000 comments"):
+        parse_statement(CHAINS["comments in each other"](1001))

@@ -79,6 +79,7 @@ MAX_CHAIN = 60  # of operators in a row, other than AND, OR and ||
 MAX_NUMBER = 400  # characters
 MAX_PARAMETERS = 1000
 MAX_TOKENS = 50_000  # so that planning is over in two seconds: nobody else's statement is planned meanwhile
+MAX_COMMENTS = 1000  # sqlglot takes time by the square of how many are in each other
 MAX_JOINED = 64  # tables in one FROM
 MAX_ORDERED = 1000  # of ORDER BY and GROUP BY
 
@@ -182,6 +183,8 @@ def parse_statement(text: str) -> tuple[Statement, int]:
 
 def _check_tokens(text: str) -> None:
     """Counts them roughly, since cutting takes long."""
+    if text.count("/*") > MAX_COMMENTS:
+        raise SqlError(placed(text, text.index("/*"), f"more than {MAX_COMMENTS:,} comments"))
     for number, found in enumerate(_ROUGH_TOKEN.finditer(text)):
         if number == MAX_TOKENS:
             raise SqlError(placed(text, found.start(), f"more than {MAX_TOKENS:,} words, values and signs"))

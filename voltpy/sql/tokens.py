@@ -103,17 +103,21 @@ def tokens_of(text: str) -> list[Token]:
 
 def _check_gap(text: str, start: int, end: int) -> None:
     """Between tokens stand blanks and comments only: sqlglot skips some other things too, and unclosed comments."""
+    blanks = re.compile(r"\s*")
     at = start
-    while at < end and not text[at:end].isspace():
-        if text[at].isspace():
-            at += 1
-        elif text.startswith("--", at):
+    while blank := blanks.match(text, at, end):
+        at = blank.end()
+        if at == end:
+            return
+        if text.startswith("--", at):
             newline = re.compile(r"[\r\n]").search(text, at, end)
             at = newline.end() if newline else end
         elif text.startswith("/*", at):
             at = _comment_end(text, at)
         else:
             raise error_at(text, at, f'"{printable(text[at : at + 2])}"', "SQL")
+    # sqlglot has read on inside of a comment.
+    raise error_at(text, start, "comments in each other that end in an odd way", "blanks between their signs")
 
 
 def _comment_end(text: str, start: int) -> int:
