@@ -106,9 +106,9 @@ def test_a_statement_is_planned_once_a_text() -> None:
 
 def test_the_catalog_is_read_like_tables(db: Engine) -> None:
     assert db.execute("SELECT * FROM db_tables ORDER BY table_id").rows == [
-        (0, "accounts", 4, 3, 0, None),
-        (1, "branches", 2, 0, 0, None),
-        (2, "loose", 1, 0, None, None),
+        (0, "accounts", 4, 3, 0, None, None),
+        (1, "branches", 2, 0, 0, None, None),
+        (2, "loose", 1, 0, None, None, None),
     ]
     rows = db.execute(
         "SELECT column_idx, column_name, column_type, is_indexed, is_nullable FROM db_columns "
