@@ -7,6 +7,8 @@ send has left, what it was about to flush may not be flushed.
     checkpoint in doubt         Prepare has left      the coordinator stands still, a partition that is in doubt makes a
                                                       checkpoint and dies
     heard by nobody             calls have written    nobody hears of it; the partition makes a checkpoint, and dies
+    prepared and gone           a Prepare is obeyed   the partition loses its power at once
+    a read comes late           a round is sent       one partition gets its part late
     decided and gone            a Decide is obeyed    the partition loses its power, soon
     voted and gone              Prepare has left      one partition stands still, another one, which has voted, dies
     a table is lent             a table is lent       the coordinator stands still for a moment
@@ -129,6 +131,15 @@ def _heard_by_nobody(scene: Scene) -> None:
     scene.kill_after_checkpoint(scene.process)
 
 
+def _prepared_and_gone(scene: Scene) -> None:
+    scene.soon(0.0, 1e-3, lambda: scene.kill(scene.process, power=True))
+
+
+def _a_read_comes_late(scene: Scene) -> None:
+    time_s = scene.rng.choice((0.005, 0.02, 0.1, 0.3))
+    scene.run.network.cut(scene.coordinator.name, scene.partitions()[0].name, time_s)
+
+
 def _decided_and_gone(scene: Scene) -> None:
     scene.soon(2e-4, 0.02, lambda: scene.kill(scene.process, power=True))
 
@@ -177,6 +188,8 @@ def _no_room_to_decide(scene: Scene) -> None:
 KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "checkpoint in doubt": ("coordinator.prepare.sent", _checkpoint_in_doubt),
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
+    "prepared and gone": ("lending.prepare.appended", _prepared_and_gone),
+    "a read comes late": ("coordinator.read.before_send", _a_read_comes_late),
     "decided and gone": ("lending.decide.applied", _decided_and_gone),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
     "a table is lent": ("lending.lent", _a_table_is_lent),
@@ -193,6 +206,7 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
 CALLS: dict[str, dict[str, float]] = {
     "a part has run": {"append_copies": 6.0, "transact_one": 12.0},
     "a table is lent": {"transact": 9.0, "transact_one": 12.0},
+    "a read comes late": {"look": 9.0, "transact_one": 12.0},
     "between two rounds": {"look": 9.0, "transact_one": 12.0},
     "no room to decide": {"transact": 9.0, "look": 9.0},
 }

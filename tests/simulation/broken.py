@@ -37,11 +37,14 @@ def _replies_before_flush(put: Put) -> None:
 
 
 def _reports_before_flush(put: Put) -> None:
-    def report(server: Any) -> None:
+    real = Server._lend
+
+    def lend(server: Any, now_s: float) -> None:
+        real(server, now_s)
         while server._unreported:
             server._send(server._coordinator, server._unreported.popleft()[1])
 
-    put(Server, "_report", report)
+    put(Server, "_lend", lend)
 
 
 def _votes_are_not_logged(put: Put) -> None:
