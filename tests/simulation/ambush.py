@@ -155,7 +155,7 @@ def _a_table_is_lent(scene: Scene) -> None:
 
 
 def _lent_for_too_long(scene: Scene) -> None:
-    scene.coordinator.pause(scene.rng.uniform(1.02, 2.0))
+    scene.coordinator.pause(scene.rng.uniform(1.02, 1.9))
 
 
 def _lent_to_the_dead(scene: Scene) -> None:
@@ -208,6 +208,7 @@ CALLS: dict[str, dict[str, float]] = {
     "a table is lent": {"transact": 9.0, "transact_one": 12.0},
     "a read comes late": {"look": 9.0, "transact_one": 12.0},
     "between two rounds": {"look": 9.0, "transact_one": 12.0},
+    "lent for too long": {"transact": 9.0, "transact_one": 12.0, "transfer": 9.0},
     "no room to decide": {"transact": 9.0, "look": 9.0},
 }
 

@@ -164,12 +164,13 @@ class Run:
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
         enough, time_s = rng.choice((60, 120, 250)), rng.uniform(0.3, 2.0)
-        if self.options.partitions > 1 and world.seed % 5 < 3:
+        if self.options.partitions > 1 and world.seed % 5 < 4:
             # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
             ambush = Ambush(self, sorted(AMBUSHES)[world.seed % len(AMBUSHES)])
             ambush.lay()
             kinds = kinds[: rng.choice((0, 0, 1, 3))]
-            time_s += 2.0 if ambush.kind == "lent for too long" else 0.0
+            if ambush.kind == "lent for too long":
+                enough, time_s = 600, time_s + 2.0
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
         world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
