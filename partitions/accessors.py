@@ -42,15 +42,11 @@ _OWNED = {
 
 # The row with `_key`, or None, as `_old`. The key has the right type.
 _FOUND = """
-    _before = _new_row_of(_key, _unknown)
-    if _before is None:
-        _old = None
-    elif _before is not _unknown or (_old := _row_of(_key)) is None:
-        if _table._away:
-            _old = _find_row(_key)
-        elif _before is not _unknown:
-            _old = _row_of(_key) or _decode(_before)
-        elif _key in _updated or _key in _table._old:
+    if _key in _inserted:
+        _before = _inserted[_key]
+        _old = None if _before is None else _row_of(_key) or _decode(_before)
+    elif (_old := _row_of(_key)) is None:
+        if _table._away or _key in _updated or _key in _table._old:
             _old = _find_row(_key)
         elif _key == _seen_key:
             _old = _seen_row
@@ -127,7 +123,7 @@ def insert({parameters}):
 {found}
     if _old is not None:
         raise _duplicate(_key)
-{unique}{views}    _note((_table, _key, None))
+{unique}{views}    _undo.append((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -142,7 +138,7 @@ def upsert({parameters}):
 {unique}{views}    if _old is not None:
         if _heap.cold:
             _need(_key)
-        _note((_table, _key, _old))
+        _undo.append((_table, _key, _old))
         if _key in _rows or _key in _asked:
             _rows[_key] = _row
         else:
@@ -152,7 +148,7 @@ def upsert({parameters}):
         else:
             _updated[_key] = _image
         return _row
-    _note((_table, _key, None))
+    _undo.append((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -167,7 +163,7 @@ def insert({parameters}):
     {key} = _table.new_hidden_key()
 {made}
 {owned}
-{unique}{views}    _note((_table, {key}, None))
+{unique}{views}    _undo.append((_table, {key}, None))
     _inserted[{key}] = _image
     return _row
 
@@ -203,7 +199,7 @@ def update(_key, /, **_changes):
         raise
     if _len(_image) > {limit}:
         _validated(_row)
-{unique}{views}    _note((_table, _key, _old))
+{unique}{views}    _undo.append((_table, _key, _old))
     if _is_kept:
         _rows[_key] = _row
     else:
@@ -250,7 +246,7 @@ def follow(_key, _old, {parameters}):
     if _old is not None:
         if _heap.cold:
             _need(_key)
-        _note((_table, _key, _old))
+        _undo.append((_table, _key, _old))
         if _key in _rows or _key in _asked:
             _rows[_key] = _row
         else:
@@ -261,7 +257,7 @@ def follow(_key, _old, {parameters}):
             _updated[_key] = _image
 {place}
         return
-    _note((_table, _key, None))
+    _undo.append((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
@@ -304,8 +300,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     source = _source(schema, index, rows, has_unique, table.maintain is not None)
     bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
-        "_new_row_of": table._inserted.get, "_unknown": object(), "_places": table._places,
-        "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_note": table._undo.append,
+        "_places": table._places,
+        "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,

@@ -406,7 +406,7 @@ class Cluster:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={
-                    **os.environ,
+                    **(os.environ if start.child < 0 else with_huge_pages(os.environ)),
                     "VOLTPY_TOKEN": self._token,
                     SUPERVISOR: str(os.getpid()),
                     PROCESS: self._process_name(start.child),

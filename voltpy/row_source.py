@@ -21,7 +21,8 @@ from voltpy.schema import Table
 
 # Column names are the functions' parameters; everything else in them begins with an underscore, as no column may.
 _EXACT = {
-    "INT": "_type({0}) is _int and -0x8000000000000000 <= {0} <= 0x7FFFFFFFFFFFFFFF",
+    # The smallest of 64 bits has 64 too, and goes the long way. To compare with both ends costs twice as much.
+    "INT": "_type({0}) is _int and {0}.bit_length() < 64",
     "FLOAT": "_type({0}) is _float",
     "STRING": "_type({0}) is _str",
     "BOOL": "_type({0}) is _bool",
@@ -44,7 +45,7 @@ _MADE = """
 _EXACT_TYPES: dict[str, type] = {"INT": int, "FLOAT": float, "STRING": str, "BOOL": bool, "TIMESTAMP": datetime}
 
 # What of a changed column's `_value` of the right type has to be looked at more closely.
-_ODD_INT = "(_type(_value) is _int and not -0x8000000000000000 <= _value <= 0x7FFFFFFFFFFFFFFF)"
+_ODD_INT = "(_type(_value) is _int and _value.bit_length() > 63)"
 _ODD_TIMESTAMP = "(_type(_value) is _datetime and _value.tzinfo is not _utc)"
 
 
