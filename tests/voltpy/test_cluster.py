@@ -18,7 +18,7 @@ import zmq
 
 from tests.readable import readable
 from voltpy import wire
-from voltpy.cluster import loopback
+from voltpy.cluster import loopback, with_huge_pages
 from voltpy.errors import ClusterError
 from voltpy.messages import PROTOCOL_VERSION, Admin, AdminReply, Hello, Message, Welcome
 
@@ -166,6 +166,8 @@ def test_a_cluster_serves_describes_itself_and_leaves_nothing_behind(
     assert (options["--fsync"], options["--memory"], options["--host"]) == ("always", str(1 << 29), "127.0.0.1")
     assert int(options["--core"]) in os.sched_getaffinity(0)
     pids = running.pids()
+    tunables = [b"\0GLIBC_TUNABLES=" in Path(f"/proc/{p['pid']}/environ").read_bytes() for p in status["partitions"]]
+    assert tunables == [True, True]
     assert running.stop() == 0
     assert not any(map(alive, pids))
     assert not runtime.exists()
@@ -440,6 +442,14 @@ def test_what_a_killed_supervisor_left_is_cleared_by_the_next_start(
     again = start().ready()
     assert not left.exists()
     assert again.stop() == 0
+
+
+def test_huge_pages_are_asked_for_beside_what_the_environment_says_and_not_against_it() -> None:
+    assert with_huge_pages({"A": "b"}) == {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    other = {"GLIBC_TUNABLES": "glibc.malloc.check=3"}
+    assert with_huge_pages(other) == {"GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.hugetlb=1"}
+    refused = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    assert with_huge_pages(refused) == refused
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "example.org", "*", "::1", ""])
