@@ -40,16 +40,17 @@ _OWNED = {
 """,
 }
 
-# The row with `_key`, or None, as `_old`. The key has the right type.
+# The row with `_key`, or None, as `_old`; UNTOUCHED will do for one that the batch has not changed, unless somebody is
+# told of it. The key has the right type.
 _FOUND = """
-    if _key in _inserted:
+    if _key in _inserted and not _table._away:
         _before = _inserted[_key]
         _old = None if _before is None else _row_of(_key) or _decode(_before)
     elif (_old := _row_of(_key)) is None:
         if _table._away or _key in _updated or _key in _table._old:
             _old = _find_row(_key)
         elif _key == _seen_key:
-            _old = _seen_row
+            _old = {seen}
             _places[_key] = _seen_id
         else:
             _row_id = _find(_key, {nowhere})
@@ -174,13 +175,15 @@ upsert = insert
 _UPDATE = """
 def update(_key, /, **_changes):
     "Changes columns of the row with this key and returns it. Raises KeyError when there is none."
-    _old = _row_of(_key)
+    _old = _undone = _row_of(_key)
     _is_kept = _old is not None
     if _old is None:
 {sought}
         if _old is None:
             raise _no_row(_key)
         _is_kept = _key in _asked
+        if _undone is None:
+            _undone = _old
     if not _fixed.isdisjoint(_changes):
         _check_fixed(_changes)
     if _type(_key) is not _key_type:
@@ -199,7 +202,7 @@ def update(_key, /, **_changes):
         raise
     if _len(_image) > {limit}:
         _validated(_row)
-{unique}{views}    _undo.append((_table, _key, _old))
+{unique}{views}    _undo.append((_table, _key, _undone))
     if _is_kept:
         _rows[_key] = _row
     else:
@@ -217,6 +220,7 @@ _SOUGHT = """
         elif _key == _seen_key:
             _old = _seen_row
             _places[_key] = _seen_id
+            _undone = _untouched
         else:
             try:
                 _row_id = _find(_key, {nowhere})
@@ -226,6 +230,7 @@ _SOUGHT = """
                 _old = _find_row(_key)
             {fetched}
                 _places[_key] = _row_id
+                _undone = _untouched
 """
 
 _SOUGHT_THE_LONG_WAY = """
@@ -273,6 +278,10 @@ _UNIQUE = """    _check_unique({key}, _row, {old})
 _VIEWS = """    _maintain({key}, {old}, _row)
 """
 
+# In the undo log, instead of the row before: as it is on its page. A batch would keep the decoded rows of all that it
+# changes until its end, in memory that is in no cache; so each takes the place of the one before it.
+UNTOUCHED = object()
+
 
 class Accessors(NamedTuple):
     """What a procedure calls as `tx.<table>.get(key)` and so on."""
@@ -296,11 +305,13 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
 
     rows = row_source(schema, format)
-    has_unique = table.lookups is not None and table.lookups.has_unique
-    source = _source(schema, index, rows, has_unique, table.maintain is not None)
+    has_unique, has_views = table.lookups is not None and table.lookups.has_unique, table.maintain is not None
+    is_told = table.lookups is not None or has_views  # somebody, of the row before: UNTOUCHED won't do
+    source = _source(schema, index, rows, is_told=is_told, has_unique=has_unique, has_views=has_views)
     bound = rows.bound | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
         "_places": table._places,
+        "_untouched": None if is_told else UNTOUCHED,
         "_updated": table._updated, "_asked": table._asked, "_ask": table._asked.add, "_undo": table._undo,
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
@@ -320,7 +331,9 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     return made
 
 
-def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_unique: bool, has_views: bool) -> str:
+def _source(
+    schema: TableSchema, index: PrimaryIndex, rows: RowSource, *, is_told: bool, has_unique: bool, has_views: bool
+) -> str:
     """The functions' text."""
     views = _VIEWS.format(key="_key", old="_old") if has_views else ""
     unique = _UNIQUE.format(key="_key", old="_old") if has_unique else ""
@@ -347,7 +360,12 @@ def _source(schema: TableSchema, index: PrimaryIndex, rows: RowSource, has_uniqu
     else:
         found = _FOUND_THE_LONG_WAY if "FLOAT" in key_types or is_null_a_key else _FOUND
         owned_row = indent(owned_row, 16 * " ")
-        found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
+        if is_told:
+            there, seen = fetched, "_seen_row"
+        else:
+            there = ("else:" if index.ordered else fetched) + "\n    _old = _untouched"
+            seen = "_untouched"
+        found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(there, 12), seen=seen).strip("\n")
         keyed = _KEYED.format(
             parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique, views=views
         )

@@ -18,6 +18,9 @@ batch has found absent. A row is decoded for keeping when it is asked for the se
 change it. When the young generation is full, it becomes the old one, between batches, and the old one is dropped.
 Bounded memory then costs nothing on a hit.
 
+The undo log has the row before a change, or UNTOUCHED for the first change of a committed row that was not decoded: its
+page has it still. Not where somebody is told what the row was (secondary indexes).
+
 `_places` has the row ids of some committed rows that were changed, so that `apply` need not look for them again: a
 look-up among a million rows costs as much as writing the row does.
 
@@ -40,7 +43,7 @@ from typing import Any
 
 import msgspec
 
-from partitions.accessors import accessors
+from partitions.accessors import UNTOUCHED, accessors
 from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
@@ -60,7 +63,7 @@ TURN_ROWS = 1024  # written at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
-# (table, key, row before; None = there was none). A miss appends (None, None, None): see Store.undo_to.
+# (table, key, row before; None = there was none; or UNTOUCHED). A miss appends (None, None, None): see Store.undo_to.
 UndoLog = list[tuple[Any, Any, Any]]
 
 
@@ -113,6 +116,7 @@ class Table:
         "_places",
         "_rows",
         "_rows_limit",
+        "_unchanged_rows",
         "_undo",
         "_updated",
         "follow",
@@ -160,6 +164,7 @@ class Table:
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
         self._places: dict[Any, int] = {}
+        self._unchanged_rows = 0  # rows that the batch had changed before that was undone
         self._undo = undo
         self.owner = owner
         self._away: set[Any] = set()
@@ -280,8 +285,8 @@ class Table:
 
     @property
     def changed_rows(self) -> int:
-        """Rows that existed before the batch and that it has changed."""
-        return len(self._updated)
+        """How often the batch has begun to change a row that existed before it."""
+        return len(self._updated) + self._unchanged_rows
 
     def key_of(self, row: Any) -> Any:
         """A row's primary key."""
@@ -295,6 +300,11 @@ class Table:
 
     def restore(self, key: Any, old: Any) -> None:
         """Puts back what a transaction changed. Its images stay marked as changed: logging them again is harmless."""
+        if old is UNTOUCHED:
+            self._rows.pop(key, None)
+            self._updated.pop(key, None)
+            self._unchanged_rows += 1
+            return
         if self.lookups is not None:
             self.lookups.restored(key, old)
         image = None if old is None else encode(old)
@@ -495,6 +505,7 @@ class Table:
         if updated:
             self._replace(list(updated), list(updated.values()))
         self._updated.clear()
+        self._unchanged_rows = 0
         if len(self._places) > PLACES:
             self._places.clear()
         if self.lookups is not None:
@@ -562,6 +573,7 @@ class Table:
         """The whole batch was undone: pages and index are as they were before it."""
         self._inserted.clear()
         self._updated.clear()
+        self._unchanged_rows = 0
         if self.lookups is not None:
             self.lookups.forget_changes()
 
