@@ -19,7 +19,7 @@ change it. When the young generation is full, it becomes the old one, between ba
 Bounded memory then costs nothing on a hit.
 
 The undo log has the row before a change, or UNTOUCHED for the first change of a committed row that was not decoded: its
-page has it still. Not where somebody is told what the row was (secondary indexes).
+page has it still. Not where somebody is told what the row was (secondary indexes, views).
 
 `_places` has the row ids of some committed rows that were changed, so that `apply` need not look for them again: a
 look-up among a million rows costs as much as writing the row does.

@@ -554,6 +554,105 @@ def filled(frames: int) -> tuple[Store, int]:
     raise AssertionError("it is never full")
 
 
+def test_a_row_that_is_new_in_the_batch_may_leave_within_it(store: Store) -> None:
+    ints = store.by_name["ints"]
+    ints.insert(1, 10)
+    assert ints.get(2) is None
+    ints.send_away(1)
+    ints.send_away(2)
+    for write, key in ((ints.upsert, 1), (ints.insert, 1), (ints.upsert, 2)):
+        with pytest.raises(NotHere):
+            write(key, 11)
+    store.undo_to(1)
+    store.misses.clear()
+    ints.bring_all_back([1, 2])
+    assert (ints.get(1).n, ints.get(2)) == (10, None)
+
+
+@pytest.mark.parametrize("name", ["ints", "strings"])
+@pytest.mark.parametrize("is_read_before", [False, True])
+@pytest.mark.parametrize("method", ["update", "upsert"])
+def test_the_first_change_of_a_stored_row_is_undone_without_a_trace(
+    name: str, is_read_before: bool, method: str, store: Store
+) -> None:
+    table = store.by_name[name]
+    keys = [KEYS[name](i)[0] for i in range(4)]
+    for key in keys:
+        table.insert(key, 1)
+    store.apply()
+
+    def change(key: Any, n: int) -> None:
+        if is_read_before:
+            assert table.get(key) is not None
+        if method == "update":
+            table.update(key, n=n)
+        else:
+            table.upsert(key, n)
+
+    change(keys[0], 2)
+    change(keys[0], 3)
+    assert table.get(keys[0]).n == 3
+    store.undo_to(0)
+    assert table.get(keys[0]).n == 1
+    assert store.changes() == []
+    # What one transaction of a batch has done stays when the next one is undone.
+    change(keys[1], 4)
+    mark = len(store.undo_log)
+    change(keys[1], 5)
+    assert table.delete(keys[2])
+    change(keys[3], 6)
+    store.undo_to(mark)
+    assert [table.get(key).n for key in keys] == [1, 4, 1, 1]
+    store.changes()
+    store.apply()
+    store.check()
+    assert [table.get(key).n for key in keys] == [1, 4, 1, 1]
+
+
+def test_a_row_that_was_read_last_is_not_believed_after_others_have_changed_it(store: Store) -> None:
+    ints = store.by_name["ints"]
+    ints.insert(1, 10)
+    store.apply()
+    assert ints.get(1).n == 10
+    ints.put([1], [b"\x93\x01\x14\xc0"], [])
+    store.apply()
+    assert ints.update(1, city="Oslo").n == 20
+    store.undo_batch()
+    assert ints.get(1).n == 20
+
+
+def test_a_row_that_moves_to_another_page_is_found_there_by_its_next_change(store: Store) -> None:
+    ints = store.by_name["ints"]
+    for i in range(60):
+        ints.insert(i, i, "x" * 120)
+    store.apply()
+    for length in (1000, 3000, 10, 20_000, 5):
+        ints.update(7, city="y" * length)
+        store.changes()
+        store.apply()
+        store.check()
+        assert ints.get(7).city == "y" * length
+    assert ints.delete(7)
+    store.apply()
+    store.check()
+    assert 7 not in ints._places
+
+
+def test_pages_to_keep_are_counted_anew_when_a_change_was_undone(store: Store) -> None:
+    ints = store.by_name["ints"]
+    ints.insert(1, 1)
+    ints.insert(2, 2)
+    store.apply()
+    seen = set()
+    for key in (1, 2):
+        ints.update(key, n=9)
+        seen.add(ints.changed_rows)
+        store.undo_to(0)
+    assert len(seen) == 2
+    store.undo_batch()
+    assert ints.changed_rows == 0
+
+
 def test_full_memory_is_read_only_and_leaves_nothing_half_done() -> None:
     store, rows = filled(40)
     ints, strings = store.by_name["ints"], store.by_name["strings"]
@@ -641,6 +740,10 @@ def test_check_sees_what_does_not_agree(store: Store) -> None:
     with pytest.raises(Corruption, match="key 3 is cached as"):
         store.check()
     ints._rows.clear()
+    ints._places[4] = ints._index.find(3, -1)
+    with pytest.raises(Corruption, match="key 4 is remembered at another place"):
+        store.check()
+    ints._places.clear()
     store.check()
     row_id = ints._index.find(4, -1)
     ints._index.remove(4, row_id)
