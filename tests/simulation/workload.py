@@ -146,7 +146,8 @@ class Ledger:
             outcome = Outcome.ABORTED
         elif isinstance(error, Aborted) and call.procedure_name == "transact_and_give_up":
             outcome = Outcome.ABORTED
-            results = json.loads(str(error))
+            if not str(error).endswith("…"):  # a long reason is cut: what such a call has read is not known
+                results = json.loads(str(error))
         elif isinstance(error, Aborted) and call.procedure_name == "transfer":
             outcome = Outcome.ABORTED
         else:
