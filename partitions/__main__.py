@@ -30,7 +30,7 @@ from voltpy.crash_point import crash_point
 from voltpy.data_directory import load_procedures, partition_directory, read_schema
 from voltpy.door import Door
 from voltpy.door_sockets import opened
-from voltpy.errors import ClusterError, Corruption, Error, ReadOnly, SchemaError
+from voltpy.errors import ClusterError, ConstraintViolation, Corruption, Error, ReadOnly, SchemaError
 from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
@@ -68,7 +68,11 @@ def main() -> int:
     except ReadOnly as error:
         print(f"partition {arguments.partition}: recovery found no room: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
-    except (SchemaError, ClusterError) as error:
+    except (
+        SchemaError,
+        ConstraintViolation,
+        ClusterError,
+    ) as error:  # the second: of rows that a new index or view meets
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
     except DiskFull as error:  # not even a new segment's header fits: the supervisor tries again and again

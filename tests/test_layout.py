@@ -26,7 +26,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 
 # Inside partitions imports point one way: from the left to the right.
 LAYERS = (
-    "copier", "verify",
+    "copier", "verify", "schema_trial",
     "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
     "schema_change", "store", "view_reader", "viewed_table", "view_source", "table", "lookups",
     "buffer_pool", "accessors", "heap",

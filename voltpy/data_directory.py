@@ -93,13 +93,16 @@ class DataDirectory:
         partitions: int | None = None,
         schema_text: str | None = None,
         procedures_path: str | Path | None = None,
+        try_schema: Callable[[DataDirectory, Schema], None] = lambda directory, schema: None,
     ) -> DataDirectory:
         """Opens the directory; makes it if there is none, with the number of partitions given, else one a usable core.
 
         What is not given is what is stored, and so is a schema that is given again as it was: what statements have
-        changed since then stays. Raises SchemaError for a bad schema, or one that does more than add to the stored one
-        (voltpy.schema.grown); Corruption, naming the file, for one that is damaged; ClusterError for anything else in
-        the way: the directory is in use, is something else, has another number of partitions.
+        changed since then stays. `try_schema` is called with a schema that is about to take the stored one's place;
+        what it raises comes out, and the stored schema stays. Raises SchemaError for a bad schema, or one that does
+        more than add to the stored one (voltpy.schema.grown); Corruption, naming the file, for one that is damaged;
+        ClusterError for anything else in the way: the directory is in use, is something else, has another number of
+        partitions.
         """
         path = Path(os.path.abspath(path))
         # Everything given is read first: a slip of the user's leaves nothing behind.
@@ -121,7 +124,7 @@ class DataDirectory:
                 else:
                     (path / RESTORING).unlink(missing_ok=True)  # the restore was over but for this
                     directory._load(partitions)
-                    directory._adopt(schema, schema_text, procedures)
+                    directory._adopt(schema, schema_text, procedures, try_schema)
             except BaseException:
                 directory.close()
                 raise
@@ -229,7 +232,13 @@ class DataDirectory:
         self.schema_sql = _read_schema_sql(self.path, self.schema)
         self.procedures = read_procedures(self.path)
 
-    def _adopt(self, schema: Schema | None, schema_text: str | None, procedures: tuple[str, str] | None) -> None:
+    def _adopt(
+        self,
+        schema: Schema | None,
+        schema_text: str | None,
+        procedures: tuple[str, str] | None,
+        try_schema: Callable[[DataDirectory, Schema], None],
+    ) -> None:
         """Stores what this start brings that is new."""
         if schema is not None and schema_text is not None:
             try:
@@ -237,6 +246,7 @@ class DataDirectory:
             except SchemaError as error:
                 raise SchemaError(f"the schema does not fit data directory {self.path}: {error}") from None
             if schema != self.schema:
+                try_schema(self, schema)
                 _replace(self.path / SCHEMA, to_json(schema))
                 self.schema = schema
             if schema_text != self.schema_sql:

@@ -222,6 +222,12 @@ def from_json(data: bytes) -> Schema:
     return schema
 
 
+def added_unique_indexes(before: Schema, schema: Schema) -> list[Index]:
+    """Those on tables that are in both: rows that are there already may not satisfy them."""
+    there = {name for name, _ in before.numbers.items() & schema.numbers.items()}
+    return [index for index in schema.indexes if index.unique and index.table in there and index not in before.indexes]
+
+
 def _with_typed_default(column: Column) -> Column:
     """The column with its default as it was before JSON made it a plain value."""
     if column.type == "TIMESTAMP" and type(column.default) is str:

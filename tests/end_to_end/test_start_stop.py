@@ -195,6 +195,38 @@ def test_starts_that_do_not_fit_the_data_directory_are_refused(
     assert "SchemaError" in changed.stderr
 
 
+def test_a_unique_index_that_the_rows_do_not_satisfy_is_refused_and_the_stored_schema_goes_on(
+    start: Callable[..., Running], files: tuple[str, ...], tmp_path: Path
+) -> None:
+    cluster = start("--partitions", "2", *files)
+    names = {number: "Kari" if number < 8 else f"owner {number}" for number in range(16)}
+    cluster.db.call_many("open_account", list(names.items()))
+    cluster.db.execute("INSERT INTO branches (code, name) VALUES ('a', 'Oslo')")
+    cluster.db.execute("INSERT INTO branches (code, name) VALUES ('b', 'Oslo')")
+    assert cluster.end() == 0
+
+    wrong = tmp_path / "wrong.sql"
+    wrong.write_text(SCHEMA + "CREATE UNIQUE INDEX names ON branches (name);")
+    sound = tmp_path / "sound.sql"
+    sound.write_text(SCHEMA + "CREATE UNIQUE INDEX owners ON accounts (id, owner);")
+    data = ("--data", str(tmp_path / "data"), "--port", "0")
+    done = voltpy("start", *data, "--schema", str(wrong))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "partition 0: table branches: a row with " in done.stderr
+    assert "'Oslo' exists, and index names is unique" in done.stderr
+    assert "a start without --schema goes on with the stored one" in done.stderr
+
+    cluster = start()
+    assert cluster.db.execute("SELECT COUNT(*) FROM accounts").rows == [(16,)]
+    cluster.process.kill()  # what the next trial reads is in the WAL, too
+    cluster.process.wait()
+    assert voltpy("start", *data, "--schema", str(wrong)).returncode == 1
+    cluster = start("--schema", str(sound))  # and the former text would do, too
+    assert cluster.db.execute("SELECT index_name FROM db_indexes WHERE table_name = 'branches'").rows == []
+    assert sorted(cluster.db.execute("SELECT id, owner FROM accounts").rows) == sorted(names.items())
+
+
 def test_procedures_that_cannot_be_loaded_end_the_first_start_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "s.sql").write_text(SCHEMA)
     (tmp_path / "p.py").write_text(PROCEDURES.replace('partition_by="account"', 'partition_by="nobody"'))

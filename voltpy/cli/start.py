@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,16 @@ import click
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
 from voltpy.cli.options import size
-from voltpy.cluster import Cluster, Options, loopback, usable_memory_bytes
+from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
-from voltpy.schema import Schema, to_json
+from voltpy.reporting_child import ReportingChild
+from voltpy.schema import Schema, added_unique_indexes, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
 FSYNC_MODES = ("always", "everysec", "never")
+TRIAL_COMMAND = (sys.executable, "-I", "-m", "partitions.schema_trial")
 LEAST_MEMORY_BYTES = 16 << 20  # for each partition
 
 
@@ -141,9 +145,13 @@ def start(
     _check_procedures(procedures, schema_text, data if restore is None else restore)
     if restore is not None:
         _restore(restore, data, partitions, schema_text)
-    with DataDirectory.open(data, partitions, schema_text, procedures) as directory:
+    memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
+
+    def try_schema(directory: DataDirectory, schema: Schema) -> None:
+        _try_schema(directory, schema, memory_bytes // directory.partitions)
+
+    with DataDirectory.open(data, partitions, schema_text, procedures, try_schema) as directory:
         count = directory.partitions
-        memory_bytes = memory if memory is not None else usable_memory_bytes() // 2
         if memory_bytes < LEAST_MEMORY_BYTES * count:
             raise ClusterError(
                 f"--memory {memory_bytes}: {count} partitions need at least {LEAST_MEMORY_BYTES} bytes each"
@@ -185,6 +193,28 @@ def _check_schedule(path: Path, directory: DataDirectory) -> None:
         parse(path.read_text(encoding="utf-8"), [table.name for table in directory.schema.live])
     except (ClusterError, OSError, UnicodeDecodeError) as error:
         raise ClusterError(f"{path}: {error}") from None
+
+
+def _try_schema(directory: DataDirectory, schema: Schema, memory_bytes: int) -> None:
+    """Raises SchemaError for unique indexes that the rows of a partition don't satisfy: with them, none could start."""
+    if not added_unique_indexes(directory.schema, schema):
+        return
+    with tempfile.NamedTemporaryFile(prefix="voltpy-schema-") as file, contextlib.ExitStack() as stack:
+        file.write(to_json(schema))
+        file.flush()
+        where = ("--data", directory.path, "--partitions", str(directory.partitions), "--schema", file.name)
+        command = (*TRIAL_COMMAND, *where, "--memory", str(memory_bytes), "--partition")
+        waiting = list(range(directory.partitions))
+        while waiting:
+            some, waiting = waiting[: len(usable_cores())], waiting[len(usable_cores()) :]
+            children = [stack.enter_context(ReportingChild([*command, str(number)])) for number in some]
+            for number, child in zip(some, children, strict=True):
+                if child.exit_status() != 0:
+                    raise SchemaError(
+                        f"the schema does not fit the rows in {directory.path}: "
+                        f"partition {number}: {child.last_words()}. "
+                        "Nothing has changed: a start without --schema goes on with the stored one"
+                    )
 
 
 def _check_procedures(procedures: Path | None, schema_text: str | None, data: Path) -> None:
