@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,30 @@ def test_packages_import_in_one_direction(package: str) -> None:
             if top in PACKAGES and top not in MAY_IMPORT[package] and (name, top) not in EXCEPTIONS:
                 wrong.append(f"{name} imports {module}")
     assert wrong == []
+
+
+def test_every_relative_link_of_the_documentation_leads_somewhere() -> None:
+    wrong, found = [], 0
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target, _, heading = link.partition("#")
+            if "://" in link or link.startswith("mailto:"):
+                continue
+            found += 1
+            there = page.parent / target if target else page
+            if not there.exists():
+                wrong.append(f"{page.name}: {link}")
+            elif heading and heading not in headings_of(there):
+                wrong.append(f"{page.name}: {link}: there is no such heading")
+    assert wrong == []
+    assert found > 50
+
+
+def headings_of(page: Path) -> set[str]:
+    """As links name them: in lower case, words with hyphens between."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def test_layers_of_a_partition_import_downwards() -> None:
