@@ -51,6 +51,32 @@ def value_of(tx, worker: int) -> list:
 """
 
 
+BANK_SCHEMA = """
+CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL, steps INT NOT NULL);
+PARTITION TABLE accounts ON COLUMN id;
+"""
+BANK_PROCEDURES = """
+from voltpy import procedure
+
+
+@procedure(partition_by="account")
+def open_account(tx, account: int) -> None:
+    tx.accounts.insert(id=account, balance=1000, steps=0)
+
+
+@procedure(partition_by=("source", "target"))
+def transfer(tx, source: int, target: int) -> None:
+    payer, payee = tx.accounts.get(source), tx.accounts.get(target)
+    tx.accounts.update(source, balance=payer.balance - 1, steps=payer.steps + 1)
+    tx.accounts.update(target, balance=payee.balance + 1, steps=payee.steps + 1)
+
+
+@procedure(partition_by="account", read_only=True)
+def steps(tx, account: int) -> int:
+    return tx.accounts.get(account).steps
+"""
+
+
 def workers_of(partition: int, count: int = 4) -> list[int]:
     owners = slot_owners(PARTITIONS)
     return [worker for worker in range(1, 200) if owners[hash_slot(worker)] == partition][:count]
@@ -188,6 +214,52 @@ def test_a_snapshot_under_load_holds_a_prefix_with_all_that_was_acknowledged_bef
         assert {worker: again.db.call("value_of", worker)[0] for worker in WORKERS} == counted
     finally:
         assert again.end() == 0
+
+
+def test_a_snapshot_amid_transfers_between_partitions_holds_all_the_money(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (tmp_path / "bank.sql").write_text(BANK_SCHEMA)
+    (tmp_path / "bank.py").write_text(BANK_PROCEDURES)
+    files = ("--schema", str(tmp_path / "bank.sql"), "--procedures", str(tmp_path / "bank.py"))
+    pairs = list(zip(workers_of(0), workers_of(1), strict=True))
+    keys = [key for pair in pairs for key in pair]
+    cluster = Running(tmp_path_factory.mktemp("bank") / "data", "--partitions", str(PARTITIONS), *files)
+    cluster.db.call_many("open_account", [(key,) for key in keys])
+    stop, moved, problems = threading.Event(), [0], list[BaseException]()
+
+    def transfers() -> None:
+        try:
+            with connect(cluster.url, timeout=30.0, retry_s=30.0) as db:
+                while not stop.is_set():
+                    db.call_many("transfer", [pair if moved[0] % 3 else pair[::-1] for pair in pairs])
+                    moved[0] += 1
+        except BaseException as error:  # noqa: BLE001  # told by the main thread
+            problems.append(error)
+
+    thread = threading.Thread(target=transfers)
+    thread.start()
+    try:
+        snapshots = []
+        for number in range(2):
+            wanted = moved[0] + 3
+            eventually(lambda wanted=wanted: problems or moved[0] > wanted)
+            snapshots.append(tmp_path / f"snapshot-{number}")
+            cluster.run("snapshot", str(snapshots[-1]))
+    finally:
+        stop.set()
+        thread.join(LIMIT_S)
+    assert problems == []
+    assert cluster.end() == 0
+    seen = []
+    for number, snapshot in enumerate(snapshots):
+        again = restored(snapshot, tmp_path / f"again-{number}")
+        balances = dict(again.db.execute("SELECT id, balance FROM accounts").rows)
+        assert sum(balances.values()) == 1000 * len(keys)
+        assert [again.db.call("steps", key) for key, _ in pairs] == [again.db.call("steps", key) for _, key in pairs]
+        seen.append(balances)
+        assert again.end() == 0
+    assert seen[0] != seen[1]  # they were taken amid it
 
 
 def test_a_second_snapshot_is_refused_while_one_is_made_and_ctrl_c_leaves_nothing(
