@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 from voltpy.errors import Unavailable
 
 DEFAULT_PORT = 21212
+LISTENS_AGAIN_S = 0.05  # between two looks at whether a cluster that is being started listens
 
 
 class Address:
@@ -39,16 +40,21 @@ class Address:
                 raise ValueError(f"{url!r}: affinity is on or off, not {value!r}")
             self.affinity = value == "on"
 
-    def check(self) -> None:
-        """Raises Unavailable if this machine is meant and nothing listens: that is known at once."""
+    def listens(self) -> bool:
+        """False if this machine is meant and nothing listens: that is known at once."""
         if self.host not in ("127.0.0.1", "localhost", "::1"):
-            return
+            return True
         try:
             sockets.create_connection((self.host, self.port), timeout=1.0).close()
         except ConnectionRefusedError:
-            raise Unavailable(f"nothing listens at {self.url}: is the cluster started (`voltpy start`)?") from None
+            return False
         except OSError:
-            return  # whatever it is, connecting in earnest will tell
+            return True  # whatever it is, connecting in earnest will tell
+        return True
+
+    def silent(self) -> Unavailable:
+        """The error where nothing listens."""
+        return Unavailable(f"nothing listens at {self.url}: is the cluster started (`voltpy start`)?")
 
     def tcp(self, port: int) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -14,7 +14,7 @@ from math import inf
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.address import Address
+from voltpy.address import LISTENS_AGAIN_S, Address
 from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
@@ -381,16 +381,21 @@ class AsyncClient:
             self._changed.set_result(None)
 
     async def _open(self) -> None:
-        self._links.address.check()
         connection = self._connection
-        deadline = self._loop.time() + self._timeout
+        began = self._loop.time()
+        while not self._links.address.listens():
+            if self._loop.time() >= began + connection.retry_s:
+                raise self._links.address.silent()
+            await asyncio.sleep(LISTENS_AGAIN_S)
+        limit = max(self._timeout, connection.retry_s)
+        deadline = began + limit
         self._links.step(self._loop.time())
         while connection.topology is None:
             self._tick()
             if connection.rejected is not None:
                 raise connection.rejected
             if self._loop.time() >= deadline:
-                raise Unavailable(f"no answer from {self._links.address.url} within {self._timeout:g} s")
+                raise Unavailable(f"no answer from {self._links.address.url} within {limit:g} s")
             await self._change(deadline)
         deadline = min(deadline, self._loop.time() + DIRECT_WAIT_S)
         while self._links.undecided() and self._loop.time() < deadline:

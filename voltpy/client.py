@@ -18,6 +18,7 @@ import os
 import secrets
 import select
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import chain, islice
@@ -26,7 +27,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, cast
 
-from voltpy.address import Address
+from voltpy.address import LISTENS_AGAIN_S, Address
 from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
@@ -108,8 +109,9 @@ def connect(url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, ret
 
     `timeout` is the limit in seconds for connecting, and for each call that sets no other. With `retry_s` a call whose
     partition or router is lost is sent again, under its call id so that it can't run twice, until it is answered or
-    `retry_s` seconds have passed since it was made; without, it fails at once. Raises Unavailable when nobody answers,
-    ProtocolError when what answers is no voltpy of this version, ValueError for a wrong URL.
+    `retry_s` seconds have passed since it was made; without, it fails at once. A cluster that is being started
+    is waited for as long. Raises Unavailable when nobody answers, ProtocolError when what answers is no voltpy of this
+    version, ValueError for a wrong URL.
     """
     return Client(Address(url), timeout=timeout, retry_s=retry_s)
 
@@ -652,10 +654,14 @@ class Client:
     # ── opening and closing ────────────────────────────────────────────────────────────────────────────────────────
 
     def _open(self) -> None:
-        self._links.address.check()
         began = monotonic()
         connection = self._connection
         links = self._links
+        while not links.address.listens():
+            if monotonic() >= began + connection.retry_s:
+                raise links.address.silent()
+            time.sleep(LISTENS_AGAIN_S)
+        limit = max(self._timeout, connection.retry_s)
         direct_until = inf
         while True:
             with self._mutex:
@@ -667,11 +673,11 @@ class Client:
                         return
                 if connection.rejected is not None:
                     raise connection.rejected
-                if now - began >= self._timeout:
-                    raise Unavailable(f"no answer from {links.address.url} within {self._timeout:g} s")
+                if now - began >= limit:
+                    raise Unavailable(f"no answer from {links.address.url} within {limit:g} s")
                 poll, wait_ms = self._prepare_sleep(now)
                 self._sleeping = False
-                left_ms = (min(began + self._timeout, direct_until) - now) * 1000.0
+                left_ms = (min(began + limit, direct_until) - now) * 1000.0
             poll.poll(max(0.0, min(wait_ms, left_ms)))
 
     def _dispose(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import voltpy
 from tests.voltpy.fake_cluster import FakeCluster, wait_until
+from voltpy.address import Address
 from voltpy.aio import AsyncClient
 from voltpy.hash_slot import hash_slot, slot_owners
 
@@ -308,6 +309,21 @@ def test_nobody_there_is_unavailable_and_no_hang() -> None:
     began = time.monotonic()
     asyncio.run(main())
     assert time.monotonic() - began < 2
+
+
+def test_a_cluster_that_is_being_started_is_waited_for_as_long_as_calls_are_retried(cluster: FakeCluster) -> None:
+    url = cluster.url
+    cluster.kill_router()
+    wait_until(lambda: not Address(url).listens(), "the router's socket is closed")
+
+    async def main() -> None:
+        with pytest.raises(voltpy.Unavailable, match="nothing listens"):
+            await voltpy.connect_async(url, retry_s=0.3)
+        asyncio.get_running_loop().call_later(0.2, cluster.restart_router)
+        async with asyncio.timeout(20), voltpy.connect_async(url, retry_s=30.0) as db:
+            assert await db.call("echo", 1) == 1
+
+    asyncio.run(main())
 
 
 def test_a_wrong_url_is_named_before_anything_is_awaited() -> None:

@@ -17,6 +17,7 @@ import pytest
 import voltpy
 from tests.readable import readable
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
+from voltpy.address import Address
 from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
@@ -566,6 +567,21 @@ def test_nobody_there_is_known_at_once() -> None:
     with pytest.raises(voltpy.Unavailable, match=r"nothing listens at voltpy://127\.0\.0\.1:1"):
         voltpy.connect("voltpy://127.0.0.1:1", timeout=5)
     assert time.monotonic() - began < 1
+
+
+def test_a_cluster_that_is_being_started_is_waited_for_as_long_as_calls_are_retried(cluster: FakeCluster) -> None:
+    url = cluster.url
+    cluster.kill_router()
+    wait_until(lambda: not Address(url).listens(), "the router's socket is closed")
+    began = time.monotonic()
+    with pytest.raises(voltpy.Unavailable, match="nothing listens"):
+        voltpy.connect(url, retry_s=0.3)
+    assert time.monotonic() - began >= 0.3
+    starting = threading.Timer(0.2, cluster.restart_router)
+    starting.start()
+    with voltpy.connect(url, retry_s=30.0) as db:
+        assert db.call("echo", 1) == 1
+    starting.join()
 
 
 def test_a_listener_that_says_nothing_is_unavailable_after_the_timeout() -> None:
