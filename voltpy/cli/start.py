@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,6 +143,7 @@ def start(
     if with_parent:
         die_with_parent()
     events.configure()
+    _check_port(host, port)
     schema_text = _text_of(schema)
     _check_procedures(procedures, schema_text, data if restore is None else restore)
     if restore is not None:
@@ -166,6 +169,20 @@ def start(
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         options |= {"warm": warm, "warm_bytes_per_s": warm_rate or WARM_BYTES_PER_S, "warm_schedule": warm_schedule}
         Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ClusterError for a port that the router would not get, before a data directory is made for nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: those of the dead don't count
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ClusterError(
+                    f"port {port} of {host} is in use: is another cluster running there? Choose --port N, or 0"
+                ) from None
+            raise ClusterError(f"--port {port}: {host} can't be listened on there: {error.strerror}") from None
 
 
 def _parsed(schema_text: str) -> Schema:
