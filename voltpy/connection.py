@@ -71,7 +71,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
-from voltpy.routing import SLOT_MASK, no_such, route, routes_alike
+from voltpy.routing import SLOT_MASK, no_such, not_everywhere, route, routes_alike
 
 ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
 TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
@@ -359,7 +359,7 @@ class Connection:
                     self._ask_for(call, now)
                     continue
                 if not info.everywhere:
-                    self._fail(call, BadArguments(f"{call.procedure} does not run in every partition: use call"))
+                    self._fail(call, not_everywhere(call.procedure))
                     continue
                 lanes = self.lanes[: self._partitions]
                 if info.joint and self._partitions > 1:

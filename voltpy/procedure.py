@@ -32,7 +32,7 @@ import traceback
 import types
 import typing
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, overload
@@ -590,7 +590,7 @@ def _registry_of(
     schema: Schema | None,
     catalog_version: int,
 ) -> Registry:
-    functions = _procedures_of(module, declared)
+    functions = procedures_of(module, declared)
     if not functions:
         raise SchemaError(f"the procedure file {path} declares no procedure; decorate one with @procedure")
     if schema is not None:
@@ -600,8 +600,11 @@ def _registry_of(
     return Registry(procedures, catalog_version, path, source, os.path.dirname(path))
 
 
-def _procedures_of(module: types.ModuleType, declared: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
-    """The procedures that a file declares, also those whose name was taken again, and those that it imports."""
+def procedures_of(module: types.ModuleType, declared: Sequence[Callable[..., Any]] = ()) -> list[Callable[..., Any]]:
+    """The procedures that a file declares, also those whose name was taken again, and those that it imports.
+
+    `declared`: all that @procedure has seen meanwhile; without, those that a name still stands for are found.
+    """
     own = [function for function in declared if function.__module__ == module.__name__]
     found = {id(value): value for value in (*vars(module).values(), *own) if _is_declared(value)}
     for value in list(found.values()):  # a decorator above @procedure wraps it: the outermost is the procedure

@@ -67,5 +67,9 @@ def routes_alike(one: ProcedureInfo, other: ProcedureInfo | None) -> bool:
     return other is not None and (one.key_positions, one.everywhere) == (other.key_positions, other.everywhere)
 
 
+def not_everywhere(procedure: str) -> BadArguments:
+    return BadArguments(f"{procedure} does not run in every partition: use call")
+
+
 def no_such(procedure: str) -> UnknownProcedure:
     return UnknownProcedure(f"there is no procedure {procedure}")

@@ -22,16 +22,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from voltpy.errors import BadArguments, Error, ReadOnly, Unavailable, from_wire
+from voltpy.builtin import builtins
+from voltpy.errors import BadArguments, Error, ReadOnly, SchemaError, Unavailable, from_wire
 from voltpy.known_statements import changes_schema, checked_parameters, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
-from voltpy.procedure import Registry, from_functions, load_path, procedure
+from voltpy.procedure import Registry, from_functions, load_path, procedure, procedures_of
 from voltpy.result import Result
+from voltpy.routing import no_such, not_everywhere, slots_of
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_change, parse_schema
 from voltpy.wire import joined
@@ -45,20 +47,23 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _CLIENT = 1
 _EXECUTE = "voltpy.execute"  # the dot keeps it apart from users' procedures
+_BUILTINS = builtins()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Engine:
     """One partition that owns every key. Not for several threads at once.
 
-    `schema`: SQL text, or the path of a file of it. `procedures`: the path of a procedure file, or functions. `clock`
-    stands behind `tx.now()`.
+    `schema`: SQL text; the path of a file of it, as a Path, or as a str that ends with .sql; or a Schema.
+    `procedures`: the path of a procedure file, as a Path or a str, which is executed as a cluster does it; a module
+    that is imported already; or functions with @procedure, in a list or another iterable. `clock` stands behind
+    `tx.now()`.
     """
 
     def __init__(
         self,
         schema: str | Path | Schema,
-        procedures: str | Path | Iterable[Callable[..., Any]] = (),
+        procedures: str | Path | ModuleType | Iterable[Callable[..., Any]] = (),
         *,
         clock: Callable[[], datetime] | None = None,
         memory_bytes: int = 8 << 30,
@@ -70,7 +75,7 @@ class Engine:
         from voltpy.transaction import unique_ids, utc_now
 
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
-        self._procedures = procedures if isinstance(procedures, str | Path) else list(procedures)
+        self._procedures = procedures if isinstance(procedures, str | Path) else _functions(procedures)
         registry = self._registry(tables)
         self.statements = _statements(tables)
         self._store: Store = Store(tables, 0, 1, memory_bytes)
@@ -87,6 +92,7 @@ class Engine:
     def call(self, name: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Runs one call and returns its result. Raises what the client would raise. `timeout` is not looked at."""
         encoded = self._encoded(name, arguments)
+        slots_of(self._info(name), arguments)  # as a client does before it sends
         self._number += 1
         # The hash slot is not looked at either: all of them are here.
         self._executor.run(b"", CallGroup(_CLIENT, name, 0, 0, [self._number], [0], joined([encoded])))
@@ -123,6 +129,8 @@ class Engine:
     def call_everywhere(self, name: str, *arguments: Any) -> list[Any]:
         """Runs a directed procedure; a list with the one partition's result."""
         encoded = msgspec.Raw(self._encoded(name, arguments))
+        if not self._info(name).everywhere:
+            raise not_everywhere(name)
         self._number += 1
         now_us = (self._executor.clock() - _EPOCH) // timedelta(microseconds=1)
         self._executor.run_everywhere(b"", EverywhereCall(0, _CLIENT, name, self._number, encoded, now_us))
@@ -210,6 +218,12 @@ class Engine:
                 procedure.check_python(arguments)
             raise BadArguments(f"{name}(): {error}") from None
 
+    def _info(self, name: str) -> ProcedureInfo:
+        procedure = self._executor.registry.procedures.get(name) or _BUILTINS.get(name)
+        if procedure is None:
+            raise no_such(name)
+        return procedure.info
+
     def _outcome(self) -> Any:
         """What the call that has just run comes to; its changes are kept."""
         try:
@@ -223,8 +237,9 @@ class Engine:
             described = answers.errors[0]
             error = from_wire(described.code, described.message, described.type_name, described.traceback_text)
             cause, self._cause = self._cause, None
-            if cause is not None and not isinstance(cause, Exception):
-                # Ctrl-C, leaving the debugger, pytest.fail: meant for the test, not for the procedure's caller.
+            if cause is not None and not isinstance(cause, Exception | SystemExit):
+                # Ctrl-C, pytest.fail: meant for the test, not for the procedure's caller. (sys.exit in a procedure ends
+                # the call, as in a partition, and not the whole run of the tests.)
                 raise cause
             raise error from cause
         return _decode(bytes(answers.groups[0].results))[0]
@@ -240,6 +255,17 @@ def _statements(schema: Schema) -> Statements:
 
     catalogue = Catalogue(schema)
     return Statements(schema, lambda text: plan(text, catalogue))
+
+
+def _functions(procedures: ModuleType | Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    if isinstance(procedures, ModuleType):
+        functions = procedures_of(procedures)
+        if not functions:
+            raise SchemaError(f"module {procedures.__name__} declares no procedure; decorate one with @procedure")
+        return functions
+    if not isinstance(procedures, Iterable):
+        raise TypeError(f"procedures: the path of a file, a module, or a list of functions, not {procedures!r}")
+    return list(procedures)
 
 
 def _text(schema: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -51,7 +52,12 @@ def show(tx: Any, account: int) -> Any:
 @procedure(partition_by="account")
 def fail(tx: Any, account: int, how: str) -> Any:
     tx.accounts.update(account, balance=-1)
-    raise {"value": ValueError("bad"), "ctrl-c": KeyboardInterrupt(), "assert": AssertionError("not so")}[how]
+    raise {
+        "exit": SystemExit(3),
+        "value": ValueError("bad"),
+        "ctrl-c": KeyboardInterrupt(),
+        "assert": AssertionError("not so"),
+    }[how]
 
 
 @procedure(partition_by="account")
@@ -90,8 +96,10 @@ def test_errors_are_those_of_a_client(db: Engine) -> None:
         db.call("open_account", 1, "Ola")
     with pytest.raises(UnknownProcedure):
         db.call("nope", 1)
-    with pytest.raises(UnknownProcedure, match="call_everywhere"):
+    with pytest.raises(BadArguments, match="add_branch runs in every partition: use call_everywhere"):
         db.call("add_branch", "OSL")
+    with pytest.raises(BadArguments, match="deposit, argument 1: a partition key is an int or a str, not NoneType"):
+        db.call("deposit", None, 5)
     for arguments in (
         (1, "x"),
         (1,),
@@ -135,6 +143,29 @@ def test_ctrl_c_ends_the_test_and_leaves_nothing(db: Engine) -> None:
     db.check()
 
 
+def test_an_exit_in_a_procedure_ends_the_call_alone(db: Engine) -> None:
+    db.call("open_account", 1, "Ola")
+    with pytest.raises(ProcedureError, match="fail: SystemExit: 3") as raised:
+        db.call("fail", 1, "exit")
+    assert isinstance(raised.value.__cause__, SystemExit)
+    assert db.call("show", 1)[2] == 0
+
+
+def test_a_module_of_procedures_is_taken_as_it_is(voltpy_engine: Callable[..., Engine]) -> None:
+    module = ModuleType("bank")
+    module.__dict__.update(
+        open_account=open_account, also=open_account, deposit=deposit, number=5, ValueError=ValueError
+    )
+    db = voltpy_engine(SCHEMA, module)
+    assert [info.name for info in db.procedures()] == ["deposit", "open_account"]
+    db.call("open_account", 1, "Ola")
+    assert db.call("deposit", 1, 100) == 100
+    with pytest.raises(SchemaError, match="module empty declares no procedure"):
+        voltpy_engine(SCHEMA, ModuleType("empty"))
+    with pytest.raises(TypeError, match="the path of a file, a module, or a list of functions, not 5"):
+        voltpy_engine(SCHEMA, 5)
+
+
 def test_call_many_keeps_the_order_and_may_return_errors(db: Engine) -> None:
     assert db.call_many("open_account", [(1, "a"), (2, "b")]) == [None, None]
     results = db.call_many("deposit", [(1, 5), (9, 5), (2, 6)], return_exceptions=True)
@@ -155,8 +186,10 @@ def test_call_everywhere_gives_one_result_for_the_one_partition(db: Engine) -> N
     assert db.call_everywhere("add_branch", "OSL") == ["2024-05-01T00:00:00+00:00"]
     with pytest.raises(DuplicateKey):
         db.call_everywhere("add_branch", "OSL")
-    with pytest.raises(UnknownProcedure):
+    with pytest.raises(BadArguments, match="deposit does not run in every partition: use call"):
         db.call_everywhere("deposit", 1, 1)
+    with pytest.raises(UnknownProcedure):
+        db.call_everywhere("nope")
     with pytest.raises(BadArguments):
         db.call_everywhere("add_branch", object())
 
