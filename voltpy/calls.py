@@ -107,13 +107,17 @@ class Lookup(Pending):
 class Everywhere(Pending):
     """A directed call. `values[p]` or `errors[p]` is partition p's outcome; `missing` are those to come.
 
+    Where some failed, `error` is the first one's, with its partition named; with `returns_errors`, `value` has each of
+    them in its place.
+
     The parts of a joint one commit together: the coordinator answers for all of them, with the list of their results.
     """
 
-    __slots__ = ("errors", "incarnations", "missing", "parts", "values")
+    __slots__ = ("errors", "incarnations", "missing", "parts", "returns_errors", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, *, returns_errors: bool = False) -> None:
         super().__init__()
+        self.returns_errors = returns_errors
         self.values: dict[int, Any] = {}
         self.errors: dict[int, Error] = {}
         self.incarnations: dict[int, int] = {}
@@ -143,12 +147,17 @@ class Everywhere(Pending):
             self.errors[partition] = error
         if self.missing:
             return False
-        if self.errors:
+        if self.is_joint:
+            self.value, self.error = value, error
+            return True
+        if self.parts > 1:
+            for number, failed in self.errors.items():
+                _name_partition(failed, number)
+        if self.errors and not self.returns_errors:
             self.error = self.errors[min(self.errors)]
-        elif self.is_joint:
-            self.value = value
         else:
-            self.value = [self.values[number] for number in sorted(self.values)]
+            outcomes = {**self.values, **self.errors}
+            self.value = [outcomes[number] for number in sorted(outcomes)]
         return True
 
 
@@ -157,6 +166,12 @@ class Command(Pending):
 
     __slots__ = ("body",)
     body: dict[str, Any]
+
+
+def _name_partition(error: Error, partition: int) -> None:
+    where = f"partition {partition}"
+    if where not in str(error):
+        error.args = (f"{where}: {error}", *error.args[1:])
 
 
 def unencodable(procedure: str, error: Exception) -> BadArguments:

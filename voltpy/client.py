@@ -68,8 +68,8 @@ class _Call(Pending):
 class _EverywhereCall(Everywhere):
     __slots__ = ("lock",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, returns_errors: bool) -> None:
+        super().__init__(returns_errors=returns_errors)
         self.lock: threading.Lock | None = None
 
 
@@ -228,13 +228,17 @@ class Client:
             raise error
         return batch.results
 
-    def call_everywhere(self, name: str, /, *args: Any, timeout: float | None = None) -> list[Any]:
+    def call_everywhere(
+        self, name: str, /, *args: Any, return_exceptions: bool = False, timeout: float | None = None
+    ) -> list[Any]:
         """Runs a directed procedure in every partition; the result of partition i is at index i.
 
-        Each runs as an independent transaction. If some fail, the first one's error is raised; the others have run.
-        Where it writes tables of which every partition has a copy, all of them are one transaction.
+        Each runs as an independent transaction. Of those that fail the first one's error is raised, which names its
+        partition; the others have run. With `return_exceptions` each error is in its place instead.
+        Where it writes tables of which every partition has a copy, all of them are one transaction, and its error is
+        raised. So is what is known before any of them runs, and that the answers did not come within the timeout.
         """
-        call = _EverywhereCall()
+        call = _EverywhereCall(returns_errors=return_exceptions)
         limit = self._timeout if timeout is None else _positive(timeout)
         result: list[Any] = self._run(call, lambda now: self._connection.everywhere(call, name, args, now, limit))
         return result

@@ -126,15 +126,25 @@ class Engine:
                 results.append(error)
         return results
 
-    def call_everywhere(self, name: str, *arguments: Any) -> list[Any]:
-        """Runs a directed procedure; a list with the one partition's result."""
+    def call_everywhere(
+        self, name: str, *arguments: Any, return_exceptions: bool = False, timeout: float | None = None
+    ) -> list[Any]:
+        """Runs a directed procedure; a list with the one partition's result. `timeout` is not looked at.
+
+        With `return_exceptions` its error is in its place; what a client would not have sent is raised all the same.
+        """
         encoded = msgspec.Raw(self._encoded(name, arguments))
         if not self._info(name).everywhere:
             raise not_everywhere(name)
         self._number += 1
         now_us = (self._executor.clock() - _EPOCH) // timedelta(microseconds=1)
         self._executor.run_everywhere(b"", EverywhereCall(0, _CLIENT, name, self._number, encoded, now_us))
-        return [self._outcome()]
+        try:
+            return [self._outcome()]
+        except Error as error:
+            if not return_exceptions:
+                raise
+            return [error]
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
         """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""

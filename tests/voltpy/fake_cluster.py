@@ -84,6 +84,10 @@ def _where_all(node: FakePartition, *args: Any) -> Any:
     return node.number if node.number < node.cluster.partition_count else list(range(node.number))
 
 
+def _refuse_in_odd(node: FakePartition, *args: Any) -> int:
+    return _refuse_odd(node, node.number)
+
+
 class _Elsewhere(Error):
     """What it is raised in is for the coordinator."""
 
@@ -99,6 +103,7 @@ PROCEDURES: dict[str, tuple[ProcedureInfo, Callable[..., Any]]] = {
     "second": (info("second", 1), _echo),
     "where": (info("where", 0), _where),
     "where_all": (info("where_all", everywhere=True), _where),
+    "refuse_in_odd": (info("refuse_in_odd", everywhere=True), _refuse_in_odd),
     "move": (info("move", 0, 1), _where),
     "anywhere": (info("anywhere"), _where),
     "rename": (info("rename", 0), _rename),
@@ -265,8 +270,12 @@ class FakePartition(Node):
                 self._run(message, group, groups, errors)
         elif isinstance(message, EverywhereCall):
             name, number, client = message.procedure, message.number, message.client_id
-            value = PROCEDURES[name][1](self, *decode_value(message.args))
-            groups, errors = [ReplyGroup(client, [number], Raw(wire.encode([value])))], []
+            groups, errors = [], []
+            try:
+                value = PROCEDURES[name][1](self, *decode_value(message.args))
+                groups.append(ReplyGroup(client, [number], Raw(wire.encode([value]))))
+            except Error as error:
+                errors.append(CallError(client, number, type(error).__name__, str(error)))
         else:
             return
         if not self.swallow_replies:

@@ -293,6 +293,10 @@ def test_call_everywhere_and_commands(cluster: FakeCluster) -> None:
         assert await db.call_everywhere("where_all") == [0, 1]
         with pytest.raises(voltpy.BadArguments):
             await db.call_everywhere("echo", 1)
+        with pytest.raises(voltpy.Aborted, match=r"^partition 1: 1 is odd$"):
+            await db.call_everywhere("refuse_in_odd")
+        zero, first = await db.call_everywhere("refuse_in_odd", return_exceptions=True)
+        assert (zero, str(first)) == (0, "partition 1: 1 is odd")
         assert await db.status() == {"command": "status", "body": {}}
         assert (await db.load_procedures("x = 1", "p.py"))["body"] == {"source": "x = 1", "path": "p.py"}
         await db.stop()

@@ -511,6 +511,19 @@ def test_call_everywhere_gives_one_result_a_partition() -> None:
             db.call_everywhere("where_all")
 
 
+def test_a_partition_that_refuses_a_directed_call_is_named_or_has_its_error_in_its_place() -> None:
+    with FakeCluster(4) as cluster, voltpy.connect(cluster.url) as db:
+        with pytest.raises(voltpy.Aborted, match=r"^partition 1: 1 is odd$"):
+            db.call_everywhere("refuse_in_odd")
+        zero, first, two, third = db.call_everywhere("refuse_in_odd", return_exceptions=True)
+        assert (zero, two) == (0, 2)
+        assert isinstance(first, voltpy.Aborted)
+        assert [str(first), str(third)] == ["partition 1: 1 is odd", "partition 3: 3 is odd"]
+        assert db.call_everywhere("where_all", return_exceptions=True) == [0, 1, 2, 3]
+        with pytest.raises(voltpy.UnknownProcedure):
+            db.call_everywhere("nowhere", return_exceptions=True)
+
+
 def test_calls_across_partitions_reach_the_coordinator(cluster: FakeCluster, db: Client) -> None:
     here, there = key_of(0), key_of(1)
     for _ in range(2):  # through the router at first, perhaps, and straight to it

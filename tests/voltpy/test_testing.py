@@ -189,7 +189,8 @@ def test_call_everywhere_gives_one_result_for_the_one_partition(db: Engine) -> N
     with pytest.raises(BadArguments, match="deposit does not run in every partition: use call"):
         db.call_everywhere("deposit", 1, 1)
     with pytest.raises(UnknownProcedure):
-        db.call_everywhere("nope")
+        db.call_everywhere("nope", return_exceptions=True)
+    assert [type(error) for error in db.call_everywhere("add_branch", "OSL", return_exceptions=True)] == [DuplicateKey]
     with pytest.raises(BadArguments):
         db.call_everywhere("add_branch", object())
 
