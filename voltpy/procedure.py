@@ -528,6 +528,24 @@ def load(source: str, path: str, schema: Schema | None, catalog_version: int) ->
     return registry
 
 
+def imported_from_beside(source: str, path: str) -> list[str]:
+    """The modules in the file's own directory that it imports by name: a cluster doesn't store them. No code is run."""
+    root, names = os.path.dirname(os.path.abspath(path)), set[str]()
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # loading it will say what is wrong
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.partition(".")[0])
+    names -= {"voltpy", *sys.stdlib_module_names}
+    return sorted(
+        n for n in names if os.path.isfile(os.path.join(root, f"{n}.py")) or os.path.isdir(os.path.join(root, n))
+    )
+
+
 def load_for(schema: Schema, source: str, path: str, catalog_version: int) -> Registry:
     """The procedures that there are, or none, for a schema that is to take the place of another one.
 
@@ -577,9 +595,14 @@ def _execute(source: str, path: str, module: types.ModuleType) -> None:
     except (SchemaError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 the procedure boundary: executing the file is user code
-        raise SchemaError(
-            f"the procedure file {path} failed when it was loaded:\n{_users_lines(error, path)}"
-        ) from None
+        lines = _users_lines(error, path)
+        if isinstance(error, ModuleNotFoundError):
+            # In the last line, which is all that a supervisor has of a partition that can't start.
+            lines += (
+                ". A module beside a procedure file is not stored with it: it was looked for in "
+                f"{os.path.dirname(path)}. Where the file has moved, start with --procedures FILE"
+            )
+        raise SchemaError(f"the procedure file {path} failed when it was loaded:\n{lines}") from None
 
 
 def _registry_of(

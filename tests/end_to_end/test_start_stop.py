@@ -320,6 +320,31 @@ def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., R
     assert again.db.call("deposit", 1, 1) == 42
 
 
+def test_a_module_beside_the_procedures_that_is_gone_is_named_with_the_remedy(
+    start: Callable[..., Running], files: tuple[str, ...], tmp_path: Path
+) -> None:
+    there, moved = tmp_path / "there", tmp_path / "moved"
+    there.mkdir()
+    (there / "bank_rates.py").write_text("FACTOR = 3\n")
+    doubled = PROCEDURES.replace("row.balance + amount", "row.balance + bank_rates.FACTOR * amount")
+    (there / "bank.py").write_text("import bank_rates\n" + doubled)
+    running = start("--partitions", "1", *files[:2], "--procedures", str(there / "bank.py"))
+    events = [json.loads(line) for line in running.errors.read_text().splitlines()]
+    assert [event["modules"] for event in events if event["event"] == "modules_not_stored"] == [["bank_rates"]]
+    loaded = running.run("procedures", "load", str(there / "bank.py"))
+    assert "bank_rates: imported from beside" in loaded.stderr
+    assert running.end() == 0
+    there.rename(moved)
+    failed = voltpy("start", "--data", str(tmp_path / "data"), "--port", "0")
+    last = failed.stderr.splitlines()[-1]
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "ModuleNotFoundError: No module named 'bank_rates'" in last
+    assert f"it was looked for in {there}. Where the file has moved, start with --procedures FILE" in last
+    running = start("--procedures", str(moved / "bank.py"))
+    running.db.call("open_account", 1, "Kari")
+    assert running.db.call("deposit", 1, 10) == 30
+
+
 def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     start: Callable[..., Running], files: tuple[str, ...]
 ) -> None:

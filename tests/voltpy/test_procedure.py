@@ -20,7 +20,7 @@ from msgspec import Raw
 import voltpy.schema
 from voltpy.errors import BadArguments, SchemaError
 from voltpy.messages import Parameter
-from voltpy.procedure import Procedure, Registry, from_functions, load, load_path, procedure
+from voltpy.procedure import Procedure, Registry, from_functions, imported_from_beside, load, load_path, procedure
 from voltpy.schema import Column, Schema, Table
 
 encode = msgspec.msgpack.encode
@@ -652,9 +652,20 @@ def test_an_error_while_loading_is_shown_with_the_users_lines_only(tmp_path: Pat
     with pytest.raises(SchemaError, match="failed when it was loaded") as raised:
         load_text(tmp_path, text)
     message = str(raised.value)
-    assert message.endswith(error)
+    assert message.splitlines()[-1].startswith(error)
     assert text.splitlines()[-1] in message
     assert "procedure.py" not in message
+
+
+def test_modules_that_lie_beside_a_file_are_told_from_what_is_installed(tmp_path: Path) -> None:
+    for name in ("rates.py", "json.py", "unused.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "fees").mkdir()
+    text = (
+        "import json, msgspec, rates as r\ndef f():\n    from fees.of_today import fee\nfrom voltpy import procedure\n"
+    )
+    assert imported_from_beside(text, str(tmp_path / "bank.py")) == ["fees", "rates"]
+    assert imported_from_beside("import", str(tmp_path / "bank.py")) == []
 
 
 def test_a_file_without_procedures_is_refused(tmp_path: Path) -> None:

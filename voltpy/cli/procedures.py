@@ -14,6 +14,7 @@ from voltpy.cli.options import console, json_option, print_value, timeout_option
 from voltpy.client import connect
 from voltpy.data_directory import read_source
 from voltpy.messages import ProcedureInfo
+from voltpy.procedure import imported_from_beside
 
 ENGINE_PREFIX = "voltpy."  # the engine's own procedures, such as those behind `voltpy load`
 
@@ -72,5 +73,10 @@ def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
         answer = db.load_procedures(source, path)
     if as_json:
         return print_value(answer, as_json=True)
+    if modules := imported_from_beside(source, path):
+        click.echo(
+            f"{', '.join(modules)}: imported from beside {path}, and not stored with it: every start looks there",
+            err=True,
+        )
     names = [name for name in answer["procedures"] if not name.startswith(ENGINE_PREFIX)]
     click.echo(f"loaded {len(names)} procedures, version {answer['catalog_version']}: {', '.join(names)}")

@@ -20,10 +20,12 @@ from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memo
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
+from voltpy.procedure import imported_from_beside
 from voltpy.reporting_child import ReportingChild
 from voltpy.schema import Schema, added_unique_indexes, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
+NOT_STORED = "the procedures import them from there at every start"
 FSYNC_MODES = ("always", "everysec", "never")
 TRIAL_COMMAND = (sys.executable, "-I", "-m", "partitions.schema_trial")
 LEAST_MEMORY_BYTES = 16 << 20  # for each partition
@@ -164,6 +166,8 @@ def start(
             words = f"{count} partition{'s' if count > 1 else ''}, fsync {fsync}, data {directory.path}"
             click.echo(f"voltpy is ready at {url} ({words})")
 
+        if procedures is not None:
+            _warn_of_modules(directory)
         if warm_schedule is not None:
             _check_schedule(warm_schedule, directory)
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
@@ -232,6 +236,14 @@ def _try_schema(directory: DataDirectory, schema: Schema, memory_bytes: int) -> 
                         f"partition {number}: {child.last_words()}. "
                         "Nothing has changed: a start without --schema goes on with the stored one"
                     )
+
+
+def _warn_of_modules(directory: DataDirectory) -> None:
+    stored = directory.procedures
+    modules = imported_from_beside(stored.source, stored.path)
+    if modules:
+        where = str(Path(stored.path).parent)
+        events.get_logger().warning("modules_not_stored", modules=modules, directory=where, reason=NOT_STORED)
 
 
 def _check_procedures(procedures: Path | None, schema_text: str | None, data: Path) -> None:
