@@ -52,6 +52,11 @@ class Address:
             return True  # whatever it is, connecting in earnest will tell
         return True
 
+    def check(self) -> None:
+        """Raises Unavailable where nothing listens: for commands to a cluster that should be there already."""
+        if not self.listens():
+            raise self.silent()
+
     def silent(self) -> Unavailable:
         """The error where nothing listens."""
         return Unavailable(f"nothing listens at {self.url}: is the cluster started (`voltpy start`)?")

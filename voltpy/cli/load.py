@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from voltpy import csv_load
+from voltpy.address import Address
 from voltpy.cli.options import json_option, print_value, timeout_option, url_option
 from voltpy.client import connect
 from voltpy.csv_load import Loader, Rejected, RowReader, Source
@@ -111,6 +112,7 @@ def load(
     if rejects is None:
         rejects = file.with_name(file.name + ".rejected.csv")
         rejects.unlink(missing_ok=True)  # of an earlier load: its rows would pass for this one's
+    Address(url).check()  # retried are calls alone: nobody waits for a cluster that is not there
     with connect(url, timeout=timeout, retry_s=RETRY_S) as db:
         status = db.status()
         table = from_json(msgspec.json.encode(status["schema"])).table(table_name)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from voltpy import snapshot_check, snapshot_taking
+from voltpy.address import Address
 from voltpy.cli.options import json_option, print_value, size, size_text, timeout_option, url_option
 from voltpy.client import connect
 
@@ -48,6 +49,7 @@ def snapshot(
         return _verify(directory, as_json=as_json)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated snapshot leaves nothing behind either
     began_s = time.monotonic()
+    Address(url).check()
     with connect(url, timeout=timeout, retry_s=timeout) as db, progress_on_stderr(hidden=as_json) as progress:
         manifest = snapshot_taking.take(db, directory, rate=rate, lease_s=lease, progress=progress)
     seconds = time.monotonic() - began_s
