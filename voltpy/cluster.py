@@ -40,6 +40,7 @@ from voltpy import heartbeat, wire
 from voltpy.address import DEFAULT_PORT
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.data_directory import StoredProcedures
+from voltpy.ending import last_words_of
 from voltpy.errors import ClusterError, Error, ProtocolError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
@@ -271,8 +272,7 @@ class Cluster:
         exit_status = process.popen.wait()
         while self._forward_output(number, process):
             pass
-        lines = self._last_words.pop(number, b"").decode(errors="replace").split("\n")
-        last_words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last_words = last_words_of(self._last_words.pop(number, b""))
         self._forget(number, process)
         self._core.exited(number, exit_status, last_words, now_s)
         crash_point("supervisor.bury.after")

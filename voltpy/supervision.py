@@ -59,6 +59,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from voltpy.ending import ending
 from voltpy.heartbeat import Beat, Watch
 from voltpy.messages import (
     MAX_LEASE_S,
@@ -380,7 +381,8 @@ class Supervision:
         self.child(number).pid = pid
 
     def exited(self, number: int, exit_status: int | None, last_words: str, now_s: float) -> None:
-        """The child's process is gone. `exit_status` is negative for a signal; `last_words` its last line on stderr.
+        """The child's process is gone. `exit_status` is negative for a signal; `last_words` the last line
+        of its output that is no event.
 
         Without an exit status there never was one: the system had no process, memory or descriptor to spare.
         """
@@ -787,7 +789,7 @@ class Supervision:
 
     def _after_exit(self, child: Child, now_s: float) -> None:
         refused = (EXIT_PORT_TAKEN,) if child.number == ROUTER else (EXIT_CORRUPTION, EXIT_CONFIGURATION)
-        why = child.last_words or f"exit status {child.exit_status}"
+        why = ending(child.exit_status, child.last_words)
         if not self.ready:
             if child.exit_status in refused:
                 child.enter("failed", now_s)
@@ -805,7 +807,7 @@ class Supervision:
         child.enter("backoff", now_s)
         wait_s = child.backoff_s()
         child.backoff_until_s = now_s + wait_s
-        exit_fields = {"exit_status": child.exit_status, "reason": child.last_words}
+        exit_fields = {"exit_status": child.exit_status, "reason": why}
         self._warn("exited", child=child.name, **exit_fields, restart_in_s=wait_s)
         if wait_s == 0.0:
             self._start(child, now_s)

@@ -306,7 +306,9 @@ def test_a_partition_that_flaps_is_started_again_until_it_serves(start: Callable
     behave(tmp_path, 0, exit=1, message="MemoryError")
     os.kill(running.partition(0)["pid"], signal.SIGKILL)
     eventually(lambda: len(starts(tmp_path, 0)) >= 4)
-    assert [event["restart_in_s"] for event in running.events("exited")][:3] == [0.0, 0.1, 0.2]
+    exits = running.events("exited")[:3]
+    assert [event["restart_in_s"] for event in exits] == [0.0, 0.1, 0.2]
+    assert [event["reason"] for event in exits] == ["killed by SIGKILL", "MemoryError", "MemoryError"]
     (tmp_path / "behaviour-0.json").unlink()
     assert eventually(lambda: running.partition(0)["state"] == "serving")
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from voltpy.cli.options import console, json_option, print_value, size_text, timeout_option, url_option
 from voltpy.client import Client, connect
+from voltpy.ending import ending
 from voltpy.errors import ClusterError, Indeterminate, Unavailable
 
 WATCH_INTERVAL_S = 1.0
@@ -116,11 +117,7 @@ def rendered(report: dict[str, Any]) -> RenderableType:
     children = _children(report)
     for name, child in children.items():
         table.add_row(name, *_cells(child))
-    problems = [
-        Text(f"{name}: {_end(child)}{child['last_words']}", "red")
-        for name, child in children.items()
-        if child.get("last_words")
-    ]
+    problems = [Text(f"{name}: {_end(child)}", "red") for name, child in children.items() if "exit_status" in child]
     return Group(heading, table, *problems)
 
 
@@ -131,8 +128,10 @@ def _children(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _end(child: dict[str, Any]) -> str:
-    status = child["exit_status"]
-    return "" if status is None else f"exit status {status}: "
+    status, last_words = child["exit_status"], child["last_words"]
+    if status is None or status < 0 or not last_words:
+        return ending(status, last_words)
+    return f"exit status {status}: {last_words}"
 
 
 def _cells(child: dict[str, Any]) -> list[Text | str]:
