@@ -5,6 +5,7 @@ Those of the router and the partitions go through the supervisor, which must not
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -95,7 +96,12 @@ def logger_to(outlet: Outlet) -> Events:
 
 
 def configure() -> None:
-    """Called once, at the start of each process. stdout stays free for what a program reads."""
+    """Called once, at the start of each process. stdout stays free for what a program reads.
+
+    In the processes of a cluster it is a pipe, and what a procedure prints there is to be seen when it is printed.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where the process has none
+        sys.stdout.reconfigure(line_buffering=True)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
