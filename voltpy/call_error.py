@@ -6,6 +6,7 @@ errors in voltpy.errors for what each code means to the caller.
 
 from __future__ import annotations
 
+import re
 import traceback
 from types import CodeType
 
@@ -25,6 +26,11 @@ from voltpy.messages import CallError
 
 MAX_MESSAGE_CHARACTERS = 2000  # 256 errors travel in a frame: see partitions.server
 MAX_TRACEBACK_CHARACTERS = 8000
+_UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
+_UNSUPPORTED = re.compile(r"Encoding objects of type (\S+) is unsupported")
+_ITERABLES = frozenset(
+    {"generator", "map", "filter", "zip", "enumerate", "range", "reversed", "dict_keys", "dict_values", "dict_items"}
+)
 
 
 class ResultsWait(Overloaded):
@@ -49,11 +55,15 @@ def described_error(error: BaseException, procedure: str, caller: CodeType) -> P
     """
     # The frames above the procedure's are ours. An exception that is raised again has those of last time in front.
     frames = trace = error.__traceback__
+    is_ours = False
     while trace is not None:
         if trace.tb_frame.f_code is caller:
             frames = trace.tb_next
+            is_ours = frames is None
         trace = trace.tb_next
     message = _message(error)
+    if is_ours and isinstance(error, _UNSENDABLE):  # the procedure returned, and its result was encoded in our frame
+        return ProcedureError(f"{procedure}: the result can't be sent: {_unsent(message)}", type(error).__name__)
     try:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException:  # noqa: BLE001 — as in _message
@@ -62,6 +72,16 @@ def described_error(error: BaseException, procedure: str, caller: CodeType) -> P
     text = text if len(text) <= MAX_TRACEBACK_CHARACTERS else "…" + text[-MAX_TRACEBACK_CHARACTERS:]
     described = f"{procedure}: {name}: {message}" if message else f"{procedure}: {name}"
     return ProcedureError(described, name, _encodable(text))
+
+
+def _unsent(message: str) -> str:
+    """What msgspec says of a value that it can't encode, shorter; with what to do where that is known."""
+    unsupported = _UNSUPPORTED.fullmatch(message)
+    if unsupported is None:
+        return message
+    name = unsupported[1]
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"{article} {name}" + ("; return a list" if name in _ITERABLES or name.endswith("iterator") else "")
 
 
 def let_go(error: BaseException) -> None:

@@ -320,6 +320,17 @@ def test_a_body_that_raises_tells_its_own_traceback() -> None:
         cluster.call("broken")
 
 
+def test_a_body_that_returns_an_iterator_is_told_to_return_a_list() -> None:
+    @procedure
+    def lazy(tx: Any) -> Any:
+        return tx.accounts.range(1, 9)
+
+    cluster = FakeCluster(SCHEMA, [lazy])
+    cluster.settle()
+    with pytest.raises(ProcedureError, match="^lazy: the result can't be sent: a generator; return a list$"):
+        cluster.call("lazy")
+
+
 def test_a_transfer_s_body_is_cheap() -> None:
     """6 µs are the budget; a busy machine gets several times that, and the best of some tries."""
     tables = tables_of({1: 50, 2: 50})

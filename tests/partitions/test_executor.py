@@ -365,8 +365,9 @@ EXPECTED: dict[str, tuple[type[Error], str]] = {
     "constraint": (ConstraintViolation, "table items, column n"),
     "unknown table": (ProcedureError, "AttributeError: tx has no table or method 'nothing'"),
     "absent row": (ProcedureError, "KeyError: .*table items has no row with key 12345"),
-    "an object": (ProcedureError, "TypeError: Encoding objects of type object is unsupported"),
-    "a huge number": (ProcedureError, "OverflowError"),
+    "an object": (ProcedureError, "^write_then: the result can't be sent: an object$"),
+    "a generator": (ProcedureError, "^write_then: the result can't be sent: a generator; return a list$"),
+    "a huge number": (ProcedureError, "the result can't be sent: can't serialize ints"),
     "a huge result": (ConstraintViolation, "a result of 1,048,582 bytes"),
     "set an attribute": (ProcedureError, "AttributeError: tx.items can't be set"),
 }
