@@ -9,7 +9,7 @@
     ├── ConstraintViolation   a row breaks its table's rules  the application decides         ran, no effect
     │   └── DuplicateKey      a row with this key exists      the application decides         ran, no effect
     ├── WrongPartition        a key that lives elsewhere      its author mends the routing    ran, no effect
-    ├── SchemaError           the DDL, or its use, is wrong   the author of the schema        nothing changed
+    ├── SchemaError           the DDL, or its use, is wrong   its author mends it             nothing changed
     ├── SqlError              the statement is wrong          its author mends it             never ran
     ├── DataError             its data don't fit: overflow …  the application decides         ran, no effect
     ├── Overloaded            too much is in flight           retry later: safe               no effect
@@ -75,7 +75,8 @@ class WrongPartition(Error):
 
 
 class SchemaError(Error):
-    """The DDL is wrong, or a procedure uses tables against it. Names line, column and what was expected."""
+    """The DDL is wrong, or a procedure uses tables against it or against its own declaration, as one that is declared
+    read_only and writes. Names line, column and what was expected."""
 
 
 class SqlError(Error):

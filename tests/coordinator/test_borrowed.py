@@ -303,10 +303,19 @@ def test_read_only_procedures_write_nothing() -> None:
     def writes(tx: Any) -> None:
         tx.accounts.upsert(1, "o")
 
+    @procedure(read_only=True)
+    def writes_in_sql(tx: Any) -> None:
+        tx.execute("INSERT INTO accounts (id, owner) VALUES (1, 'o')")
+
+    refused = "^table accounts: the procedure is declared read_only$"
     cluster = FakeCluster(SCHEMA, [writes])
     cluster.settle()
-    with pytest.raises(SchemaError, match="declared read_only"):
-        cluster.call("writes")
+    engine = Engine(SCHEMA, [writes, writes_in_sql])
+    for call in (cluster.call, engine.call):
+        with pytest.raises(SchemaError, match=refused):
+            call("writes")
+    with pytest.raises(SchemaError, match=refused):
+        engine.call("writes_in_sql")
 
 
 def test_a_body_that_raises_tells_its_own_traceback() -> None:
@@ -327,7 +336,7 @@ def test_a_body_that_returns_an_iterator_is_told_to_return_a_list() -> None:
 
     cluster = FakeCluster(SCHEMA, [lazy])
     cluster.settle()
-    with pytest.raises(ProcedureError, match="^lazy: the result can't be sent: a generator; return a list$"):
+    with pytest.raises(ProcedureError, match=r"^lazy: the result can't be sent: a generator; return a list$"):
         cluster.call("lazy")
 
 
