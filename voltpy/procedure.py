@@ -33,6 +33,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, overload
@@ -51,6 +52,8 @@ TRANSACTION_NAMES = frozenset({"abort", "execute", "now", "random", "uuid", "uni
 
 # MessagePack reaches from -2**63 to 2**64 - 1; an INT column, and so an `int` argument, ends at 2**63 - 1.
 INT64 = Annotated[int, Meta(le=2**63 - 1)]
+# A moment, as a TIMESTAMP column takes it. Without a zone it is one hour here and another there.
+AWARE = Annotated[datetime, Meta(tz=True)]
 
 _MARK = "__voltpy_declaration__"
 _TRANSACTION_PARAMETERS = ("tx", "_tx")
@@ -184,7 +187,7 @@ class Procedure:
         for position in self.key_positions:
             _check_key(body, names[position], annotations[position])
 
-        types_of_arguments = tuple(_with_64_bit_ints(annotation) for annotation in annotations)
+        types_of_arguments = tuple(_with_limits(annotation) for annotation in annotations)
         self.arguments_are_immutable = True
         for name, annotation, type_ in zip(names, annotations, types_of_arguments, strict=True):
             parts = _parts_of_type(body, name, annotation, type_)
@@ -374,22 +377,24 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (Union, types.UnionType)
 
 
-def _with_64_bit_ints(annotation: Any) -> Any:
-    """The same type, in which every plain `int` ends at 2**63 - 1."""
+def _with_limits(annotation: Any) -> Any:
+    """The same type, in which every plain `int` ends at 2**63 - 1 and every plain `datetime` has a time zone."""
     if annotation is int:
         return INT64
+    if annotation is datetime:
+        return AWARE
     if isinstance(annotation, typing.NewType):
-        return _with_64_bit_ints(annotation.__supertype__)
+        return _with_limits(annotation.__supertype__)
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         limits = [extra for extra in parts[1:] if isinstance(extra, Meta)]
-        has_upper_limit = any(limit.le is not None or limit.lt is not None for limit in limits)
-        inner = parts[0] if has_upper_limit else _with_64_bit_ints(parts[0])
+        has_its_own = any((limit.le, limit.lt, limit.tz) != (None, None, None) for limit in limits)
+        inner = parts[0] if has_its_own else _with_limits(parts[0])
         return Annotated.__class_getitem__((inner, *parts[1:]))
     if _is_union(annotation):
-        return Union[tuple(_with_64_bit_ints(part) for part in parts)]  # noqa: UP007 the parts are known at run time
+        return Union[tuple(_with_limits(part) for part in parts)]  # noqa: UP007 the parts are known at run time
     if origin in _CONTAINERS and parts:
-        return types.GenericAlias(origin, tuple(_with_64_bit_ints(part) for part in parts))
+        return types.GenericAlias(origin, tuple(_with_limits(part) for part in parts))
     return annotation
 
 

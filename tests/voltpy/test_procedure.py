@@ -443,6 +443,7 @@ def test_every_kind_of_value_arrives_as_annotated() -> None:
         (1, [1, "x"], r'"b" \(list\[int\]\): expected int, got str - at \[1\]'),
         (1, [2**63], r'"b" \(list\[int\]\): expected int <= 9223372036854775807 - at \[0\]'),
         (3, "yesterday", r'"d" \(datetime\): invalid RFC3339 encoded datetime'),
+        (3, moment.replace(tzinfo=None), r'"d" \(datetime\): expected datetime with a timezone component'),
         (4, "z", r"invalid enum value 'z'"),
         (5, {"item": "nail"}, r'"f" \(Order\): object missing required field pieces'),
         (7, [2**64 - 1], r'"h" \(tuple\[int, ...\]\): expected int <='),
@@ -489,6 +490,21 @@ def test_whether_arguments_may_be_used_again_in_a_rerun_is_known() -> None:
     assert registered(frozen).arguments_are_immutable
     assert not registered(nested).arguments_are_immutable
     assert not registered(anything).arguments_are_immutable
+
+
+def test_a_datetime_without_a_zone_is_refused_wherever_it_is_given() -> None:
+    @procedure(everywhere=True)
+    def takes(
+        tx: Any, one: datetime | None, many: list[datetime], own: Annotated[datetime, msgspec.Meta(tz=False)]
+    ) -> None: ...
+
+    naive, aware = datetime(2024, 5, 1), datetime(2024, 5, 1, tzinfo=UTC)
+    procedure_ = registered(takes)
+    for one in (None, aware):
+        assert procedure_.check_python((one, [aware], naive)) == (one, [aware], naive)
+    for wrong in [(naive, [], naive), (None, [aware, naive], naive), (None, [], aware)]:
+        with pytest.raises(BadArguments, match="timezone component"):
+            procedure_.check_python(wrong)
 
 
 def test_a_limit_of_the_users_own_is_kept() -> None:
