@@ -169,13 +169,41 @@ def test_a_status_shows_every_process() -> None:
     core.exited(2, 1, "the decision log is gone", 1.0)
     report = {"url": "voltpy://x", "uptime_s": 61, "fsync": "always", "data": "/d", **core.status({}, 1.0)}
     console = Console(width=200, file=io.StringIO())
-    console.print(rendered(report))
+    console.print(rendered(report, console))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     for name in ("router", "coordinator", "partition 0", "partition 1"):
         assert f"\n{name}" in shown
     assert "coordinator: exit status 1: the decision log is gone" in shown
     assert "router starting, coordinator backoff, 0 of 2 partitions serving" in _summary(report)
+
+
+def test_a_status_takes_a_line_a_process_on_a_narrow_terminal() -> None:
+    figures = {"state": "serving", "pid": 4194303, "restarts": 12, "rss_bytes": 1000 << 20, "cpu_s": 12345.6}
+    figures |= {"calls_per_s": 123456.0, "incarnation": 12, "lsn": 1234567890}
+    metrics = {"calls": 1234567890, "flush_us": 12345.6}
+    partitions = [
+        {"partition": number, **figures, "metrics": {**metrics, "read_only": number == 1}} for number in range(12)
+    ]
+    report = {"url": "voltpy://x", "uptime_s": 61, "fsync": "always", "data": "/d", "catalog_version": 1}
+    report |= {"router": figures, "coordinator": {**figures, "metrics": metrics}, "partitions": partitions}
+    shown = {}
+    for width in (80, 200):
+        console = Console(width=width, file=io.StringIO())
+        console.print(rendered(report, console))
+        assert isinstance(console.file, io.StringIO)
+        shown[width] = console.file.getvalue().splitlines()
+    for width, names in (
+        (80, ["router", "coord", "p0", "p1"]),
+        (200, ["router", "coordinator", "partition", "partition"]),
+    ):
+        _, titles, *rows = shown[width]
+        assert [row.split()[0] for row in rows][:4] == names
+        assert len(rows) == 14
+        assert "…" not in "".join(rows)
+        assert "read only" in rows[3]
+        assert all("1,234,567,890" in row for row in rows[1:])
+        assert ("LSN" in titles) == ("flush" in titles) == ("CPU" in titles) == (width == 200)
 
 
 def test_sizes_are_read_and_shown() -> None:

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,8 @@ from voltpy.errors import ClusterError, Indeterminate, Unavailable
 
 WATCH_INTERVAL_S = 1.0
 STOP_LIMIT_S = 30.0
+COLUMNS = ("state", "pid", "epoch", "restarts", "memory", "CPU", "calls/s", "calls", "flush", "LSN")
+NARROW_COLUMNS = tuple(column for column in COLUMNS if column not in ("CPU", "flush", "LSN"))
 _COLOURS = {"serving": "green", "starting": "yellow", "backoff": "yellow", "failed": "bold red"}
 
 
@@ -45,7 +48,10 @@ def status(url: str, timeout: float, as_json: bool, watch: bool) -> None:
     with connect(url, timeout=timeout) as db:
         if not watch:
             report = db.status()
-            return print_value(report, as_json=True) if as_json else console().print(rendered(report))
+            if as_json:
+                return print_value(report, as_json=True)
+            shown_on = console()
+            return shown_on.print(rendered(report, shown_on))
         with suppress(KeyboardInterrupt):
             if as_json or not sys.stdout.isatty():
                 _watch_lines(db, as_json=as_json)
@@ -57,7 +63,7 @@ def _watch_live(db: Client) -> NoReturn:
     with Live(auto_refresh=False) as live:
         while True:
             try:
-                live.update(rendered(db.status()), refresh=True)
+                live.update(rendered(db.status(), live.console), refresh=True)
             except (Unavailable, Indeterminate) as error:
                 # The router is being started again, perhaps: that is what one watches for.
                 live.update(Text(str(error), "bold red"), refresh=True)
@@ -102,23 +108,36 @@ def _summary(report: dict[str, Any]) -> str:
     )
 
 
-def rendered(report: dict[str, Any]) -> RenderableType:
-    """A status as a heading and a table."""
+def rendered(report: dict[str, Any], console: Console) -> RenderableType:
+    """A status as a heading and a table, which has short names and fewer columns where the console is narrow."""
     heading = Text.assemble(
         (str(report["url"]), "bold"),
         f"  up {_duration(report['uptime_s'])}, fsync {report['fsync']}, ",
         f"procedures version {report['catalog_version']}, data {report['data']}",
     )
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "state", "pid", "epoch", "restarts"):
-        table.add_column(name, justify="left" if name in ("", "state") else "right")
-    for name in ("memory", "CPU", "calls/s", "calls", "flush", "LSN"):
-        table.add_column(name, justify="right")
     children = _children(report)
-    for name, child in children.items():
-        table.add_row(name, *_cells(child))
+    table = _table(children, COLUMNS)
+    # A measure ends at its limit, so that has to lie beyond.
+    if console.measure(table, options=console.options.update(max_width=10 * console.width)).maximum > console.width:
+        table = _table({_short(name): child for name, child in children.items()}, NARROW_COLUMNS)
     problems = [Text(f"{name}: {_end(child)}", "red") for name, child in children.items() if "exit_status" in child]
     return Group(heading, table, *problems)
+
+
+def _table(children: dict[str, dict[str, Any]], columns: Sequence[str]) -> Table:
+    """A row of one line for each."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", *columns):
+        table.add_column(column, justify="left" if column in ("", "state") else "right", no_wrap=True)
+    for name, child in children.items():
+        cells = _cells(child)
+        table.add_row(name, *(cells[column] for column in columns))
+    return table
+
+
+def _short(name: str) -> str:
+    """partition 3 → p3"""
+    return {"coordinator": "coord"}.get(name, name.replace("partition ", "p"))
 
 
 def _children(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -134,24 +153,26 @@ def _end(child: dict[str, Any]) -> str:
     return f"exit status {status}: {last_words}"
 
 
-def _cells(child: dict[str, Any]) -> list[Text | str]:
+def _cells(child: dict[str, Any]) -> dict[str, Text | str]:
+    """By column: all of COLUMNS."""
     metrics = child.get("metrics", {})
     calls = metrics.get("calls", metrics.get("calls_answered"))
     flush_us = metrics.get("flush_us")
-    state = child["state"] + (" (read only)" if metrics.get("read_only") else "")
-    return [
-        Text(state, _COLOURS.get(child["state"], "")),
-        str(child["pid"] or "–"),
-        str(child.get("incarnation") or "–"),
-        str(child["restarts"]),
-        size_text(child["rss_bytes"]) if "rss_bytes" in child else "–",
-        f"{child['cpu_s']:.1f} s" if "cpu_s" in child else "–",
-        f"{child['calls_per_s']:,.0f}" if "calls_per_s" in child else "–",
-        f"{calls:,}" if isinstance(calls, int) else "–",
-        f"{flush_us:,.0f} µs" if isinstance(flush_us, int | float) else "–",
-        # What the coordinator counts are batches, from a large number on in each epoch.
-        f"{child['lsn']:,}" if child.get("incarnation") and "partition" in child else "–",
-    ]
+    state = "read only" if metrics.get("read_only") and child["state"] == "serving" else child["state"]
+    # What the coordinator counts are batches, from a large number on in each epoch.
+    lsn = f"{child['lsn']:,}" if child.get("incarnation") and "partition" in child else "–"
+    return {
+        "state": Text(state, "yellow" if state == "read only" else _COLOURS.get(state, "")),
+        "pid": str(child["pid"] or "–"),
+        "epoch": str(child.get("incarnation") or "–"),
+        "restarts": str(child["restarts"]),
+        "memory": size_text(child["rss_bytes"]) if "rss_bytes" in child else "–",
+        "CPU": f"{child['cpu_s']:.1f} s" if "cpu_s" in child else "–",
+        "calls/s": f"{child['calls_per_s']:,.0f}" if "calls_per_s" in child else "–",
+        "calls": f"{calls:,}" if isinstance(calls, int) else "–",
+        "flush": f"{flush_us:,.0f} µs" if isinstance(flush_us, int | float) else "–",
+        "LSN": lsn,
+    }
 
 
 def _duration(seconds: float) -> str:
