@@ -174,7 +174,9 @@ def test_tables_are_listed_and_described(sql: Any) -> None:
     assert "entry_count" in sql("-c", "\\d db_indexes")[1]
     columns, indexes = map(json.loads, sql("--json", "-c", "\\d accounts")[1].splitlines())
     assert columns["rows"][0] == ["id", "INT", False, True]
-    assert indexes["rows"] == [["accounts_city", "INVERTED", "city", 2]]
+    assert indexes["rows"] == [["accounts_city", "INVERTED", "city", 2, False]]
+    sql_script = "CREATE UNIQUE INDEX one_name ON accounts USING HASH (id, owner);\n\\d accounts"
+    assert re.search(r"one_name +\| HASH +\| id, owner \| +2 \| true\n", sql("-c", sql_script)[1])
 
 
 def test_files_include_files(sql: Any, tmp_path: Path) -> None:

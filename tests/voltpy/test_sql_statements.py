@@ -122,6 +122,11 @@ def test_the_catalog_is_read_like_tables(db: Engine) -> None:
     ]
     rows = db.execute("SELECT index_name, index_type, entry_count FROM db_indexes ORDER BY index_id LIMIT 2").rows
     assert rows == [("accounts_city", "INVERTED", 3), ("accounts_owner", "INVERTED", 3)]
+    db.execute("CREATE UNIQUE INDEX one_name ON branches (code)")
+    assert db.execute("SELECT DISTINCT is_unique, table_name FROM db_indexes ORDER BY 1").rows == [
+        (False, "accounts"),
+        (True, "branches"),
+    ]
 
 
 def test_explain_says_how_rows_are_found(db: Engine) -> None:

@@ -183,7 +183,7 @@ class Shell:
             (table,),
         ).rows
         indexes = self._db.execute(
-            "SELECT index_name, index_type, columns, entry_count FROM db_indexes WHERE table_name = ?"
+            "SELECT index_name, index_type, columns, entry_count, is_unique FROM db_indexes WHERE table_name = ?"
             " ORDER BY index_name",
             (table,),
         )

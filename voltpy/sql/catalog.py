@@ -37,6 +37,7 @@ CATALOG: dict[str, list[Field]] = {
         Field("index_type", "STRING", False),
         Field("columns", "STRING", False),
         Field("entry_count", "INT", False),
+        Field("is_unique", "BOOL", False),
     ],
 }
 
@@ -103,7 +104,7 @@ def _indexes(schema: Schema, tables: Mapping[str, Any]) -> list[tuple[Any, ...]]
     return [
         (
             schema.numbers[index.table], index.table, number, index.name, index.kind, ", ".join(index.columns),
-            _row_count(tables[index.table]),
+            _row_count(tables[index.table]), index.unique,
         )
         for number, index in enumerate(schema.indexes)
     ]  # fmt: skip
