@@ -278,6 +278,14 @@ def test_enter_runs_what_is_whole() -> None:
     assert not any(map(is_complete, ("SELECT 1", "SELECT 1; SELECT", "SELECT ';", "/* ;", "SELECT 1\n\\d")))
 
 
+def test_a_lone_word_at_the_prompt_is_the_command_that_it_means(terminal: Terminal) -> None:
+    assert all(map(is_complete, ("exit", " Quit ", "help;")))
+    assert not any(map(is_complete, ("exit now", "SELECT 1\nexit")))
+    assert "runs the statements in FILE" in terminal.ask("help\r")
+    terminal.type("exit\r")
+    assert terminal.process.wait(LIMIT_S) == 0
+
+
 def test_the_history_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("VOLTPY_HISTORY", raising=False)

@@ -35,7 +35,7 @@ HELP = r"""A statement may take several lines; its semicolon ends it.
 \i FILE     runs the statements in FILE
 \timing     says after each statement how long it took, or stops saying it
 \?          this
-\q          leaves; so does Ctrl-D. Ctrl-C drops what is typed, or stops waiting for an answer
+\q          leaves; so do exit, quit and Ctrl-D. Ctrl-C drops what is typed, or stops waiting for an answer
 """
 
 

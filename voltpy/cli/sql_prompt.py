@@ -31,6 +31,8 @@ KEYWORDS = (
 )  # fmt: skip
 _FUNCTIONS = sorted({*AGGREGATES, *FUNCTIONS, *GENERATED})
 
+WORDS = {"exit": "\\q", "quit": "\\q", "help": "\\?"}
+
 _NAME = r'(?:\w+|"[^"]*")'
 _TABLE_NEXT = re.compile(
     rf"(?:\b(?:FROM|JOIN|INTO|UPDATE|TABLE)\s+(?:{_NAME}(?:\s+(?:AS\s+)?{_NAME})?\s*,\s*)*|^\s*\\d\s+)$", re.IGNORECASE
@@ -81,8 +83,14 @@ def _written(name: str) -> str:
     return name if name == name.lower() and name.upper() not in RESERVED_WORDS else f'"{name}"'
 
 
+def meant(text: str) -> str:
+    """What was typed, with the command in the place of a lone word that asks for one in other shells."""
+    return WORDS.get(text.strip().rstrip(";").rstrip().lower(), text)
+
+
 def is_complete(text: str) -> bool:
     """Whether Enter runs it: nothing in it waits for its end."""
+    text = meant(text)
     reader = ScriptReader()
     for line in io.StringIO(text):
         reader.feed(line)
@@ -124,7 +132,7 @@ class Prompt:
 
     def ask(self) -> str:
         """One or more whole statements. Raises EOFError after Ctrl-D, KeyboardInterrupt after Ctrl-C."""
-        return self._session.prompt()
+        return meant(self._session.prompt())
 
 
 def _bindings() -> KeyBindings:
