@@ -59,13 +59,18 @@ id | owner | city | balance
 """
 
 
-def test_a_script_shows_results_and_is_silent_about_the_rest(sql: Any, tmp_path: Path) -> None:
+def test_a_script_shows_results_and_what_else_was_done_unless_it_is_to_be_quiet(sql: Any, tmp_path: Path) -> None:
     script = "SELECT * FROM accounts;\nUPDATE accounts SET balance = 7\nWHERE id = 1;\nSELECT balance FROM accounts"
-    shown = ACCOUNTS + "\nbalance\n-------\n      7\n     -5\n(2 rows)\n"
+    balances = "\nbalance\n-------\n      7\n     -5\n(2 rows)\n"
+    shown = ACCOUNTS + "UPDATE 1\n" + balances
     (tmp_path / "script.sql").write_text("\ufeff" + script)
     assert sql(typed=script) == (0, shown, "")
     assert sql("-", typed=script) == (0, shown, "")
     assert sql(str(tmp_path / "script.sql")) == (0, shown, "")
+    assert sql("-c", script) == (0, shown, "")
+    for quiet in ("-q", "--quiet"):
+        assert sql(quiet, typed=script) == (0, ACCOUNTS + balances, "")
+        assert sql(quiet, "-c", script) == (0, ACCOUNTS + balances, "")
 
 
 def test_statements_of_the_command_line_say_what_they_changed(sql: Any) -> None:

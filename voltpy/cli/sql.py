@@ -43,18 +43,18 @@ class Shell:
     """Runs statements and commands, and shows what they answer.
 
     `form`: how. `keep_going`: after an error too. `is_prompt`: a person looks on; long tables are paged.
-    `says_counts`: of statements that answer no rows too.
+    `quiet`: says nothing of what a statement did, besides the rows that it answers.
     """
 
     def __init__(
         self, db: Database, form: Form = "table", *, keep_going: bool = False, is_prompt: bool = False,
-        says_counts: bool = False,
+        quiet: bool = False,
     ) -> None:  # fmt: skip
         self._db = db
         self._form = form
         self._keep_going = keep_going
         self._is_prompt = is_prompt
-        self._says_counts = says_counts
+        self._is_quiet = quiet
         self._times = False
         self._included = 0
         self._has_shown = False
@@ -134,10 +134,9 @@ class Shell:
             return _write(sql_results.csv(result) if result.columns else ())
         if result.columns:
             self._show_table(result)
-        if self._says_counts and result.kind in COUNTED:
-            click.echo(f"{result.kind.upper()} {result.rowcount}")
-        elif self._says_counts and result.kind not in READ_ONLY:
-            click.echo(result.kind.upper())
+        if self._is_quiet or result.kind in READ_ONLY:
+            return
+        click.echo(f"{result.kind.upper()} {result.rowcount}" if result.kind in COUNTED else result.kind.upper())
 
     def _show_table(self, result: Result) -> None:
         pieces = sql_results.table(result, styled=sys.stdout.isatty())
@@ -282,11 +281,13 @@ def _write(pieces: Iterable[str]) -> None:
 @click.option("-c", "--command", "commands", multiple=True, metavar="STATEMENT", help="Run this. May be repeated.")
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("-q", "--quiet", is_flag=True, help="Leave out what statements did: INSERT 2, CREATE TABLE.")
 @click.option("--keep-going", is_flag=True, help="Run the rest of a script after an error.")
 @click.argument("file", required=False, metavar="[FILE]", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 def sql(
-    url: str, timeout: float, commands: tuple[str, ...], as_json: bool, as_csv: bool, keep_going: bool, file: str | None
-) -> int:
+    url: str, timeout: float, commands: tuple[str, ...], as_json: bool, as_csv: bool, quiet: bool, keep_going: bool,
+    file: str | None,
+) -> int:  # fmt: skip
     """Run SQL: what -c says, or FILE, or what comes through a pipe; else ask for it at a prompt.
 
     Statements end with a semicolon. Each is a transaction of its own. At the first error the rest is left out, and the
@@ -304,7 +305,7 @@ def sql(
     with connect(url, timeout=timeout) as client:
         shell = Shell(
             client, form, keep_going=keep_going, is_prompt=is_prompt,
-            says_counts=is_prompt or bool(commands),
+            quiet=quiet,
         )  # fmt: skip
         try:
             if is_prompt:
