@@ -110,6 +110,8 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         every_bytes=arguments.checkpoint_bytes,
     )
     changes = recover(wal, store, checkpoint, window, checkpointer)
+    for table in store.left_out_images:
+        events.info("indexes_built", table=table, reason="no image: built from the rows")
     for reason in store.lost_images:
         events.warning("indexes_built", reason=reason)
     epoch = wal.begin()

@@ -75,9 +75,11 @@ def image_of(indexes: list[SecondaryIndex], partition: int, table: int) -> Itera
 def read_image(
     path: Path, partition: int, table: int, schema: TableSchema, wanted: list[Index], but: BitMap
 ) -> list[SecondaryIndex]:
-    """Those of the wanted indexes that the image has, without these rows. Raises Corruption."""
+    """Those of the wanted indexes that the image has, without these rows. Raises Corruption, FileNotFoundError."""
     try:
         file = path.open("rb")
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise Corruption(f"{path}: {error.strerror}") from None
     offset = 0

@@ -652,8 +652,8 @@ class Lookups:
     def catch_up(self, partition: int, bring: Callable[[list[int]], None]) -> None:
         """Takes the indexes from the image, if there is one. The table is as the checkpoint left it.
 
-        `bring` brings pages of the table into memory. Raises Corruption for an image that is damaged; then nothing
-        has happened.
+        `bring` brings pages of the table into memory. Raises Corruption for an image that is damaged, and
+        FileNotFoundError where it was left out; then nothing has happened.
         """
         path, self._image = self._image, None
         if path is None or self.stale_pages is None:

@@ -51,6 +51,7 @@ class Store:
         "arena",
         "by_name",
         "condemned",
+        "left_out_images",
         "lookups",
         "lost_images",
         "misses",
@@ -93,7 +94,8 @@ class Store:
         self.unbuilt: set[int] = set()  # views that don't follow their tables yet: see `build_views`
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
-        self.lost_images: list[str] = []  # why indexes had to be built from rows, where there should have been an image
+        self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
+        self.left_out_images: list[str] = []  # tables whose image is not there: snapshots are made without
         self._partition = partition
         self._follow()
         self.lookups: list[Lookups] = []  # of the tables that have indexes
@@ -349,6 +351,9 @@ class Store:
         for lookups in self.lookups:
             try:
                 lookups.catch_up(self._partition, self._bring_pages(lookups.table_number))
+            except FileNotFoundError:
+                self.left_out_images.append(self.tables[lookups.table_number].name)
+                lookups.fall_behind()
             except Corruption as error:
                 self.lost_images.append(str(error))
                 lookups.fall_behind()

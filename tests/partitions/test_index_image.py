@@ -129,7 +129,7 @@ def test_indexes_come_back_from_an_image_that_was_written_while_rows_changed(
         for _ in range(rng.randrange(4)):
             people.change(rng)
         people.reopen()
-        assert people.lost == []
+        assert people.lost + people.partition.store.left_out_images == []
         assert {name: index.format.seed for name, index in people.lookups.indexes.items()} == seeds  # not built anew
     people.verify()
 
@@ -171,8 +171,8 @@ def test_indexes_are_built_from_the_rows_where_the_image_is_of_no_use(people: Pe
     else:
         path.write_bytes(b"" if damage == "empty" else next(image_of([], 0, 7)) + data[24:])
     people.open()
-    assert len(people.lost) == 1
-    assert path.name in people.lost[0]
+    assert [path.name in reason for reason in people.lost] == [True] * (damage != "missing")
+    assert people.partition.store.left_out_images == ["people"] * (damage == "missing")
     people.verify()
     people.checkpoint()
     people.reopen()

@@ -259,7 +259,7 @@ class PartitionMachine(RuleBasedStateMachine):
             SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20
         )
         self.partition.number = number
-        assert self.partition.store.lost_images == []
+        assert self.partition.store.lost_images + self.partition.store.left_out_images == []
         # A miss depends on what is in memory, which the model does not know: see test_buffer_pool for those.
         self.partition.bring = self.partition.store.misses.bring = self.partition.pool.bring
         self.mark_flushed()
