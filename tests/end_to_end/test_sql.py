@@ -340,7 +340,7 @@ def test_the_catalog_counts_the_rows_of_all_partitions(db: voltpy.Client) -> Non
 def test_explain_tells_partitions_and_access_paths(db: voltpy.Client) -> None:
     by_key = db.execute("EXPLAIN SELECT * FROM accounts WHERE id = ?")
     assert (by_key.columns, by_key.kind) == (["plan"], "explain")
-    assert "Partitions: those of ?1" in by_key.rows[0][0]
+    assert "Partitions: the one of key ?1" in by_key.rows[0][0]
     summed = [row[0] for row in db.execute("EXPLAIN SELECT SUM(balance) FROM accounts").rows]
     assert summed[0].startswith("Partitions: all;")
 

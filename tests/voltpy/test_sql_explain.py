@@ -69,7 +69,7 @@ def db(parts: Parts) -> Engine:
             "SELECT count(*) FROM people WHERE city = 'c1' AND level = 1",
             (),
             ["Count in by_city, by_level, or else: — by_city, by_level, 10 rows found",
-             "Group by nothing, 1 aggregates",
+             "Group by nothing, 1 aggregate",
              "  Index by_city, by_level of people, 2 filters"],
         ),
         ("SELECT count(*) FROM people", (), ["Count of people — 400 rows found"]),
@@ -120,14 +120,14 @@ def test_every_partition_tells_its_own(parts: Parts) -> None:
         "Partitions: all; each sends its groups, with partial aggregates",
         "Partition 0: 0 rows sent in T ms",
         "  Send:",
-        "    Group by 1 keys, 3 aggregates",
+        "    Group by 1 key, 3 aggregates",
         "      Index by_level of people, 1 filter — by_level, 0 rows estimated, 0 found, 0 kept, T ms",
         "Partition 0: 5 rows sent in T ms",  # each of these engines is the only partition of its own
         "  Send:",
-        "    Group by 1 keys, 3 aggregates",
+        "    Group by 1 key, 3 aggregates",
         "      Index by_level of people, 1 filter — by_level, 50 rows estimated, 50 found, 50 kept, T ms",
         "Merge: 5 rows in T ms",
-        "  Group by 1 keys, 2 aggregates",
+        "  Group by 1 key, 2 aggregates",
         "    Scan of shipped rows shipped — 5 rows found, 5 kept, T ms",
     ]
 
@@ -136,7 +136,7 @@ def test_what_is_gathered_is_told_table_by_table(parts: Parts) -> None:
     lines = without_times(parts.select("EXPLAIN ANALYZE SELECT max(a.id) FROM people a, people b WHERE a.level = b.id"))
     assert lines[-4:] == [
         "Merge: 1 row in T ms",
-        "  Group by nothing, 1 aggregates",
+        "  Group by nothing, 1 aggregate",
         "    Scan of shipped rows a — 400 rows found, 400 kept, T ms",
         "    Hash join on (id) of shipped rows b — 400 rows found, 400 kept, T ms",
     ]

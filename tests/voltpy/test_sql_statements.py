@@ -134,7 +134,7 @@ def test_explain_says_how_rows_are_found(db: Engine) -> None:
         return [line for (line,) in db.execute(f"EXPLAIN {sql}").rows]
 
     assert explained("SELECT * FROM accounts WHERE id = ?") == [
-        "Partitions: those of ?1",
+        "Partitions: the one of key ?1",
         "Get by key (id) of accounts",
     ]
     assert explained("SELECT * FROM accounts WHERE id BETWEEN 1 AND 2 AND city = 'x'") == [

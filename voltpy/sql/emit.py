@@ -630,7 +630,8 @@ class _Function:
             for name, initial in zip(names, (each for state in states for each in state), strict=True):
                 self.line(f"{name} = {initial}")
         self.note(
-            "Group by " + (f"{len(group.keys)} keys" if group.keys else "nothing") + f", {len(results)} aggregates"
+            f"Group by {_counted(len(group.keys), 'key') if group.keys else 'nothing'},"
+            f" {_counted(len(results), 'aggregate')}"
         )
         self.depth += 1
 
@@ -920,6 +921,10 @@ def _initial(aggregate: Aggregate) -> list[str]:
     return ["None"]
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _described(step: Step) -> str:
     source, path = step.source, step.path
     if source.table is not None:
@@ -939,4 +944,4 @@ def _described(step: Step) -> str:
     }[path.kind]
     filters = len(step.filters) + len(step.on) + len(path.local)
     left = ", left join" if source.left else ""
-    return f"{how} of {name}{left}" + (f", {filters} {'filters' if filters > 1 else 'filter'}" if filters else "")
+    return f"{how} of {name}{left}" + (f", {_counted(filters, 'filter')}" if filters else "")

@@ -124,5 +124,7 @@ def _routed(routing: Routing) -> str:
         return "any one"
     if routing.kind == "keys":
         keys = [f"?{key.parameter + 1}" if key.parameter is not None else repr(key.constant) for key in routing.keys]
-        return "those of " + ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
+        if len(keys) == 1:
+            return f"the one of key {keys[0]}"
+        return f"those of keys {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}" if keys else "any one, for no row"
     return "all"
