@@ -163,9 +163,9 @@ def schema_changed(kind: str) -> Result:
 
 
 def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
-    """As they travel. Raises BadArguments for a bare text, which is hardly meant as a list of its characters."""
+    """As they travel. Raises BadArguments for a bare value: a text is hardly meant as a list of its characters."""
     if type(parameters) is tuple or type(parameters) is list:
         return parameters
-    if isinstance(parameters, str | bytes | dict):
-        raise BadArguments(f"parameters are a tuple or list of values, not {type(parameters).__name__}")
+    if isinstance(parameters, str | bytes | dict) or not isinstance(parameters, Iterable):
+        raise BadArguments(f"parameters are a tuple or a list of values, not {type(parameters).__name__}")
     return list(parameters)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, SqlError
+from voltpy import procedure
+from voltpy.errors import BadArguments, ConstraintViolation, DataError, DuplicateKey, SqlError
 from voltpy.testing import Engine
 
 SCHEMA = """
@@ -245,6 +246,21 @@ def test_parameters_that_do_not_fit_are_errors(db: Engine, sql: str, parameters:
     with pytest.raises(DataError) as caught:
         db.execute(sql, parameters)
     assert words in str(caught.value)
+
+
+def test_a_bare_value_in_the_place_of_parameters_is_an_error(db: Engine) -> None:
+    given: Any
+    for given in (1, None, "x", {"id": 1}):
+        words = f"^parameters are a tuple or a list of values, not {type(given).__name__}$"
+        with pytest.raises(BadArguments, match=words):
+            db.execute("SELECT ?", given)
+
+    @procedure
+    def bare(tx: Any) -> None:
+        tx.execute("SELECT ?", 1)
+
+    with pytest.raises(SqlError, match=r"^parameters are a tuple or a list of values, not int$"):
+        Engine("CREATE TABLE t (id INT PRIMARY KEY);", [bare]).call("bare")
 
 
 def test_a_wrong_number_of_parameters_is_an_error(db: Engine) -> None:

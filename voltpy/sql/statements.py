@@ -63,8 +63,13 @@ class Prepared:
 
     def check(self, parameters: Sequence[Any]) -> None:
         """Raises SqlError unless they are as many as the statement has."""
-        if len(parameters) != self.parameters:
-            raise SqlError(f"the statement has {self.parameters} parameters, and {len(parameters)} were given")
+        try:
+            given = len(parameters)
+        except TypeError:
+            name = type(parameters).__name__
+            raise SqlError(f"parameters are a tuple or a list of values, not {name}") from None
+        if given != self.parameters:
+            raise SqlError(f"the statement has {self.parameters} parameters, and {given} were given")
 
     def _compiled(self, source: str | None) -> Run:
         if source is None:
@@ -116,7 +121,11 @@ class Statements:
 
     def run(self, prepared: Prepared, tx: Any, parameters: Sequence[Any]) -> Any:
         """What `answer` answers."""
-        if len(parameters) != prepared.parameters:
+        try:
+            fits = len(parameters) == prepared.parameters
+        except TypeError:  # `check` says what it is
+            fits = False
+        if not fits:
             prepared.check(parameters)
         if prepared.writes:
             return self._write(prepared, tx, parameters)
