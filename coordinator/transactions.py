@@ -64,6 +64,7 @@ from voltpy.messages import (
 )
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Procedure, Registry
+from voltpy.routing import no_such
 from voltpy.schema import Schema
 from voltpy.sql.plan import Plan
 from voltpy.sql.statements import Statements
@@ -116,7 +117,8 @@ class Transactions:
         callers = self.callers
         procedure = self.bodies.procedures.get(group.procedure)
         if procedure is None or procedure.everywhere:
-            callers.refuse(origin, group.client_id, group.numbers, UnknownProcedure(_not_callable(group, procedure)))
+            error = _not_callable(group, procedure, self.bodies.procedures)
+            callers.refuse(origin, group.client_id, group.numbers, error)
             return
         calls, errors = self.bodies.calls_of(origin, group, procedure)
         if errors:
@@ -349,7 +351,7 @@ class Transactions:
         self.batches.lost(partition)
 
 
-def _not_callable(group: CallGroup, procedure: Procedure | None) -> str:
+def _not_callable(group: CallGroup, procedure: Procedure | None, known: Iterable[str]) -> UnknownProcedure:
     if procedure is None:
-        return f"there is no procedure {group.procedure!r}"
-    return f"{group.procedure} is declared everywhere=True: use call_everywhere"
+        return no_such(group.procedure, known)
+    return UnknownProcedure(f"{group.procedure} is declared everywhere=True: use call_everywhere")

@@ -74,6 +74,7 @@ from voltpy.messages import (
 from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, Misses, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry
+from voltpy.routing import no_such
 from voltpy.row import encode
 from voltpy.sql.plan import FILE
 from voltpy.sql.statements import Statements
@@ -197,7 +198,7 @@ class Executor:
         """Runs the calls of a group; their replies go to `origin`."""
         procedure = self._procedures.get(group.procedure)
         if procedure is None or procedure.everywhere:
-            self._refuse(origin, group, UnknownProcedure(_not_callable(group.procedure, procedure)))
+            self._refuse(origin, group, _not_callable(group.procedure, procedure, self._procedures))
             return
         if not procedure.key_positions and not self._is_alone:
             self._send_elsewhere(origin, group, group.numbers, f"{procedure.name} has no key: all partitions take part")
@@ -283,7 +284,7 @@ class Executor:
         group = CallGroup(call.client_id, call.procedure, 0, 0, [call.number], [0], joined([bytes(call.args)]))
         procedure = self._procedures.get(call.procedure)
         if procedure is None or not procedure.everywhere:
-            self._refuse(origin, group, UnknownProcedure(_not_callable(call.procedure, procedure, directed=True)))
+            self._refuse(origin, group, _not_callable(call.procedure, procedure, self._procedures, directed=True))
             return
         arguments = self._decoded(procedure, call.client_id, call.number, call.args)
         if isinstance(arguments, Error):
@@ -987,9 +988,11 @@ def _belong_together(first: SetAside, call: SetAside) -> bool:
     )
 
 
-def _not_callable(name: str, procedure: Procedure | None, *, directed: bool = False) -> str:
+def _not_callable(
+    name: str, procedure: Procedure | None, known: Iterable[str], *, directed: bool = False
+) -> UnknownProcedure:
     if procedure is None:
-        return f"there is no procedure {name!r}"
+        return no_such(name, known)
     if directed:
-        return f"{name} is not declared everywhere=True: call it with its key"
-    return f"{name} is declared everywhere=True: use call_everywhere"
+        return UnknownProcedure(f"{name} is not declared everywhere=True: call it with its key")
+    return UnknownProcedure(f"{name} is declared everywhere=True: use call_everywhere")

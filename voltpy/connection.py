@@ -875,7 +875,7 @@ class Connection:
         info = self.procedures.get(call.procedure)
         try:
             if info is None:
-                raise no_such(call.procedure)
+                raise no_such(call.procedure, self.procedures)
             lane, slot = route(info, _decode_value(call.args), self._owners, self._coordinator)
         except (BadArguments, UnknownProcedure) as error:
             self._fail(call, call.never_ran(error))
@@ -896,7 +896,7 @@ class Connection:
             if call.procedure in self.procedures or not call.procedure:
                 self._found(call)
             else:
-                self._fail(call, no_such(call.procedure))
+                self._fail(call, no_such(call.procedure, self.procedures))
 
     def _found(self, call: Pending) -> None:
         if isinstance(call, Lookup):

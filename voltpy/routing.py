@@ -10,7 +10,9 @@ In a cluster of one partition everything runs there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from voltpy.errors import BadArguments, UnknownProcedure
@@ -18,6 +20,7 @@ from voltpy.hash_slot import HASH_SLOTS, hash_slot
 from voltpy.messages import ProcedureInfo
 
 SLOT_MASK: Final = HASH_SLOTS - 1
+MOST_CHARACTERS: Final = 100  # of a name that others are compared with
 
 Place = TypeVar("Place")  # a partition as its caller knows it: a number, or a lane
 
@@ -71,5 +74,15 @@ def not_everywhere(procedure: str) -> BadArguments:
     return BadArguments(f"{procedure} does not run in every partition: use call")
 
 
-def no_such(procedure: str) -> UnknownProcedure:
-    return UnknownProcedure(f"there is no procedure {procedure}")
+def no_such(procedure: str, known: Iterable[str]) -> UnknownProcedure:
+    """The error of a call of `procedure`, where there are those that are known."""
+    # To compare a long name with others takes time in its square.
+    hint = _hint(procedure, frozenset(known)) if len(procedure) <= MOST_CHARACTERS else ""
+    return UnknownProcedure(f"there is no procedure {procedure}{hint}")
+
+
+@lru_cache(maxsize=64)  # of many calls under one wrong name, one looks for a better one
+def _hint(procedure: str, known: frozenset[str]) -> str:
+    names = sorted(name for name in known if "." not in name)  # those with a dot are the engine's own
+    close = difflib.get_close_matches(procedure, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -108,6 +108,8 @@ def test_what_cannot_be_sent_is_refused_here(cluster: FakeCluster, db: Client) -
 
 
 def test_an_unknown_procedure_is_asked_for_before_it_is_refused(cluster: FakeCluster, db: Client) -> None:
+    with pytest.raises(voltpy.UnknownProcedure, match=r"no procedure ecko; did you mean echo\?"):
+        db.call("ecko", 1)
     with pytest.raises(voltpy.UnknownProcedure, match="fresh"):
         db.call("fresh", 1)
     cluster.procedures["second"] = info("second", 0)

@@ -11,7 +11,7 @@ from voltpy.errors import BadArguments
 from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
 from voltpy.hash_slot import slots_of as hash_slots_of
 from voltpy.messages import Parameter, ProcedureInfo
-from voltpy.routing import route, slots_of
+from voltpy.routing import no_such, route, slots_of
 
 OWNERS = slot_owners(4)
 COORDINATOR = 4
@@ -85,3 +85,11 @@ def test_hash_slots_are_dealt_out_in_runs(partitions: int) -> None:
     for partition in {0, partitions // 2, partitions - 1}:
         assert list(hash_slots_of(partition, partitions)) == [s for s, owner in enumerate(owners) if owner == partition]
         assert Ownership(partition, partitions).owned == bytes(owner == partition for owner in owners)
+
+
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
+    known = {"top_up": 1, "transfer": 2, "voltpy.top_us": 3}
+    assert str(no_such("top_us", known)) == "there is no procedure top_us; did you mean top_up?"
+    for name in ("vote", "voltpy.top_u", "", "top_up" * 1_000_000):
+        assert str(no_such(name, known)) == f"there is no procedure {name}"
+    assert no_such("top_us", known) is not no_such("top_us", known)

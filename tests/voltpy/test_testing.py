@@ -94,8 +94,8 @@ def test_errors_are_those_of_a_client(db: Engine) -> None:
         db.call("deposit", 2, 100)
     with pytest.raises(DuplicateKey):
         db.call("open_account", 1, "Ola")
-    with pytest.raises(UnknownProcedure):
-        db.call("nope", 1)
+    with pytest.raises(UnknownProcedure, match=r"no procedure deposits; did you mean deposit\?"):
+        db.call("deposits", 1)
     with pytest.raises(BadArguments, match="add_branch runs in every partition: use call_everywhere"):
         db.call("add_branch", "OSL")
     with pytest.raises(BadArguments, match="deposit, argument 1: a partition key is an int or a str, not NoneType"):

@@ -12,6 +12,7 @@ from voltpy.cli.options import json_option, print_value, timeout_option, url_opt
 from voltpy.client import connect
 from voltpy.errors import BadArguments, ProcedureError, UnknownProcedure
 from voltpy.messages import ProcedureInfo
+from voltpy.routing import no_such
 from voltpy.schema import utc
 
 
@@ -90,7 +91,7 @@ def call(url: str, timeout: float, as_json: bool, show_traceback: bool, name: st
         infos = {info.name: info for info in db.procedures()}
         info = infos.get(name)
         if info is None:
-            raise UnknownProcedure(f"there is no procedure {name}; `voltpy procedures` lists those that are loaded")
+            raise UnknownProcedure(f"{no_such(name, infos)}; `voltpy procedures` lists those that are loaded")
         values = argument_values(info, arguments)
         try:
             result = db.call_everywhere(name, *values) if info.everywhere else db.call(name, *values)
