@@ -97,11 +97,15 @@ class PartitionAddress(Struct, array_like=True):
 
 
 class Parameter(Struct, array_like=True):
-    """One argument of a procedure, as it was annotated; `type_text` is for people."""
+    """One argument of a procedure, as it was annotated; `type_text` and `default_text` are for people.
+
+    `default_text` is a Python expression, "…" for a default that is none or is long, "" where it is required.
+    """
 
     name: str
     type_text: str
     required: bool
+    default_text: str = ""
 
 
 class ProcedureInfo(Struct, array_like=True):

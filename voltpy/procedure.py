@@ -59,6 +59,8 @@ _MARK = "__voltpy_declaration__"
 _TRANSACTION_PARAMETERS = ("tx", "_tx")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NO_DEFAULT = inspect.Parameter.empty
+MAX_DEFAULT_CHARACTERS = 40
+_SHOWN = (type(None), bool, int, float, str, bytes)
 _CONTAINERS = (list, set, frozenset, tuple, dict)
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -206,7 +208,12 @@ class Procedure:
             self.everywhere,
             self.read_only,
             [
-                Parameter(parameter.name, _type_text(parameter, annotation), parameter.default is _NO_DEFAULT)
+                Parameter(
+                    parameter.name,
+                    _type_text(parameter, annotation),
+                    parameter.default is _NO_DEFAULT,
+                    _default_text(parameter.default),
+                )
                 for parameter, annotation in zip(parameters, annotations, strict=True)
             ],
             inspect.getdoc(body) or "",
@@ -447,6 +454,19 @@ def _is_immutable(part: Any) -> bool:
 
 def _type_text(parameter: inspect.Parameter, annotation: Any) -> str:
     return parameter.annotation if isinstance(parameter.annotation, str) else _text_of_type(annotation)
+
+
+def _default_text(default: Any) -> str:
+    """See Parameter. Values whose repr is not ours to call, or is another one in each process, are not shown."""
+    if default is _NO_DEFAULT:
+        return ""
+    if not all(type(value) in _SHOWN for value in (default if type(default) is tuple else (default,))):
+        return "…"
+    try:
+        text = repr(default)
+    except ValueError:  # an int of thousands of digits
+        return "…"
+    return text if len(text) <= MAX_DEFAULT_CHARACTERS else "…"
 
 
 def _text_of_type(annotation: Any) -> str:

@@ -130,12 +130,17 @@ def test_arguments_that_are_none_are_refused_by_name(text: str, type_text: str) 
 
 
 DEPOSIT = ProcedureInfo(
-    "deposit", [0], False, False, [Parameter("account", "int", True), Parameter("amount", "int", False)], "Pays in."
+    "deposit",
+    [0],
+    False,
+    False,
+    [Parameter("account", "int", True), Parameter("amount", "int", False, "100")],
+    "Pays in.",
 )
 
 
 def test_a_signature_is_shown_and_bounds_the_arguments() -> None:
-    assert signature(DEPOSIT) == "deposit(account: int, amount: int = …)"
+    assert signature(DEPOSIT) == "deposit(account: int, amount: int = 100)"
     assert where_it_runs(DEPOSIT) == "by account"
     assert argument_values(DEPOSIT, ("1",)) == [1]
     with pytest.raises(BadArguments, match="takes 2 arguments, 3 were given"):

@@ -79,10 +79,27 @@ def test_a_procedure_says_how_it_is_routed_and_called() -> None:
     info = by_name["put"].info
     assert info.parameters == [
         Parameter("key", "str", True),
-        Parameter("value", "float", False),
-        Parameter("note", "str | None", False),
+        Parameter("value", "float", False, "0.5"),
+        Parameter("note", "str | None", False, "None"),
     ]
     assert by_name["deposit"].info.doc == "Adds to the account."
+
+
+def test_a_default_is_told_where_it_is_short_and_the_same_in_every_process() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise AssertionError("it is not asked")
+
+    defaults: list[tuple[Any, str]] = [
+        (7, "7"), ("it's", '"it\'s"'), (None, "None"), ((1, "a"), "(1, 'a')"), (Odd(), "…"), ((Odd(),), "…"),
+        ("x" * 100, "…"), (10**5000, "…"),
+    ]  # fmt: skip
+    for default, text in defaults:
+
+        @procedure(everywhere=True)
+        def take(tx: Any, a: Any = default) -> None: ...
+
+        assert registered(take).info.parameters == [Parameter("a", "Any", False, text)]
 
 
 def test_the_key_need_not_come_first() -> None:

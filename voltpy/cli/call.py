@@ -67,8 +67,8 @@ def argument_values(info: ProcedureInfo, texts: tuple[str, ...]) -> list[Any]:
 
 
 def signature(info: ProcedureInfo) -> str:
-    """deposit(account: int, amount: int = …)"""
-    parameters = (f"{p.name}: {p.type_text}{'' if p.required else ' = …'}" for p in info.parameters)
+    """deposit(account: int, amount: int = 100)"""
+    parameters = (f"{p.name}: {p.type_text}{'' if p.required else f' = {p.default_text}'}" for p in info.parameters)
     return f"{info.name}({', '.join(parameters)})"
 
 
