@@ -101,9 +101,10 @@ def shipped(name: str) -> Path:
 @click.option("--no-kill", is_flag=True, help="Leave all partitions alive.")
 @json_option
 def demo(seconds: float, partitions: int | None, no_kill: bool, as_json: bool) -> None:
-    """Start a cluster in a temporary directory, vote on it, kill a partition on the way, and count the votes.
+    """Start a cluster, vote, kill a partition, count the votes.
 
-    Every vote is a durable transaction. Leaves nothing behind, also after Ctrl-C.
+    The cluster is in a temporary directory. Every vote is a durable transaction. Leaves nothing behind, also after
+    Ctrl-C.
     """
     # SIGTERM unwinds as Ctrl-C does, so that the processes and the directory go in any case.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

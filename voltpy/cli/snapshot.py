@@ -33,10 +33,11 @@ LINE_S = 5.0  # between two lines of progress, where there is no terminal
 def snapshot(
     url: str, timeout: float, as_json: bool, rate: int | None, verify: bool, lease: float, directory: Path
 ) -> int:
-    """Copy a checkpoint of every partition of a running cluster, with schema and procedures, into DIR.
+    """Copy a running cluster's data into DIR, or check such a copy.
 
-    DIR must not exist, or be empty; it is on the cluster's machine. The cluster works on meanwhile. Everything that
-    was answered before the snapshot began is in it. `voltpy start --restore DIR` begins a new data directory from it.
+    A checkpoint of every partition is copied, with schema and procedures. DIR must not exist, or be empty; it is on
+    the cluster's machine. The cluster works on meanwhile. Everything that was answered before the snapshot began is
+    in it. `voltpy start --restore DIR` begins a new data directory from it.
 
     With --verify every page, index entry and count of a snapshot is checked.
 

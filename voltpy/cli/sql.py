@@ -288,7 +288,7 @@ def sql(
     url: str, timeout: float, commands: tuple[str, ...], as_json: bool, as_csv: bool, quiet: bool, keep_going: bool,
     file: str | None,
 ) -> int:  # fmt: skip
-    """Run SQL: what -c says, or FILE, or what comes through a pipe; else ask for it at a prompt.
+    """Run SQL from -c, a FILE or a pipe, or at a prompt.
 
     Statements end with a semicolon. Each is a transaction of its own. At the first error the rest is left out, and the
     exit status is 1; with --keep-going it is 1 in the end. \\? lists the prompt's commands: they work in scripts too.

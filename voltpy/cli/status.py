@@ -41,7 +41,7 @@ _COLOURS = {"serving": "green", "starting": "yellow", "backoff": "yellow", "fail
     help="Show it again every second, until Ctrl-C. Into a file or a pipe: a line each time, while there is a reader.",
 )
 def status(url: str, timeout: float, as_json: bool, watch: bool) -> None:
-    """Show the router, the coordinator and every partition: state, memory, calls a second, flushes.
+    """Show every process: state, memory, calls a second, flushes.
 
     With --watch, Ctrl-C and a reader that leaves are the normal end: exit status 0.
     """
@@ -186,7 +186,10 @@ def _duration(seconds: float) -> str:
 @timeout_option(10.0)
 @json_option
 def stop(url: str, timeout: float, as_json: bool) -> None:
-    """Stop the cluster: calls that are under way finish, everything is flushed. Waits for the end."""
+    """Stop the cluster, and wait for its end.
+
+    Calls that are under way finish, and everything is flushed.
+    """
     with connect(url, timeout=timeout) as db:
         runtime = Path(db.status()["runtime_directory"])
         same_machine = runtime.exists()
