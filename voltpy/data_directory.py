@@ -129,7 +129,7 @@ class DataDirectory:
                 directory.close()
                 raise
         except OSError as error:
-            raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from error
+            raise ClusterError(f"data directory {path}: {_os_error_text(error, path)}") from error
         return directory
 
     def close(self) -> None:
@@ -273,7 +273,7 @@ def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Pat
         _make_directory(path)
         lock = _locked(path)
     except OSError as error:
-        raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from error
+        raise ClusterError(f"data directory {path}: {_os_error_text(error, path)}") from error
     try:
         _replace(path / RESTORING, f"{source}\n".encode())
         crash_point("restore.begun")
@@ -290,7 +290,9 @@ def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Pat
         if not was_there:
             path.rmdir()
         if isinstance(error, OSError):
-            raise ClusterError(f"data directory {path}: {_os_error_text(error)}; nothing of it is left") from error
+            raise ClusterError(
+                f"data directory {path}: {_os_error_text(error, path)}; nothing of it is left"
+            ) from error
         raise
     finally:
         os.close(lock)
@@ -366,7 +368,7 @@ def read_source(path: str | Path) -> tuple[str, str]:
         with open(path, "rb") as file:
             data = file.read(MAX_SOURCE_BYTES + 1)
     except OSError as error:
-        raise ClusterError(f"procedure file {path}: {_os_error_text(error)}") from None
+        raise ClusterError(f"procedure file {path}: {_os_error_text(error, path)}") from None
     if len(data) > MAX_SOURCE_BYTES:
         raise ClusterError(f"procedure file {path} is larger than {MAX_SOURCE_BYTES} bytes")
     try:
@@ -389,7 +391,7 @@ def _refuse_what_is_not_ours(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ClusterError(f"data directory {path}: {_os_error_text(error)}") from None
+        raise ClusterError(f"data directory {path}: {_os_error_text(error, path)}") from None
     if RESTORING in names:
         raise ClusterError(
             f"{path} holds a restore that did not finish: remove the directory, and start with --restore again"
@@ -467,7 +469,7 @@ def _read(file: Path) -> bytes:
         with open(file, "rb") as source:
             data = source.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise Corruption(f"{file}: {_os_error_text(error)}") from None
+        raise Corruption(f"{file}: {_os_error_text(error, file)}") from None
     if len(data) > MAX_FILE_BYTES:
         raise Corruption(f"{file} is damaged: more than {MAX_FILE_BYTES} bytes")
     return data
@@ -510,6 +512,7 @@ def _read_cluster(path: Path) -> _ClusterFile:
     return cluster
 
 
-def _os_error_text(error: OSError) -> str:
+def _os_error_text(error: OSError, named: str | Path | None = None) -> str:
+    """What went wrong and with which file, unless that is the one that is named already."""
     text = error.strerror or str(error)
-    return f"{text} ({error.filename})" if error.filename else text
+    return text if not error.filename or str(error.filename) == str(named) else f"{text} ({error.filename})"

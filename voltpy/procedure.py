@@ -589,7 +589,9 @@ def load_path(path: str | Path, schema: Schema | None = None, catalog_version: i
     try:
         with tokenize.open(path) as file:  # honours the encoding that a Python file declares
             source = file.read()
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SchemaError(f"the procedure file {path} can't be read: {error.strerror or error}") from None
+    except (SyntaxError, UnicodeDecodeError) as error:
         raise SchemaError(f"the procedure file {path} can't be read: {error}") from None
     return load(source, str(path), schema, catalog_version)
 

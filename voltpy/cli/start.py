@@ -15,7 +15,7 @@ import click
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
-from voltpy.cli.options import size
+from voltpy.cli.options import size, size_text
 from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
@@ -43,7 +43,9 @@ def _text_of(path: Path | None) -> str | None:
         return None
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ClusterError(f"schema file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise ClusterError(f"schema file {path}: {error}") from None
 
 
@@ -135,10 +137,11 @@ def start(
     warm_schedule: Path | None,
     with_parent: bool,
 ) -> None:
-    """Start a cluster: a router, a coordinator and one partition a core, watched and restarted.
+    """Start a cluster, in the foreground.
 
-    Runs in the foreground. Prints one line when it is ready, with its URL; ends with exit status 0 after Ctrl-C,
-    SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a line.
+    A router, a coordinator and one partition a core, watched and restarted. Prints one line when it is ready, with
+    its URL; ends with exit status 0 after Ctrl-C, SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a
+    line.
 
     --schema and --procedures are kept in the data directory: a later start needs neither. A new schema may add to it.
     """
@@ -159,7 +162,8 @@ def start(
         count = directory.partitions
         if memory_bytes < LEAST_MEMORY_BYTES * count:
             raise ClusterError(
-                f"--memory {memory_bytes}: {count} partitions need at least {LEAST_MEMORY_BYTES} bytes each"
+                f"--memory {size_text(memory_bytes)}: {count} partition{'s need' if count > 1 else ' needs'} at least"
+                f" {LEAST_MEMORY_BYTES >> 20} MiB{' each' if count > 1 else ''}"
             )
 
         def ready(url: str) -> None:
