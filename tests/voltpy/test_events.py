@@ -77,5 +77,5 @@ def test_at_the_end_a_reader_that_never_reads_is_not_waited_for_long(pipe: tuple
 
 def test_what_a_procedure_printed_before_its_process_died_is_there() -> None:
     program = "import os; from voltpy import events; events.configure(); print('said'); os.kill(os.getpid(), 9)"
-    died = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    died = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, check=False)
     assert (died.stdout, died.returncode) == (b"said\n", -9)
