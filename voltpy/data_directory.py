@@ -253,7 +253,7 @@ class DataDirectory:
                 _replace(self.path / SCHEMA_SQL, schema_text.encode())
                 self.schema_sql = schema_text
         if procedures is not None and procedures != (self.procedures.path, self.procedures.source):
-            self.write_procedures(self.procedures.catalog_version + 1, *procedures)
+            self.write_procedures(self.catalog_version + 1, *procedures)
 
 
 def make_restored(path: Path, partitions: int, source: Path, fill: Callable[[Path], None]) -> None:

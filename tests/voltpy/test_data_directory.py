@@ -231,6 +231,15 @@ def test_changed_procedures_count_the_catalog_version_up(tmp_path: Path, procedu
     assert read_procedures(tmp_path / "d").catalog_version == 3
 
 
+def test_new_procedures_after_a_change_of_the_schema_are_past_both(tmp_path: Path, procedures: Path) -> None:
+    with DataDirectory.open(tmp_path / "d", 2, BANK, procedures):
+        pass
+    changed_by(tmp_path / "d", "CREATE TABLE more (id INT PRIMARY KEY)", 7)
+    procedures.write_text("# the second\n")
+    with DataDirectory.open(tmp_path / "d", None, None, procedures) as directory:
+        assert (directory.catalog_version, directory.procedures.source) == (8, "# the second\n")
+
+
 def test_written_procedures_are_there_after_a_start(tmp_path: Path) -> None:
     with DataDirectory.open(tmp_path / "d", 2, BANK) as directory:
         assert directory.procedures.source == ""
