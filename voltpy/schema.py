@@ -44,6 +44,10 @@ MAX_TABLES = 1000
 MAX_TABLE_NUMBERS = 10_000  # those of dropped tables among them
 MAX_KEY_COLUMNS = 32  # of a primary key or an index
 MAX_NAME = 128
+# What statements may make of a schema, as JSON: it travels with the procedures in one frame (voltpy.messages).
+MAX_CHANGED_BYTES = 8 << 20
+# What columns that are added may make an old row longer by: it must still be read, and written.
+MAX_ADDED_BYTES = 64 << 10
 
 TX_ATTRIBUTES = frozenset({"abort", "execute", "now", "random", "uuid", "unique_id"})
 CATALOG_TABLES = frozenset({"db_tables", "db_columns", "db_indexes"})
@@ -389,6 +393,12 @@ def addition_problem(column: Column) -> str | None:
 def with_column(table: Table, column: Column) -> Table:
     """The table with one more column, behind all others."""
     return msgspec.structs.replace(table, columns=(*table.columns, column), added=table.added + 1)
+
+
+def added_bytes(table: Table) -> int:
+    """How much longer the texts that added columns default to make a row which was written before."""
+    defaults = (column.default for column in table.columns[len(table.columns) - table.added :])
+    return sum(len(default.encode()) for default in defaults if isinstance(default, str))
 
 
 def repartitioned(old: Schema, new: Schema) -> list[int]:

@@ -629,3 +629,17 @@ def test_statement_that_changes_no_schema_is_refused_at_its_place(text: str, wor
         parse_change(text, BEFORE)
     assert str(raised.value).startswith("line 1, column "), raised.value
     assert words in str(raised.value)
+
+
+def test_a_schema_that_no_frame_would_hold_is_refused() -> None:
+    large = "CREATE TABLE large (id INT PRIMARY KEY, text STRING DEFAULT '" + "\x01" * 900_000 + "')"
+    schema, _ = parse_change(large, BEFORE)
+    with pytest.raises(SchemaError, match=r"would take 10,[0-9,]+ bytes; the limit for statements is 8,388,608"):
+        parse_change(large.replace("large", "larger"), schema)
+
+
+def test_defaults_of_added_columns_leave_old_rows_readable() -> None:
+    schema, _ = parse_change(f"ALTER TABLE t ADD COLUMN c1 STRING DEFAULT '{'é' * 32768}'", BEFORE)
+    with pytest.raises(SchemaError, match=r"at most 65,536 bytes of defaults in added columns") as caught:
+        parse_change("ALTER TABLE t ADD COLUMN c2 INT, ADD COLUMN c3 STRING DEFAULT 'x'", schema)
+    assert "line 1, column 45" in str(caught.value)

@@ -46,6 +46,8 @@ from voltpy.schema import (
     HIDDEN_KEY,
     INT_MAX,
     INT_MIN,
+    MAX_ADDED_BYTES,
+    MAX_CHANGED_BYTES,
     MAX_COLUMNS,
     MAX_KEY_COLUMNS,
     MAX_TABLE_NUMBERS,
@@ -58,11 +60,13 @@ from voltpy.schema import (
     Table,
     TypeName,
     Value,
+    added_bytes,
     addition_problem,
     can_be_unique,
     describe,
     name_problem,
     table_name_problem,
+    to_json,
     tombstone,
     utc,
     with_column,
@@ -617,7 +621,14 @@ class _Changer(_Reader):
             raise SchemaError(
                 f"there have been {MAX_TABLE_NUMBERS:,} tables, the dropped ones counted, and there can't be more"
             )
-        return self.before if schema == self.before else schema, self.kind
+        if schema == self.before:
+            return self.before, self.kind
+        size = len(to_json(schema))
+        if size > MAX_CHANGED_BYTES:
+            raise SchemaError(
+                f"the schema would take {size:,} bytes; the limit for statements is {MAX_CHANGED_BYTES:,}"
+            )
+        return schema, self.kind
 
     def statement(self) -> None:
         if self.take_words("DROP", "TABLE"):
@@ -684,6 +695,10 @@ class _Changer(_Reader):
                 raise self.error(f"at most {MAX_COLUMNS} columns", token)
             else:
                 table = self.tables[table.name] = with_column(table, column)
+                if isinstance(column.default, str) and added_bytes(table) > MAX_ADDED_BYTES:
+                    raise self.error(
+                        f"at most {MAX_ADDED_BYTES:,} bytes of defaults in added columns, which old rows get", token
+                    )
             if not self.take_symbol(","):
                 return
 
