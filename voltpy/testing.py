@@ -231,7 +231,7 @@ class Engine:
     def _info(self, name: str) -> ProcedureInfo:
         procedure = self._executor.registry.procedures.get(name) or _BUILTINS.get(name)
         if procedure is None:
-            raise no_such(name)
+            raise no_such(name, self._executor.registry.procedures)
         return procedure.info
 
     def _outcome(self) -> Any:
