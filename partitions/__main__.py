@@ -30,7 +30,7 @@ from voltpy.crash_point import crash_point
 from voltpy.data_directory import load_procedures, partition_directory, read_schema
 from voltpy.door import Door
 from voltpy.door_sockets import opened
-from voltpy.errors import ClusterError, ConstraintViolation, Corruption, Error, ReadOnly, SchemaError
+from voltpy.errors import ClusterError, ConstraintViolation, Corruption, DataError, Error, ReadOnly, SchemaError
 from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.messages import PrepareLoad
@@ -51,6 +51,7 @@ TOO_LARGE_BYTES = 64 << 20  # so much beyond --memory, or a fifth of it where th
 EXIT_CRASHED = 1
 EXIT_DAMAGED = 3
 EXIT_REFUSED = 4
+EXIT_UNFIT = 6  # 5 is the router's
 LINGER_MS = 1000  # at the end, for replies that are on their way
 
 
@@ -68,13 +69,12 @@ def main() -> int:
     except ReadOnly as error:
         print(f"partition {arguments.partition}: recovery found no room: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
-    except (
-        SchemaError,
-        ConstraintViolation,
-        ClusterError,
-    ) as error:  # the second: of rows that a new index or view meets
+    except (SchemaError, ClusterError) as error:
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_REFUSED
+    except (DataError, ConstraintViolation) as error:  # a new view or unique index, which the rows don't allow
+        print(error, file=sys.stderr, flush=True)
+        return EXIT_UNFIT
     except DiskFull as error:  # not even a new segment's header fits: the supervisor tries again and again
         print(f"partition {arguments.partition}: {error}", file=sys.stderr, flush=True)
         return EXIT_CRASHED

@@ -41,7 +41,7 @@ from voltpy.address import DEFAULT_PORT
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.data_directory import StoredProcedures
 from voltpy.ending import last_words_of
-from voltpy.errors import ClusterError, Error, ProtocolError
+from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
@@ -183,7 +183,10 @@ class Cluster:
         self._changes: deque[tuple[Admin, float]] = deque()
 
     def run(self) -> None:
-        """Serve until a signal or a command says stop. Raises ClusterError when the cluster can't be started."""
+        """Serve until a signal or a command says stop.
+
+        Raises ClusterError when the cluster can't be started; SchemaError where rows don't allow what the schema has.
+        """
         with _runtime_directory(self._directory) as runtime, _signal_socket(self._on_signal) as wakeup:
             self._runtime = runtime
             self._core = Supervision(
@@ -206,7 +209,7 @@ class Cluster:
                 self._context.destroy(linger=0)
                 self._stderr.flush(LAST_EVENTS_S)
         if self._done is not None and self._done.error:
-            raise ClusterError(self._done.error)
+            raise (SchemaError if self._core.is_schema_unfit else ClusterError)(self._done.error)
 
     # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

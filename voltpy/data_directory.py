@@ -4,7 +4,8 @@
     cluster.json     {"version": 1, "cluster_id": 32 hex digits, "partitions": N, "created_at": ISO 8601, UTC}
     RUNTIME          written by voltpy.cluster while it runs
     schema.json      voltpy.schema.to_json
-    schema.sql       the schema's text as it was given last; schema.json is what counts, and may have moved on since
+    schema.sql       the schema's text as it was given last, and has worked; schema.json is what counts, and may have
+                     moved on since
     procedures.json  {"version": 1, "catalog_version": C, "path": text, "source": text}; no source: no procedures
     partition-<i>/   what partition i keeps, i from 0 to N - 1
     coordinator/     the decision log
@@ -31,11 +32,12 @@ from typing import Self, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from voltpy.crash_point import crash_point
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.procedure import Registry, load
-from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json
+from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json, tombstone
 
 VERSION = 1
 MAX_PARTITIONS = 511  # they, and the coordinator with the number after the last, have nine bits of a unique id
@@ -85,6 +87,7 @@ class DataDirectory:
         self.schema = Schema((), ())
         self.schema_sql = ""
         self.procedures = StoredProcedures(0, "", "")
+        self._given: tuple[Schema, str] | None = None  # the schema that this start brings
 
     @classmethod
     def open(
@@ -182,6 +185,35 @@ class DataDirectory:
             raise ClusterError(f"{self.path / SCHEMA}: {_os_error_text(error)}") from error
         self.schema = schema
 
+    def keep_schema(self) -> None:
+        """The rows allow what this start's schema adds. From now on its text is the one that was given last."""
+        if self._given is not None and self._given[1] != self.schema_sql:
+            self.schema_sql = self._given[1]
+            _replace(self.path / SCHEMA_SQL, self.schema_sql.encode())
+
+    def withdraw_schema(self) -> list[str]:
+        """The rows don't allow it: the views and unique indexes that it adds are dropped. Their names.
+
+        A dropped view leaves its number behind: partitions may have written rows of it already. Tables and columns
+        stay, which no rows can be against.
+        """
+        views, indexes = self._untried()
+        tables = tuple(tombstone(table) if table.name in views else table for table in self.schema.tables)
+        kept = tuple(index for index in self.schema.indexes if index.name not in indexes)
+        schema = replace(self.schema, tables=tables, indexes=kept)
+        _replace(self.path / SCHEMA, to_json(schema))
+        self.schema = schema
+        return sorted(views | indexes)
+
+    def _untried(self) -> tuple[set[str], set[str]]:
+        """The views and unique indexes that have been given, though not with a schema that has worked."""
+        before = _given_last(self.schema_sql, self.schema)
+        given = before if self._given is None else self._given[0]
+        views = {table.name for table in self.schema.live if table.view is not None} - before.numbers.keys()
+        known = {index.name for index in before.indexes}
+        there = {index.name for index in self.schema.indexes}
+        return views, {each.name for each in given.indexes if each.unique and each.name in there - known}
+
     def _check_is_past(self, catalog_version: int) -> None:
         if catalog_version <= self.catalog_version:
             raise ClusterError(f"catalog version {catalog_version} is not past the stored one, {self.catalog_version}")
@@ -242,16 +274,16 @@ class DataDirectory:
         """Stores what this start brings that is new."""
         if schema is not None and schema_text is not None:
             try:
-                schema = grown(self.schema, schema, _given_last(self.schema_sql, self.schema))
+                new = grown(self.schema, schema, _given_last(self.schema_sql, self.schema))
             except SchemaError as error:
                 raise SchemaError(f"the schema does not fit data directory {self.path}: {error}") from None
-            if schema != self.schema:
-                try_schema(self, schema)
-                _replace(self.path / SCHEMA, to_json(schema))
-                self.schema = schema
-            if schema_text != self.schema_sql:
-                _replace(self.path / SCHEMA_SQL, schema_text.encode())
-                self.schema_sql = schema_text
+            if new != self.schema:
+                try_schema(self, new)
+                _replace(self.path / SCHEMA, to_json(new))
+                self.schema = new
+            self._given = schema, schema_text
+            if not any(self._untried()):
+                self.keep_schema()
         if procedures is not None and procedures != (self.procedures.path, self.procedures.source):
             self.write_procedures(self.catalog_version + 1, *procedures)
 

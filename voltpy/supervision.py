@@ -10,10 +10,11 @@ A child (the router, a partition, or the coordinator) is always in one state:
     failed     it refused to go on (exit 3 or 4)       never: an operator looks at it, the others go on
     stopped    the cluster is being stopped            never
 
-An exit leads to backoff, with one exception: exit status 3 (damaged bytes) and 4 (schema, procedures or configuration)
-of a partition or coordinator that did not get to serve would only repeat themselves. They fail the whole start when
-they come before the cluster was ever ready, and the child alone afterwards. That the coordinator's decision log is not
-the one that the partitions have voted for, it learns from them only when it serves: that fails it too.
+An exit leads to backoff, with one exception: exit status 3 (damaged bytes), 4 (schema, procedures or configuration)
+and 6 (rows that a new view or unique index does not allow) of a partition or coordinator that did not get to serve
+would only repeat themselves. They fail the whole start when they come before the cluster was ever ready, and the child
+alone afterwards. That the coordinator's decision log is not the one that the partitions have voted for, it learns from
+them only when it serves: that fails it too.
 
 The coordinator is addressed as one more partition, with the number after the last. It learns from the topology where
 the partitions are. When its process is gone, the partitions are told so (Detach): what it borrowed is here again.
@@ -95,6 +96,7 @@ ROUTER = -1  # the router's place among the children; partitions have their own 
 EXIT_CORRUPTION = 3
 EXIT_CONFIGURATION = 4
 EXIT_PORT_TAKEN = 5
+EXIT_UNFIT = 6  # its rows don't allow what the schema has
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 5.0
@@ -333,6 +335,7 @@ class Supervision:
         self.runaways: list[Runaway] = []
         self.ready = False
         self.stopping = False
+        self.is_schema_unfit = False  # the start has failed, since rows don't allow what the schema has
         self._cluster_id = cluster_id
         self._runtime = runtime
         self._version = first_version
@@ -788,11 +791,12 @@ class Supervision:
             self._actions.append(Ready(self.router.tcp_port))
 
     def _after_exit(self, child: Child, now_s: float) -> None:
-        refused = (EXIT_PORT_TAKEN,) if child.number == ROUTER else (EXIT_CORRUPTION, EXIT_CONFIGURATION)
+        refused = (EXIT_PORT_TAKEN,) if child.number == ROUTER else (EXIT_CORRUPTION, EXIT_CONFIGURATION, EXIT_UNFIT)
         why = ending(child.exit_status, child.last_words)
         if not self.ready:
             if child.exit_status in refused:
                 child.enter("failed", now_s)
+                self.is_schema_unfit = child.exit_status == EXIT_UNFIT
                 return self.stop(now_s, f"{child.name} can't start: {why}")
             if child.failures >= FAILURES_AT_START:
                 child.enter("failed", now_s)

@@ -231,6 +231,24 @@ def test_a_unique_index_that_the_rows_do_not_satisfy_is_refused_and_the_stored_s
     assert sorted(cluster.db.execute("SELECT id, owner FROM accounts").rows) == sorted(names.items())
 
 
+def test_a_view_that_the_rows_do_not_allow_is_withdrawn_with_the_start_that_brought_it(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "s.sql").write_text(SCHEMA)
+    running = start("--partitions", "1", "--schema", str(tmp_path / "s.sql"))
+    running.db.execute("INSERT INTO accounts (id, owner, balance) VALUES (1, 'Kari', 0)")
+    assert running.end() == 0
+    view = "CREATE VIEW v AS SELECT 1 / balance AS share, COUNT(*) AS n FROM accounts GROUP BY 1 / balance;"
+    (tmp_path / "v.sql").write_text(SCHEMA + view)
+    refused = voltpy("start", "--data", str(tmp_path / "data"), "--port", "0", "--schema", str(tmp_path / "v.sql"))
+    assert refused.returncode == 1
+    assert "partition 0 can't start: division by zero; withdrawn from the schema: v" in refused.stderr
+    running = start("--fsync", "always")
+    running.db.execute("UPDATE accounts SET balance = 1")
+    assert running.end() == 0
+    assert start("--schema", str(tmp_path / "v.sql")).db.execute("SELECT * FROM v").rows == [(1, 1)]
+
+
 def test_procedures_that_cannot_be_loaded_end_the_first_start_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "s.sql").write_text(SCHEMA)
     (tmp_path / "p.py").write_text(PROCEDURES.replace('partition_by="account"', 'partition_by="nobody"'))

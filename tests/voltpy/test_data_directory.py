@@ -217,6 +217,32 @@ def test_missing_schema_text_is_written_out_of_the_schema(tmp_path: Path) -> Non
         assert directory.schema_sql == describe(directory.schema)
 
 
+def test_views_and_unique_indexes_that_have_not_worked_can_be_withdrawn(tmp_path: Path) -> None:
+    path = made(tmp_path / "d")
+    more = BANK + (
+        "CREATE TABLE notes (id INT PRIMARY KEY);"
+        "CREATE VIEW by_balance AS SELECT balance, COUNT(*) AS n FROM accounts GROUP BY balance;"
+        "CREATE UNIQUE INDEX one ON accounts (id, balance); CREATE INDEX two ON accounts (balance);"
+    )
+    for view in (2, 3):  # the first time it leaves its number behind
+        with DataDirectory.open(path, None, more) as directory:
+            assert directory.schema.numbers == {"accounts": 0, "notes": 1, "by_balance": view}
+            assert read_schema(path) == directory.schema
+            assert directory.schema_sql == (path / "schema.sql").read_text() == BANK
+            assert directory.withdraw_schema() == ["by_balance", "one"]
+        stored = read_schema(path)
+        assert (stored.numbers, [index.name for index in stored.indexes]) == ({"accounts": 0, "notes": 1}, ["two"])
+        assert stored.tables[view].dropped
+    with DataDirectory.open(path, None, BANK) as directory:
+        assert directory.schema == stored
+    with DataDirectory.open(path, None, more) as directory:
+        directory.keep_schema()
+        assert directory.withdraw_schema() == []
+        assert directory.schema_sql == (path / "schema.sql").read_text() == more
+    with DataDirectory.open(path) as directory:
+        assert directory.schema.numbers == {"accounts": 0, "notes": 1, "by_balance": 4}
+
+
 # -- procedures
 
 

@@ -205,7 +205,7 @@ def test_a_router_that_comes_back_gets_the_topology_again() -> None:
 
 
 def test_a_refusal_at_the_first_start_ends_the_start_with_its_message() -> None:
-    for number, status in ((0, 3), (1, 4), (COORDINATOR, 3), (ROUTER, 5)):
+    for number, status in ((0, 3), (1, 4), (0, 6), (COORDINATOR, 3), (ROUTER, 5)):
         world = World()
         actions = world.exit(number, status, "voltpy: it is broken")
         stopped = []
@@ -215,6 +215,7 @@ def test_a_refusal_at_the_first_start_ends_the_start_with_its_message() -> None:
             actions = world.exit(other, 0)
         [done] = of(actions, Done)
         assert done.error.endswith("can't start: voltpy: it is broken")
+        assert world.core.is_schema_unfit == (status == 6)
 
 
 def test_a_partition_that_refuses_later_fails_alone() -> None:

@@ -167,6 +167,8 @@ def start(
             )
 
         def ready(url: str) -> None:
+            with contextlib.suppress(OSError):  # then what it adds counts as untried at the next start, too
+                directory.keep_schema()
             words = f"{count} partition{'s' if count > 1 else ''}, fsync {fsync}, data {directory.path}"
             click.echo(f"voltpy is ready at {url} ({words})")
 
@@ -176,7 +178,11 @@ def start(
             _check_schedule(warm_schedule, directory)
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         options |= {"warm": warm, "warm_bytes_per_s": warm_rate or WARM_BYTES_PER_S, "warm_schedule": warm_schedule}
-        Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+        try:
+            Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+        except SchemaError as error:
+            withdrawn = directory.withdraw_schema()
+            raise SchemaError(f"{error}; withdrawn from the schema: {', '.join(withdrawn) or 'nothing'}") from None
 
 
 def _check_port(host: str, port: int) -> None:
