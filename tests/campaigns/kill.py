@@ -316,7 +316,7 @@ class Session:
             workload.wait_for(rng.randrange(1, 50))
             self._provide(needs, target, rng, lambda: bool(cluster.since(mark, crashed_at(point))))
         try:
-            cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
+            last_words = cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
         except DidNotHappen:
             run.problem = "the point was never reached"
             return
@@ -326,8 +326,8 @@ class Session:
             run.fired = target != SUPERVISOR or status == -signal.SIGKILL
             cluster.start()
             return
-        exited = happened("exited", target)
-        death = cluster.wait(lambda event: exited(event) and f"crash point {point}" in event["reason"], mark)
+        # That of the kill from outside came before the life that has said so.
+        death = cluster.wait(happened("exited", target), cluster.events.index(last_words, mark))
         run.fired = death["exit_status"] == -signal.SIGKILL
         cluster.wait(happened("serving", target), cluster.events.index(death, mark))
         if target != ROUTER and self._incarnation(target) <= incarnation:
