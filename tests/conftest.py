@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process that they start.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whoever runs the tests in the background may have them ignore these, and so would every process that they start.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 FILES = ("pages", "LOCK", "wal-", "decisions-", "root-", "run-")
 
