@@ -52,6 +52,9 @@ EXIT_REFUSED = 4
 CANNOT_LISTEN = 5
 LINGER_MS = 1000  # at the end, for replies that are on their way
 TOO_LARGE_BYTES = 64 << 20  # beyond --memory: a long call is ended
+# Two batches at a time keep processors busy that would wait otherwise. With two cores there are none, and batches are
+# smaller: without it transfers were 0.92 to 1.13 times as many there (four pairs of runs in turn, median 1.09).
+OVERLAPPING_CORES = 2
 
 
 def main() -> int:
@@ -102,7 +105,8 @@ def _coordinate(options: argparse.Namespace) -> int:
     bodies = Bodies(schema, lane, registry, running, unique_ids(lane, epoch), utc_now)
     runaways = [options.runaway] if options.runaway is not None else []
     due_s = reports_due_s(options.procedure_timeout)
-    core = Transactions(lane, epoch, bodies, decisions, window, runaways, due_s)
+    overlaps = len(os.sched_getaffinity(0)) > OVERLAPPING_CORES
+    core = Transactions(lane, epoch, bodies, decisions, window, runaways, due_s, overlaps=overlaps)
     door = Door[Hashable](token, at_partition=lane, is_coordinator=True)
     door.catalog_version = registry.catalog_version
 

@@ -38,7 +38,10 @@ DISCOVERED_BESIDE = 64  # calls of a batch that are run on stand-ins while anoth
 
 
 class Batches:
-    """`decision`: to be flushed, then `decided`; nothing else happens to that batch until then."""
+    """`decision`: to be flushed, then `decided`; nothing else happens to that batch until then.
+
+    `overlaps`: whether the next batch borrows while one commits. It only pays where a processor would be idle.
+    """
 
     def __init__(
         self,
@@ -49,11 +52,14 @@ class Batches:
         inquiries: Inquiries,
         window: OutcomeWindow,
         counts: dict[str, int],
+        *,
+        overlaps: bool,
     ) -> None:
         self.borrowing: Batch | None = None
         self.committing: Batch | None = None
         self.decision: Decision | None = None
         self.counts = counts
+        self._overlaps = overlaps
         self._bodies = bodies
         self._tables = bodies.tables
         self._waiting = waiting
@@ -78,7 +84,7 @@ class Batches:
             return False
         committing = self.committing
         return committing is None or not (
-            self._is_held_up or committing.is_alone or self._waiting.reads or self._waiting.joints
+            not self._overlaps or self._is_held_up or committing.is_alone or self._waiting.reads or self._waiting.joints
             or not self._participants.all_attached
         )  # fmt: skip
 

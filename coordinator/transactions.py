@@ -86,6 +86,8 @@ class Transactions:
         window: OutcomeWindow,
         runaways: Iterable[tuple[int, int]] = (),
         reports_due_s: float = REPORTS_DUE_S,
+        *,
+        overlaps: bool = True,
     ) -> None:
         self.lane = lane  # the coordinator's number, and how many partitions there are
         self.epoch = epoch
@@ -101,7 +103,7 @@ class Transactions:
         self.callers = callers = Callers(window)
         self.waiting = waiting = Waiting(participants, callers)
         self.inquiries = inquiries = Inquiries(waiting, participants, callers, window, runaways, counts)
-        self.batches = Batches(bodies, waiting, participants, callers, inquiries, window, counts)
+        self.batches = Batches(bodies, waiting, participants, callers, inquiries, window, counts, overlaps=overlaps)
         self.joints = Joints(bodies.tables, waiting, participants, callers, window, counts)
         self.reads = Reads(bodies, waiting, participants, callers, counts)
         self._turn = 0  # which kind is the first to be looked at for the next work

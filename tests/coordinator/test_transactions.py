@@ -383,6 +383,18 @@ def test_nothing_borrows_beside_a_batch_that_holds_a_table(cluster: FakeCluster)
     assert cluster.core.counts["overlapped"] == 0
 
 
+def test_nothing_borrows_beside_a_batch_where_no_processor_would_be_idle(cluster: FakeCluster) -> None:
+    cluster.core.batches._overlaps = False
+    first = committing(cluster, "transfer", A, B, 30)
+    second = cluster.send("transfer", A2, B2, 20)
+    cluster.step()
+    assert cluster.core.batches.borrowing is None
+    assert not cluster.core.has_work
+    cluster.settle()
+    assert [cluster.answer(first), cluster.answer(second)] == [70, 80]
+    assert cluster.core.counts["overlapped"] == 0
+
+
 def test_nothing_borrows_beside_a_batch_that_changes_copies(cluster: FakeCluster) -> None:
     first = committing(cluster, "set_rate", "x", 3)
     second = cluster.send("raise_rate", "x")
