@@ -169,7 +169,7 @@ def run_worker(partition: int) -> None:
     socket.bind(f"ipc://{runtime}/p{partition}")
     for number in range(behaviour.get("says", 0)):
         print(f"partition {partition} says line {number}", "." * 100)
-    print("partition", partition, "serves")  # goes to the supervisor's stderr, never to its stdout
+    print("partition", partition, "serves", flush=True)  # goes to the supervisor's stderr, never to its stdout
     heard = (data / f"heard-{partition}.jsonl").open("a")
     for identity, frame in frames(socket, behaviour.get("deaf", False)):
         message = wire.decode(frame)
