@@ -379,7 +379,8 @@ class Store:
     def build_views(self) -> Iterator[None]:
         """At the end of a recovery: fills the views that the checkpoint did not have, from their tables.
 
-        In turns, applied each, and not logged: until the next checkpoint has them, a recovery builds them again.
+        In turns, applied each, and not logged: until the next checkpoint has them, a recovery builds them again. Raises
+        DataError or ConstraintViolation for rows, and for what is prepared, that a view can't follow.
         """
         for base in self.viewed:
             unbuilt = [view for view in base.views if view.number in self.unbuilt]
@@ -393,6 +394,21 @@ class Store:
                         self.pool.end_batch()
                     yield
                 self.unbuilt.difference_update(view.number for view in unbuilt)
+                self._try_prepared(base)
+
+    def _try_prepared(self, base: ViewedTable) -> None:
+        """What was prepared before there were these views must be taken when it is decided, and they must follow.
+
+        Raises DataError or ConstraintViolation where they can't.
+        """
+        for changes in self.prepared.values():
+            for change in changes:
+                if change.table == base.number:
+                    keys, deleted = base.keys_of_images(change.images), base.keys_of(change.deleted)
+                    try:
+                        base.check_changes(keys, change.images, deleted)
+                    finally:
+                        self.undo_batch()
 
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""

@@ -569,6 +569,29 @@ def test_a_view_over_rows_that_are_there_is_built_when_it_comes(with_checkpoint:
     closed(partition)
 
 
+def test_a_view_that_comes_while_a_batch_is_in_doubt_is_tried_on_what_that_has_prepared(tmp_path: Path) -> None:
+    without = parse_schema(TABLES)
+    partition = OnePartition(without, [put], tmp_path)
+    partition.call("put", 1, ["Oslo", 0, 5, 1, None])
+    partition.attach()
+    assert prepare(partition, 1, sold(2, "Oslo", 7, float("nan"))).error == ""
+    for _ in range(2):
+        closed(partition)
+        with pytest.raises(DataError, match="NaN"):
+            OnePartition(SCHEMA, PROCEDURES, tmp_path)
+        partition = OnePartition(without, [put], tmp_path)
+    assert set(partition.store.prepared) == {1}
+    closed(partition)
+    fits = parse_schema(TABLES + "CREATE VIEW shops AS SELECT shop, COUNT(*) AS n FROM sales GROUP BY shop;")
+    partition = OnePartition(fits, [put], tmp_path)
+    assert [(row.shop, row.n) for row in partition.table("shops").scan()] == [("Oslo", 1)]
+    partition.attach(2)
+    partition.order(Decide(1, True))
+    assert [(row.shop, row.n) for row in partition.table("shops").scan()] == [("Oslo", 2)]
+    partition.store.check()
+    closed(partition)
+
+
 def test_a_view_that_was_half_built_when_a_checkpoint_was_made_is_built_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
