@@ -657,6 +657,7 @@ class Lookups:
         """
         path, self._image = self._image, None
         if path is None or self.stale_pages is None:
+            self.fall_behind()  # also where nothing is loaded: a new unique index may not suit what the WAL holds
             return
         heap, table = self._heap, self._table
         bits, stale = heap.slot_bits, self.stale_pages

@@ -56,5 +56,6 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     for _ in store.build_views():
         if pool is not None and pool.must_clean:
             checkpointer.make(lsn)
+    store.try_prepared()
     store.misses.bring = None
     return replayed + in_this_turn

@@ -380,7 +380,7 @@ class Store:
         """At the end of a recovery: fills the views that the checkpoint did not have, from their tables.
 
         In turns, applied each, and not logged: until the next checkpoint has them, a recovery builds them again. Raises
-        DataError or ConstraintViolation for rows, and for what is prepared, that a view can't follow.
+        DataError or ConstraintViolation for rows that a view can't follow.
         """
         for base in self.viewed:
             unbuilt = [view for view in base.views if view.number in self.unbuilt]
@@ -394,19 +394,21 @@ class Store:
                         self.pool.end_batch()
                     yield
                 self.unbuilt.difference_update(view.number for view in unbuilt)
-                self._try_prepared(base)
 
-    def _try_prepared(self, base: ViewedTable) -> None:
-        """What was prepared before there were these views must be taken when it is decided, and they must follow.
+    def try_prepared(self) -> None:
+        """At the end of a recovery: what is prepared must be taken when it is decided, also by new views and indexes.
 
-        Raises DataError or ConstraintViolation where they can't.
+        Raises DuplicateKey, DataError or ConstraintViolation where it could not be.
         """
         for changes in self.prepared.values():
             for change in changes:
-                if change.table == base.number:
-                    keys, deleted = base.keys_of_images(change.images), base.keys_of(change.deleted)
+                table, images = self.tables[change.table], change.images
+                keys, gone = table.keys_of_images(images), table.keys_of(change.deleted)
+                if table.lookups is not None:
+                    table.lookups.check_changes(keys, images, gone, {*keys, *gone})
+                if isinstance(table, ViewedTable):
                     try:
-                        base.check_changes(keys, change.images, deleted)
+                        table.check_changes(keys, images, gone)
                     finally:
                         self.undo_batch()
 

@@ -433,3 +433,46 @@ def step_checkpoint(partition: OnePartition, rng: random.Random) -> None:
     for _ in range(rng.choice([1, 3, 1000])):
         if not partition.checkpointer.step(0.0):
             break
+
+
+@pytest.mark.parametrize("with_checkpoint", [False, True])
+def test_unique_index_that_a_start_brings_is_refused_where_rows_of_the_wal_are_equal(
+    with_checkpoint: bool, tmp_path: Path
+) -> None:
+    partition = opened(tmp_path)
+    partition.call("put", 1, "t", [7])
+    if with_checkpoint:
+        checkpointed(partition)
+    partition.call("put", 2, "t", [7])
+    killed(partition)
+    schema, _ = parse_change("CREATE UNIQUE INDEX u ON t (a)", SCHEMA)
+    with pytest.raises(DuplicateKey, match="index u is unique"):
+        opened(tmp_path, schema)
+    partition = opened(tmp_path)
+    partition.call("change", 2, "t", "a", 8)
+    killed(partition)
+    partition = opened(tmp_path, schema)
+    with pytest.raises(DuplicateKey):
+        partition.call("put", 3, "t", [8])
+    partition.store.check()
+    killed(partition)
+
+
+def test_unique_index_that_a_start_brings_is_refused_where_what_is_prepared_is_equal_to_a_row(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    partition.call("put", 1, "t", [7])
+    partition.order(Borrow(1, [TableKeys(0, [encode(2)])], []))
+    (vote,) = partition.order(Prepare(1, [TableChanges(0, [encode([2, 7])], [])]))
+    assert isinstance(vote, Vote)
+    assert not vote.error
+    killed(partition)
+    schema, _ = parse_change("CREATE UNIQUE INDEX u ON t (a)", SCHEMA)
+    with pytest.raises(DuplicateKey, match="index u is unique"):
+        opened(tmp_path, schema)
+    partition = opened(tmp_path)
+    partition.attach(2)
+    partition.order(Decide(1, commits=False))
+    killed(partition)
+    partition = opened(tmp_path, schema)
+    partition.store.check()
+    killed(partition)
