@@ -128,7 +128,7 @@ def test_every_partition_tells_its_own(parts: Parts) -> None:
         "      Index by_level of people, 1 filter — by_level, 50 rows estimated, 50 found, 50 kept, T ms",
         "Merge: 5 rows in T ms",
         "  Group by 1 key, 2 aggregates",
-        "    Scan of shipped rows shipped — 5 rows found, 5 kept, T ms",
+        "    Scan of what was sent — 5 rows found, 5 kept, T ms",
     ]
 
 
@@ -137,8 +137,8 @@ def test_what_is_gathered_is_told_table_by_table(parts: Parts) -> None:
     assert lines[-4:] == [
         "Merge: 1 row in T ms",
         "  Group by nothing, 1 aggregate",
-        "    Scan of shipped rows a — 400 rows found, 400 kept, T ms",
-        "    Hash join on (id) of shipped rows b — 400 rows found, 400 kept, T ms",
+        "    Scan of what was sent of a — 400 rows found, 400 kept, T ms",
+        "    Hash join on (id) of what was sent of b — 400 rows found, 400 kept, T ms",
     ]
     assert sum("200 rows estimated, 200 found, 200 kept" in line for line in lines) == 4
 

@@ -378,7 +378,7 @@ def _groups_are_local(block: Block, group: Group) -> bool:
 
 
 def _shipped(number: int, fields: list[Field], origin: str = "0") -> Source:
-    return Source(number, "shipped", "shipped", fields, origin=origin)
+    return Source(number, "shipped", "", fields, origin=origin)  # the statement has no name for them
 
 
 def _fields(exprs: Iterable[Expr]) -> list[Field]:

@@ -929,8 +929,10 @@ def _described(step: Step) -> str:
     source, path = step.source, step.path
     if source.table is not None:
         name = source.table.name if source.name == source.table.name else f"{source.table.name} as {source.name}"
+    elif source.kind == "shipped":
+        name = f"what was sent of {source.name}" if source.name else "what was sent"
     else:
-        name = {"query": "query", "shipped": "shipped rows"}.get(source.kind, "catalog") + f" {source.name}"
+        name = f"{'query' if source.kind == 'query' else 'catalog'} {source.name}"
     columns = ", ".join(source.fields[column].name for column in path.columns)
     indexes = ", ".join(path.indexes)
     how = {
