@@ -27,7 +27,7 @@ from coordinator.borrowed import Table, Tables, Wish
 from coordinator.habits import Habit
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
-from voltpy.builtin import PLAN, builtins
+from voltpy.builtin import PLAN, builtins, planning
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError, SchemaError
 from voltpy.hash_slot import hash_slot
@@ -39,7 +39,6 @@ from voltpy.routing import SLOT_MASK
 from voltpy.row import encode
 from voltpy.schema import Schema
 from voltpy.sql.plan import FILE, Plan
-from voltpy.sql.statements import Statements
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
@@ -137,20 +136,17 @@ class Bodies:
         self._views = self._made_views()
         self.use(registry)
 
-    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> Statements:
+    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> None:
         """From the next call on, this schema and these procedures. Between batches."""
         self._schema = schema
         self.tables.take_schema(schema)
-        statements = self.plan_with(plan_of)
+        self.plan_with(plan_of)
         self.use(registry)
-        return statements
 
-    def plan_with(self, plan_of: Callable[[str], Plan]) -> Statements:
+    def plan_with(self, plan_of: Callable[[str], Plan]) -> None:
         """From the next call on statements run, as they are planned so."""
-        statements = StatementsAcross(self._schema, plan_of, self.tables, self._running)
-        self._context.statements = statements
+        self._context.statements = StatementsAcross(self._schema, plan_of, self.tables, self._running)
         self._views = self._made_views()
-        return statements
 
     def _made_views(self) -> dict[bool, Transaction]:
         """What `tx` is, by whether the procedure is read-only."""
@@ -314,6 +310,12 @@ class Bodies:
         return left <= 0
 
     # Runs.
+
+    def plan(self, text: str) -> Raw | CallError:
+        """How a statement is run, encoded, for a partition that lacks it: planned, and ended, as a call is."""
+        call = Call(None, 0, 0, planning(), (text,), None, frozenset(), {}, stand_ins=False)
+        self.run([call])
+        return call.error or Raw(call.result)
 
     def guess(self, calls: Iterable[Call]) -> list[Call]:
         """Finds out what calls that never ran want, where their procedure has a habit. Returns those left."""

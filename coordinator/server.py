@@ -24,11 +24,10 @@ from coordinator.decision_log import DecisionLog
 from coordinator.session import DOWN
 from coordinator.transactions import Transactions
 from voltpy.answers import Answers
-from voltpy.call_error import call_error
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
-from voltpy.errors import Error, ProtocolError, SchemaError, SqlError
+from voltpy.errors import ProcedureError, ProtocolError, SchemaError, SqlError
 from voltpy.events import get_logger
 from voltpy.messages import (
     PROTOCOL_VERSION,
@@ -70,6 +69,7 @@ from voltpy.wire import decode, encode
 
 CALLS_A_TURN = 2048
 IDLE_WAIT_S = 0.2
+NO_PLAN = Raw(b"\xc0")
 WAIT_S = 0.01  # while something may become overdue
 
 # The crash points before and after orders are sent.
@@ -113,7 +113,7 @@ class Server:
         self.core = core
         self._schema = schema
         self._planner = planner
-        self._statements = core.bodies.plan_with(planner(schema))
+        core.bodies.plan_with(planner(schema))
         self._sockets = sockets
         self._context = context
         self._tcp_port = tcp_port
@@ -303,18 +303,17 @@ class Server:
 
     def _plan(self, connection: Connection, message: PlanRequest) -> None:
         """Tells a partition how statements are run, each in a frame of its own."""
+        version = self._door.catalog_version
         for text in message.texts:
-            try:
-                plan = Raw(encode(self._statements.prepare(text).plan))
-                reply = PlanReply(text, plan, catalog_version=self._door.catalog_version)
-            except Exception as error:  # noqa: BLE001 — the text is the user's, as a procedure's body is: whatever comes of
-                # planning it must not end the process, again and again while partitions ask for the plan.
-                if not isinstance(error, Error):
-                    _events.error("statement_not_planned", text=text[:1000], reason=repr(error))
-                    error = SqlError(f"the statement can't be planned: {type(error).__name__}: {error}")
-                described = call_error(1, 1, error)
-                code, message_text = described.code, described.message
-                reply = PlanReply(text, Raw(b"\xc0"), code, message_text, self._door.catalog_version)
+            planned = self.core.bodies.plan(text)
+            if isinstance(planned, Raw):
+                reply = PlanReply(text, planned, catalog_version=version)
+            elif planned.code == ProcedureError.__name__:  # the planner's fault, whatever the text is
+                _events.error("statement_not_planned", text=text[:1000], reason=planned.message)
+                reason = f"the statement can't be planned: {planned.message}"
+                reply = PlanReply(text, NO_PLAN, SqlError.__name__, reason, version)
+            else:
+                reply = PlanReply(text, NO_PLAN, planned.code, planned.message, version)
             connection.socket.send(encode(reply), zmq.NOBLOCK)
 
     # What the supervisor asks for.
@@ -350,7 +349,7 @@ class Server:
             return
         else:
             self._schema = self._prepared_schema
-            self._statements = self.core.take_schema(self._schema, self._planner(self._schema), registry)
+            self.core.take_schema(self._schema, self._planner(self._schema), registry)
         self._door.catalog_version = registry.catalog_version
         self._prepared = None
         crash_point("coordinator.load.switched")

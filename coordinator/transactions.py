@@ -67,7 +67,6 @@ from voltpy.procedure import Procedure, Registry
 from voltpy.routing import no_such
 from voltpy.schema import Schema
 from voltpy.sql.plan import Plan
-from voltpy.sql.statements import Statements
 
 
 class Transactions:
@@ -200,16 +199,15 @@ class Transactions:
         if self._hold is not None and self._hold[0] == snapshot:
             self._hold = None
 
-    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> Statements:
+    def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> None:
         """From the next call on, this schema and these procedures. While batches are held: nothing is under way.
 
         What waiting calls have found out that they want may be of tables that there are no more.
         """
-        statements = self.bodies.take_schema(schema, plan_of, registry)
+        self.bodies.take_schema(schema, plan_of, registry)
         for call in self.callers.pending.values():
             if isinstance(call, Call):
                 call.wants, call.guessed = None, False
-        return statements
 
     # What comes out.
 

@@ -51,6 +51,11 @@ def _plan(tx: Any, text: str) -> Any:
     return plan.kind, plan.columns, [field.type for field in plan.fields], len(plan.parameters), plan.routing
 
 
+def _plan_whole(tx: Any, text: str) -> Any:
+    """How a statement is run: a voltpy.sql.plan.Plan."""
+    return _statements(tx).prepare(text).plan
+
+
 def _answer(tx: Any, text: str, parameters: list[Any]) -> Any:
     """Runs a statement: its rows; of one that writes (rows changed, rows of RETURNING)."""
     return _statements(tx).answer(tx, text, parameters)
@@ -98,6 +103,12 @@ def _statements(tx: Any) -> Any:
     if statements is None:
         raise SqlError("nothing here knows how to plan statements")
     return statements
+
+
+@cache
+def planning() -> Procedure:
+    """What the coordinator runs for a partition that lacks a plan; nobody else calls it."""
+    return _named("voltpy.plan_whole", _plan_whole, read_only=True)
 
 
 @cache

@@ -7,6 +7,7 @@ from itertools import count, pairwise
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Raw
 from sqlglot.tokens import Tokenizer
@@ -39,6 +40,7 @@ from voltpy.messages import (
     MAX_FRAME_BYTES,
     BatchesHeld,
     Borrow,
+    CallError,
     Commit,
     Decide,
     HoldBatches,
@@ -52,9 +54,13 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.row import encode
+from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_schema
 from voltpy.sql.emit import emit
 from voltpy.sql.parse import parse_statement
+from voltpy.sql.plan import Plan
+from voltpy.sql.planner import plan
+from voltpy.timeout import Interruption
 
 SCHEMA = parse_schema("""
 CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL DEFAULT 0);
@@ -875,6 +881,34 @@ def test_planning_may_be_interrupted_wherever_it_is(cluster: FakeCluster) -> Non
     assert may(emit.__code__)
     assert may(Tokenizer.tokenize.__code__)
     assert not may(Bodies.run.__code__)
+
+
+def test_what_a_partition_asks_to_have_planned_is_planned_and_ended_as_a_call_is(cluster: FakeCluster) -> None:
+    bodies = cluster.bodies
+    catalogue = Catalogue(SCHEMA)
+
+    def plan_of(text: str) -> Plan:
+        if text == "fault":
+            raise KeyError("a fault of the planner's")
+        if text == "endless":
+            bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+            raise Interruption
+        return plan(text, catalogue)
+
+    bodies.plan_with(plan_of)
+    planned = bodies.plan("SELECT balance FROM accounts WHERE id = ?")
+    assert isinstance(planned, Raw)
+    assert list(msgspec.msgpack.decode(planned, type=Plan).columns) == ["balance"]
+    for text, code, words in (
+        ("SELECT nothing FROM accounts", "SqlError", "nothing"),
+        ("fault", "ProcedureError", "KeyError"),
+        ("endless", "ProcedureTimeout", "procedure timeout"),
+    ):
+        refused = bodies.plan(text)
+        assert isinstance(refused, CallError)
+        assert (refused.code, words in refused.message) == (code, True)
+    assert isinstance(bodies.plan("SELECT id FROM accounts"), Raw)
+    assert cluster.call("transfer", A, B, 30) == 70
 
 
 def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -> None:
