@@ -70,7 +70,6 @@ class Batch:
         "renewed_until_s",
         "rounds",
         "undo",
-        "until_s",
         "waiting",
     )
 
@@ -95,7 +94,6 @@ class Batch:
         self.outcomes: bytes = NO_OUTCOMES
         self.is_closed = False  # no call runs any more
         self.refusal: tuple[str, str] = ("", "")
-        self.until_s = 0.0  # while it is not known what became of it
 
     @property
     def calls(self) -> Iterator[Call]:

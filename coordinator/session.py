@@ -29,7 +29,7 @@ def reports_due_s(procedure_timeout_s: float) -> float:
 
 
 class Session:
-    """`connection` grows whenever the shell must connect anew, to `address`. `lost` is told when a session ends."""
+    """`connection` grows whenever the shell must connect anew, to `address`."""
 
     __slots__ = (
         "_frames",
