@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -41,6 +41,11 @@ class Fetch:
         self.wished_scans: list[ScanWish] = []
         self.takes = False
         self.bytes = 64
+
+    @property
+    def count(self) -> int:
+        """Of keys and entries."""
+        return sum(len(of_table.keys) for of_table in self.keys) + sum(len(each.values) for each in self.entries)
 
     def add_keys(self, table: int, keys: list[Any], encoded: list[bytes], *, takes: bool) -> None:
         self.keys.append(TableKeys(table, encoded))
@@ -123,38 +128,34 @@ def fetches(calls: Iterable[Call], tables: Tables, copies_from: int) -> dict[int
     by_partition: dict[int, list[Fetch]] = {}
     for partition, missing in _missing(calls, tables, copies_from).items():
         pieces = by_partition[partition] = []
-        piece = Fetch()
-        left = KEYS_AN_ORDER
         for number, wanted in missing.keys.items():
             keys, takes = list(wanted), not tables.tables[number].replicated
             encoded = list(map(encode, keys))
-            done = 0
-            while done < len(keys):
-                if not left or piece.bytes > BYTES_AN_ORDER:
-                    pieces.append(piece)
-                    piece, left = Fetch(), KEYS_AN_ORDER
-                until = _fitting(encoded, done, left, BYTES_AN_ORDER - piece.bytes)
-                piece.add_keys(number, keys[done:until], encoded[done:until], takes=takes)
-                left -= until - done
-                done = until
-        for (number, index), wanted_values in missing.entries.items():
-            encoded, takes = list(wanted_values), not tables.tables[number].replicated
-            done = 0
-            while done < len(encoded):
-                if not left or piece.bytes > BYTES_AN_ORDER:
-                    pieces.append(piece)
-                    piece, left = Fetch(), KEYS_AN_ORDER
-                until = _fitting(encoded, done, left, BYTES_AN_ORDER - piece.bytes)
-                piece.add_entries(number, index, encoded[done:until], takes=takes)
-                left -= until - done
-                done = until
-        if left < KEYS_AN_ORDER:
-            pieces.append(piece)
+            for piece, part in _parts(encoded, pieces):
+                piece.add_keys(number, keys[part], encoded[part], takes=takes)
+        for (number, index), values in missing.entries.items():
+            encoded, takes = list(values), not tables.tables[number].replicated
+            for piece, part in _parts(encoded, pieces):
+                piece.add_entries(number, index, encoded[part], takes=takes)
         for wish in missing.scans:
             alone = Fetch()
             alone.add_scan(wish)
             pieces.append(alone)
     return by_partition
+
+
+def _parts(encoded: list[bytes], pieces: list[Fetch]) -> Iterator[tuple[Fetch, slice]]:
+    """Where each part of these goes: into the last piece while it has room, then into new ones. It is to be added
+    before the next part is asked for.
+    """
+    done = 0
+    while done < len(encoded):
+        if not pieces or pieces[-1].count == KEYS_AN_ORDER or pieces[-1].bytes > BYTES_AN_ORDER:
+            pieces.append(Fetch())
+        piece = pieces[-1]
+        until = _fitting(encoded, done, KEYS_AN_ORDER - piece.count, BYTES_AN_ORDER - piece.bytes)
+        yield piece, slice(done, until)
+        done = until
 
 
 def _fitting(encoded: list[bytes], start: int, most: int, room_bytes: int) -> int:
