@@ -111,7 +111,7 @@ class Batches:
         discovered = 0
         while queue and len(taken) < self._limit and len(left) < CALLS_A_BATCH:
             call = queue.popleft()
-            if call.wants is None and self._bodies.guess((call,)):
+            if call.wants is None and not self._bodies.guess(call):
                 if discovered == DISCOVERED_BESIDE:
                     queue.appendleft(call)
                     break

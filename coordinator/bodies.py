@@ -317,24 +317,19 @@ class Bodies:
         self.run([call])
         return call.error or Raw(call.result)
 
-    def guess(self, calls: Iterable[Call]) -> list[Call]:
-        """Finds out what calls that never ran want, where their procedure has a habit. Returns those left."""
-        tables, habits = self.tables.tables, self._habits
-        left: list[Call] = []
-        for call in calls:
-            habit = habits.get(call.procedure)
-            if habit is not None and habit.is_firm:
-                call.wants = habit.wishes(call.arguments, call.verified, tables)
-                call.guessed = call.wants is not None
-            if call.wants is None:
-                left.append(call)
-        return left
+    def guess(self, call: Call) -> bool:
+        """Finds out what a call that never ran wants, if its procedure has a habit that tells."""
+        habit = self._habits.get(call.procedure)
+        if habit is not None and habit.is_firm:
+            call.wants = habit.wishes(call.arguments, call.verified, self.tables.tables)
+            call.guessed = call.wants is not None
+        return call.wants is not None
 
     def discover(self, calls: Iterable[Call]) -> None:
         """Finds out what calls that never ran want: by habit, or by a run on stand-ins that leaves nothing else."""
         tables, habits = self.tables, self._habits
         for call in calls:
-            if call.wants is not None or not self.guess((call,)):
+            if call.wants is not None or self.guess(call):
                 continue
             habit = habits.get(call.procedure)
             if habit is None:
