@@ -115,29 +115,17 @@ _FOUND_THE_LONG_WAY = """
         _old = _find_row(_key)
 """
 
-# A row that was not there goes to `inserted` alone: most new rows are not read soon; those that are, are found there.
-_KEYED = """
-def insert({parameters}):
-    "Adds a row, columns by position or by name, and returns it. Raises DuplicateKey, ConstraintViolation."
-{made}
-    _key = {key}
-{found}
-    if _old is not None:
-        raise _duplicate(_key)
-{unique}{views}    _undo.append((_table, _key, None))
+# The row comes where none was. It goes to `inserted` alone: most new rows are not read soon; those that are, are found
+# there.
+_COME = """    _undo.append((_table, _key, None))
     if _key in _updated:
         _updated[_key] = _image
     else:
         _inserted[_key] = _image
-    return _row
+"""
 
-def upsert({parameters}):
-    "Inserts a row, or replaces the one with the same key, whole; returns it. Raises ConstraintViolation."
-{made}
-    _key = {key}
-{found}
-{unique}{views}    if _old is not None:
-        if _heap.cold:
+# The row comes in the place of `_old`.
+_OVER = """        if _heap.cold:
             _need(_key)
         _undo.append((_table, _key, _old))
         if _key in _rows or _key in _asked:
@@ -148,13 +136,26 @@ def upsert({parameters}):
             _inserted[_key] = _image
         else:
             _updated[_key] = _image
-        return _row
-    _undo.append((_table, _key, None))
-    if _key in _updated:
-        _updated[_key] = _image
-    else:
-        _inserted[_key] = _image
-    return _row
+"""
+
+_KEYED = """
+def insert({parameters}):
+    "Adds a row, columns by position or by name, and returns it. Raises DuplicateKey, ConstraintViolation."
+{made}
+    _key = {key}
+{found}
+    if _old is not None:
+        raise _duplicate(_key)
+{unique}{views}{come}    return _row
+
+def upsert({parameters}):
+    "Inserts a row, or replaces the one with the same key, whole; returns it. Raises ConstraintViolation."
+{made}
+    _key = {key}
+{found}
+{unique}{views}    if _old is not None:
+{over}        return _row
+{come}    return _row
 """
 
 # A key that is new by construction needs no look-up.
@@ -249,25 +250,9 @@ def follow(_key, _old, {parameters}):
     "Puts a row in the place of `_old`, which `get` has found under this key; None: it has found none."
 {made}
     if _old is not None:
-        if _heap.cold:
-            _need(_key)
-        _undo.append((_table, _key, _old))
-        if _key in _rows or _key in _asked:
-            _rows[_key] = _row
-        else:
-            _ask(_key)
-        if _key in _inserted:
-            _inserted[_key] = _image
-        else:
-            _updated[_key] = _image
-{place}
+{over}{place}
         return
-    _undo.append((_table, _key, None))
-    if _key in _updated:
-        _updated[_key] = _image
-    else:
-        _inserted[_key] = _image
-"""
+{come}"""
 
 # Where the table has a unique index: at the last moment before anything changes.
 _UNIQUE = """    _check_unique({key}, _row, {old})
@@ -325,9 +310,8 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     names = f"get, insert, upsert, update, {'None' if schema.view is None else 'follow'}, forget_seen"
     made = Accessors(*functions(source, names, bound, f"<table {schema.name}>"))
     for accessor in filter(None, made):
-        accessor.__qualname__ = (
-            f"{schema.name}.{accessor.__name__}"  # what Python names in "got an unexpected argument"
-        )
+        # What Python names in "got an unexpected argument".
+        accessor.__qualname__ = f"{schema.name}.{accessor.__name__}"
     return made
 
 
@@ -367,8 +351,9 @@ def _source(
             seen = "_untouched"
         found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(there, 12), seen=seen).strip("\n")
         keyed = _KEYED.format(
-            parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique, views=views
-        )
+            parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique, views=views,
+            come=_COME, over=_OVER,
+        )  # fmt: skip
     owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
     is_simple = len(key_columns) == 1 and key_types <= {"INT", "STRING"} and not is_null_a_key
     get = _GET if is_simple else _GET_THE_LONG_WAY
@@ -379,7 +364,7 @@ def _source(
     follow = ""
     if schema.view is not None:
         place = "            if _key == _seen_key:\n                _places[_key] = _seen_id" if is_simple else ""
-        follow = _FOLLOW.format(parameters=rows.parameters, made=rows.made, place=place)
+        follow = _FOLLOW.format(parameters=rows.parameters, made=rows.made, place=place, come=_COME, over=_OVER)
     return get + keyed + update + follow + _FORGET
 
 
