@@ -12,7 +12,7 @@ For each view a function that says what a row is to it, and for all of them toge
             if row is not None and …:
                 h = (row.city, …)
             …                           reads the rows of these groups and writes them anew
-        except Exception:               what an expression or the view's row can't hold: then nothing has changed
+        except Exception:               then nothing has changed
             undo_to(mark)
             raise
 
@@ -99,6 +99,9 @@ def maintenance(
     return Maintenance(namespace["maintain"], [namespace[f"of_{number}"] for number in range(len(views))])
 
 
+# It catches what a procedure's body may catch, to go on: that must find no view changed whose table is not. It is more
+# than DataError and the like: deep in calls it may be a RecursionError. But what is no Exception (NotHere, an
+# interruption) ends the run, which is undone as a whole; until then the undo log is poisoned, and must stay so.
 _AROUND = (
     ("def maintain(key, old, row, batch=None):", "    mark = len(undo)", "    try:"),
     ("    except Exception:", "        undo_to(mark)", "        raise", ""),
@@ -142,7 +145,7 @@ class _View:
         self.view = view
         self.schema = of.schema
         self.own = [str(of.own_key)] if view.own_key else []
-        self.arguments = list(dict.fromkeys(each.argument for each in view.kept if each.argument is not None))
+        self.arguments = view.arguments
         self.rows = next(each.column for each in view.kept if each.kind == "rows")
         self.key_columns = of.schema.primary_key[len(self.own) :]
         self.limit = string_limit(of.schema)

@@ -11,7 +11,8 @@ if there is one whose first columns are the view's keys; else among all rows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from partitions.table import Table
@@ -29,7 +30,7 @@ _NONE_AWAY: set[Any] = set()
 class ViewedTable(Table):
     """`views`: their tables. `is_decided`: what is put must be taken, whatever becomes of sums."""
 
-    __slots__ = ("_changed", "_follow", "_views_of", "is_decided", "views")
+    __slots__ = ("_follow", "_views_of", "is_decided", "views")
 
     def follow_with(self, views: list[Table], schema: Schema, undo_to: Callable[[int], None], own_key: int) -> None:
         """From now on these views follow what is written here."""
@@ -42,7 +43,7 @@ class ViewedTable(Table):
 
         self._views_of = follow
         self._follow = follow(views)
-        self.maintain = self._changed = self._follow.maintain
+        self.maintain = self._follow.maintain
         self._make_accessors()
 
     def delete(self, key: Any) -> bool:
@@ -52,7 +53,7 @@ class ViewedTable(Table):
             old = self._find_row(key)
             if old is None:
                 return False
-        self._changed(self._key_of(old), old, None)
+        self._follow.maintain(self._key_of(old), old, None)
         return super().delete(key)
 
     def put(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
@@ -62,7 +63,7 @@ class ViewedTable(Table):
         batch: dict[Any, Any] = dict(zip(keys, map(self._decode, images), strict=True))
         batch.update(dict.fromkeys(deleted))
         for (key, row), old in zip(batch.items(), before, strict=True):
-            self._changed(key, old, row, batch)
+            self._follow.maintain(key, old, row, batch)
 
     def check_changes(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
         """Puts these changes, to be undone: raises what could keep the views from following them later."""
@@ -133,28 +134,21 @@ class ViewedTable(Table):
         contribution, key_of = self._follow.contributions[number], self._key_of
         view = self.views[number].schema.view
         assert view is not None
-        found = None
+
+        def values(rows: Iterable[Any], but: Container[Any] = ()) -> Iterator[Any]:
+            for each in rows:
+                of = contribution(each)
+                if of is not None and of[0] == group and of[1][argument] is not None and key_of(each) not in but:
+                    yield of[1][argument]
+
         away, self._away = self._away, _NONE_AWAY
         try:
             rows, are_in_order = self._of_group(view, argument, group, is_max)
-            for each in rows:
-                of = contribution(each)
-                if of is None or of[0] != group or key_of(each) in changed:
-                    continue
-                value = of[1][argument]
-                if value is not None and (found is None or (value > found if is_max else value < found)):
-                    found = value
-                if found is not None and are_in_order:
-                    break
+            committed = islice(values(rows, but=changed), 1 if are_in_order else None)
+            coming = values(each for each in changed.values() if each is not None)
+            return (max if is_max else min)(chain(committed, coming), default=without)
         finally:
             self._away = away
-        for each in changed.values():
-            of = None if each is None else contribution(each)
-            if of is not None and of[0] == group:
-                value = of[1][argument]
-                if value is not None and (found is None or (value > found if is_max else value < found)):
-                    found = value
-        return without if found is None else found
 
     def _of_group(self, view: View, argument: int, group: Any, is_max: bool) -> tuple[Iterable[Any], bool]:
         """Rows among which are all of a group, and whether the first one has the extreme value."""
@@ -167,7 +161,7 @@ class ViewedTable(Table):
             for expression, value in zip(view.keys, values, strict=True)
             if expression.kind == "column"
         }
-        wanted = list(dict.fromkeys(each.argument for each in view.kept if each.argument is not None))[argument]
+        wanted = view.arguments[argument]
         if len(plain) == len(values) and None not in values and wanted.kind == "column":
             for index in self.lookups.ready:
                 first, last = index.columns[: len(values)], index.columns[len(values) :]
@@ -181,8 +175,7 @@ class ViewedTable(Table):
         """Raises Corruption unless the view is what its SELECT says."""
         schema = view.schema
         assert schema.view is not None
-        kept = schema.view.kept
-        arguments = list(dict.fromkeys(each.argument for each in kept if each.argument is not None))
+        kept, arguments = schema.view.kept, schema.view.arguments
         groups: dict[Any, list[tuple[Any, ...]]] = {}
         for row in self.scan():
             of = contribution(row)

@@ -59,6 +59,11 @@ class View(Struct, frozen=True):
     own_key: str = ""
 
     @property
+    def arguments(self) -> list[Expression]:
+        """Those of the aggregates, each once: a row's contribution to its group is the values of these."""
+        return list(dict.fromkeys(each.argument for each in self.kept if each.argument is not None))
+
+    @property
     def is_partial(self) -> bool:
         """Whether several partitions may each have a part of a group."""
         return bool(self.own_key)
