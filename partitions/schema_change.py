@@ -54,15 +54,9 @@ class SchemaChange:
         return self._steps is None
 
     def step(self) -> None:
-        """Builds some of the indexes. Raises DuplicateKey, Corruption, OSError: then nothing is left of the change."""
-        if self._steps is None:
+        """Builds some of the indexes. Raises DuplicateKey, ReadOnly, Corruption, OSError: then `abandon` the change."""
+        for _ in self._steps or ():
             return
-        try:
-            for _ in self._steps:
-                return
-        except BaseException:
-            self.abandon()
-            raise
         self._steps = None
 
     def switch(self) -> None:
@@ -83,7 +77,7 @@ class SchemaChange:
         crash_point("schema_change.switched")
 
     def abandon(self) -> None:
-        """Takes the indexes away again."""
+        """Takes the indexes away again. Nothing, once it was switched."""
         self._steps = None
         for index in self._added:
             self._store.drop_index(index.table, index.name)
@@ -96,8 +90,11 @@ class SchemaChange:
 
 
 def made_at_once(store: Store, schema: Schema) -> None:
-    """The whole change, where nobody else has a say in it. Raises as SchemaChange and its `step` do."""
+    """The whole change, where nobody else has a say in it, or nothing of it. Raises as SchemaChange and `step` do."""
     change = SchemaChange(store, schema)
-    while not change.is_prepared:
-        change.step()
-    change.switch()
+    try:
+        while not change.is_prepared:
+            change.step()
+        change.switch()
+    finally:
+        change.abandon()

@@ -82,11 +82,6 @@ def checkpointed(partition: OnePartition, between: Callable[[int], None] = lambd
         steps += 1
 
 
-def prepare(building: SchemaChange) -> None:
-    while not building.is_prepared:
-        building.step()
-
-
 def bury(partition: OnePartition) -> None:
     partition.turn_pages()
     if not partition.checkpointer.running:
@@ -237,9 +232,8 @@ def test_unique_index_of_rows_that_are_not_leaves_nothing() -> None:
     partition.run_group("put", [(key, "t", [key // 2]) for key in range(5000)])
     partition.seal()
     schema, _ = parse_change("CREATE INDEX plain ON t (a); CREATE UNIQUE INDEX u ON t (a)", partition.store.schema)
-    building = SchemaChange(partition.store, schema)
     with pytest.raises(DuplicateKey, match=r"table t: a row with a = .* exists, and index u is unique"):
-        prepare(building)
+        made_at_once(partition.store, schema)
     assert partition.store.by_name["t"].lookups is None
     partition.call("put", 9999, "t", [0])
     partition.store.check()
@@ -338,9 +332,8 @@ def test_index_that_the_memory_has_no_room_for_is_given_up(tmp_path: Path) -> No
         partition.seal()
         checkpointed(partition)
     schema, _ = parse_change("CREATE INDEX t_a ON t (a); CREATE INDEX b ON t (a, id)", partition.store.schema)
-    building = SchemaChange(partition.store, schema)
     with pytest.raises(ReadOnly, match=r"with index .*, which is being built, the indexes take"):
-        prepare(building)
+        made_at_once(partition.store, schema)
     assert partition.store.by_name["t"].lookups is None
     assert partition.call("take", 5, "t") is True
     killed(partition)
