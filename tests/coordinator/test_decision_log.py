@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,12 @@ def decision(epoch: int, count: int, size: int = 1) -> Decision:
 
 
 def opened(directory: Path, **options: int) -> tuple[DecisionLog, list[Decision], int]:
-    log = DecisionLog.open(directory, LANE, **options)
-    try:
-        return log, log.replay(), log.begin()
-    except BaseException:
-        log.abandon()
-        raise
+    with ExitStack() as unless_opened:
+        log = DecisionLog.open(directory, LANE, **options)
+        unless_opened.callback(log.abandon)
+        decisions, epoch = log.replay(), log.begin()
+        unless_opened.pop_all()
+    return log, decisions, epoch
 
 
 def test_decisions_are_there_after_a_crash_and_the_epoch_is_raised(tmp_path: Path) -> None:
