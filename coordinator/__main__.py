@@ -33,10 +33,9 @@ from voltpy.door_sockets import opened
 from voltpy.errors import ClusterError, Corruption, Error, SchemaError
 from voltpy.events import configure, get_logger
 from voltpy.forks import forbid_forks
-from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import Registry, load, load_for
+from voltpy.procedure import load_beside
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema
@@ -132,7 +131,7 @@ def _coordinate(options: argparse.Namespace) -> int:
         core,
         log,
         timeout,
-        _load_beside,
+        load_beside,
         schema,
         _planner,
     )
@@ -177,12 +176,6 @@ def _options() -> argparse.Namespace:
 def _call_id(text: str) -> tuple[int, int]:
     client_id, number, _ = text.split(":", 2)
     return int(client_id), int(number)
-
-
-def _load_beside(message: PrepareLoad, schema: Schema) -> Registry:
-    if message.schema:
-        return load_for(schema, message.source, message.path, message.catalog_version)
-    return load(message.source, message.path, schema, message.catalog_version)
 
 
 def _planner(schema: Schema) -> Callable[[str], Plan]:

@@ -33,12 +33,10 @@ from voltpy.door_sockets import opened
 from voltpy.errors import ClusterError, ConstraintViolation, Corruption, DataError, Error, ReadOnly, SchemaError
 from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
-from voltpy.messages import PrepareLoad
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import Registry, load, load_for
+from voltpy.procedure import load_beside
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
-from voltpy.schema import Schema
 from voltpy.sockets import context, raise_open_files_limit
 from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids, utc_now
@@ -166,11 +164,6 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
     if arguments.core is not None:
         # Only the main thread: those of ZeroMQ and of the flusher exist by now, and go where there is room.
         os.sched_setaffinity(0, {arguments.core})
-
-    def load_beside(message: PrepareLoad, schema: Schema) -> Registry:
-        if message.schema:
-            return load_for(schema, message.source, message.path, message.catalog_version)
-        return load(message.source, message.path, schema, message.catalog_version)
 
     most_bytes = arguments.memory + max(arguments.memory // 5, TOO_LARGE_BYTES) + others_bytes
     timeout = Timeout(

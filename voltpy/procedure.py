@@ -42,7 +42,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from voltpy.errors import BadArguments, SchemaError
-from voltpy.messages import Parameter, ProcedureInfo
+from voltpy.messages import Parameter, PrepareLoad, ProcedureInfo
 from voltpy.schema import Schema
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -571,15 +571,17 @@ def imported_from_beside(source: str, path: str) -> list[str]:
     )
 
 
-def load_for(schema: Schema, source: str, path: str, catalog_version: int) -> Registry:
-    """The procedures that there are, or none, for a schema that is to take the place of another one.
+def load_beside(message: PrepareLoad, schema: Schema) -> Registry:
+    """The procedures that are to take the place of those in use. Where a new schema comes, they are the same, or none.
 
-    Raises SchemaError for procedures that this schema does not do for.
+    Raises SchemaError as `load` does, and for procedures that the new schema does not do for.
     """
-    if not source:
-        return Registry([], catalog_version)
+    if not message.schema:
+        return load(message.source, message.path, schema, message.catalog_version)
+    if not message.source:
+        return Registry([], message.catalog_version)
     try:
-        return load(source, path, schema, catalog_version)
+        return load(message.source, message.path, schema, message.catalog_version)
     except SchemaError as error:
         raise SchemaError(f"the procedures that are loaded do not fit the new schema: {error}") from None
 
