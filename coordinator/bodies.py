@@ -32,7 +32,7 @@ from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error
 from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError, SchemaError
 from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
-from voltpy.messages import LEASE_S, CallError, CallGroup, ProcedureInfo
+from voltpy.messages import LEASE_S, CallError, CallGroup
 from voltpy.not_here import NotHere
 from voltpy.procedure import Procedure, Registry
 from voltpy.routing import SLOT_MASK
@@ -168,10 +168,6 @@ class Bodies:
         self._without_stand_ins.clear()
         self.procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self.procedures))}
-
-    def infos(self, registry: Registry) -> list[ProcedureInfo]:
-        """What clients may call once these procedures are in use, by name."""
-        return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
 
     def may_be_interrupted(self, code: CodeType) -> bool:
         """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours.

@@ -24,6 +24,7 @@ from coordinator.decision_log import DecisionLog
 from coordinator.session import DOWN
 from coordinator.transactions import Transactions
 from voltpy.answers import Answers
+from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
@@ -361,7 +362,7 @@ class Server:
         except SchemaError as error:
             return LoadPrepared(message.catalog_version, str(error), [])
         crash_point("coordinator.load.prepared")
-        return LoadPrepared(message.catalog_version, "", self.core.bodies.infos(self._prepared))
+        return LoadPrepared(message.catalog_version, "", infos(self._prepared))
 
     def _status(self, number: int) -> StatusReply:
         core = self.core
@@ -387,7 +388,7 @@ class Server:
             core.last_over,
             registry.catalog_version,
             self._tcp_port,
-            core.bodies.infos(registry),
+            infos(registry),
             metrics,
         )
 

@@ -53,7 +53,6 @@ from voltpy.errors import (
     ProcedureTimeout,
     ProtocolError,
     ReadOnly,
-    SqlError,
     Unavailable,
     UnknownProcedure,
 )
@@ -67,7 +66,6 @@ from voltpy.messages import (
     EverywhereCall,
     Fragment,
     PlanReply,
-    ProcedureInfo,
     ReplyGroup,
     TableChanges,
 )
@@ -160,10 +158,7 @@ class Executor:
         self.window = window
         self._running = running
         self._context = CallContext(running, ids, clock)
-        self._context.dropped = store.schema.dropped_names
         self._ids = ids
-        for table in store.tables:
-            table.hide_keys_with(ids)
         self._outcomes: list[ReplyGroup] = []
         self._unlogged: list[Unlogged] = []  # answers of this batch that are no outcomes: see outcome_window
         self._batch_index: dict[tuple[int, int], bytes | CallError] = {}  # both of them, for retries
@@ -189,8 +184,7 @@ class Executor:
         self._split_group: CallGroup | None = None
         self._split_arguments: dict[int, Raw] = {}
         self._plans = Plans(store.misses)
-        self.plan_with(Statements(store.schema, self._plans.plan_of))
-        self.use(registry)
+        self.take_schema(registry)
 
     # Running calls.
 
@@ -633,9 +627,7 @@ class Executor:
 
         Raises NotHere, with the misses; SqlError, DataError, ProcedureTimeout, ConstraintViolation for too much.
         """
-        context, running, statements = self._context, self._running, self._context.statements
-        if statements is None:
-            raise SqlError("nothing here runs statements")
+        context, running = self._context, self._running
         tx = self._views[False, True]
         running[CLIENT_ID], running[CALL_NUMBER], now = fragment.call or (0, 0, None)
         running[PROCEDURE] = self._places.get(QUERY_ALL, 0)
@@ -643,7 +635,7 @@ class Executor:
         context.directed_now = now
         try:
             parameters = _decode_values(fragment.parameters)
-            prepared = statements.prepare(fragment.text)
+            prepared = self._statements.prepare(fragment.text)
             prepared.check(parameters)
             rows = prepared.fragment(tx, parameters, fragment.sends_copies)
             if self._store.misses or self.interrupted:
@@ -791,25 +783,20 @@ class Executor:
         self.interrupted = error
         self._store.undo_log.append((None, None, None))
 
-    def infos(self, registry: Registry) -> list[ProcedureInfo]:
-        """What clients may call once these procedures are in use, by name."""
-        return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
-
     def use(self, registry: Registry) -> None:
         """From the next call on, these procedures."""
         self.registry = registry
         self._procedures = {**builtins(), **registry.procedures}
         self._places = {name: place for place, name in enumerate(sorted(self._procedures))}
 
-    def plan_with(self, statements: Statements | None) -> None:
-        """From the next call on, `tx.execute` runs these; None: it runs nothing."""
-        self._context.statements = statements
-        if statements is not None:
-            statements.undo = self._store
+    def plan_with(self, statements: Statements) -> None:
+        """From the next call on, `tx.execute` runs these."""
+        self._context.statements = self._statements = statements
+        statements.undo = self._store
         self.accept_writes()
 
     def take_schema(self, registry: Registry) -> None:
-        """The store's schema has changed: from the next call on these procedures see it.
+        """From the next call on these procedures run, on the schema that the store has by now.
 
         Between batches only. Calls that have been set aside run on the new schema.
         """

@@ -35,6 +35,7 @@ from partitions.store import Store, resident_bytes
 from partitions.wal import Batch, Wal, encode_batch
 from partitions.warm_up import WarmUp
 from voltpy.answers import Answers
+from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
@@ -561,7 +562,7 @@ class Server:
 
     def _tell_prepared(self, registry: Registry) -> None:
         crash_point("server.load.prepared")
-        prepared = LoadPrepared(registry.catalog_version, "", self._executor.infos(registry))
+        prepared = LoadPrepared(registry.catalog_version, "", infos(registry))
         self._send(self._asked_to_prepare, prepared)
 
     def _switch(self, registry: Registry) -> None:
@@ -618,6 +619,6 @@ class Server:
             wal.durable_lsn,
             executor.registry.catalog_version,
             self._tcp_port,
-            executor.infos(executor.registry),
+            infos(executor.registry),
             metrics,
         )

@@ -13,7 +13,8 @@ from types import FunctionType, MappingProxyType
 from typing import Any
 
 from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, Unavailable, WrongPartition
-from voltpy.procedure import Procedure, procedure
+from voltpy.messages import ProcedureInfo
+from voltpy.procedure import Procedure, Registry, procedure
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
 
@@ -126,6 +127,11 @@ def builtins() -> MappingProxyType[str, Procedure]:
         _named(EXECUTE_ALL, _answer),
     )
     return MappingProxyType({each.name: each for each in found})
+
+
+def infos(registry: Registry) -> list[ProcedureInfo]:
+    """What clients may call once these procedures are in use, by name."""
+    return [procedure.info for _, procedure in sorted((builtins() | registry.procedures).items())]
 
 
 def _named(name: str, body: Any, **declared: Any) -> Procedure:
