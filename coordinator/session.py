@@ -127,10 +127,6 @@ class Session:
         frames, self._frames = self._frames, []
         return frames
 
-    @property
-    def has_frames(self) -> bool:
-        return bool(self._frames or self._orders)
-
     def _close_frame(self) -> None:
         self._number_out += 1
         self._frames.append(Orders(self.epoch, self.number, self._number_out, self._orders))

@@ -45,7 +45,6 @@ class Store:
         "_memory_bytes",
         "_most_rows",
         "_note",
-        "_partition",
         "_trimmed_s",
         "_unlimited_until",
         "arena",
@@ -96,7 +95,6 @@ class Store:
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
         self.left_out_images: list[str] = []  # tables whose image is not there: snapshots are made without
-        self._partition = partition
         self._follow()
         self.lookups: list[Lookups] = []  # of the tables that have indexes
         self._list_lookups()
@@ -350,7 +348,7 @@ class Store:
         """Before a recovery's replay: secondary indexes come from their images. What has none is built at its end."""
         for lookups in self.lookups:
             try:
-                lookups.catch_up(self._partition, self._bring_pages(lookups.table_number))
+                lookups.catch_up(self.owner.partition, self._bring_pages(lookups.table_number))
             except FileNotFoundError:
                 self.left_out_images.append(self.tables[lookups.table_number].name)
                 lookups.fall_behind()
