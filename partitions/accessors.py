@@ -290,7 +290,7 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         return KeyError(f"table {schema.name} has no row with key {key!r:.100}")
 
     rows = row_source(schema, format)
-    has_unique, has_views = table.lookups is not None and table.lookups.has_unique, table.maintain is not None
+    has_unique, has_views = table.lookups is not None and bool(table.lookups.unique), table.maintain is not None
     is_told = table.lookups is not None or has_views  # somebody, of the row before: UNTOUCHED won't do
     source = _source(schema, index, rows, is_told=is_told, has_unique=has_unique, has_views=has_views)
     bound = rows.bound | {
@@ -301,7 +301,7 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_owner": table.owner, "_owned": table.owner.owned, "_crc_hqx": crc_hqx,
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
-        "_check_unique": None if table.lookups is None else table.lookups.check_unique,
+        "_check_unique": None if table.lookups is None else table.lookups.unique.check,
         "_maintain": table.maintain, "_find": index.find, "_read": heap.read,
         "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),

@@ -32,9 +32,9 @@ That a decision is in the WAL is told when it is on disk, and nobody waits for t
 next, or is flushed for its own sake after DECIDED_S. Other reports need not wait for the decisions before them, which
 the coordinator has on disk (or presumes): after a crash it would decide the same.
 
-The values that a batch writes in columns of unique indexes are borrowed as *entries* (partitions.lookups), each with
-the row that has it. They are looked at again when the batch prepares or commits, and are reserved, with the keys, while
-it is prepared.
+The values that a batch writes in columns of unique indexes are borrowed as *entries* (partitions.unique_indexes), each
+with the row that has it. They are looked at again when the batch prepares or commits, and are reserved, with the keys,
+while it is prepared.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.executor import Executor, Part
-from partitions.lookups import Entry
 from partitions.store import Store
 from partitions.table import Table
+from partitions.unique_indexes import Entry
 from partitions.viewed_table import MOST_PREPARED, ViewedTable
 from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
 from voltpy.call_error import call_error
@@ -400,7 +400,7 @@ class Loans:
             return Lent(batch, [], [], f"{type(error).__name__}: {error}")
         for table, _, entries, _ in asked:
             if table.lookups is not None and not self._is_copy(table):
-                table.lookups.lend(entries)
+                table.lookups.unique.lend(entries)
                 loan.entries.setdefault(table.number, set()).update(entries)
         for table, keys in [each for each in wanted if not self._is_copy(each[0])] + locked + taken:
             table.send_all_away(keys)
@@ -429,7 +429,7 @@ class Loans:
         for encoded in asked.values:
             try:
                 values = _decode_values(encoded)
-                entry, key, row = _NOTHING if table.lookups is None else table.lookups.entry(asked.index, values)
+                entry, key, row = _NOTHING if table.lookups is None else table.lookups.unique.entry(asked.index, values)
             except (*_UNREADABLE, TypeError) as error:
                 raise ProtocolError(f"table {table.name}: not a value of index {asked.index:.100}: {error}") from None
             if entry is not None:
@@ -471,7 +471,7 @@ class Loans:
         for number, entries in loan.entries.items():
             lookups = self._store.tables[number].lookups
             if lookups is not None:
-                lookups.take_back(entries)
+                lookups.unique.take_back(entries)
         for number, keys in loan.keys.items():
             self._executor.keys_arrived(number, keys - kept[number] if number in kept else keys)
         for number in loan.tables:
@@ -553,7 +553,7 @@ class Loans:
         for table, keys, images, deleted in changes:
             if table.lookups is not None:
                 own = nothing if loan is None else loan.keys.get(table.number, nothing)
-                table.lookups.check_changes(keys, images, deleted, own)
+                table.lookups.unique.check_changes(keys, images, deleted, own)
 
     def _log_prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
         """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room.
@@ -580,7 +580,7 @@ class Loans:
             table.send_all_away(keys)
             table.send_all_away(deleted)
             if table.lookups is not None:
-                table.lookups.reserve(keys, images)
+                table.lookups.unique.reserve(keys, images)
 
     def _decide(self, order: Decide, now_s: float) -> None:
         batch = order.batch
@@ -645,7 +645,7 @@ class Loans:
         self._undone.pop(batch, None)
         for table, keys, _, deleted in self._prepared.pop(batch):
             if table.lookups is not None:
-                table.lookups.release(keys)
+                table.lookups.unique.release(keys)
             self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
 
     def _put(self, changes: list[Changes], *, is_decided: bool = False) -> list[TableChanges]:

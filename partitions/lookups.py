@@ -25,12 +25,11 @@ of rows on those pages that it has seen, and is asked by nobody.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from msgspec import Struct
 from pyroaring import BitMap
 
 from partitions.heap import Heap
@@ -39,7 +38,8 @@ from partitions.index_key import Key, UnfitValue
 from partitions.page import page_id
 from partitions.posting_list import ROW_ID_BITS, Posting, as_bitmap, common, common_count, size, sorted_ids
 from partitions.secondary_index import SecondaryIndex
-from voltpy.errors import Corruption, DuplicateKey, ReadOnly, SchemaError, Unavailable
+from partitions.unique_indexes import UniqueIndexes
+from voltpy.errors import Corruption, ReadOnly, SchemaError
 from voltpy.not_here import WHOLE_TABLE
 from voltpy.schema import Index
 
@@ -86,25 +86,6 @@ class _Fresh:
         return keys[first:last]
 
 
-class Entry(Struct, frozen=True):
-    """A value of a unique index, by its key there. Lent, it is among the keys of its table that are away."""
-
-    index: str
-    key: Key
-
-
-class _Unique(NamedTuple):
-    """A unique index. `claims`: its key → rows of this batch that were let have it.
-
-    `reserved`: its key → what whoever wants it must wait for: the key of a row that may come back with it (`reserve`),
-    or the Entry itself, which is lent (`lend`).
-    """
-
-    of: SecondaryIndex
-    claims: dict[Key, tuple[Any, ...]]
-    reserved: dict[Key, Any]
-
-
 class Found:
     """Rows that were found and not read yet: committed ones by row id, those of this batch by key.
 
@@ -148,7 +129,10 @@ class Found:
 
 
 class Lookups:
-    """`indexes` by name, those that are being built among them; `table`: the partitions.table.Table."""
+    """`indexes` by name, those that are being built among them; `unique`: of those that are ready, the unique ones.
+
+    `table`: the partitions.table.Table.
+    """
 
     __slots__ = (
         "_current",
@@ -162,10 +146,10 @@ class Lookups:
         "_stale",
         "_table",
         "_undo",
-        "_unique",
         "indexes",
         "ready",
         "stale_pages",
+        "unique",
     )
 
     def __init__(self, table: Any, indexes: Iterable[Index]) -> None:
@@ -183,7 +167,7 @@ class Lookups:
         self.stale_pages: BitMap | None = None
         self._stale: set[Any] = set()  # keys that were put back since
         self._fresh: dict[str, _Fresh] = {}
-        self._unique: list[_Unique] = []
+        self.unique = UniqueIndexes(table, self._read)
         self.ready: tuple[Index, ...] = ()  # those that can be asked; another tuple whenever they are others
         self._list_ready()
 
@@ -357,160 +341,13 @@ class Lookups:
                 return self._matching(fitting).rows()
         return self._rows_of(*fitting[0])
 
-    # Unique indexes.
-
-    def check_unique(self, primary: Any, row: Any, old: Any) -> None:
-        """Raises DuplicateKey when another row has the values of this one, which replaces `old`, in a unique index.
-
-        Who was let pass, in all indexes, is noted as a claimant of its values, until the batch is over. Whether a
-        claimant still has them is looked at when the next one comes.
-        """
-        passed: list[tuple[dict[Key, tuple[Any, ...]], Key]] = []
-        for index, claims, reserved in self._unique:
-            key = index.of_row(row)
-            if key is None or (old is not None and index.of_row(old) == key) or index.format.has_null(row):
-                continue
-            if reserved and key in reserved:
-                self._misses.raise_for((self._table.number, reserved[key]))
-            claimants = claims.get(key)
-            if claimants is not None:
-                for other in claimants:
-                    if other != primary and self._has_now(index, other, key):
-                        self._refuse(index, row, other)
-            posting = index.posting(key)
-            if posting is not None:
-                for there in self._read(sorted_ids(posting)):
-                    other = self._table._key_of(there)
-                    if other != primary and self._has_now(index, other, key):
-                        self._refuse(index, row, other)
-            passed.append((claims, key))
-        for claims, key in passed:
-            claims[key] = (primary,)
-
-    def check_changes(self, keys: list[Any], images: list[bytes], deleted: list[Any], borrowed: Set[Any]) -> None:
-        """Raises DuplicateKey when the table could not have all of these changes at once. Between batches only.
-
-        For changes that come from elsewhere, with the primary keys of the rows that they make and delete. Of what is
-        away, the rows that whoever makes them has `borrowed` are as they were when they left; where others may come
-        back with these values, or without them, it raises Unavailable. NotHere for cold pages.
-        """
-        rows = list(map(self._table._decode, images)) if self._unique else []
-        changed = {*keys, *deleted}
-        for index, _, reserved in self._unique:
-            taken: dict[Key, Any] = {}
-            for primary, row in zip(keys, rows, strict=True):
-                key = index.of_row(row)
-                if key is None or index.format.has_null(row):
-                    continue
-                if taken.setdefault(key, primary) != primary:
-                    raise self._duplicate(index, row)
-                awaited = reserved.get(key, primary)
-                if awaited != primary and awaited not in borrowed:
-                    raise self._in_doubt(index)
-            postings = [posting for posting in map(index.posting, taken) if posting is not None]
-            for row in self._read([row_id for posting in postings for row_id in sorted_ids(posting)]):
-                primary = self._table._key_of(row)
-                if primary in changed:
-                    continue
-                if primary in self._table._away and primary not in borrowed:
-                    raise self._in_doubt(index)
-                raise self._duplicate(index, row)
-
-    def entry(self, name: str, values: tuple[Any, ...]) -> tuple[Entry | None, Any, Any]:
-        """(the entry of these values, the key of the row that has them, the row; None for both where none has).
-
-        Between batches only. All None where there is no unique index of this name that could be asked. Raises
-        Unavailable when it is in doubt whether a row has them, UnfitValue for values of other types, NotHere for cold
-        pages.
-        """
-        for index, _, reserved in self._unique:
-            if index.schema.name == name:
-                columns = index.format.columns
-                if len(values) != len(columns) or None in values or (key := index.format.of_values(values)) is None:
-                    raise UnfitValue(f"an entry is a value for each of {', '.join(columns)}, none of them NULL")
-                if key in reserved and not isinstance(reserved[key], Entry):
-                    raise self._in_doubt(index)
-                posting = index.posting(key)
-                rows = [] if posting is None else self._read(sorted_ids(posting))
-                for row in rows:
-                    return Entry(name, key), self._table._key_of(row), row
-                return Entry(name, key), None, None
-        return None, None, None
-
-    def lend(self, entries: Iterable[Entry]) -> None:
-        """Until `take_back` nobody gets these values: who asks for one waits for its entry. Between batches only."""
-        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
-        for entry in entries:
-            reserved[entry.index][entry.key] = entry
-
-    def take_back(self, entries: Iterable[Entry]) -> None:
-        """They are here again, unless they are reserved for rows by now."""
-        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
-        for entry in entries:
-            of_index = reserved.get(entry.index, {})  # which may have been dropped
-            if of_index.get(entry.key) == entry:
-                del of_index[entry.key]
-
-    def reserve(self, keys: list[Any], images: list[bytes]) -> None:
-        """These rows, whose keys are away, may come back so: until `release` nobody else gets their unique values.
-
-        Who asks for one waits for the key of its row.
-        """
-        rows = list(map(self._table._decode, images)) if self._unique else []
-        for index, _, reserved in self._unique:
-            for primary, row in zip(keys, rows, strict=True):
-                key = index.of_row(row)
-                if key is not None and not index.format.has_null(row):
-                    reserved[key] = primary
-
-    def release(self, keys: Iterable[Any]) -> None:
-        """It is decided what becomes of these rows."""
-        primaries = set(keys)
-        for unique in self._unique:
-            for key in [key for key, primary in unique.reserved.items() if primary in primaries]:
-                del unique.reserved[key]
-
-    def _has_now(self, index: SecondaryIndex, primary: Any, key: Key) -> bool:
-        """Whether this row, which has had the key, still has it."""
-        table = self._table
-        if primary in table._inserted:
-            image = table._inserted[primary]
-        elif primary in table._updated:
-            image = table._updated[primary]
-        else:
-            return True
-        return image is not None and index.of_row(table._decode(image)) == key
-
-    def _refuse(self, index: SecondaryIndex, row: Any, other: Any) -> None:
-        """The row with key `other` has these values. If that is lent, it may have others when it comes back."""
-        table = self._table
-        if table._away and other in table._away:
-            self._misses.raise_for((table.number, other))
-        raise self._duplicate(index, row)
-
-    def _duplicate(self, index: SecondaryIndex, row: Any) -> DuplicateKey:
-        columns, values = ", ".join(index.schema.columns), index.format.values_of(row)
-        return DuplicateKey(
-            f"table {self._table.name}: a row with {columns} = {values!r:.100} exists, and index {index.schema.name} "
-            "is unique"
-        )
-
-    def _in_doubt(self, index: SecondaryIndex) -> Unavailable:
-        return Unavailable(
-            f"table {self._table.name}: index {index.schema.name} is unique, "
-            "and whether another row has these values is in doubt"
-        )
-
     # What the batch has changed.
 
     def restored(self, primary: Any, row: Any) -> None:
         """A row is as it was before a transaction; None: there was none."""
         if primary in self._current:
             self._stale.add(primary)
-        for index, claims, _ in self._unique:
-            key = None if row is None else index.of_row(row)
-            if key is not None:  # another one may have claimed it since, and is undone too, or will be
-                claims[key] = (*claims.get(key, ()), primary)
+        self.unique.restored(primary, row)
 
     def undone_to(self, mark: int) -> None:
         """The undo log was shortened to so many entries."""
@@ -519,8 +356,7 @@ class Lookups:
     def forget_changes(self) -> None:
         """The batch is over: its changes are committed, or undone."""
         self._seen = 0
-        for unique in self._unique:
-            unique.claims.clear()
+        self.unique.forget_claims()
         if self._current:
             self._current.clear()
             self._places.clear()
@@ -720,30 +556,22 @@ class Lookups:
         for _, posting in index.duplicates():
             row = self._row_past(posting)
             if not index.format.has_null(row):
-                raise self._duplicate(index, row)
+                raise self.unique.duplicate(index, row)
 
     def _row_past(self, posting: Posting) -> Any:
         """One of these rows, between batches."""
         return self._table._decode(self._heap.read_past(sorted_ids(posting)[0], {}))
 
     def _list_ready(self) -> None:
-        reserved = {unique.of.schema.name: unique.reserved for unique in self._unique}
-        self._unique = [
-            _Unique(index, {}, reserved.get(name, {}))
-            for name, index in self.indexes.items()
-            if index.schema.unique and index.built_pages is None
-        ]
+        ready = [index for index in self.indexes.values() if index.built_pages is None]
+        self.ready = tuple(index.schema for index in ready)
+        self.unique.use([index for index in ready if index.schema.unique])
         self._fresh = {name: _Fresh(index.ordered) for name, index in self.indexes.items()}
-        self.ready = tuple(index.schema for index in self.indexes.values() if index.built_pages is None)
 
     @property
     def table_number(self) -> int:
         number: int = self._table.number
         return number
-
-    @property
-    def has_unique(self) -> bool:
-        return bool(self._unique)
 
     @property
     def bytes(self) -> int:

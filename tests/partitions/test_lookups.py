@@ -446,7 +446,7 @@ def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_re
 
     def check(changes: dict[str, int | None], *deleted: str) -> None:
         images = [image(*pair) for pair in changes.items()]
-        lookups.check_changes(list(changes), images, list(deleted), {"c1"})
+        lookups.unique.check_changes(list(changes), images, list(deleted), {"c1"})
 
     check({"c0": 1, "c1": 0})
     check({"c9": 2, "c8": None}, "c2")
@@ -456,7 +456,7 @@ def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_re
             check(changes)
     people.send_away("c0")
     people.send_away("c9")
-    lookups.reserve(["c0", "c9"], [image("c0", 7), image("c9", 8)])
+    lookups.unique.reserve(["c0", "c9"], [image("c0", 7), image("c9", 8)])
     for badge in (7, 0):  # what another may take, and what it may give up
         with pytest.raises(Unavailable, match="in doubt"):
             check({"c8": badge})
@@ -473,7 +473,7 @@ def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_re
         store.undo_to(0)
     people.insert("d", None, None, 9, None)
     seal(store)
-    lookups.release(["c0", "c9"])
+    lookups.unique.release(["c0", "c9"])
     people.bring_back("c0")
     people.bring_back("c9")
     people.insert("e", None, None, 7, None)

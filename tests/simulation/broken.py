@@ -20,10 +20,10 @@ from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.lending import Loans
-from partitions.lookups import Entry
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
+from partitions.unique_indexes import Entry
 from partitions.wal import Wal
 from voltpy.messages import Released, Vote
 from voltpy.outcome_window import OutcomeWindow
