@@ -443,16 +443,8 @@ class Executor:
 
     # What is not here.
 
-    def arrived(self, table: int, key: Any) -> None:
-        """The key is here again: calls that waited only for it may run, in the order in which they came."""
-        self._store.tables[table].bring_back(key)
-        self._here((table, key))
-        if self._store.tables[table].all_here:
-            self._here((table, WHOLE_TABLE))
-        self._put_in_order()
-
     def keys_arrived(self, table: int, keys: Iterable[Any]) -> None:
-        """The same for many keys."""
+        """These keys are here again: calls that waited only for them may run, in the order in which they came."""
         self._store.tables[table].bring_all_back(keys)
         if self._awaiting:
             for key in keys:

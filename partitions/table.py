@@ -315,20 +315,10 @@ class Table:
         else:
             self._rows[key] = old
 
-    def send_away(self, key: Any) -> None:
-        """From now on the key is not here, until `bring_back`. Between transactions only."""
-        self._rows.pop(key, None)
-        self._old.pop(key, None)
-        self._away.add(key)
-
     def send_all_away(self, keys: Iterable[Any]) -> None:
-        """The same for many keys."""
+        """From now on these keys are not here, until `bring_all_back`. Between transactions only."""
         self._forget_decoded(keys)
         self._away.update(keys)
-
-    def bring_back(self, key: Any) -> None:
-        """The key is here again."""
-        self._away.discard(key)
 
     def bring_all_back(self, keys: Iterable[Any]) -> None:
         """These keys are here again."""

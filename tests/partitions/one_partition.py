@@ -312,8 +312,7 @@ class OnePartition:
         return self._lsn if self.wal is None else self.wal.append(record)
 
     def arrive(self, table: str, *keys: Any) -> None:
-        for key in keys:
-            self.executor.arrived(self.table(table).number, key)
+        self.executor.keys_arrived(self.table(table).number, keys)
 
     def turn_pages(self) -> None:
         """Between two batches, as the server does: reads what calls have missed, and runs them again."""

@@ -550,7 +550,7 @@ def with_items(partition: OnePartition, *keys: int) -> None:
 
 def test_a_call_that_misses_a_key_is_set_aside_and_rerun(partition: OnePartition) -> None:
     with_items(partition, 1, 2)
-    partition.table("items").send_away(2)
+    partition.table("items").send_all_away([2])
     first = partition.run("add", 2, 10)
     second = partition.run("add", 1, 10)
     partition.seal()
@@ -576,7 +576,7 @@ def test_a_call_that_misses_a_key_is_set_aside_and_rerun(partition: OnePartition
 def test_a_swallowed_miss_is_rerun_whatever_the_body_does_next(then: str, partition: OnePartition) -> None:
     """PROTOCOL rule 25."""
     with_items(partition, 1, 2, 3)
-    partition.table("items").send_away(3)
+    partition.table("items").send_all_away([3])
     number = partition.run("swallow", 1, 3, then)
     partition.seal()
     assert number not in partition.answers
@@ -600,7 +600,7 @@ def rows_here(partition: OnePartition) -> dict[int, Any]:
 
 def test_a_rerun_gets_the_same_generated_values(partition: OnePartition) -> None:
     with_items(partition, 2)
-    partition.table("items").send_away(2)
+    partition.table("items").send_all_away([2])
     number = partition.run("generated", 1, 2)
     partition.run("generated", 5, 1)  # another call's values in between
     partition.seal()
@@ -618,7 +618,7 @@ def test_a_rerun_gets_the_same_generated_values(partition: OnePartition) -> None
 def test_a_rerun_of_a_directed_call_gets_the_routers_time(partition: OnePartition) -> None:
     with_items(partition, 2)
     other = OnePartition(SCHEMA, PROCEDURES)
-    partition.table("items").send_away(2)
+    partition.table("items").send_all_away([2])
     number = partition.run_everywhere("rate_with_item", "EUR", 2, now_us=5_000_000)
     partition.seal()
     partition.arrive("items", 2)
@@ -631,7 +631,7 @@ def test_a_rerun_of_a_directed_call_gets_the_routers_time(partition: OnePartitio
 
 def test_mutable_arguments_are_fresh_in_the_rerun(partition: OnePartition) -> None:
     with_items(partition, 1, 2, 3)
-    partition.table("items").send_away(3)
+    partition.table("items").send_all_away([3])
     number = partition.run("consume", 9, [1, 2, 3])
     partition.seal()
     partition.arrive("items", 3)
@@ -643,7 +643,7 @@ def test_mutable_arguments_are_fresh_in_the_rerun(partition: OnePartition) -> No
 def test_calls_rerun_in_the_order_in_which_they_arrived(partition: OnePartition) -> None:
     with_items(partition, 1, 2, 3)
     for key in (1, 2, 3):
-        partition.table("items").send_away(key)
+        partition.table("items").send_all_away([key])
     first = partition.run("consume", 9, [1, 2, 3])  # will miss one key after the other
     second = partition.run("add", 3, 10)
     third = partition.run("consume", 9, [3, 2])
@@ -661,7 +661,7 @@ def test_calls_rerun_in_the_order_in_which_they_arrived(partition: OnePartition)
 def test_a_call_waits_for_all_the_keys_that_it_missed(partition: OnePartition) -> None:
     with_items(partition, 1, 2, 3)
     for key in (1, 2, 3):
-        partition.table("items").send_away(key)
+        partition.table("items").send_all_away([key])
     number = partition.run("touch_all", 1, [1, 2, 3])
     partition.seal()
     for key in (2, 3):
@@ -675,12 +675,12 @@ def test_a_call_waits_for_all_the_keys_that_it_missed(partition: OnePartition) -
 
 def test_a_key_that_leaves_again_before_the_rerun_is_missed_again(partition: OnePartition) -> None:
     with_items(partition, 1)
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     number = partition.run("add", 1, 1)
     partition.seal()
     for _ in range(3):
         partition.arrive("items", 1)
-        partition.table("items").send_away(1)
+        partition.table("items").send_all_away([1])
         partition.run_ready()
         assert number not in partition.answers
     partition.arrive("items", 1)
@@ -693,8 +693,8 @@ def test_a_read_that_is_not_by_key_waits_until_the_whole_table_is_here(
     how: str, result: Any, partition: OnePartition
 ) -> None:
     with_items(partition, 1, 2)
-    partition.table("items").send_away(2)
-    partition.table("items").send_away(77)
+    partition.table("items").send_all_away([2])
+    partition.table("items").send_all_away([77])
     number = partition.run("look", 1, how)
     partition.seal()
     partition.arrive("items", 77)
@@ -706,7 +706,7 @@ def test_a_read_that_is_not_by_key_waits_until_the_whole_table_is_here(
 
 
 def test_what_is_missed_is_bounded(partition: OnePartition) -> None:
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     numbers: list[int] = []
     for _ in range(3):
         numbers += partition.run_group("get", [(1,)] * 4096)
@@ -721,7 +721,7 @@ def test_what_is_missed_is_bounded(partition: OnePartition) -> None:
 
 def test_a_call_set_aside_outlives_a_reload(partition: OnePartition) -> None:
     with_items(partition, 2)
-    partition.table("items").send_away(2)
+    partition.table("items").send_all_away([2])
     number = partition.run("add", 2, 10)
     partition.seal()
     partition.executor.use(from_functions([get]))
@@ -760,7 +760,7 @@ def test_random_misses_change_no_result(partition: OnePartition) -> None:
         if what < 0.25:
             key = rng.randrange(6)
             if key not in away and not partition.executor.is_awaited((items.number, key)):
-                items.send_away(key)
+                items.send_all_away([key])
                 away.add(key)
         elif what < 0.5 and away:
             key = rng.choice(sorted(away))
@@ -902,7 +902,7 @@ def test_a_first_attempt_that_comes_after_its_retry_does_not_run(partition: OneP
 
 def test_a_retry_of_a_call_that_waits_joins_it(partition: OnePartition) -> None:
     with_items(partition, 1)
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     partition.run("add", 1, 1, number=50, origin=b"first")
     partition.seal()
     for origin in (b"second", b"third"):
@@ -918,7 +918,7 @@ def test_a_retry_of_a_call_that_waits_joins_it(partition: OnePartition) -> None:
 
 def test_a_retry_whose_batch_is_undone_finds_the_connection_that_waited_before(partition: OnePartition) -> None:
     with_items(partition, 1)
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     partition.run("add", 1, 1, number=50, origin=b"first")
     partition.seal()
     for undone in (True, False):
@@ -935,7 +935,7 @@ def test_a_retry_whose_batch_is_undone_finds_the_connection_that_waited_before(p
 
 def test_a_first_attempt_does_not_run_beside_its_waiting_retry(partition: OnePartition) -> None:
     with_items(partition, 1)
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     partition.run("add", 1, 1, number=50, floor=1)
     partition.seal()
     partition.run("add", 1, 1, number=50)
@@ -987,7 +987,7 @@ def test_without_room_calls_that_were_rerun_are_not_lost() -> None:
     partition = OnePartition(SCHEMA, PROCEDURES, memory_bytes=8 * PAGE_BYTES)
     with_items(partition, 1, 2, 3)
     for key in (1, 2, 3):
-        partition.table("items").send_away(key)
+        partition.table("items").send_all_away([key])
     waiting = [partition.run("add", 1, 1), partition.run("get", 2), partition.run("consume", 9, [1, 3])]
     partition.seal()
     partition.arrive("items", 1)
@@ -1031,7 +1031,7 @@ def test_without_room_a_retry_is_still_answered() -> None:
 
 def test_a_batch_that_is_undone_takes_no_reply_of_the_batches_before_it_along(partition: OnePartition) -> None:
     with_items(partition, 1)
-    partition.table("items").send_away(1)
+    partition.table("items").send_all_away([1])
     waiting = partition.run("get", 1)
     partition.seal()
     executor = partition.executor
@@ -1230,7 +1230,7 @@ def test_a_call_that_was_set_aside_and_rerun_in_one_batch_is_undone_with_it(part
     """Whoever runs the batch again brings it along again."""
     with_items(partition, 1, 2)
     for key in (1, 2):
-        partition.table("items").send_away(key)
+        partition.table("items").send_all_away([key])
     waited = partition.run("consume", 9, [1, 2])
     partition.seal()
     number = partition.run("add", 1, 10)

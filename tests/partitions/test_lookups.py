@@ -405,7 +405,7 @@ def test_keys_that_are_away_keep_look_ups_waiting() -> None:
     people.insert("a", 1, "Oslo", 7, None)
     people.insert("b", 2, "Oslo", 8, None)
     seal(store)
-    people.send_away("a")
+    people.send_all_away(["a"])
     lookups = people.lookups
     for look in (
         lambda: lookups.find("by_n", (2,)),
@@ -428,7 +428,7 @@ def test_keys_that_are_away_keep_look_ups_waiting() -> None:
     assert list(store.misses) == [(people.number, "a")]
     store.misses.clear()
     store.undo_to(mark)
-    people.bring_back("a")
+    people.bring_all_back(["a"])
     seal(store)
     assert [row.code for row in lookups.find("by_city", ("Oslo",))] == ["a", "b"]
 
@@ -454,17 +454,17 @@ def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_re
     for changes in ({"c9": 2}, {"c0": 1}, {"c8": 5, "c9": 5}):
         with pytest.raises(DuplicateKey, match="index badges is unique"):
             check(changes)
-    people.send_away("c0")
-    people.send_away("c9")
+    people.send_all_away(["c0"])
+    people.send_all_away(["c9"])
     lookups.unique.reserve(["c0", "c9"], [image("c0", 7), image("c9", 8)])
     for badge in (7, 0):  # what another may take, and what it may give up
         with pytest.raises(Unavailable, match="in doubt"):
             check({"c8": badge})
-    people.send_away("c1")
+    people.send_all_away(["c1"])
     with pytest.raises(DuplicateKey):  # of a row that whoever asks has borrowed, and does not change
         check({"c8": 1})
     check({"c8": 1, "c1": 11})
-    people.bring_back("c1")
+    people.bring_all_back(["c1"])
     for badge, awaited in ((7, "c0"), (8, "c9"), (0, "c0")):  # what it may take, and what it may give up
         with pytest.raises(NotHere):
             people.insert("d", None, None, badge, None)
@@ -474,8 +474,8 @@ def test_changes_that_come_from_elsewhere_are_checked_and_their_unique_values_re
     people.insert("d", None, None, 9, None)
     seal(store)
     lookups.unique.release(["c0", "c9"])
-    people.bring_back("c0")
-    people.bring_back("c9")
+    people.bring_all_back(["c0"])
+    people.bring_all_back(["c9"])
     people.insert("e", None, None, 7, None)
     with pytest.raises(DuplicateKey):
         people.insert("f", None, None, 0, None)

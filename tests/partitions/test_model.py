@@ -324,7 +324,7 @@ class PartitionMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def send_away(self, key: int) -> None:
-        self.partition.table("items").send_away(key)
+        self.partition.table("items").send_all_away([key])
         self.away |= {key}
 
     @precondition(lambda self: self.away)

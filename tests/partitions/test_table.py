@@ -479,8 +479,8 @@ def test_a_key_that_is_away_is_missed_by_every_touch(store: Store) -> None:
     store.changes()
     store.apply()
     ints.get(2)
-    ints.send_away(2)
-    ints.send_away(99)  # absent keys can be away too
+    ints.send_all_away([2])
+    ints.send_all_away([99])  # absent keys can be away too
     by_key: list[Callable[[], Any]] = [
         lambda: ints.get(2), lambda: ints.insert(2, 0), lambda: ints.upsert(2, 0), lambda: ints.update(2, n=0),
         lambda: ints.delete(2), lambda: ints.where(id=2),
@@ -506,8 +506,8 @@ def test_a_key_that_is_away_is_missed_by_every_touch(store: Store) -> None:
         store.misses.clear()
     assert ints.get(1).n == 1
     store.undo_to(0)
-    ints.bring_back(2)
-    ints.bring_back(99)
+    ints.bring_all_back([2])
+    ints.bring_all_back([99])
     assert (ints.get(2).n, ints.get(99), ints.count()) == (2, None, 4)
     store.check()
 
@@ -519,11 +519,11 @@ def test_a_changed_key_may_leave_and_return_within_a_batch(store: Store) -> None
     store.apply()
     ints.update(1, n=2)
     ints.insert(5, 5)
-    ints.send_away(1)
-    ints.send_away(5)
+    ints.send_all_away([1])
+    ints.send_all_away([5])
     with pytest.raises(NotHere):
         ints.get(5)
-    ints.bring_back(1)
+    ints.bring_all_back([1])
     assert ints.get(1).n == 2
     store.undo_batch()  # with 5 still away
     store.misses.clear()
@@ -531,7 +531,7 @@ def test_a_changed_key_may_leave_and_return_within_a_batch(store: Store) -> None
         ints.get(5)
     store.undo_to(0)
     store.misses.clear()
-    ints.bring_back(5)
+    ints.bring_all_back([5])
     assert (ints.get(1).n, ints.get(5), ints.count()) == (1, None, 1)
     store.check()
 
@@ -558,8 +558,8 @@ def test_a_row_that_is_new_in_the_batch_may_leave_within_it(store: Store) -> Non
     ints = store.by_name["ints"]
     ints.insert(1, 10)
     assert ints.get(2) is None
-    ints.send_away(1)
-    ints.send_away(2)
+    ints.send_all_away([1])
+    ints.send_all_away([2])
     for write, key in ((ints.upsert, 1), (ints.insert, 1), (ints.upsert, 2)):
         with pytest.raises(NotHere):
             write(key, 11)
