@@ -39,6 +39,7 @@ OPENING_BALANCE = 1000
 TIMEOUT_S = 20.0
 LATE_S = 2.0  # beyond its timeout, for a machine that is busy with starting processes
 PAUSES_S = (0.05, 0.3, 1.5, 3.0)
+PAUSE_S = 0.01  # of who was refused
 
 SCHEMA = """
 CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL);
@@ -108,6 +109,7 @@ class Bank:
         self.counts: Counter[str] = Counter()
         self.longest_s = 0.0
         self.violations: list[str] = []
+        self.is_wrong = threading.Event()  # a thread has added to them
 
     def open(self) -> None:
         with connect(self._url, timeout=TIMEOUT_S, retry_s=TIMEOUT_S) as db:
@@ -153,8 +155,8 @@ class Bank:
                     took_s = time.monotonic() - began_s
                     with self._lock:
                         self.longest_s = max(self.longest_s, took_s)
-                        if took_s > TIMEOUT_S + LATE_S:
-                            self.violations.append(f"a call took {took_s:.1f} s, its timeout is {TIMEOUT_S:g} s")
+                    if took_s > TIMEOUT_S + LATE_S:
+                        self._violated(f"a call took {took_s:.1f} s, its timeout is {TIMEOUT_S:g} s")
 
         thread = threading.Thread(target=loop, name=f"{body.__name__} {len(self._threads)}", daemon=True)
         self._threads.append(thread)
@@ -172,9 +174,8 @@ class Bank:
         except Error as error:
             outcome = "failed"
             if not error.retry_is_safe:
-                with self._lock:
-                    self.violations.append(f"transfer: {type(error).__name__}: {error}")
-            time.sleep(0.01)
+                self._violated(f"transfer: {type(error).__name__}: {error}")
+            self._stop.wait(PAUSE_S)
         else:
             outcome = "transfers"
         with self._lock:
@@ -189,12 +190,17 @@ class Bank:
         try:
             total = db.call("total")
         except (Indeterminate, voltpy.Unavailable, voltpy.Overloaded):
-            time.sleep(0.01)
+            self._stop.wait(PAUSE_S)
             return
         with self._lock:
             self.counts["totals"] += 1
-            if total != OPENING_BALANCE * self._accounts:
-                self.violations.append(f"an auditor saw {total}")
+        if total != OPENING_BALANCE * self._accounts:
+            self._violated(f"an auditor saw {total}")
+
+    def _violated(self, what: str) -> None:
+        with self._lock:
+            self.violations.append(what)
+        self.is_wrong.set()
 
 
 def _sums(amounts: list[int]) -> set[int]:
@@ -233,14 +239,13 @@ class Disturber:
 
     def _pause(self, name: str, pause_s: float) -> bool:
         """Whether the process was seen to stand still."""
-        pid = self._cluster.pid(name)
+        pid, mark = self._cluster.pid(name), self._cluster.mark()
         self._cluster.kill(name, signal.SIGSTOP)
-        began_s = time.monotonic()
-        stopped = False
-        while time.monotonic() < began_s + pause_s:
-            stopped = stopped or _state(pid) == "T"
-            time.sleep(0.01)
-        with suppress(ProcessLookupError):  # it took so long that the supervisor ended it
+        exited = self._cluster.wait_whether(happened("exited", name), mark, pause_s)
+        if exited is not None:  # it took so long that the supervisor ended it
+            return bool(exited["exit_status"] == -signal.SIGKILL)
+        stopped = _state(pid) == "T"
+        with suppress(ProcessLookupError):  # the supervisor has been as quick
             self._cluster.kill(name, signal.SIGCONT)
         return stopped
 
@@ -270,8 +275,7 @@ def run(seconds: float, every_s: float, partitions: int, seed: int, directory: P
         bank.start()
         disturber = Disturber(cluster, random)
         try:
-            while time.monotonic() < began_s + seconds:
-                time.sleep(every_s)
+            while time.monotonic() < began_s + seconds and not bank.is_wrong.wait(every_s):
                 disturber.disturb()
         except DidNotHappen as error:
             bank.violations.append(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -135,13 +136,20 @@ class Cluster:
         """Children that are still there SURVIVORS_S after the last supervisor; ends them, and says which they were."""
         started = {int(event["pid"]): str(event["child"]) for event in self.events if event.get("event") == "started"}
         deadline_s = time.monotonic() + SURVIVORS_S
-        while alive := [pid for pid in started if self._is_ours(pid)]:
-            if time.monotonic() > deadline_s:
-                break
-            time.sleep(0.01)
-        for pid in alive:
-            os.kill(pid, signal.SIGKILL)
-        return [f"{started[pid]} (process {pid})" for pid in alive]
+        survivors = []
+        for pid, child in started.items():
+            if not self._is_ours(pid):
+                continue
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            ended, _, _ = select.select([pidfd], [], [], max(0.0, deadline_s - time.monotonic()))
+            if not ended:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                survivors.append(f"{child} (process {pid})")
+            os.close(pidfd)
+        return survivors
 
     def _is_ours(self, pid: int) -> bool:
         """Whether the process lives and was started for this cluster: process ids are used again."""
@@ -185,6 +193,13 @@ class Cluster:
 
     def wait(self, condition: Callable[[Event], Any], mark: int, limit_s: float = LIMIT_S) -> Event:
         """The first event since `mark` that fulfils the condition. Raises DidNotHappen."""
+        event = self.wait_whether(condition, mark, limit_s)
+        if event is None:
+            raise DidNotHappen(f"not within {limit_s:.0f} s\n{self.last_words()}")
+        return event
+
+    def wait_whether(self, condition: Callable[[Event], Any], mark: int, limit_s: float) -> Event | None:
+        """The same for what need not happen; None when it did not."""
         deadline_s = time.monotonic() + limit_s
         looked = mark
         with self._arrived:
@@ -195,7 +210,7 @@ class Cluster:
                 looked = len(self.events)
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
-                    raise DidNotHappen(f"not within {limit_s:.0f} s\n{self.last_words()}")
+                    return None
                 self._arrived.wait(left_s)
 
     def last_words(self) -> str:

@@ -31,7 +31,16 @@ from random import Random
 from typing import TypeVar
 
 from tests.campaigns import crossing
-from tests.campaigns.cluster import COORDINATOR, ROUTER, SUPERVISOR, Cluster, DidNotHappen, crashed_at, happened
+from tests.campaigns.cluster import (
+    COORDINATOR,
+    ROUTER,
+    SUPERVISOR,
+    Cluster,
+    DidNotHappen,
+    Event,
+    crashed_at,
+    happened,
+)
 from tests.campaigns.workload import PROCEDURES, SCHEMA, Clients, Totals, Workload
 from voltpy.crash_point import CRASH_POINTS
 from voltpy.errors import ClusterError, Error, Indeterminate, Unavailable
@@ -314,10 +323,9 @@ class Session:
             cluster.wait(lambda event: serves(event) or crashed_at(point)(event), mark)
         if needs not in (NOTHING, LESS) and not cluster.since(mark, crashed_at(point)):
             workload.wait_for(rng.randrange(1, 50))
-            self._provide(needs, target, rng, lambda: bool(cluster.since(mark, crashed_at(point))))
-        try:
-            last_words = cluster.wait(crashed_at(point), mark, FIRES_WITHIN_S)
-        except DidNotHappen:
+            self._provide(needs, target, rng, workload, lambda s: cluster.wait_whether(crashed_at(point), mark, s))
+        last_words = cluster.wait_whether(crashed_at(point), mark, FIRES_WITHIN_S)
+        if last_words is None:
             run.problem = "the point was never reached"
             return
         if target == SUPERVISOR or needs == STOP:
@@ -338,16 +346,21 @@ class Session:
         serving = self.cluster.since(0, happened("serving", process))
         return int(serving[-1]["incarnation"]) if serving else 0
 
-    def _provide(self, needs: str, target: str, rng: Random, is_there: Callable[[], bool]) -> None:
-        """What gets the target to its point; `is_there` when it died of that."""
+    def _provide(
+        self, needs: str, target: str, rng: Random, workload: Workload, died: Callable[[float], Event | None]
+    ) -> None:
+        """What gets the target to its point. `died` waits for that, as many seconds."""
         if needs == DEATH:
             self.cluster.kill(f"partition-{rng.randrange(self.cluster.partitions)}")
         elif needs in (LATE, DOOMED):
             deadline_s = time.monotonic() + FIRES_WITHIN_S
-            while not is_there() and time.monotonic() < deadline_s:
+            while not died(0.0) and time.monotonic() < deadline_s:
                 if needs == LATE:
                     late = rng.choice([name for name in self._workers() if name != target])
-                    self._delay(late, rng.uniform(*LATE_S), is_there)
+                    self.cluster.kill(late, signal.SIGSTOP)
+                    died(rng.uniform(*LATE_S))
+                    self.cluster.kill(late, signal.SIGCONT)
+                    workload.wait_for(1)  # of what it has kept waiting
                 else:
                     self._doom(rng)
         elif needs == STOP:
@@ -356,15 +369,6 @@ class Session:
             self._load()
         elif needs == HOLD:
             self._hold()
-
-    def _delay(self, process: str, pause_s: float, is_there: Callable[[], bool]) -> None:
-        """The process stands still for so long."""
-        deadline_s = time.monotonic() + pause_s
-        self.cluster.kill(process, signal.SIGSTOP)
-        while not is_there() and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-        self.cluster.kill(process, signal.SIGCONT)
-        time.sleep(0.2)  # for what it has kept waiting
 
     def _doom(self, rng: Random) -> None:
         """The coordinator's next life ends while partitions have something prepared; the one after it serves."""

@@ -76,8 +76,10 @@ class Callers:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def are_done(self) -> bool:
+    def are_done(self, within_s: float) -> bool:
+        deadline_s = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def join(self) -> None:
@@ -125,8 +127,7 @@ def run(seed: int, transactions: int, partitions: int, directory: Path, every_s:
         callers.start()
         disturber = Disturber(cluster, random)
         try:
-            while not callers.are_done:
-                time.sleep(every_s)
+            while not callers.are_done(every_s):
                 disturber.disturb()
         except DidNotHappen as error:
             ledger.violations.append(str(error))
