@@ -28,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from random import Random
@@ -268,6 +267,7 @@ class Workload:
         self._done: deque[Entry] = deque(maxlen=4096)
         self._undecided_by_retries = 0
         self._threads: list[threading.Thread] = []
+        self._ended: set[threading.Thread] = set()  # those that nothing has broken off
         self._final: dict[int, Any] = {}  # the state of each worker, as `check` found it first
         self._final_loads: dict[int, Any] = {}
         self._final_crossed: Any = None
@@ -311,6 +311,8 @@ class Workload:
             thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
                 self.violations.append("a client hangs: its calls have not been answered long after their timeouts")
+            elif thread not in self._ended:
+                self.violations.append("a client broke: its traceback is on stderr")
 
     def totals(self) -> Totals:
         return Totals(self._count(DONE), self._count(ABSENT), self._count(EITHER), self._undecided_by_retries)
@@ -433,10 +435,8 @@ class Workload:
     # ── what is called ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _watched(self, target: Callable[..., None], *arguments: Any) -> None:
-        try:
-            target(*arguments)
-        except Exception as error:  # noqa: BLE001 — whatever the client raises, it ends the run as a violation
-            self.violations.append("a client broke: " + "".join(traceback.format_exception(error)))
+        target(*arguments)
+        self._ended.add(threading.current_thread())
 
     def _submit(self, workers: range, rng: Random, client: Client, retrying: bool) -> None:
         """Many calls in flight, of one thread."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,32 +106,28 @@ class Load:
 
     def __init__(self, url: str) -> None:
         self.acknowledged = dict.fromkeys(WORKERS, 0)
-        self.problem: BaseException | None = None
         self._stop = threading.Event()
         self._url = url
-        self._thread = threading.Thread(target=self._run)
+        self._executor = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Load:
-        self._thread.start()
+        self._counting = self._executor.submit(self._run)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(LIMIT_S)
-        assert self.problem is None
+        self._counting.result(LIMIT_S)
+        self._executor.shutdown()
 
     def _run(self) -> None:
-        try:
-            with connect(self._url, timeout=30.0, retry_s=30.0) as db:
-                while not self._stop.is_set():
-                    for worker, value in zip(WORKERS, db.call_many("count", [(w,) for w in WORKERS]), strict=True):
-                        self.acknowledged[worker] = value
-        except BaseException as error:  # noqa: BLE001  # told by the main thread
-            self.problem = error
+        with connect(self._url, timeout=30.0, retry_s=30.0) as db:
+            while not self._stop.is_set():
+                for worker, value in zip(WORKERS, db.call_many("count", [(w,) for w in WORKERS]), strict=True):
+                    self.acknowledged[worker] = value
 
     def has_grown_by(self, calls: int) -> None:
         before = sum(self.acknowledged.values())
-        eventually(lambda: self.problem is not None or sum(self.acknowledged.values()) >= before + calls)
+        eventually(lambda: self._counting.done() or sum(self.acknowledged.values()) >= before + calls)
 
 
 class Snapshot:
@@ -226,30 +223,26 @@ def test_a_snapshot_amid_transfers_between_partitions_holds_all_the_money(
     keys = [key for pair in pairs for key in pair]
     cluster = Running(tmp_path_factory.mktemp("bank") / "data", "--partitions", str(PARTITIONS), *files)
     cluster.db.call_many("open_account", [(key,) for key in keys])
-    stop, moved, problems = threading.Event(), [0], list[BaseException]()
+    stop, moved = threading.Event(), [0]
 
     def transfers() -> None:
-        try:
-            with connect(cluster.url, timeout=30.0, retry_s=30.0) as db:
-                while not stop.is_set():
-                    db.call_many("transfer", [pair if moved[0] % 3 else pair[::-1] for pair in pairs])
-                    moved[0] += 1
-        except BaseException as error:  # noqa: BLE001  # told by the main thread
-            problems.append(error)
+        with connect(cluster.url, timeout=30.0, retry_s=30.0) as db:
+            while not stop.is_set():
+                db.call_many("transfer", [pair if moved[0] % 3 else pair[::-1] for pair in pairs])
+                moved[0] += 1
 
-    thread = threading.Thread(target=transfers)
-    thread.start()
-    try:
-        snapshots = []
-        for number in range(2):
-            wanted = moved[0] + 3
-            eventually(lambda wanted=wanted: problems or moved[0] > wanted)
-            snapshots.append(tmp_path / f"snapshot-{number}")
-            cluster.run("snapshot", str(snapshots[-1]))
-    finally:
-        stop.set()
-        thread.join(LIMIT_S)
-    assert problems == []
+    with ThreadPoolExecutor(1) as executor:
+        transferring = executor.submit(transfers)
+        try:
+            snapshots = []
+            for number in range(2):
+                wanted = moved[0] + 3
+                eventually(lambda wanted=wanted: transferring.done() or moved[0] > wanted)
+                snapshots.append(tmp_path / f"snapshot-{number}")
+                cluster.run("snapshot", str(snapshots[-1]))
+        finally:
+            stop.set()
+        transferring.result(LIMIT_S)
     assert cluster.end() == 0
     seen = []
     for number, snapshot in enumerate(snapshots):
