@@ -130,7 +130,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "server.report.before_flush",
     "server.report.before",
     "server.report.sent",
-    # New procedures, at a partition
+    # New procedures and a new schema, at a partition
     "schema_change.index_built",
     "schema_change.switched",
     "server.load.prepared",
@@ -145,7 +145,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "router.replies.sent",
     "router.topology.received",
     "router.topology.adopted",
-    # The coordinator: a start, calls, orders to the partitions, the decision log, replies
+    # The coordinator: a start, new procedures, calls, orders to the partitions, the decision log, replies
     "coordinator.start.replayed",
     "coordinator.start.bound",
     "coordinator.load.prepared",

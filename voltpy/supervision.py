@@ -7,7 +7,7 @@ A child (the router, a partition, or the coordinator) is always in one state:
     serving    it answered                             it exits
     backoff    it exited, or no process could be had;  the time comes → starting
                its next start has a time
-    failed     it refused to go on (exit 3 or 4)       never: an operator looks at it, the others go on
+    failed     it refused to go on (exit 3, 4 or 6)    never: an operator looks at it, the others go on
     stopped    the cluster is being stopped            never
 
 An exit leads to backoff, with one exception: exit status 3 (damaged bytes), 4 (schema, procedures or configuration)

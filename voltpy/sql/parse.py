@@ -133,7 +133,7 @@ _UNSUPPORTED = {
     "CREATE": "the schema is changed by statements of their own, not by those of a procedure",
     "DROP": "the schema is changed by statements of their own, not by those of a procedure",
     "ALTER": "the schema is changed by statements of their own, not by those of a procedure",
-    "PARTITION": "tables and indexes are part of the schema",
+    "PARTITION": "the schema is changed by statements of their own, not by those of a procedure",
     "COPY": "COPY is not supported: load files with `voltpy load`",
     "SET": "there are no settings of a session",
     "SHOW": "SHOW is not supported: read db_tables, db_columns and db_indexes",
