@@ -31,7 +31,7 @@ from typing import IO, Any, NamedTuple, Protocol, cast
 
 from voltpy.errors import ClusterError, Overloaded, SchemaError
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.schema import INT_MAX, INT_MIN, Column, Table, TypeName, Value, utc
+from voltpy.schema import INT_MAX, INT_MIN, Table, TypeName, Value, utc
 
 LOAD = "voltpy.load"
 LOAD_EVERYWHERE = "voltpy.load_everywhere"
@@ -137,11 +137,6 @@ def _shown(text: str) -> str:
 # ── one row ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def declared_columns(table: Table) -> tuple[Column, ...]:
-    """The columns that rows are given for: all but a hidden key."""
-    return table.declared
-
-
 class RowReader:
     """Fields of a record → values of the table's declared columns, in their order.
 
@@ -149,7 +144,7 @@ class RowReader:
     """
 
     def __init__(self, table: Table, names: Sequence[str], nulls: frozenset[str]) -> None:
-        columns = declared_columns(table)
+        columns = table.declared
         known = [column.name for column in columns]
         given = [name for name in names if name != SKIPPED]
         for name in given:
