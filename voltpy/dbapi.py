@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from voltpy import client, errors
+from voltpy.known_statements import MANY
 from voltpy.result import Database, Result
 
 apilevel = "2.0"
@@ -45,7 +46,6 @@ paramstyle = "qmark"
 
 _READS = ("select", "explain")
 _OF_SCHEMA = (" table", " index")  # the kinds of statements that change it
-_MANY = 1024  # tuples of executemany() that are sent together
 _CHANGES = ("insert", "update", "delete")  # of rows, if there are any
 
 T = TypeVar("T")
@@ -348,7 +348,7 @@ class Cursor:
         self.rowcount = 0
         following = iter(seq_of_parameters)
         done = 0
-        while some := [_checked(parameters) for parameters in islice(following, _MANY)]:
+        while some := [_checked(parameters) for parameters in islice(following, MANY)]:
             failed: tuple[int, errors.Error] | None = None
             for number, result in enumerate(self.connection._execute_many(operation, some), done + 1):
                 if isinstance(result, errors.Error):

@@ -36,7 +36,7 @@ class Outline(Struct, array_like=True, frozen=True):
 class KnownStatement:
     """One statement. `call` says how it is run, `result` takes the answer."""
 
-    __slots__ = ("_alone", "_names", "_outline", "_parameters", "_routing", "_writes", "text")
+    __slots__ = ("_alone", "_names", "_outline", "_parameters", "_routing", "text", "writes")
 
     def __init__(self, text: str, answer: Any) -> None:
         """`answer`: of voltpy.plan(text). Raises ProtocolError."""
@@ -48,15 +48,11 @@ class KnownStatement:
         self._outline = outline
         self._parameters = outline.parameters
         self._routing = routing = outline.routing
-        self._writes = outline.kind not in ("select", "explain")
-        self._names = (EXECUTE, EXECUTE_KEYS, EXECUTE_ALL) if self._writes else (QUERY, QUERY_KEYS, QUERY_ALL)
+        self.writes = outline.kind not in ("select", "explain")
+        self._names = (EXECUTE, EXECUTE_KEYS, EXECUTE_ALL) if self.writes else (QUERY, QUERY_KEYS, QUERY_ALL)
         keys = routing.keys
         # The usual case: the parameter that alone is the key.
         self._alone = keys[0].parameter if routing.kind == "keys" and len(keys) == 1 else None
-
-    @property
-    def writes(self) -> bool:
-        return self._writes
 
     def call(self, parameters: Sequence[Any], any_key: int) -> tuple[str, tuple[Any, ...]]:
         """(procedure, arguments). `any_key` is one for a statement that any partition can run. Raises SqlError."""
@@ -107,7 +103,7 @@ class KnownStatement:
         """Raises ProtocolError."""
         outline = self._outline
         try:
-            if self._writes:
+            if self.writes:
                 count, rows = answer
                 return Result(outline.columns, list(map(tuple, rows)), count, outline.types, outline.kind)
             return Result(outline.columns, list(map(tuple, answer)), len(answer), outline.types, outline.kind)
