@@ -50,7 +50,7 @@ from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.lookups import Lookups
 from partitions.page import Arena, page_id
 from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError, WrongPartition
-from voltpy.hash_slot import HASH_SLOTS, hash_slot, slots_of
+from voltpy.hash_slot import HASH_SLOTS, hash_slot, slots_in
 from voltpy.not_here import WHOLE_TABLE, Misses
 from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Index, tombstone
@@ -74,7 +74,7 @@ class Ownership:
 
     def __init__(self, partition: int, partitions: int) -> None:
         self.partition = partition
-        slots = slots_of(partition, partitions)
+        slots = slots_in(partition, partitions)
         self.owned = bytes(slots.start) + b"\1" * len(slots) + bytes(HASH_SLOTS - slots.stop)
         self.verified: Any = None
 

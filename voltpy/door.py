@@ -27,7 +27,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from voltpy.errors import ProtocolError
-from voltpy.hash_slot import slots_of
+from voltpy.hash_slot import slots_in
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
     CALLS_IN_FLIGHT_A_PARTITION,
@@ -138,7 +138,7 @@ class Door(Generic[Identity]):
         self._may_send = AT_ROUTER if at_partition is None else AT_COORDINATOR if is_coordinator else AT_PARTITION
         self._hash_slots: frozenset[int] | None = None
         if at_partition is not None and partitions:
-            self._hash_slots = frozenset(slots_of(at_partition, partitions))
+            self._hash_slots = frozenset(slots_in(at_partition, partitions))
 
     def receive(self, identity: Identity, frame: bytes | memoryview, welcome: Welcome) -> Message | None:
         """The message, if it passes: then it is from `accounts[identity]`. None when the door has dealt with it.

@@ -24,12 +24,12 @@ def hash_slot(key: Key) -> int:
     raise TypeError(f"a partition key is an int or a str, not {type(key).__name__}")
 
 
-def slots_of(partition: int, partitions: int) -> range:
+def slots_in(partition: int, partitions: int) -> range:
     """The hash slots that live in one partition: those whose slot * partitions // HASH_SLOTS is its number."""
     return range(-(-partition * HASH_SLOTS // partitions), -(-(partition + 1) * HASH_SLOTS // partitions))
 
 
 def slot_owners(partitions: int) -> list[int]:
     """The partition of each hash slot: 16384 numbers, in `partitions` runs whose lengths differ by one at most."""
-    runs = (repeat(partition, len(slots_of(partition, partitions))) for partition in range(partitions))
+    runs = (repeat(partition, len(slots_in(partition, partitions))) for partition in range(partitions))
     return list(chain.from_iterable(runs))

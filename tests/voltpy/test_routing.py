@@ -8,8 +8,7 @@ import pytest
 
 from partitions.table import Ownership
 from voltpy.errors import BadArguments
-from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners
-from voltpy.hash_slot import slots_of as hash_slots_of
+from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners, slots_in
 from voltpy.messages import Parameter, ProcedureInfo
 from voltpy.routing import no_such, route, slots_of
 
@@ -83,7 +82,7 @@ def test_hash_slots_are_dealt_out_in_runs(partitions: int) -> None:
     owners = [slot * partitions // HASH_SLOTS for slot in range(HASH_SLOTS)]
     assert slot_owners(partitions) == owners
     for partition in {0, partitions // 2, partitions - 1}:
-        assert list(hash_slots_of(partition, partitions)) == [s for s, owner in enumerate(owners) if owner == partition]
+        assert list(slots_in(partition, partitions)) == [s for s, owner in enumerate(owners) if owner == partition]
         assert Ownership(partition, partitions).owned == bytes(owner == partition for owner in owners)
 
 
