@@ -65,6 +65,7 @@ from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
 TICK_MS = 100
 RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
+LONGEST_SOCKET = "/voltpy-XXXXXXXX/p9999"  # in the place for sockets: what mkdtemp makes there, and in it a partition's
 LAST_WORDS_BYTES = 4096
 CHANGE_WAIT_S = 5.0  # for processes that are being started, before a change of the schema is refused
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
@@ -574,7 +575,7 @@ def with_huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
 def _runtime_parent() -> str:
     """XDG_RUNTIME_DIR when it can be used and leaves room for socket names, else the place for temporary files."""
     for parent in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
-        longest = len(os.fsencode(parent)) + len(stream_path("/voltpy-XXXXXXXX/p9999"))
+        longest = len(os.fsencode(parent)) + len(stream_path(LONGEST_SOCKET))
         if parent and longest <= IPC_PATH_BYTES and os.access(parent, os.W_OK | os.X_OK):
             return parent
     raise ClusterError("no place for sockets: neither XDG_RUNTIME_DIR nor /tmp can be written")

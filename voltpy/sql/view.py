@@ -22,25 +22,10 @@ from voltpy.sql.tokens import Token, placed
 from voltpy.view import Expression, Kept, View
 
 _KEY_TYPES: tuple[TypeName, ...] = ("INT", "STRING", "BOOL", "TIMESTAMP")
-_BEFORE_PARENTHESES = frozenset(
-    {
-        "SELECT",
-        "WHERE",
-        "BY",
-        "AND",
-        "OR",
-        "NOT",
-        "IN",
-        "BETWEEN",
-        "LIKE",
-        "ILIKE",
-        "WHEN",
-        "THEN",
-        "ELSE",
-        "CASE",
-        "AS",
-    }
-)
+_BEFORE_PARENTHESES = frozenset({
+    "SELECT", "WHERE", "BY", "AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "ILIKE",
+    "WHEN", "THEN", "ELSE", "CASE", "AS",
+})  # fmt: skip
 _WANTED = "a key of GROUP BY, COUNT, SUM, MIN or MAX"
 
 
