@@ -16,7 +16,7 @@ from voltpy.cli import FILES
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("voltpy", "partitions", "coordinator", "procedures")
 
-# Who may import whom. voltpy.testing alone builds an engine in-process, from inside a function.
+# Who may import whom. voltpy.testing alone builds an engine in-process.
 MAY_IMPORT = {
     "voltpy": {"voltpy"},
     "partitions": {"partitions", "voltpy"},

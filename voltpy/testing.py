@@ -23,25 +23,29 @@ from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+# The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
+from partitions.executor import Executor
+from partitions.schema_change import made_at_once
+from partitions.store import Store
 from voltpy.builtin import builtins
 from voltpy.errors import BadArguments, Error, ReadOnly, SchemaError, Unavailable, from_wire
 from voltpy.known_statements import changes_schema, checked_parameters, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
+from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Registry, from_functions, load_path, procedure, procedures_of
 from voltpy.result import Result
 from voltpy.routing import no_such, not_everywhere, slots_of
 from voltpy.schema import Schema
+from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.planner import plan
+from voltpy.sql.statements import Statements
+from voltpy.transaction import unique_ids, utc_now
 from voltpy.wire import joined
-
-if TYPE_CHECKING:
-    from partitions.executor import Executor
-    from partitions.store import Store
-    from voltpy.sql.statements import Statements
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -68,18 +72,12 @@ class Engine:
         clock: Callable[[], datetime] | None = None,
         memory_bytes: int = 8 << 30,
     ) -> None:
-        # The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
-        from partitions.executor import Executor
-        from partitions.store import Store
-        from voltpy.outcome_window import OutcomeWindow
-        from voltpy.transaction import unique_ids, utc_now
-
         tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
         self._procedures = procedures if isinstance(procedures, str | Path) else _functions(procedures)
         registry = self._registry(tables)
         self.statements = _statements(tables)
-        self._store: Store = Store(tables, 0, 1, memory_bytes)
-        self._executor: Executor = Executor(
+        self._store = Store(tables, 0, 1, memory_bytes)
+        self._executor = Executor(
             self._store, registry, OutcomeWindow(0), unique_ids(0, 1), array("Q", bytes(64)), clock or utc_now
         )
         self._executor.failed = self._remember
@@ -185,8 +183,6 @@ class Engine:
 
     def _change_schema(self, text: str) -> str:
         """The kind of the statement, which has changed the schema. Raises SchemaError, DuplicateKey."""
-        from partitions.schema_change import made_at_once
-
         if self._closed:
             raise Unavailable("the engine is closed")
         schema, kind = parse_change(text, self._store.schema)
@@ -259,10 +255,6 @@ class Engine:
 
 
 def _statements(schema: Schema) -> Statements:
-    from voltpy.sql.catalogue import Catalogue
-    from voltpy.sql.planner import plan
-    from voltpy.sql.statements import Statements
-
     catalogue = Catalogue(schema)
     return Statements(schema, lambda text: plan(text, catalogue))
 
