@@ -90,8 +90,8 @@ def run_on(database: Runs, script: Iterable[Record], name: str = "postgresql", l
 
 def _why_skipped(record: Record, name: str, views: set[str]) -> str | None:
     """Why the record is not run. `views` are those that a record which was skipped would have made."""
-    for word, wanted, comment in record.conditions:
-        if (wanted == name) != (word == "onlyif") and comment not in _NO_LIMIT_HERE:
+    for word, wanted, comment in record.not_for(name):
+        if comment not in _NO_LIMIT_HERE:
             return f"{word} {wanted}{': ' if comment else ''}{comment}"
     for pattern, reason in _NOT_OURS:
         if pattern.match(record.sql):
