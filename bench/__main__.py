@@ -26,6 +26,7 @@ from bench import (
     warm_restart,
 )
 from bench.experiment import PEERS, WORKLOADS, Results, Settings, lines_of, run_all
+from bench.options import peers_option
 from bench.workload import BenchError, Fsync
 from bench.workloads.smallbank import lines_with_payments
 from voltpy.errors import Error
@@ -39,14 +40,6 @@ MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 @click.group()
 def main() -> None:
     """Workloads on voltpy, Redis, PostgreSQL and plain dicts, at equal durability, in one run."""
-
-
-def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in PEERS:
-            raise click.BadParameter(f"there is no peer {name!r}; choose from {','.join(PEERS)}")
-    return names
 
 
 def _crossing_option(workload: str) -> Callable[[Command], Command]:
@@ -63,7 +56,7 @@ def _command(workload: str) -> click.Command:
     @click.command(
         workload, help=f"Measures {workload}." if workload != "all" else "All whose calls stay in one partition."
     )
-    @click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
+    @peers_option(PEERS)
     @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
     @click.option("--in-flight", type=click.IntRange(1, 65536), help="Default: 1,024 a partition, the client's window.")
     @click.option(

@@ -25,6 +25,7 @@ from msgspec import Struct
 from bench import machine, pool, residency
 from bench.clients import Clients, Way, rate
 from bench.measure import pairwise_ratio, percentile
+from bench.options import peers_option
 from bench.page_cache import forgetting
 from bench.pool import Pool
 from bench.residency import Residency
@@ -105,17 +106,9 @@ class Server(Protocol):
     def pool(self) -> Pool: ...
 
 
-def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in PEERS:
-            raise click.BadParameter(f"there is no peer {name!r}; choose from {','.join(PEERS)}")
-    return names
-
-
 @click.command("larger-than-memory")
 @table_options(memory="128M", ratio=8.0)
-@click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
+@peers_option(PEERS)
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of one run.")
 @click.option("--cold-seconds", default=5.0, show_default=True, type=click.FloatRange(0.1, 600), help="Of cold reads.")
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(1, 1000), help="Repetitions, in turn.")

@@ -33,6 +33,7 @@ from msgspec import Struct
 import procedures
 from bench import machine
 from bench.measure import pairwise_ratio, percentile
+from bench.options import peers_option
 from bench.table import data_directory, errors_for_the_command_line, say
 from bench.workload import BenchError, NotInstalled
 from voltpy.schema import Schema, TypeName, Value
@@ -128,20 +129,12 @@ class Run(Struct, frozen=True):
     cpu_ms: dict[str, float]
 
 
-def _peers(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in PEERS:
-            raise click.BadParameter(f"there is no peer {name!r}; choose from {','.join(PEERS)}")
-    return names
-
-
 @click.command("sql")
 @click.option("--rows", default=1_000_000, show_default=True, type=click.IntRange(100), help="People.")
 @click.option("--tables", default="both", show_default=True, type=click.Choice(["people", "flights", "both"]))
 @click.option("--flights", default=0, type=click.IntRange(0), help="Of the flights, only so many; 0: all.")
 @click.option("--partitions", default=2, show_default=True, type=click.IntRange(1, 64))
-@click.option("--peers", default=",".join(PEERS), show_default=True, callback=_peers)
+@peers_option(PEERS)
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.01, 600), help="Of one run.")
 @click.option("--repeat", default=5, show_default=True, type=click.IntRange(1, 1000), help="Repetitions, in turn.")
 @click.option(
