@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -31,11 +30,13 @@ import click
 from msgspec import Struct
 
 import procedures
-from bench import machine
+from bench import machine, measure
 from bench.measure import pairwise_ratio, percentile
 from bench.options import peers_option
+from bench.peers.statements import Peer, Postgres, Sqlite, Voltpy
 from bench.table import data_directory, errors_for_the_command_line, say
 from bench.workload import BenchError, NotInstalled
+from voltpy.client import Client
 from voltpy.schema import Schema, TypeName, Value
 from voltpy.sql.ddl import parse_schema
 
@@ -167,10 +168,11 @@ def main(
             with ExitStack() as stack:
                 loaded = dict(_loaded(peers, parent / name, partitions, schema, data, notes, stack))
                 runs += _measured(lines, loaded, rows, seconds, repeat)
-                if BASELINE in loaded:
-                    extra += _in_the_engine(lines, loaded[BASELINE], rows)
+                ours = loaded.get(BASELINE)
+                if isinstance(ours, Voltpy):
+                    extra += _in_the_engine(lines, ours, rows)
                     if name == "people":
-                        extra += _by_key(loaded[BASELINE].client, rows, calls, repeat)
+                        extra += _by_key(ours.client, rows, calls, repeat)
     click.echo(_table(runs))
     click.echo("\n".join([*extra, "", *(f"- {note}" for note in dict.fromkeys(notes))]))
 
@@ -179,23 +181,21 @@ def main(
 
 
 def _people(rows: int) -> tuple[Schema, dict[str, Iterable[Sequence[Any]]]]:
-    return parse_schema(PEOPLE), {"people": _Repeatable(lambda: _person_rows(rows))}
+    return parse_schema(PEOPLE), {"people": _People(rows)}
 
 
-def _person_rows(rows: int) -> Iterator[Sequence[Any]]:
-    rng = random.Random(1)
-    scores = rng.sample(range(rows * 10), rows)
-    for key, score in enumerate(scores):
-        city, plan, team = rng.randrange(VALUES), rng.randrange(VALUES), rng.randrange(VALUES)
-        yield key, f"city {city}", f"plan {plan}", team, score, score / 4
+class _People:
+    """Rows, made anew for each peer."""
 
-
-class _Repeatable:
-    def __init__(self, make: Callable[[], Iterator[Sequence[Any]]]) -> None:
-        self._make = make
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
-        return self._make()
+        rng = random.Random(1)
+        scores = rng.sample(range(self._count * 10), self._count)
+        for key, score in enumerate(scores):
+            city, plan, team = rng.randrange(VALUES), rng.randrange(VALUES), rng.randrange(VALUES)
+            yield key, f"city {city}", f"plan {plan}", team, score, score / 4
 
 
 def _flights(limit: int) -> tuple[Schema, dict[str, Iterable[Sequence[Any]]]]:
@@ -241,7 +241,7 @@ def _texts(folder: Path, table: str) -> Iterator[dict[str, str]]:
 def _loaded(
     names: Sequence[str], directory: Path, partitions: int, schema: Schema,
     rows: Mapping[str, Iterable[Sequence[Any]]], notes: list[str], stack: ExitStack,
-) -> Iterator[tuple[str, Any]]:  # fmt: skip
+) -> Iterator[tuple[str, Peer]]:  # fmt: skip
     directory.mkdir()
     for name in names:
         own = directory / name
@@ -260,18 +260,17 @@ def _loaded(
         yield name, peer
 
 
-def _make(name: str, directory: Path, partitions: int, schema: Schema) -> Any:
-    peers = import_module("bench.peers.statements")
+def _make(name: str, directory: Path, partitions: int, schema: Schema) -> Peer:
     if name == BASELINE:
         has_people = any(table.name == "people" for table in schema.tables)
-        return peers.Voltpy(directory, partitions=partitions, procedures=PROCEDURES if has_people else NO_PROCEDURES)
-    return peers.Postgres(directory) if name == "postgres" else peers.Sqlite(directory)
+        return Voltpy(directory, partitions=partitions, procedures=PROCEDURES if has_people else NO_PROCEDURES)
+    return Postgres(directory) if name == "postgres" else Sqlite(directory)
 
 
 # -- Measuring
 
 
-def _measured(lines: Sequence[Line], peers: Mapping[str, Any], rows: int, seconds: float, repeat: int) -> list[Run]:
+def _measured(lines: Sequence[Line], peers: Mapping[str, Peer], rows: int, seconds: float, repeat: int) -> list[Run]:
     runs = []
     for line in lines:
         rng = random.Random(3)
@@ -323,7 +322,7 @@ def _run(
     return Run(line, peer, percentile(latencies, 50) * 1000, percentile(latencies, 99) * 1000, cpu_ms)
 
 
-def _in_the_engine(lines: Sequence[Line], peer: Any, rows: int) -> list[str]:
+def _in_the_engine(lines: Sequence[Line], peer: Peer, rows: int) -> list[str]:
     """The slowest partition and the merge, as EXPLAIN ANALYZE times them."""
     said = []
     for line in lines:
@@ -343,25 +342,24 @@ def _ms(text: str) -> float:
     return 0.0 if found is None else float(found[1].replace(",", ""))
 
 
-def _by_key(client: Any, rows: int, calls: int, repeat: int) -> list[str]:
+def _by_key(client: Client, rows: int, calls: int, repeat: int) -> list[str]:
     """CPU of a statement, and of a procedure that does the same: pipelined, in the partitions; and one at a time."""
     rng = random.Random(4)
     keys = [rng.randrange(rows) for _ in range(calls)]
     client.execute(POINT, (keys[0],))
     pids = [status["pid"] for status in client.status()["partitions"]]
-    measure = import_module("bench.measure")
 
     def partitions_us(name: str, arguments: list[tuple[Any, ...]]) -> float:
         before = measure.cpu_s(pids)
         client.call_many(name, arguments)
-        return float(measure.cpu_s(pids) - before) / len(arguments) * 1e6
+        return (measure.cpu_s(pids) - before) / len(arguments) * 1e6
 
     def client_us(ask: Callable[[int], Any]) -> float:
         some = keys[: max(100, calls // 20)]
         before = process_time() + measure.cpu_s(pids)
         for key in some:
             ask(key)
-        return float(process_time() + measure.cpu_s(pids) - before) / len(some) * 1e6
+        return (process_time() + measure.cpu_s(pids) - before) / len(some) * 1e6
 
     statement: list[float] = []
     stored: list[float] = []
