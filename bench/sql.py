@@ -67,14 +67,6 @@ def person(tx, key: int) -> list:
     row = tx.people.get(key)
     return [] if row is None else [(row.id, row.city, row.score)]
 """
-NO_PROCEDURES = """
-from voltpy import procedure
-
-
-@procedure(partition_by="key", read_only=True)
-def nothing(tx, key: int) -> None:
-    pass
-"""
 POINT = "SELECT id, city, score FROM people WHERE id = ?"
 
 THREE = "city = ? AND plan = ? AND team = ?"
@@ -263,7 +255,7 @@ def _loaded(
 def _make(name: str, directory: Path, partitions: int, schema: Schema) -> Peer:
     if name == BASELINE:
         has_people = any(table.name == "people" for table in schema.tables)
-        return Voltpy(directory, partitions=partitions, procedures=PROCEDURES if has_people else NO_PROCEDURES)
+        return Voltpy(directory, partitions=partitions, procedures=PROCEDURES if has_people else "")
     return Postgres(directory) if name == "postgres" else Sqlite(directory)
 
 

@@ -44,7 +44,9 @@ class Peer(Protocol):
 
 
 class Voltpy:
-    def __init__(self, directory: Path, *, partitions: int, procedures: str = "") -> None:
+    """`procedures`: the text of a procedure file; empty: there are none."""
+
+    def __init__(self, directory: Path, *, partitions: int, procedures: str) -> None:
         self._directory = directory
         self._partitions = partitions
         self._procedures = procedures
@@ -65,11 +67,12 @@ class Voltpy:
 
     def load(self, schema: Schema, rows: Mapping[str, Iterable[Row]]) -> None:
         (self._directory / "schema.sql").write_text(describe(schema))
-        (self._directory / "procedures.py").write_text(self._procedures)
         command: list[str | Path] = [sys.executable, "-c", START, "start", "--port", str(self._port)]
-        command += ["--schema", self._directory / "schema.sql", "--procedures", self._directory / "procedures.py"]
-        command += ["--data", self._directory / "data", "--partitions", str(self._partitions)]
-        command += ["--procedure-timeout", str(TIMEOUT_S)]
+        command += ["--schema", self._directory / "schema.sql", "--data", self._directory / "data"]
+        command += ["--partitions", str(self._partitions), "--procedure-timeout", str(TIMEOUT_S)]
+        if self._procedures:
+            (self._directory / "procedures.py").write_text(self._procedures)
+            command += ["--procedures", self._directory / "procedures.py"]
         self._server = Server(command, self._directory)
         self._server.wait_until(lambda: re.search(r"voltpy://\S+", self._server.output()) is not None)
         self.client = voltpy.connect(f"voltpy://127.0.0.1:{self._port}", timeout=TIMEOUT_S)
