@@ -324,7 +324,7 @@ class Client:
         return self._admin("begin_snapshot", {"directory": directory, "pid": pid, "lease_s": lease_s})
 
     def renew_snapshot(self, snapshot: int) -> dict[str, Any]:
-        """Tells that somebody still copies, and how the snapshot is: its states are in `voltpy.supervision`."""
+        """Tells that somebody still copies, and how the snapshot is: its states are in `voltpy.snapshot_holding`."""
         return self._admin("renew_snapshot", {"snapshot": snapshot})
 
     def end_snapshot(self, snapshot: int, reason: str = "") -> dict[str, Any]:

@@ -37,7 +37,9 @@ import msgspec
 import zmq
 
 from voltpy import heartbeat, wire
+from voltpy.actions import Done, Kill, Persist, Ready, Report, Start, Tell, Terminate
 from voltpy.address import DEFAULT_PORT
+from voltpy.child import ROUTER, ProcessFigures
 from voltpy.crash_point import PROCESS, crash_point
 from voltpy.data_directory import StoredProcedures
 from voltpy.ending import last_words_of
@@ -47,19 +49,7 @@ from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema, from_json, repartitioned
 from voltpy.stream import stream_path
-from voltpy.supervision import (
-    ROUTER,
-    Done,
-    Kill,
-    Persist,
-    ProcessFigures,
-    Ready,
-    Report,
-    Start,
-    Supervision,
-    Tell,
-    Terminate,
-)
+from voltpy.supervision import Supervision
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
 
 TICK_MS = 100
@@ -322,7 +312,7 @@ class Cluster:
         procedures = directory.procedures
         self._core.change_schema(
             message.number, schema, kind, procedures.source, procedures.path, now_s,
-            holds_first=bool(repartitioned(directory.schema, schema)),
+            cuts_first=bool(repartitioned(directory.schema, schema)),
         )  # fmt: skip
 
     def _answer(self, message: Admin, body: dict[str, Any], error: str = "") -> None:

@@ -1,7 +1,7 @@
 """Takes a snapshot of a running cluster: `voltpy snapshot DIR`. On the cluster's machine.
 
     1  claim DIR                                     nothing else may be in it                voltpy.snapshot
-    2  every partition makes a checkpoint and holds  asked for and renewed by admin           voltpy.supervision
+    2  every partition makes a checkpoint and holds  asked for and renewed by admin           voltpy.snapshot_holding
        it, as long as we say that we are there; all  commands, at the router
        begin while nothing crosses partitions
     3  a process of its own copies them              started by name                          partitions.copier

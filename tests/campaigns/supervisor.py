@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from voltpy import events, supervision
+from voltpy import child, events
 from voltpy.cluster import COORDINATOR_COMMAND, PARTITION_COMMAND, Cluster, Options
 from voltpy.data_directory import DataDirectory
 from voltpy.errors import Error
@@ -31,7 +31,7 @@ def main() -> int:
     die_with_parent()
     events.configure()
     # A child that is killed on purpose again and again is not to be waited for longer and longer.
-    supervision.BACKOFF_MOST_S = 0.0
+    child.BACKOFF_MOST_S = 0.0
     partition_command = (
         *PARTITION_COMMAND,
         *("--segment-bytes", str(arguments.segment_bytes)),

@@ -33,6 +33,8 @@ from tests.simulation.network import Dealer, Network, Peer
 from tests.simulation.network import Door as SimulatedDoor
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Killed, Process, World
+from voltpy.actions import Done, Kill, Start, Tell, Terminate
+from voltpy.child import ROUTER
 from voltpy.door import CLIENT, Door
 from voltpy.errors import Corruption, SqlError
 from voltpy.messages import (
@@ -47,7 +49,7 @@ from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
 from voltpy.schema import Schema
-from voltpy.supervision import ROUTER, Done, Kill, Start, Supervision, Tell, Terminate
+from voltpy.supervision import Supervision
 from voltpy.transaction import unique_ids
 from voltpy.wire import decode, encode
 

@@ -26,10 +26,10 @@ from tests.simulation.processes import Options, Supervisor, run_coordinator, run
 from tests.simulation.stage import Stage
 from tests.simulation.workload import Call, Client, Ledger
 from tests.simulation.world import Killed, Process, World, choose
+from voltpy.child import ROUTER
 from voltpy.procedure import Registry, load
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
-from voltpy.supervision import ROUTER
 
 HERE = Path(__file__).parent
 READY_S = 20.0

@@ -25,9 +25,9 @@ import coordinator.server
 import partitions.flusher
 import partitions.page_reader
 import partitions.server
+import voltpy.child
 import voltpy.crash_point
 import voltpy.links
-import voltpy.supervision
 from partitions.store import Store
 from tests.simulation.network import Dealer, Line, Network
 from tests.simulation.world import Process, World
@@ -153,8 +153,8 @@ def setting() -> Iterator[Stage]:
                 put(module, "crash_point", stage.crash_point)
             if hasattr(module, "resident_bytes"):
                 put(module, "resident_bytes", lambda: 64 << 20)
-        put(voltpy.supervision, "BACKOFF_FIRST_S", 0.01)
-        put(voltpy.supervision, "BACKOFF_MOST_S", 0.1)
+        put(voltpy.child, "BACKOFF_FIRST_S", 0.01)
+        put(voltpy.child, "BACKOFF_MOST_S", 0.1)
         put(os, "urandom", stage.urandom)
         put(voltpy.links, "Link", link)
         put(voltpy.links, "StreamLink", link)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from voltpy.actions import Action, Done, Kill, Persist, Ready, Report, Start, Tell, Terminate
+from voltpy.child import ROUTER, ProcessFigures
+from voltpy.cut import CUT_LEASE_S, CUT_LIMIT_S
 from voltpy.heartbeat import Beat
+from voltpy.loads import LOAD_LIMIT_S
 from voltpy.messages import (
     AdminReply,
     BatchesHeld,
@@ -33,26 +37,12 @@ from voltpy.messages import (
 from voltpy.schema import Column, Schema, Table, to_json
 from voltpy.supervision import (
     COORDINATOR_STOP_S,
-    CUT_LEASE_S,
-    CUT_LIMIT_S,
     FAILURES_AT_START,
-    LOAD_LIMIT_S,
-    ROUTER,
     ROUTER_STOP_S,
     STABLE_S,
     STATUS_INTERVAL_S,
     STOP_S,
-    Action,
-    Done,
-    Kill,
-    Persist,
-    ProcessFigures,
-    Ready,
-    Report,
-    Start,
     Supervision,
-    Tell,
-    Terminate,
 )
 
 M = TypeVar("M")
@@ -849,10 +839,10 @@ NEW_SCHEMA = Schema((TABLE,), ())
 ENCODED = to_json(Schema((TABLE,), (), catalog_version=5))
 
 
-def changing(*, holds_first: bool = False) -> World:
+def changing(*, cuts_first: bool = False) -> World:
     world = World()
     world.serve()
-    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, holds_first=holds_first)
+    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, cuts_first=cuts_first)
     return world
 
 
@@ -903,7 +893,7 @@ def test_schema_is_prepared_then_batches_held_then_stored_then_switched_then_ann
 
 
 def test_batches_are_held_before_the_check_where_rows_must_not_change_after_it() -> None:
-    world = changing(holds_first=True)
+    world = changing(cuts_first=True)
     actions = world.take()
     assert not world.told(actions, 0, PrepareLoad)
     actions = held(world, actions)
@@ -971,5 +961,5 @@ def test_snapshots_and_changes_of_the_schema_keep_apart() -> None:
     world.serve()
     world.core.begin_snapshot(10, {"directory": "/s", "pid": 1, "lease_s": 5.0}, world.now_s)
     world.take()
-    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, holds_first=False)
+    world.core.change_schema(9, NEW_SCHEMA, "create table", "source", "p.py", world.now_s, cuts_first=False)
     assert "a snapshot into /s is under way" in refused(world, world.take())[1]
