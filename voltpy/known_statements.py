@@ -14,7 +14,7 @@ from voltpy.errors import BadArguments, ProtocolError, SqlError
 from voltpy.result import Result
 from voltpy.sql.plan import Routing
 
-CHANGES = re.compile(
+_CHANGES = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
 )  # what a statement begins with that changes the schema
 
@@ -146,7 +146,7 @@ class KnownStatements:
 
 def changes_schema(text: Any, parameters: Sequence[Any]) -> bool:
     """Whether the statement changes the schema, so that no partition is asked for it. Raises SqlError."""
-    if not isinstance(text, str) or CHANGES.match(text) is None:
+    if not isinstance(text, str) or _CHANGES.match(text) is None:
         return False
     if parameters:
         raise SqlError("a statement that changes the schema has no parameters")

@@ -6,16 +6,15 @@ import asyncio
 import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import voltpy
-from tests.campaigns.cluster import COORDINATOR, LIMIT_S, SUPERVISOR, Cluster, happened
-from tests.end_to_end.test_start_stop import Running
+from tests.campaigns.cluster import COORDINATOR, SUPERVISOR, Cluster, happened
+from tests.end_to_end.test_start_stop import Running, eventually
 from voltpy import dbapi
 from voltpy.client import Client, connect
 from voltpy.errors import DuplicateKey, Error, Indeterminate, SchemaError, SqlError, Unavailable
@@ -67,14 +66,6 @@ def db(cluster: Cluster) -> Iterator[Client]:
         yield db
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline_s
-        pause.wait(0.005)
-
-
 class Traffic:
     """Threads that write rows of `t`, in one partition and across them. What fails is in `failures`."""
 
@@ -124,10 +115,10 @@ def test_index_is_built_while_calls_run_and_is_used_from_then_on(cluster: Cluste
     sql = "SELECT id FROM t WHERE a = 7 ORDER BY id"
     assert "t_a" not in explained(db, sql)
     with Traffic(cluster.url) as traffic:
-        until(lambda: traffic.calls > 3)
+        eventually(lambda: traffic.calls > 3)
         assert db.execute("CREATE INDEX t_a ON t (a)").kind == "create index"
         begun = traffic.calls
-        until(lambda: traffic.calls > begun + 3)
+        eventually(lambda: traffic.calls > begun + 3)
     assert traffic.failures == []
     assert "t_a" in explained(db, sql)
     rows = db.execute("SELECT id, a FROM t").rows
@@ -183,11 +174,11 @@ def test_table_that_a_procedure_names_is_not_dropped(db: Client) -> None:
 def test_added_column_has_its_default_in_old_rows_and_calls_go_on(cluster: Cluster, db: Client) -> None:
     db.execute("INSERT INTO copied VALUES (1, 'old')")
     with Traffic(cluster.url) as traffic:
-        until(lambda: traffic.calls > 3)
+        eventually(lambda: traffic.calls > 3)
         db.execute("ALTER TABLE t ADD COLUMN note STRING DEFAULT 'none', ADD COLUMN n INT")
         db.execute("ALTER TABLE copied ADD w INT NOT NULL DEFAULT 5")
         begun = traffic.calls
-        until(lambda: traffic.calls > begun + 3)
+        eventually(lambda: traffic.calls > begun + 3)
     assert traffic.failures == []
     assert db.execute("SELECT note, n, COUNT(*) FROM t GROUP BY note, n").rows == [("none", None, ROWS)]
     db.execute("UPDATE t SET note = 'new', n = 1 WHERE id = 5")
@@ -318,7 +309,7 @@ def test_crash_in_the_middle_leaves_the_old_schema_or_the_new_one_everywhere(
         cluster.start()
     else:
         cluster.kill(process)
-        until(lambda: not cluster.is_armed(process))
+        eventually(lambda: not cluster.is_armed(process))
         serving(cluster)
     with connect(cluster.url, timeout=30, retry_s=30) as db:
         try:
@@ -363,4 +354,4 @@ def serving(cluster: Cluster) -> None:
             return False
         return all(each["state"] == "serving" for each in (*status["partitions"], status["coordinator"]))
 
-    until(all_serve)
+    eventually(all_serve)
