@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from voltpy.child import ROUTER, Child
 from voltpy.messages import AdminReply, Message, Runaway
+from voltpy.schema import Schema
 
 
 class Start(NamedTuple):
@@ -38,7 +39,7 @@ class Persist(NamedTuple):
     catalog_version: int
     path: str
     source: str
-    schema: bytes = b""
+    schema: Schema | None = None
 
 
 class Ready(NamedTuple):

@@ -47,7 +47,7 @@ from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
-from voltpy.schema import Schema, from_json, repartitioned
+from voltpy.schema import Schema, repartitioned
 from voltpy.stream import stream_path
 from voltpy.supervision import Supervision
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
@@ -473,8 +473,8 @@ class Cluster:
     def _persist(self, persist: Persist) -> None:
         crash_point("supervisor.persist.before")
         try:
-            if persist.schema:
-                self._directory.write_schema(from_json(persist.schema))
+            if persist.schema is not None:
+                self._directory.write_schema(persist.schema)
             else:
                 self._directory.write_procedures(persist.catalog_version, persist.path, persist.source)
         except (OSError, Error) as error:

@@ -43,7 +43,7 @@ LOAD_LIMIT_S = 30.0
 class Load(Struct, eq=False):
     """A load of procedures between its first message and its decision; a change of the schema until all have switched.
 
-    `schema`: the new one, as messages have it; empty: procedures alone are loaded. `kind`: of the statement. `cut`: for
+    `schema`: the new one; None: procedures alone are loaded. `kind`: of the statement. `cut`: for
     a new schema, unless there is nothing that crosses partitions. `unswitched`: who has still to switch, once it is
     decided.
     """
@@ -53,7 +53,7 @@ class Load(Struct, eq=False):
     path: str
     source: str
     deadline_s: float
-    schema: bytes = b""
+    schema: Schema | None = None
     kind: str = ""
     cut: Cut | None = None
     is_cut: bool = False
@@ -66,7 +66,7 @@ class Load(Struct, eq=False):
 
     @property
     def what(self) -> str:
-        return "schema" if self.schema else "procedures"
+        return "procedures" if self.schema is None else "schema"
 
 
 class Loads:
@@ -103,7 +103,7 @@ class Loads:
 
     @property
     def is_changing_schema(self) -> bool:
-        return self._load is not None and bool(self._load.schema)
+        return self._load is not None and self._load.schema is not None
 
     def load_procedures(self, admin_number: int, source: str, path: str, refusal: str, now_s: float) -> None:
         if refusal:
@@ -118,8 +118,8 @@ class Loads:
         if refusal:
             return self._actions.refuse(admin_number, "Unavailable", refusal)
         version = self._next_version()
-        encoded = to_json(replace(schema, catalog_version=version))
-        load = self._load = Load(admin_number, version, path, source, now_s + LOAD_LIMIT_S, encoded, kind)
+        schema = replace(schema, catalog_version=version)
+        load = self._load = Load(admin_number, version, path, source, now_s + LOAD_LIMIT_S, schema, kind)
         if len(self._workers) > 2:
             load.cut = Cut(self._new_number(), self._coordinator, self._actions)
         self._actions.report("schema_change_begun", kind=kind, catalog_version=version)
@@ -137,7 +137,7 @@ class Loads:
             return self._give_up(load, "Unavailable", why)
         if now_s >= load.deadline_s:
             late = [child for child in self._workers if child.number not in load.prepared]
-            if load.schema:  # an index may take its time, as long as the process can say so
+            if load.schema is not None:  # an index may take its time, as long as the process can say so
                 late = [child for child in late if now_s - child.heard_at_s > LOAD_LIMIT_S]
                 if not late:
                     return
@@ -194,7 +194,7 @@ class Loads:
             child.switch_asked = child.asked
             child.procedures = _names(load.prepared[child.number])
             self._actions.tell(child, SwitchLoad(load.catalog_version))
-        if load.schema:
+        if load.schema is not None:
             load.unswitched = {child.number for child in self._workers}
         else:
             self._end(load)
@@ -228,8 +228,9 @@ class Loads:
         return self._versions_used
 
     def _ask_to_prepare(self, load: Load) -> None:
+        encoded = b"" if load.schema is None else to_json(load.schema)
         for child in self._workers:
-            self._actions.tell(child, PrepareLoad(load.catalog_version, load.source, load.path, load.schema))
+            self._actions.tell(child, PrepareLoad(load.catalog_version, load.source, load.path, encoded))
 
     def _persist(self, load: Load) -> None:
         self._actions.add(Persist(load.catalog_version, load.path, load.source, load.schema))
@@ -243,7 +244,7 @@ class Loads:
         # Before the answer: its reader's next call shall already be routed by the new procedures.
         self._publish()
         version, names = load.catalog_version, _names(self.procedures)
-        if load.schema:
+        if load.schema is not None:
             self._actions.report("schema_changed", kind=load.kind, catalog_version=version)
             self._actions.answer(load.admin_number, {"catalog_version": version, "kind": load.kind})
         else:

@@ -836,7 +836,8 @@ def test_a_snapshot_is_refused_while_a_partition_is_down_and_for_wrong_arguments
 
 TABLE = Table("t", (Column("id", "INT", nullable=False),), ("id",), hidden_key=False, partition_column="id")
 NEW_SCHEMA = Schema((TABLE,), ())
-ENCODED = to_json(Schema((TABLE,), (), catalog_version=5))
+FIFTH = Schema((TABLE,), (), catalog_version=5)
+ENCODED = to_json(FIFTH)
 
 
 def changing(*, cuts_first: bool = False) -> World:
@@ -860,7 +861,7 @@ def held(world: World, actions: list[Action]) -> list[Action]:
 
 def decided(world: World) -> list[Action]:
     """Up to the decision, which is carried out."""
-    assert of(held(world, all_prepared(world)), Persist) == [Persist(5, "p.py", "source", ENCODED)]
+    assert of(held(world, all_prepared(world)), Persist) == [Persist(5, "p.py", "source", FIFTH)]
     world.core.persisted("")
     return world.take()
 
@@ -898,7 +899,7 @@ def test_batches_are_held_before_the_check_where_rows_must_not_change_after_it()
     assert not world.told(actions, 0, PrepareLoad)
     actions = held(world, actions)
     assert [world.told(actions, n, PrepareLoad) for n in WORKERS] == [[PrepareLoad(5, "source", "p.py", ENCODED)]] * 3
-    assert of(all_prepared(world), Persist) == [Persist(5, "p.py", "source", ENCODED)]
+    assert of(all_prepared(world), Persist) == [Persist(5, "p.py", "source", FIFTH)]
 
 
 def test_schema_that_one_partition_refuses_is_forgotten_by_all_and_says_what_is_wrong() -> None:
