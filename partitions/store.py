@@ -403,7 +403,7 @@ class Store:
                 table, images = self.tables[change.table], change.images
                 keys, gone = table.keys_of_images(images), table.keys_of(change.deleted)
                 if table.lookups is not None:
-                    table.lookups.check_changes(keys, images, gone, {*keys, *gone})
+                    table.lookups.unique.check_changes(keys, images, gone, {*keys, *gone})
                 if isinstance(table, ViewedTable):
                     try:
                         table.check_changes(keys, images, gone)
