@@ -167,6 +167,8 @@ def _committed_by_one_alone(scene: Scene) -> None:
 
 
 def _told_and_gone(scene: Scene) -> None:
+    if scene.rng.random() < 0.5:  # one partition knows, another one asks
+        scene.run.network.cut(scene.coordinator.name, scene.partitions()[0].name, 0.02)
     scene.soon(0.0, 2e-3, lambda: scene.kill(scene.coordinator, power=True))
 
 
@@ -196,7 +198,7 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "lent for too long": ("lending.lent", _lent_for_too_long),
     "lent to the dead": ("lending.lent", _lent_to_the_dead),
     "committed by one alone": ("lending.commit.applied", _committed_by_one_alone),
-    "told and gone": ("coordinator.decide.sent", _told_and_gone),
+    "told and gone": ("coordinator.decide.before_send", _told_and_gone),
     "a part has run": ("coordinator.run_directed.before_send", _a_part_has_run),
     "between two rounds": ("lending.read", _between_two_rounds),
     "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
