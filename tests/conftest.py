@@ -15,7 +15,16 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
 
+# What starts clusters, or times what it does: one after the other, in one of the processes that share the tests.
+WHOLE_CLUSTERS = ("end_to_end/", "bench/", "voltpy/test_cluster.py", "voltpy/test_cli.py", "voltpy/test_client.py")
 FILES = ("pages", "LOCK", "wal-", "decisions-", "root-", "run-")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of one file stay together, and those that start clusters too (pytest-xdist's `--dist loadgroup`)."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        item.add_marker(pytest.mark.xdist_group("clusters" if name.startswith(WHOLE_CLUSTERS) else name))
 
 
 def files_of_databases() -> dict[int, str]:

@@ -258,7 +258,7 @@ def test_a_snapshot_amid_transfers_between_partitions_holds_all_the_money(
 def test_a_second_snapshot_is_refused_while_one_is_made_and_ctrl_c_leaves_nothing(
     cluster: Running, tmp_path: Path
 ) -> None:
-    first = Snapshot(cluster.url, tmp_path / "first", "--rate", "1K")
+    first = Snapshot(cluster.url, tmp_path / "first", "--rate", "100")
     first.copies()
     refused = cluster.run("snapshot", str(tmp_path / "second"), status=1)
     assert f"a snapshot into {tmp_path / 'first'} is under way (process {first.process.pid})" in refused.stderr
@@ -276,7 +276,7 @@ def test_a_second_snapshot_is_refused_while_one_is_made_and_ctrl_c_leaves_nothin
 def test_a_snapshot_that_is_killed_lets_go_when_its_lease_is_over_and_passes_for_no_snapshot(
     cluster: Running, tmp_path: Path
 ) -> None:
-    killed = Snapshot(cluster.url, tmp_path / "killed", "--rate", "1K", "--lease", "1")
+    killed = Snapshot(cluster.url, tmp_path / "killed", "--rate", "100", "--lease", "1")
     killed.copies()
     eventually(lambda: held(cluster) == [True, True])
     killed.process.kill()
