@@ -88,6 +88,7 @@ class DataDirectory:
         self.schema_sql = ""
         self.procedures = StoredProcedures(0, "", "")
         self._given: tuple[Schema, str] | None = None  # the schema that this start brings
+        self._replaced: StoredProcedures | None = None  # those before the ones that this start brings
 
     @classmethod
     def open(
@@ -187,6 +188,7 @@ class DataDirectory:
 
     def keep_schema(self) -> None:
         """The rows allow what this start's schema adds. From now on its text is the one that was given last."""
+        self._replaced = None
         if self._given is not None and self._given[1] != self.schema_sql:
             self.schema_sql = self._given[1]
             _replace(self.path / SCHEMA_SQL, self.schema_sql.encode())
@@ -195,7 +197,8 @@ class DataDirectory:
         """The rows don't allow it: the views and unique indexes that it adds are dropped. Their names.
 
         A dropped view leaves its number behind: partitions may have written rows of it already. Tables and columns
-        stay, which no rows can be against.
+        stay, which no rows can be against. The procedures that came with the schema may need what is dropped, and so
+        make way for those before them.
         """
         views, indexes = self._untried()
         tables = tuple(tombstone(table) if table.name in views else table for table in self.schema.tables)
@@ -203,6 +206,8 @@ class DataDirectory:
         schema = replace(self.schema, tables=tables, indexes=kept)
         _replace(self.path / SCHEMA, to_json(schema))
         self.schema = schema
+        if self._replaced is not None:
+            self.write_procedures(self.catalog_version + 1, self._replaced.path, self._replaced.source)
         return sorted(views | indexes)
 
     def _untried(self) -> tuple[set[str], set[str]]:
@@ -285,6 +290,7 @@ class DataDirectory:
             if not any(self._untried()):
                 self.keep_schema()
         if procedures is not None and procedures != (self.procedures.path, self.procedures.source):
+            self._replaced = self.procedures
             self.write_procedures(self.catalog_version + 1, *procedures)
 
 

@@ -16,7 +16,14 @@ from msgspec.structs import replace
 
 from tests.overwrite import overwrite
 from voltpy import data_directory
-from voltpy.data_directory import DataDirectory, coordinator_directory, read_procedures, read_schema, read_source
+from voltpy.data_directory import (
+    DataDirectory,
+    StoredProcedures,
+    coordinator_directory,
+    read_procedures,
+    read_schema,
+    read_source,
+)
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.schema import Schema, describe
 from voltpy.sql.ddl import parse_change
@@ -215,6 +222,23 @@ def test_missing_schema_text_is_written_out_of_the_schema(tmp_path: Path) -> Non
     (tmp_path / "d" / "schema.sql").unlink()
     with DataDirectory.open(tmp_path / "d") as directory:
         assert directory.schema_sql == describe(directory.schema)
+
+
+def test_procedures_make_way_with_the_schema_that_they_came_with(tmp_path: Path) -> None:
+    path = made(tmp_path / "d")
+    (tmp_path / "new.py").write_text("# new ones\n")
+    more = BANK + "CREATE UNIQUE INDEX one ON accounts (id, balance);"
+    with DataDirectory.open(path) as directory:
+        before = directory.procedures
+    with DataDirectory.open(path, None, more, tmp_path / "new.py") as directory:
+        assert directory.procedures.source == "# new ones\n"
+        assert directory.withdraw_schema() == ["one"]
+        assert (directory.procedures.path, directory.procedures.source) == (before.path, before.source)
+    assert read_procedures(path) == StoredProcedures(before.catalog_version + 2, before.path, before.source)
+    with DataDirectory.open(path, None, more, tmp_path / "new.py") as directory:
+        directory.keep_schema()
+        directory.withdraw_schema()  # of what has worked nothing goes
+        assert read_procedures(path).source == "# new ones\n"
 
 
 def test_views_and_unique_indexes_that_have_not_worked_can_be_withdrawn(tmp_path: Path) -> None:
