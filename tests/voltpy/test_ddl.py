@@ -27,7 +27,7 @@ from voltpy.schema import (
     can_be_unique,
     name_problem,
 )
-from voltpy.sql.ddl import MAX_TEXT_BYTES, describe, parse_change, parse_schema
+from voltpy.sql.ddl import MAX_CHANGE_TEXT_BYTES, MAX_TEXT_BYTES, describe, parse_change, parse_schema
 
 BANK = """\
 -- Accounts and branches.
@@ -378,6 +378,8 @@ def test_column_limit() -> None:
 def test_text_that_is_too_large_or_no_unicode_is_refused() -> None:
     with pytest.raises(SchemaError, match=r"line 1, column 1: found a schema of 1,048,577 bytes"):
         parse_schema(" " * (MAX_TEXT_BYTES + 1))
+    with pytest.raises(SchemaError, match=r"line 1, column 1: found a change of the schema of 131,073 bytes"):
+        parse_change(" " * (MAX_CHANGE_TEXT_BYTES + 1), BEFORE)
     with pytest.raises(SchemaError, match="line 2, column 4: found half a surrogate pair"):
         parse_schema("\n-- \ud800")
 
@@ -632,10 +634,13 @@ def test_statement_that_changes_no_schema_is_refused_at_its_place(text: str, wor
 
 
 def test_a_schema_that_no_frame_would_hold_is_refused() -> None:
-    large = "CREATE TABLE large (id INT PRIMARY KEY, text STRING DEFAULT '" + "\x01" * 900_000 + "')"
-    schema, _ = parse_change(large, BEFORE)
-    with pytest.raises(SchemaError, match=r"would take 10,[0-9,]+ bytes; the limit for statements is 8,388,608"):
-        parse_change(large.replace("large", "larger"), schema)
+    large = "CREATE TABLE large (id INT PRIMARY KEY, text STRING DEFAULT '{}')"
+    schema = parse_schema(large.format("\x01" * 1_000_000))
+    schema, _ = parse_change(large.format("\x01" * 120_000).replace("large", "less"), schema)
+    schema, _ = parse_change(large.format("\x01" * 120_000).replace("large", "lesser"), schema)
+    schema, _ = parse_change(large.format("\x01" * 120_000).replace("large", "least"), schema)
+    with pytest.raises(SchemaError, match=r"would take 8,[0-9,]+ bytes; the limit for statements is 8,388,608"):
+        parse_change(large.format("\x01" * 120_000).replace("large", "too_large"), schema)
 
 
 def test_defaults_of_added_columns_leave_old_rows_readable() -> None:

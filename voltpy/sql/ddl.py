@@ -73,9 +73,10 @@ from voltpy.schema import (
 )
 from voltpy.sql.tokens import Token, error_at, folded, found_as, tokens_of
 
-__all__ = ["MAX_TEXT_BYTES", "describe", "parse_change", "parse_schema"]
+__all__ = ["MAX_CHANGE_TEXT_BYTES", "MAX_TEXT_BYTES", "describe", "parse_change", "parse_schema"]
 
 MAX_TEXT_BYTES = 1 << 20
+MAX_CHANGE_TEXT_BYTES = 128 << 10  # a quarter of a second, in which the supervisor does nothing else
 
 TYPES: dict[str, TypeName] = {
     "INT": "INT", "INTEGER": "INT", "BIGINT": "INT", "SMALLINT": "INT", "TINYINT": "INT",
@@ -156,7 +157,7 @@ _UNSUPPORTED = {
 def parse_schema(text: str) -> Schema:
     """The schema that the text creates. Raises SchemaError with line, column, and what was found and expected there."""
     text = text.removeprefix("\ufeff")
-    _check_text(text)
+    _check_text(text, "a schema", MAX_TEXT_BYTES)
     return _Reader(text).schema()
 
 
@@ -165,17 +166,17 @@ def parse_change(text: str, schema: Schema) -> tuple[Schema, str]:
 
     The schema that comes back is the same object where they change nothing.
     """
-    _check_text(text)
+    _check_text(text, "a change of the schema", MAX_CHANGE_TEXT_BYTES)
     return _Changer(text, schema).changed()
 
 
-def _check_text(text: str) -> None:
+def _check_text(text: str, what: str, most: int) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise error_at(text, error.start, "half a surrogate pair", "text that UTF-8 can write") from None
-    if size > MAX_TEXT_BYTES:
-        raise error_at(text, 0, f"a schema of {size:,} bytes", f"at most {MAX_TEXT_BYTES:,}")
+    if size > most:
+        raise error_at(text, 0, f"{what} of {size:,} bytes", f"at most {most:,}")
 
 
 # -- The grammar
