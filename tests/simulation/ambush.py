@@ -10,6 +10,8 @@ send has left, what it was about to flush may not be flushed.
     prepared and gone           a Prepare is obeyed   the partition loses its power at once
     a read comes late           a round is sent       one partition gets its part late
     decided and gone            a Decide is obeyed    the partition loses its power, soon
+    borrowed in vain            a batch borrows again one of its partitions dies; every second time when the
+                                                      coordinator tells somebody something meanwhile
     voted and gone              Prepare has left      one partition stands still, another one, which has voted, dies
     a table is lent             a table is lent       the coordinator stands still for a moment
     lent for too long           rows are lent         the coordinator stands still until the lease is over
@@ -17,7 +19,8 @@ send has left, what it was about to flush may not be flushed.
     committed by one alone      a Commit is obeyed    the coordinator dies before it has told anybody
     told and gone               a decision is flushed the coordinator loses its power, soon
     a part has run              joint parts are sent  one partition gets its own late
-    between two rounds          a round reads         the coordinator stands still for a moment
+    a part is of old            joint parts are sent  they come late, and their sessions end before that
+    between two rounds          a second one is sent  it gets to the partitions late
     no room to decide           a Decide is obeyed    the disk is full for a moment
 """
 
@@ -43,25 +46,27 @@ class Ambush:
     def __init__(self, run: Run, kind: str) -> None:
         self.kind = kind
         self._run = run
-        self._point, self._spring = KINDS[kind]
+        point, self._spring = KINDS[kind]
+        self._point, self._next_point = point, TURNS.get(kind, point)
         self._fits = FITTING.get(kind, lambda process: True)
 
-    def lay(self) -> None:
+    def lay(self, within_s: float = 0.1) -> None:
         """At some time from now on the next one who passes by is caught."""
         self._run.ledger.kinds = {**self._run.ledger.kinds, **CALLS.get(self.kind, {})}
-        self._run.world.after(self._run.world.rng.uniform(0.0, 0.1), self._wait)
+        self._run.world.after(self._run.world.rng.uniform(0.0, within_s), self._wait)
 
     def _wait(self) -> None:
-        self._run.world.ambushes[self._point] = self._caught
+        self._run.world.ambushes[self._point].append(self._caught)
 
     def _caught(self, process: Process) -> None:
         world = self._run.world
         if not self._fits(process):
             return
-        del world.ambushes[self._point]
+        world.ambushes[self._point].remove(self._caught)
         if self._run.is_troubled:
             world.fault(self.kind, process.name)
             self._spring(Scene(self._run, process))
+            self._point, self._next_point = self._next_point, self._point
             world.after(world.rng.uniform(AGAIN_S, 3 * AGAIN_S), self.lay)
 
 
@@ -144,6 +149,12 @@ def _decided_and_gone(scene: Scene) -> None:
     scene.soon(2e-4, 0.02, lambda: scene.kill(scene.process, power=True))
 
 
+def _borrowed_in_vain(scene: Scene) -> None:
+    batch = scene.process.server.core.batches.borrowing
+    partition = scene.run.processes[f"p{scene.rng.choice(sorted(batch.participants))}"]
+    scene.soon(0.0, 1e-3, lambda: scene.kill(partition))
+
+
 def _voted_and_gone(scene: Scene) -> None:
     slow, *others = scene.partitions()
     slow.pause(0.5)
@@ -151,7 +162,7 @@ def _voted_and_gone(scene: Scene) -> None:
 
 
 def _a_table_is_lent(scene: Scene) -> None:
-    scene.coordinator.pause(scene.rng.uniform(0.005, 0.1))
+    scene.coordinator.pause(scene.rng.choice((0.02, 0.1)))
 
 
 def _lent_for_too_long(scene: Scene) -> None:
@@ -173,12 +184,21 @@ def _told_and_gone(scene: Scene) -> None:
 
 
 def _a_part_has_run(scene: Scene) -> None:
-    late, time_s = scene.partitions()[0], scene.rng.choice((0.005, 0.02, 0.1))
+    late, time_s = scene.partitions()[0], scene.rng.choice((0.1, 1.2))
     scene.run.network.cut(scene.coordinator.name, late.name, time_s)
 
 
+def _a_part_is_of_old(scene: Scene) -> None:
+    for line in scene.run.network.connections:
+        if line.caller is scene.process and scene.rng.random() < 0.7:
+            line.duplicates = 1.0  # which ends the session with the next report
+            line.stall(scene.rng.uniform(0.06, 0.2))
+
+
 def _between_two_rounds(scene: Scene) -> None:
-    scene.coordinator.pause(scene.rng.uniform(0.005, 0.05))
+    time_s = scene.rng.choice((0.02, 0.05, 0.1))
+    for partition in scene.partitions():
+        scene.run.network.cut(scene.coordinator.name, partition.name, time_s)
 
 
 def _no_room_to_decide(scene: Scene) -> None:
@@ -193,6 +213,7 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "prepared and gone": ("lending.prepare.appended", _prepared_and_gone),
     "a read comes late": ("coordinator.read.before_send", _a_read_comes_late),
     "decided and gone": ("lending.decide.applied", _decided_and_gone),
+    "borrowed in vain": ("coordinator.borrow.sent", _borrowed_in_vain),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
     "a table is lent": ("lending.lent", _a_table_is_lent),
     "lent for too long": ("lending.lent", _lent_for_too_long),
@@ -200,21 +221,50 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "committed by one alone": ("lending.commit.applied", _committed_by_one_alone),
     "told and gone": ("coordinator.decide.before_send", _told_and_gone),
     "a part has run": ("coordinator.run_directed.before_send", _a_part_has_run),
-    "between two rounds": ("lending.read", _between_two_rounds),
+    "a part is of old": ("coordinator.run_directed.before_send", _a_part_is_of_old),
+    "between two rounds": ("coordinator.read.before_send", _between_two_rounds),
     "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
 }
 
+# Those that wait at two points by turns, and the second one: of a batch that is not over nobody is told anything, so a
+# sound build seldom comes by.
+TURNS = {"borrowed in vain": "coordinator.reply.after"}
+
 # What clients call more often, so that it is there to be caught, and to be seen by others.
 CALLS: dict[str, dict[str, float]] = {
-    "a part has run": {"append_copies": 6.0, "transact_one": 12.0},
-    "a table is lent": {"transact": 9.0, "transact_one": 12.0},
+    "a part has run": {"append_copies": 3.0, "transact_one": 60.0},
+    "a part is of old": {"append_copies": 6.0, "transact": 12.0},
+    "a table is lent": {"transact": 12.0, "transact_one": 40.0},
     "a read comes late": {"look": 9.0, "transact_one": 12.0},
-    "between two rounds": {"look": 9.0, "transact_one": 12.0},
+    "borrowed in vain": {"transact": 25.0, "transact_and_give_up": 25.0, "transact_one": 12.0},
+    "between two rounds": {"look_along": 12.0, "transact_one": 40.0},
     "lent for too long": {"transact": 9.0, "transact_one": 12.0, "transfer": 9.0},
     "no room to decide": {"transact": 9.0, "look": 9.0},
 }
 
+# How many calls return at least before it is over, and for how many seconds more it lasts, where a run needs longer.
+LONG: dict[str, tuple[int, float]] = {
+    "a part has run": (300, 1.5),
+    "a table is lent": (300, 0.5),
+    "between two rounds": (300, 0.5),
+    "borrowed in vain": (300, 0.5),
+    "lent for too long": (600, 2.0),
+}
+
+
+def _borrows_again(coordinator: Process) -> bool:
+    batch = coordinator.server.core.batches.borrowing
+    return batch is not None and batch.first_writer() is not None and bool(batch.participants)
+
+
+def _reads_again(coordinator: Process) -> bool:
+    round_ = coordinator.server.core.reads.round
+    return round_ is not None and any(call.tries for call in round_.calls)
+
+
 # Whether whoever passes by is the one who is waited for, where not everybody is.
 FITTING: dict[str, Callable[[Process], bool]] = {
+    "borrowed in vain": _borrows_again,
     "a table is lent": lambda process: bool(process.server._loans._lent_tables),
+    "between two rounds": _reads_again,
 }

@@ -16,7 +16,8 @@ from coordinator.borrowed import Table as BorrowedTable
 from coordinator.borrowed import Tables
 from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
-from coordinator.reads import Reads, Round
+from coordinator.joints import Joints
+from coordinator.reads import Reads
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.lending import Loans
@@ -25,7 +26,7 @@ from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
 from partitions.wal import Wal
-from voltpy.messages import Released, Vote
+from voltpy.messages import Orders, Released, Vote
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import RecordLog
 
@@ -192,12 +193,15 @@ def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
 
 
 def _released_early_does_not_matter(put: Put) -> None:
-    real = Round.released
+    """Of read rounds, and of the parts of joint calls. Only the latter show it: who lets go of a round does so when it
+    is overdue, which the coordinator finds too, before it believes the round.
+    """
 
-    def released(round_: Any, partition: int, *, was_held: bool) -> None:
-        real(round_, partition, was_held=True)
+    def believing(real: Callable[[Any, int, Released], None]) -> Callable[[Any, int, Released], None]:
+        return lambda work, partition, released: real(work, partition, Released(released.round, True))
 
-    put(Round, "released", released)
+    for kind in (Joints, Reads):
+        put(kind, "released", believing(kind.released))
 
 
 def _bodies_run_while_a_round_is_open(put: Put) -> None:
@@ -223,13 +227,6 @@ def _reads_come_from_several_rounds(put: Put) -> None:
             real(reads, again)
 
     put(Reads, "_end", end)
-    begin = Reads.begin
-
-    def begin_round(reads: Any) -> bool:
-        with mock.patch.object(type(reads._bodies), "begin_batch"):
-            return begin(reads)
-
-    put(Reads, "begin", begin_round)
 
 
 def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
@@ -349,13 +346,19 @@ def _torn_tails_are_kept(put: Put) -> None:
 
 
 def _restarted_partitions_answer_old_orders(put: Put) -> None:
-    """Sessions are not looked at: orders for a former life are obeyed."""
+    """Whose orders they are, and of which session, is not looked at."""
 
     def take(loans: Any, frame: Any) -> None:
         loans._in_session = True
         loans._orders.extend(frame.orders)
 
     put(Loans, "take", take)
+    real = Server._obey
+
+    def obey(server: Any, identity: Any, message: Any) -> None:
+        real(server, server._coordinator if isinstance(message, Orders) else identity, message)
+
+    put(Server, "_obey", obey)
 
 
 def _leases_end_in_silence(put: Put) -> None:

@@ -118,6 +118,17 @@ def look(tx, lists: list[int], operations: Operations) -> list:
     return _run(tx, operations)
 
 
+@procedure(partition_by="lists", read_only=True)
+def look_along(tx, lists: list[int]) -> list:
+    """What it reads of each list in elements depends on what it has read of the same list in a row."""
+    results: list[list[int] | None] = []
+    for number in lists:
+        values = _read(tx, "row", number)
+        last = values[-1] if values else 0
+        results += [values, _read(tx, "elements", number) if last % 3 else None]
+    return results
+
+
 @procedure(partition_by="list")
 def transact_one(tx, list: int, operations: Operations) -> list:
     """A plain single-partition procedure: always where the list is."""

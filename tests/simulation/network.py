@@ -5,7 +5,8 @@ other. A *door* is where a process listens, under a name. Two kinds of connectio
 
     Line    made once, and broken for good when either end dies or the network breaks it: what clients have
     Dealer  as a ZeroMQ DEALER: waits until somebody listens, and connects again, as somebody new, when the door's
-            process has died; what was under way then is lost, what was not sent yet reaches whoever listens next
+            process has died; what was under way then is lost, what was not sent yet reaches whoever listens next.
+            What was under way when its caller closed it arrives, perhaps after what the next one brings
 
 Where two machines or processes can't reach each other for a while ("cut"), frames wait; a Line that waits for longer
 than `BREAK_S` breaks. A Dealer joins processes of one machine, whose connections don't break while both live.
@@ -162,6 +163,10 @@ class Line:
     def send_down(self, frame: bytes) -> None:
         self._down_at_s = self._travels(self._down_at_s, lambda: self._arrive_down(frame))
 
+    def stall(self, time_s: float) -> None:
+        """Nothing that is sent up from now on arrives before so long is over."""
+        self._up_at_s = max(self._up_at_s, self.network.world.now_s + time_s)
+
     def close(self) -> None:
         """The caller hangs up."""
         self.is_broken = True
@@ -246,3 +251,10 @@ class Dealer(Line):
     """A connection that is made again whenever it breaks."""
 
     reconnects = True
+
+    def close(self) -> None:
+        """The caller hangs up: the door hears of it after what was under way."""
+        self.is_broken = True
+        if self in self.network.connections:
+            self.network.connections.remove(self)
+        self.network.world.at(self._up_at_s, self._disconnect)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
 from tests.simulation.ambush import KINDS as AMBUSHES
-from tests.simulation.ambush import Ambush
+from tests.simulation.ambush import LONG, Ambush
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
 from tests.simulation.network import Network
@@ -36,8 +36,8 @@ READY_S = 20.0
 ANSWER_S = 30.0  # in peace, everything is answered by then
 KINDS = {
     "transact_one": 5.0, "look_at_one": 3.0, "transact": 6.0, "transact_and_give_up": 1.0, "look": 3.0,
-    "transact_anywhere": 1.0, "look_anywhere": 1.0, "append_copies": 1.0, "transfer": 3.0, "total": 2.0,
-    "total_of_all": 1.0,
+    "look_along": 1.0, "transact_anywhere": 1.0, "look_anywhere": 1.0, "append_copies": 1.0, "transfer": 3.0,
+    "total": 2.0, "total_of_all": 1.0,
 }  # fmt: skip
 ALONE = {"transact_one": 5.0, "look_at_one": 3.0}
 FAULTS = {
@@ -164,13 +164,15 @@ class Run:
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
         enough, time_s = rng.choice((60, 120, 250)), rng.uniform(0.3, 2.0)
-        if self.options.partitions > 1 and world.seed % 5 < 4:
+        ambushes = self._ambushes()
+        if ambushes:
             # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
-            ambush = Ambush(self, sorted(AMBUSHES)[world.seed % len(AMBUSHES)])
-            ambush.lay()
+            for kind in ambushes:
+                Ambush(self, kind).lay(within_s=0.03)  # the shortest runs are over after a tenth of a second
             kinds = kinds[: rng.choice((0, 0, 1, 3))]
-            if ambush.kind == "lent for too long":
-                enough, time_s = 600, time_s + 2.0
+            longer = [LONG[kind] for kind in ambushes if kind in LONG]
+            enough = max([enough, *(calls for calls, _ in longer)])
+            time_s += max([0.0, *(seconds for _, seconds in longer)])
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
         world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
@@ -181,6 +183,15 @@ class Run:
             pending = sum(client.under_way for client in self.clients)
             self.violations.append(f"{pending} calls have not been answered {ANSWER_S:g} s after peace")
         self._judge()
+
+    def _ambushes(self) -> list[str]:
+        """The kinds that are laid in this run: one or two in most, none in some."""
+        seed, all_kinds = self.world.seed, sorted(AMBUSHES)
+        if self.options.partitions == 1 or seed % 5 == 4:
+            return []
+        first = seed % len(all_kinds)
+        second = (first + 1 + seed // len(all_kinds)) % len(all_kinds)
+        return [all_kinds[place] for place in dict.fromkeys((first, second))]
 
     @property
     def _is_ready(self) -> bool:

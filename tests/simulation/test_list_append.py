@@ -43,3 +43,9 @@ def test_copies_are_appended_to_everywhere(db: Engine) -> None:
     db.call("transact_one", 9, [("row", 9, 5)])
     assert db.call_everywhere("append_copies", 4, 2) == [[[1], [[9, [5]]]]]
     assert db.call("look_at_one", 9, [("copies", 4, 0)]) == [[1, 2]]
+
+
+def test_what_is_read_along_depends_on_what_was_read_before(db: Engine) -> None:
+    db.call("transact_one", 2, [("row", 2, 6), ("elements", 2, 7)])
+    db.call("transact_one", 3, [("row", 3, 8), ("elements", 3, 9)])
+    assert db.call("look_along", [2, 3, 4]) == [[6], None, [8], [9], [], None]

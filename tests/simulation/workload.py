@@ -62,6 +62,10 @@ class Ledger:
             writes = kind != "look"
             operations = self._operations(numbers, writes=writes, writes_copies=writes)
             return Call(self, self._numbers, kind, (numbers, operations), operations)
+        if kind == "look_along":
+            numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((2, 2, 3))))
+            operations = [(storage, number, 0) for number in numbers for storage in ("row", "elements")]
+            return Call(self, self._numbers, kind, (numbers,), operations)
         if kind in ("transact_anywhere", "look_anywhere"):
             numbers = rng.sample(range(self.lists), 2)
             operations = self._operations(
@@ -164,7 +168,8 @@ class Ledger:
             if value:
                 operations.append(Append(key, value))
             else:
-                operations.append(Read(key, None if results is None else tuple(results[position])))
+                values = None if results is None else results[position]
+                operations.append(Read(key, None if values is None else tuple(values)))
         if operations:
             completed_s = now_s if outcome is not Outcome.UNKNOWN else float("inf")
             self.transactions.append(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +35,8 @@ class World:
         self.faults: Counter[str] = Counter()
         self.trace: Callable[[str], None] | None = None
         self.running: Process | None = None
-        self.ambushes: dict[str, Callable[[Process], None]] = {}  # what happens when a process passes a crash point
+        # What happens when a process passes a crash point.
+        self.ambushes: defaultdict[str, list[Callable[[Process], None]]] = defaultdict(list)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._counted = 0
         self._hub = getcurrent()
@@ -154,9 +155,9 @@ class Process:
 
     def passes(self, point: str) -> None:
         """It comes by a crash point. Raises Killed."""
-        caught = self.world.ambushes.get(point)
-        if caught is not None and self.is_alive:
-            caught(self)
+        for caught in list(self.world.ambushes.get(point, ())):
+            if self.is_alive:
+                caught(self)
         self.step("point")
 
     def step(self, kind: str) -> None:
