@@ -288,6 +288,11 @@ class Lookups:
         known = self._ready(index)
         return known.rows if values is None else size(known.posting(known.format.of_values(values)))
 
+    def average(self, index: str) -> int:
+        """About how many rows have any one value: what is committed, NULL aside."""
+        known = self._ready(index)
+        return round((known.rows - size(known.nulls)) / known.keys) if known.keys else 0
+
     def estimate_between(
         self,
         index: str,
@@ -305,8 +310,7 @@ class Lookups:
         nulls = size(ordered.nulls)
         count = nulls if with_nulls else 0
         if bounds is not None and ordered.keys:
-            lowest, highest, _, _ = bounds
-            keys = ordered.keys if lowest is highest is None else ordered.key_count(lowest, highest)
+            keys = ordered.keys if bounds[0] is bounds[1] is None else ordered.key_count(*bounds)
             count += keys * (ordered.rows - nulls) // ordered.keys
         return count
 

@@ -276,9 +276,12 @@ class SecondaryIndex:
             rows = BitMap.union(rows, *lists)
         return rows
 
-    def key_count(self, lowest: Key | None, highest: Key | None) -> int:
-        """About how many keys are between the two. It takes 1 µs for 5,000."""
-        return len(self._entries.keys(lowest, highest))  # type: ignore[attr-defined]
+    def key_count(
+        self, lowest: Key | None, highest: Key | None, low_excluded: bool = False, high_excluded: bool = False
+    ) -> int:
+        """How many keys are between the two. It takes 1 µs for 5,000."""
+        low_excluded, high_excluded = low_excluded and lowest is not None, high_excluded and highest is not None
+        return len(self._entries.keys(lowest, highest, low_excluded, high_excluded))  # type: ignore[attr-defined]
 
     # Changes.
 

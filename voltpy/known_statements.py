@@ -57,6 +57,8 @@ class KnownStatement:
     def call(self, parameters: Sequence[Any], any_key: int) -> tuple[str, tuple[Any, ...]]:
         """(procedure, arguments). `any_key` is one for a statement that any partition can run. Raises SqlError."""
         if len(parameters) != self._parameters:
+            if not parameters and self._outline.kind == "explain":  # estimates without values, or says what is wrong
+                return self._names[2], (self.text, parameters)
             raise SqlError(f"the statement has {self._parameters} parameters, and {len(parameters)} were given")
         if self._alone is not None:
             key = parameters[self._alone]

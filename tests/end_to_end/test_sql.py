@@ -79,6 +79,13 @@ def pay_all(tx, amount: int) -> int:
     return tx.execute("SELECT SUM(balance) FROM accounts").rows[0][0]
 
 
+@procedure(partition_by=("source", "target"))
+def plan_while_paying(tx, source: int, target: int) -> list:
+    """Of a statement that this transaction would borrow rows for: those stay where they are."""
+    tx.execute("UPDATE accounts SET balance = balance + 1 WHERE id = ?", (source,))
+    return [line for (line,) in tx.execute("EXPLAIN SELECT id FROM accounts").rows]
+
+
 @procedure(read_only=True)
 def total_and_richest(tx) -> list:
     total = tx.execute("SELECT SUM(balance) FROM accounts").rows[0][0]
@@ -343,6 +350,40 @@ def test_explain_tells_partitions_and_access_paths(db: voltpy.Client) -> None:
     assert "Partitions: the one of key ?1" in by_key.rows[0][0]
     summed = [row[0] for row in db.execute("EXPLAIN SELECT SUM(balance) FROM accounts").rows]
     assert summed[0].startswith("Partitions: all;")
+
+
+def test_explain_estimates_in_the_partitions_that_would_run(db: voltpy.Client) -> None:
+    db.execute("INSERT INTO payments SELECT id, 1, balance FROM accounts WHERE id < 15")
+    owns = [sum(OWNERS[hash_slot(key)] == partition for key in range(15)) for partition in range(2)]
+
+    def explained(sql: str, parameters: tuple[int, ...] = ()) -> list[str]:
+        return [line.strip() for (line,) in db.execute(f"EXPLAIN {sql}", parameters).rows]
+
+    assert explained("SELECT COUNT(*) FROM payments WHERE amount > ?") == [
+        "Partitions: all; each sends its groups, with partial aggregates",
+        "In 2 partitions, together:",
+        "Send:",
+        "Group by nothing, 1 aggregate",
+        "Scan of payments, 1 filter — scan, 15 rows estimated",
+        "Merge:",
+        "Group by nothing, 1 aggregate",
+        "Scan of what was sent",
+    ]
+    of_one = "SELECT * FROM payments WHERE account = ?"
+    for partition, key in enumerate((LEFT[0], RIGHT[0])):
+        assert explained(of_one, (key,))[1:] == [f"Scan of payments, 1 filter — scan, {owns[partition]} rows estimated"]
+    assert explained(of_one)[1:] == ["Scan of payments, 1 filter — scan, 8 rows estimated"]
+    assert explained("DELETE FROM payments")[1:] == [
+        "Delete from payments",
+        "Scan of payments — scan, 15 rows estimated",
+    ]
+    assert db.execute("SELECT COUNT(*) FROM payments").rows == [(15,)]
+    assert db.call("plan_while_paying", LEFT[0], RIGHT[0]) == [
+        "Partitions: all; each sends its rows",
+        "Scan of accounts",
+    ]
+    with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):
+        db.execute(f"EXPLAIN ANALYZE {of_one}")
 
 
 def test_explain_analyze_tells_what_each_partition_did(db: voltpy.Client) -> None:

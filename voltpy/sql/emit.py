@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from voltpy.schema import PYTHON_TYPES, Table, TypeName
-from voltpy.sql.access import Bound, Path, Step, ordering, steps_of
+from voltpy.sql.access import Path, Step, ordering, steps_of
 from voltpy.sql.bound import (
     Aggregate,
     Block,
@@ -40,10 +40,15 @@ from voltpy.sql.bound import (
     Expr,
     Gather,
     Group,
+    Op,
+    Param,
     Rows,
     SetOp,
+    Slot,
     Source,
     SqlType,
+    Subquery,
+    all_parts,
     outer_sources,
 )
 from voltpy.sql.catalogue import Catalogue
@@ -73,15 +78,26 @@ def emit(
         assert isinstance(statement, BoundQuery | Gather)
         return _observed(program, statement, analyze), program.notes
     body = _Function(program, 1)
-    if isinstance(statement, BoundQuery):
-        body.query(statement)
-    elif isinstance(statement, BoundInsert):
-        body.insert(statement)
-    elif isinstance(statement, Gather):
-        body.gather(statement)
-    else:
-        body.change(statement)
+    body.statement(statement)
     return program.source(body.lines), program.notes
+
+
+def emit_estimates(
+    statement: BoundStatement | Gather,
+    parameters: Sequence[SqlType],
+    catalogue: Catalogue,
+    *,
+    routed: str | None = None,
+    indexed: bool = True,
+) -> tuple[str, list[str]]:
+    """(a program that estimates what the statement would find: see voltpy.sql.estimates; the plan in words)
+
+    `routed` is the plan's first line, of a program that answers with all of them; without, its answer is to be merged.
+    """
+    program = Program(parameters, catalogue, False, estimating=True)
+    _Function(program, 1).statement(statement)
+    result = "seen.sent()" if routed is None else f"seen.alone({(routed, *program.notes)!r})"
+    return program.estimates_source(indexed, result), program.notes
 
 
 class Analyze(NamedTuple):
@@ -122,6 +138,7 @@ class _Function:
         self.gathers = False  # rows go into the list `out`
         self.enough = ""  # rows of the only source, behind which no more may be wanted
         self.watched = 0  # where the program observes itself: the line of the plan whose rows are being found
+        self.foreseen: int | None = None  # the line of what would give the rows first
         self.walked = ""  # the variable for rows that an index gives in the order of the query, or for None
         expressions = Expressions(program, self.use, self.rows_of)
         self.value, self.true, self.conditions = expressions.value, expressions.true, expressions.conditions
@@ -136,6 +153,16 @@ class _Function:
 
     def note(self, text: str) -> int:
         return self.program.note(self.depth, text)
+
+    def statement(self, statement: BoundStatement | Gather) -> None:
+        if isinstance(statement, BoundQuery):
+            self.query(statement)
+        elif isinstance(statement, BoundInsert):
+            self.insert(statement)
+        elif isinstance(statement, Gather):
+            self.gather(statement)
+        else:
+            self.change(statement)
 
     # Queries
 
@@ -336,7 +363,8 @@ class _Function:
         self.own.update(names)
         if path.kind == "scan":
             number = self.note(f"Count of {_table(source).name}")
-            count = f"seen.counted({number}, {table}.count())" if self.program.observed else f"{table}.count()"
+            count = f"seen.table_count({number}, {table})" if self.program.observed else f"{table}.count()"
+            self.estimate(number, source, f"count({number}, {table})")
             self.line(f"{' = '.join(names)} = {count}")
         else:
             number = self.note(f"Count in {', '.join(path.indexes)}, or else:")
@@ -344,6 +372,9 @@ class _Function:
             count = f"{search}.count({table}, {values})"
             if self.program.observed:
                 count = f"seen.index_count({number}, {search}, {table}, {values})"
+            known = self.search_values(path, self.known)
+            self.estimate(number, source, f"index_count({number}, {search}, {table}, {known})")
+            self.foreseen = number
             self.line(f"{' = '.join(names)} = {count}")
             self.open(f"if {names[0]} is not None:")
         self.line(f"return [{tuple_text([self.value(expr) for expr in block.outputs])}]")
@@ -384,6 +415,10 @@ class _Function:
         if self.program.observed:
             found = f"seen.in_order({number}, {search}, {table}, {self.search_values(path)}, most)"
         self.line(f"{self.walked} = {found}")
+        most = f"{self.known(query.limit)}, {self.known(query.offset)}"
+        known = self.search_values(path, self.known)
+        self.estimate(number, source, f"in_order({number}, {search}, {table}, {known}, {most})")
+        self.foreseen = number
 
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
         """Loops over the block's sources, and what `sink` writes for each row that the conditions let through."""
@@ -416,10 +451,57 @@ class _Function:
         self.own.add(variable)
         filters = list(step.filters)
         number = self.watched = self.note(_described(step))
+        if self.program.estimating:
+            self.estimate_step(number, step)
         self.found_rows(step, variable, filters)
         if self.program.observed:
             self.line(f"seen.kept({number})")
         return variable
+
+    # What EXPLAIN asks instead.
+
+    def known(self, expr: Expr | None) -> str:
+        """The value, or UNKNOWN where only a run can tell it."""
+        if expr is None:
+            return "None"
+        if not self.program.estimating or any(map(_is_of_a_run, all_parts(expr))):
+            return "UNKNOWN"
+        given = any(isinstance(part, Param) for part in all_parts(expr))
+        return f"({self.value(expr)} if known else UNKNOWN)" if given else self.value(expr)
+
+    def estimate(self, number: int, source: Source, asked: str, *, once: bool = False) -> None:
+        """Asks `seen`, unless what it has foreseen makes this needless. `once`: also where the rows are asked often."""
+        if not self.program.estimating:
+            return
+        if (self.correlated or self.loops) and not once:
+            self.program.each_time.add(number)
+        if _table(source).partition_column is None:
+            self.program.copies.add(number)
+        unless = "" if self.foreseen is None else f"if not seen.has({self.foreseen}): "
+        self.program.estimates.append(f"    {unless}seen.{asked}")
+
+    def estimate_step(self, number: int, step: Step) -> None:
+        source, path = step.source, step.path
+        if source.table is None:
+            return
+        table = self.program.table(source.table.name)
+        match path.kind:
+            case "get":
+                asked = f"key({number})"
+            case "gets":
+                asked = f"keys({number}, {table}, {tuple_text([self.known(each) for each in path.keys])})"
+            case "key_range":
+                asked = f"key_range({number}, {table}, {self.ends(path, self.known)})"
+            case "index" | "index_range":
+                asked = f"search({number}, {self.search(source, path)}, {table}, {self.search_values(path, self.known)}"
+                if self.enough.isdigit():
+                    asked += f", first={self.enough}"
+                if path.ranged is not None:
+                    asked += f", ranged=({self.ends(path.ranged, self.known)})"
+                asked += f", hashed={path.otherwise is not None})"
+            case _:
+                asked = f"scan({number}, {table})"
+        self.estimate(number, source, asked, once=path.kind == "hash")
 
     def found_rows(self, step: Step, variable: str, filters: list[Expr]) -> None:
         """Opens the blocks in which the variable holds a row of the step."""
@@ -533,7 +615,7 @@ class _Function:
                 whole = _table(source).columns[path.columns[0]].type == "INT"
                 return f"keys_of({tuple_text([self.value(each) for each in path.keys])}, {whole})"
             case "key_range":
-                ends = f"{self.bounds(path.lows)}, {self.bounds(path.highs)}"
+                ends = self.ends(path)
                 rows = f"key_range({table}, {ends})"
                 return (
                     f"seen.estimated({self.watched}, keys_between({ends}), {table}, {rows})"
@@ -547,7 +629,7 @@ class _Function:
                 if self.program.observed:
                     rows = f"seen.searched({self.watched}, {search}, {table}, {self.search_values(path)}{enough})"
                 if path.ranged is not None:
-                    ends = f"{self.bounds(path.ranged.lows)}, {self.bounds(path.ranged.highs)}"
+                    ends = self.ends(path.ranged)
                     more = f"{search}.gives_more({table}, {self.search_values(path)}, keys_between({ends}))"
                     ranged = (
                         self.unwatched(source, path.ranged) if self.program.observed else f"key_range({table}, {ends})"
@@ -558,8 +640,13 @@ class _Function:
                 return f"({rows} if {search}.helps({table}) else {self.unwatched(source, path.otherwise)})"
         return f"seen.scanned({self.watched}, {table})" if self.program.observed else f"{table}.scan()"
 
-    def bounds(self, bounds: Sequence[Bound]) -> str:
-        return tuple_text([f"({self.value(bound.value)}, {bound.open})" for bound in bounds])
+    def ends(self, path: Path, value: Callable[[Expr], str] | None = None) -> str:
+        """The lower and the upper bounds of a key range."""
+        value = value or self.value
+        return ", ".join(
+            tuple_text([f"({value(bound.value)}, {bound.open})" for bound in bounds])
+            for bounds in (path.lows, path.highs)
+        )
 
     def search(
         self, source: Source, path: Path, order: tuple[str, ...] = (), descending: bool = False, filtered: bool = False
@@ -573,16 +660,17 @@ class _Function:
             terms.append((term.kind, column.name, column.type, is_open, term.escape))
         return self.program.constant(f"Search({terms!r}, {order!r}, {descending}, {filtered})")
 
-    def search_values(self, path: Path) -> str:
+    def search_values(self, path: Path, value: Callable[[Expr], str] | None = None) -> str:
+        value = value or self.value
         values = []
         for term in path.terms:
             if term.kind == "range":
-                bounds = (tuple_text([self.value(each.value) for each in ends]) for ends in (term.lows, term.highs))
+                bounds = (tuple_text([value(each.value) for each in ends]) for ends in (term.lows, term.highs))
                 values.append(tuple_text(list(bounds)))
             elif term.kind == "in":
-                values.append(tuple_text([self.value(each) for each in term.keys]))
+                values.append(tuple_text([value(each) for each in term.keys]))
             else:
-                values.append(self.value(term.keys[0]) if term.keys else "None")
+                values.append(value(term.keys[0]) if term.keys else "None")
         return tuple_text(values)
 
     def hashed(self, source: Source, path: Path) -> tuple[str, tuple[str, ...]]:
@@ -881,6 +969,13 @@ class _Function:
             self.line(f"out.append({tuple_text([self.value(each) for each in statement.returning])})")
         self.indent -= 1
         self.line(f"return len(found), {'out' if statement.returning is not None else '[]'}")
+
+
+def _is_of_a_run(part: Expr) -> bool:
+    """Whether only a run gives it a value, and often another one. The time is that of the call, in EXPLAIN too."""
+    if isinstance(part, Op):
+        return part.name == "fresh_key" or (part.name == "generated" and part.extra != "tx.now()")
+    return isinstance(part, Column | Slot | Subquery)
 
 
 def _targets(names: Sequence[str]) -> str:

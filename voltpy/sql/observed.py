@@ -111,20 +111,30 @@ class Observed:
     def searched(self, number: int, search: Any, table: Any, values: Any, first: int | None = None) -> Iterable[Any]:
         """Search.rows, and which indexes it asked."""
         step = self._steps[number]
-        estimated = search.estimated(table, values)
-        step.estimate(table.count() if estimated is None else estimated)
+        step.estimate(search.foreseen(table, values, first).rows)
         return self.timed(number, lambda: search.rows(_Table(table, step), values, first))  # type: ignore[no-any-return]
 
     def in_order(self, number: int, search: Any, table: Any, values: Any, limit: int | None) -> Iterable[Any] | None:
         """Search.in_order, its rows counted."""
         step = self._steps[number]
+        foreseen = search.foreseen_in_order(table, values, limit)
+        if foreseen is not None:
+            step.estimate(foreseen.rows)
         found = self.timed(number, lambda: search.in_order(_Table(table, step), values, limit))
         return None if found is None else self._counted(step, found)
 
+    def table_count(self, number: int, table: Any) -> int:
+        count: int = self.timed(number, table.count)
+        self._steps[number].estimate(count)
+        self.counted(number, count)
+        return count
+
     def index_count(self, number: int, search: Any, table: Any, values: Any) -> int | None:
-        return self.counted(
-            number, self.timed(number, lambda: search.count(_Table(table, self._steps[number]), values))
-        )
+        step = self._steps[number]
+        foreseen = search.foreseen_count(table, values)
+        if foreseen is not None:
+            step.estimate(foreseen.rows)
+        return self.counted(number, self.timed(number, lambda: search.count(_Table(table, step), values)))
 
     # What the program returns.
 

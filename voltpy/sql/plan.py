@@ -84,6 +84,7 @@ class Plan(Struct, frozen=True, array_like=True):
     writes_copies: bool
     version: int = 0  # the catalog's, when it was made
     across: str | None = None  # `source`, where a batch of the coordinator's runs it and it reads views
+    parameters_optional: bool = False  # EXPLAIN says something without them, too
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from voltpy.sql import syntax
 from voltpy.sql.bind import bind
-from voltpy.sql.bound import BoundChange, BoundInsert, BoundQuery, BoundStatement, Field, Source, tables_of
+from voltpy.sql.bound import BoundChange, BoundInsert, BoundQuery, BoundStatement, Field, Gather, Source, tables_of
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.distribute import routing_of, split
-from voltpy.sql.emit import Analyze, emit
+from voltpy.sql.emit import Analyze, emit, emit_estimates
 from voltpy.sql.parse import parse_statement
 from voltpy.sql.plan import Plan, Routing
 
@@ -48,20 +48,55 @@ def _planned(text: str, statement: syntax.Statement, parameters: int, catalogue:
     return Plan(
         text, _kind(bound), tuple(_fields(bound)), tuple(types), reads, writes, routing, source, fragment, merge,
         (f"Partitions: {how}", *notes), _returns_rows(bound),
-        _writes_copies(bound), version, across,
+        _writes_copies(bound), version, across=across,
     )  # fmt: skip
 
 
 def _explained(text: str, statement: syntax.Explain, parameters: int, catalogue: Catalogue, version: int) -> Plan:
-    explained = _planned(text, statement.statement, parameters, catalogue, version)
-    query, types = bind(
-        text, syntax.Query(syntax.Values(tuple((syntax.Literal(note),) for note in explained.notes))), 0, catalogue
-    )
-    source, _ = emit(query, types, catalogue)
-    return Plan(
-        text, "explain", (Field("plan", "STRING", False),), (), (), (), Routing("anywhere"), source, None, None,
-        explained.notes, True, False, version,
+    """Programs that estimate what the statement's would find, and say so beside the plan in words.
+
+    They go where the statement goes; without parameters, everywhere. Within a transaction across partitions, which
+    would borrow rows to count them, only the plan is told.
+    """
+    explained = statement.statement
+    plain = _planned(text, explained, parameters, catalogue, version)
+    bound, types = bind(text, explained, parameters, catalogue)
+    source, parts = emit_estimates(bound, types, catalogue, routed=plain.notes[0])
+    fragment, merge = None, None
+    routing = plain.routing
+    if routing.kind != "anywhere":
+        merged: list[str] = []
+        in_one = routing.kind == "keys" and len(routing.keys) < 2
+        is_split = plain.merge is not None and not in_one
+        part: BoundStatement | Gather = bind(text, explained, parameters, catalogue)[0]
+        if is_split:
+            pieces = split(bind(text, explained, parameters, catalogue)[0])
+            assert pieces is not None
+            assert pieces.merge is not None
+            part, merged = pieces.fragment, emit(pieces.merge, types, catalogue)[1]
+        apart = in_one or is_split
+        fragment, parts = emit_estimates(part, types, catalogue, indexed=apart)
+        merge = _estimates_merged(plain.notes[0], parts, merged, apart, routing)
+    return replace(
+        plain, kind="explain", fields=(Field("plan", "STRING", False),), source=source, fragment=fragment, merge=merge,
+        across=_told(plain.notes), writes=(), reads=tuple(sorted({*plain.reads, *plain.writes})), returns_rows=True,
+        writes_copies=False, parameters_optional=True,
     )  # fmt: skip
+
+
+def _estimates_merged(routed: str, parts: list[str], merge: list[str], apart: bool, routing: Routing) -> str:
+    """`routed` is the plan's first line; `parts` and `merge` are those of its halves."""
+    keys = len(routing.keys) if any(key.parameter is not None for key in routing.keys) else None
+    if_unknown = f"None if p else {keys}" if keys is not None else "None"
+    return (
+        "def run(tx, p, shipped=()):\n"
+        f"    return estimates_merged(shipped[0], {[routed]!r}, {parts!r}, {merge!r}, {apart}, {if_unknown})\n"
+    )
+
+
+def _told(notes: tuple[str, ...]) -> str:
+    """A program that answers with the plan in words."""
+    return f"def run(tx, p, shipped=()):\n    return {[(note,) for note in notes]!r}\n"
 
 
 def _analyzed(text: str, statement: syntax.Explain, parameters: int, catalogue: Catalogue, version: int) -> Plan:

@@ -19,12 +19,21 @@ class Program:
     """What the functions of one program share."""
 
     def __init__(
-        self, parameters: Sequence[SqlType], catalogue: Catalogue, fragment: bool, observed: bool = False
+        self,
+        parameters: Sequence[SqlType],
+        catalogue: Catalogue,
+        fragment: bool,
+        observed: bool = False,
+        estimating: bool = False,
     ) -> None:
         self.parameters = parameters
         self.catalogue = catalogue
         self.fragment = fragment
         self.observed = observed  # for EXPLAIN ANALYZE: `seen` counts what each step does
+        self.estimating = estimating  # for EXPLAIN: only `estimates` are wanted
+        self.estimates: list[str] = []  # lines that ask for counts
+        self.each_time: set[int] = set()  # lines of the plan that run often
+        self.copies: set[int] = set()  # … that read a table which every partition has whole
         self.constants: dict[str, str] = {}  # expression → name
         self.tables: dict[str, str] = {}  # table → variable
         self.functions: list[str] = []
@@ -70,19 +79,41 @@ class Program:
 
     def source(self, body: Sequence[str]) -> str:
         """The whole program; `body` are the lines of `run` behind its functions."""
-        lines = [f"{name} = {expression}" for expression, name in self.constants.items()]
-        lines.append("def run(tx, p, shipped=()):")
-        if self.parameters:
-            lines.append(f"    {', '.join(f'p{i}' for i in range(len(self.parameters)))}, = p")
-            for i, kind in enumerate(self.parameters):
-                test, check = _PARAMETERS[kind]
-                lines.append(f"    if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
+        lines = self._beginning()
+        lines += self._parameters("    ")
         if self.observed:
             lines.append(f"    seen = Observed({len(self.notes)})")
             lines += [f"    {variable} = seen.table(tx.{name})" for name, variable in self.tables.items()]
         else:
             lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
         return "\n".join([*lines, *self.functions, *body]) + "\n"
+
+    def estimates_source(self, indexed: bool, result: str) -> str:
+        """The program that estimates. Its parameters may be left out."""
+        lines = self._beginning()
+        if self.parameters:
+            lines += ["    known = bool(p)", "    if known:", *self._parameters("        ")]
+        lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
+        lines.append(f"    seen = Estimates({_set_text(self.each_time)}, {_set_text(self.copies)}, {indexed})")
+        return "\n".join([*lines, *self.estimates, f"    return {result}"]) + "\n"
+
+    def _beginning(self) -> list[str]:
+        lines = [f"{name} = {expression}" for expression, name in self.constants.items()]
+        return [*lines, "def run(tx, p, shipped=()):"]
+
+    def _parameters(self, indent: str) -> list[str]:
+        """Takes them apart, checked for their types."""
+        if not self.parameters:
+            return []
+        lines = [f"{indent}{', '.join(f'p{i}' for i in range(len(self.parameters)))}, = p"]
+        for i, kind in enumerate(self.parameters):
+            test, check = _PARAMETERS[kind]
+            lines.append(f"{indent}if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
+        return lines
+
+
+def _set_text(numbers: set[int]) -> str:
+    return f"{{{', '.join(map(str, sorted(numbers)))}}}" if numbers else "set()"
 
 
 def tuple_text(texts: Sequence[str]) -> str:

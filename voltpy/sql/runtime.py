@@ -22,8 +22,9 @@ from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPar
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql import values as conversions
 from voltpy.sql.catalog import catalog_merged, catalog_rows
+from voltpy.sql.estimates import Estimates, estimates_merged
 from voltpy.sql.observed import Observed
-from voltpy.sql.search import Ends, Search, ints_within
+from voltpy.sql.search import UNKNOWN, Ends, Search, ints_within
 from voltpy.sql.values import (
     MAX_STRING,
     checked_int,
@@ -828,6 +829,6 @@ def _public(module: dict[str, Any]) -> dict[str, Any]:
 NAMES: dict[str, Any] = {
     **_public(vars(conversions)), **_public(globals()),
     "Search": Search, "Observed": Observed, "catalog_rows": catalog_rows, "catalog_merged": catalog_merged,
-    "DuplicateKey": DuplicateKey,
+    "Estimates": Estimates, "estimates_merged": estimates_merged, "UNKNOWN": UNKNOWN, "DuplicateKey": DuplicateKey,
     "NONE": NONE, "pi": math.pi,
 }  # fmt: skip

@@ -20,6 +20,12 @@ A *probe* is an index with the terms that it answers:
     begins   BTREE    equal terms for the first ones, and a like term for the next
 
 Tables without indexes, as the coordinator borrows them, are scanned.
+
+`foreseen` and its like say what a run would do, and read nothing: for EXPLAIN, where a value may be UNKNOWN. Then
+
+    equal, in            as many rows as a value of the index has on average
+    range, like          a share of the rows, the one that PostgreSQL takes too: a third behind or before a bound; a
+                         200th between two, or for a pattern. The same for a BTREE whose first columns are unknown
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ MANY_ROWS = 1024  # more are read in the order of their pages
 # What a row costs, in tenths of a microsecond: to be read and tested; to be taken from a range into a set.
 READ_COST, RANGE_COST = 15, 2
 SCANNED_SHARE = 0.75  # of a table's rows: to find more of them takes longer than to scan it
+HALF_OPEN_SHARE, NARROW_SHARE = 1 / 3, 1 / 200  # of the rows, where a range's bounds are unknown
 
 
 class Term(NamedTuple):
@@ -77,6 +84,24 @@ class _Probe(NamedTuple):
         return {*self.terms, self.last} - {-1}
 
 
+class _Share(NamedTuple):
+    """The key of a range or a pattern that is unknown: about this share of the rows."""
+
+    share: float
+
+
+class _Unknown:
+    """A value that only a run knows."""
+
+
+class Foreseen(NamedTuple):
+    """What a run would do: read about so many rows, and use these indexes, or `scan`."""
+
+    rows: int
+    used: tuple[str, ...]
+
+
+UNKNOWN: Any = _Unknown()
 _NOTHING: Any = object()  # no row can meet the term
 _USELESS: Any = object()  # the term's value says nothing that an index could use
 
@@ -118,16 +143,6 @@ class Search:
         keys = self._keys(values)
         return keys is not None and not any(_estimate(lookups, probe, keys) <= rows for probe in self._useful(keys))
 
-    def estimated(self, table: Any, values: Values) -> int | None:
-        """The fewest rows that an index says it would give; None where none helps."""
-        lookups = self._lookups(table)
-        keys = self._keys(values)
-        if keys is None:
-            return 0
-        return None if lookups is None else min(
-            (_estimate(lookups, probe, keys) for probe in self._useful(keys)), default=None
-        )  # fmt: skip
-
     def rows(self, table: Any, values: Values, first: int | None = None) -> Iterable[Any]:
         """Rows among which are all that meet the terms. `first`: so many may be enough."""
         lookups = self._lookups(table)
@@ -141,13 +156,12 @@ class Search:
             return table.scan()  # type: ignore[no-any-return]
         if len(ranked) > 1:
             ranked.sort(key=_first)
-        estimate, best = ranked[0]
-        if estimate <= FEW_ROWS or len(ranked) == 1:
-            if best.kind == "equal" and estimate <= (MANY_ROWS if first is None else first):
-                return lookups.find(best.name, _values(best, keys))  # type: ignore[no-any-return]
-            if best.kind in ("range", "begins") and (estimate <= MANY_ROWS or first is not None):
-                return _in_order(lookups, best, keys)
-        if estimate > FEW_ROWS and estimate > SCANNED_SHARE * lookups.estimate(best.name):
+        way = _way(lookups, ranked, first)
+        if way == "find":
+            return lookups.find(ranked[0][1].name, _values(ranked[0][1], keys))  # type: ignore[no-any-return]
+        if way == "in order":
+            return _in_order(lookups, ranked[0][1], keys)
+        if way == "scan":
             return table.scan()  # type: ignore[no-any-return]
         found = _common(lookups, ranked, keys)
         if len(found) > MANY_ROWS or (first is not None and first < len(found)):
@@ -163,7 +177,7 @@ class Search:
         keys = self._keys(values)
         if keys is None:
             return 0
-        if any(key is _USELESS or (type(key) is _Beginning and not key.is_all) for key in keys):
+        if any(map(_is_indefinite, keys)):
             return None
         if all(probe.kind == "equal" for probe in cover):
             if len(cover) == 1:
@@ -188,14 +202,77 @@ class Search:
             return ()
         if _is_useless(walk, keys):
             return None
-        if not self._filtered and len(walk.all_terms) == len(self._terms):
+        if self._is_all(walk):
             return _in_order(lookups, walk, keys, self._descending, limit)
-        passed = _estimate(lookups, walk, keys)
-        least = min([passed, *(_estimate(lookups, probe, keys) for probe in self._useful(keys))])
-        # To come upon `limit` of `least` rows, which are spread over those that are passed.
-        if limit * passed > least * max(least, FEW_ROWS):
+        if self._passed(lookups, walk, keys, limit) is None:
             return None
         return _in_order(lookups, walk, keys, self._descending)
+
+    def _is_all(self, walk: _Probe) -> bool:
+        """Whether the rows that it gives need no more tests."""
+        return not self._filtered and len(walk.all_terms) == len(self._terms)
+
+    def _passed(self, lookups: Any, walk: _Probe, keys: list[Any], limit: int) -> int | None:
+        """About how many rows are read to come upon `limit` of those wanted; None where it costs less to sort them."""
+        passed = _estimate(lookups, walk, keys)
+        least = min([passed, *(_estimate(lookups, probe, keys) for probe in self._useful(keys))])
+        # `least` rows are spread over those that are passed.
+        if limit * passed > least * max(least, FEW_ROWS):
+            return None
+        return min(passed, limit * passed // max(least, 1))
+
+    # What a run would do.
+
+    def foreseen(self, table: Any, values: Values, first: int | None = None) -> Foreseen:
+        """What `rows` would. Where several indexes make the rows fewer, as many as the one with the fewest gives."""
+        lookups = self._lookups(table)
+        if lookups is None or not self._probes:
+            return Foreseen(table.count(), ("scan",))
+        keys = self._keys_known(values)
+        if keys is None:
+            return Foreseen(0, ())
+        lookups = _Guesses(lookups)
+        ranked = sorted([(_estimate(lookups, probe, keys), probe) for probe in self._useful(keys)], key=_first)
+        way = _way(lookups, ranked, first) if ranked else "scan"
+        if way == "scan":
+            return Foreseen(table.count(), ("scan",))
+        estimate, best = ranked[0]
+        if way != "common":
+            return Foreseen(estimate, (best.name,))
+        used = [best, *(probe for rows, probe in ranked[1:] if _is_worth(best, estimate, probe, rows))]
+        return Foreseen(estimate, tuple(dict.fromkeys(probe.name for probe in used)))
+
+    def foreseen_count(self, table: Any, values: Values) -> Foreseen | None:
+        """What `count` would; None where indexes can't tell."""
+        lookups = self._lookups(table)
+        cover = self._cover
+        if lookups is None or cover is None:
+            return None
+        keys = self._keys_known(values)
+        if keys is None:
+            return Foreseen(0, ())
+        patterns = [key for term, key in zip(self._terms, keys, strict=True) if term.kind == "like"]
+        if any(map(_is_indefinite, keys)) or any(type(key) is _Share for key in patterns):
+            return None
+        rows = min(_estimate(_Guesses(lookups), probe, keys) for probe in cover)
+        return Foreseen(rows, tuple(dict.fromkeys(probe.name for probe in cover)))
+
+    def foreseen_in_order(self, table: Any, values: Values, limit: int | None) -> Foreseen | None:
+        """What `in_order` would; None where it costs less to find and sort the rows."""
+        lookups = self._lookups(table)
+        walk = self._walk
+        if limit is None or lookups is None or walk is None:
+            return None
+        keys = self._keys_known(values)
+        if keys is None:
+            return Foreseen(0, ())
+        if _is_useless(walk, keys):
+            return None
+        lookups = _Guesses(lookups)
+        if self._is_all(walk):
+            return Foreseen(min(limit, _estimate(lookups, walk, keys)), (walk.name,))
+        rows = self._passed(lookups, walk, keys, limit)
+        return None if rows is None else Foreseen(rows, (walk.name,))
 
     def _lookups(self, table: Any) -> Any:
         lookups = getattr(table, "lookups", None)
@@ -206,6 +283,14 @@ class Search:
     def _keys(self, values: Values) -> list[Any] | None:
         """What the indexes are asked for, for each term; None when no row can meet them all."""
         keys = [make(value) for make, value in zip(self._key_makers, values, strict=True)]
+        return None if any(key is _NOTHING for key in keys) else keys
+
+    def _keys_known(self, values: Values) -> list[Any] | None:
+        """`_keys` where values may be UNKNOWN."""
+        keys = [
+            _unknown_key(term, value) or make(value)
+            for term, make, value in zip(self._terms, self._key_makers, values, strict=True)
+        ]
         return None if any(key is _NOTHING for key in keys) else keys
 
     def _useful(self, keys: list[Any]) -> list[_Probe]:
@@ -263,12 +348,55 @@ class Search:
 # Asking an index
 
 
+def _way(
+    lookups: Any, ranked: list[tuple[int, _Probe]], first: int | None
+) -> Literal["find", "in order", "scan", "common"]:
+    """How the rows are read, by what each probe says it would give, the fewest first."""
+    estimate, best = ranked[0]
+    if estimate <= FEW_ROWS or len(ranked) == 1:
+        if best.kind == "equal" and estimate <= (MANY_ROWS if first is None else first):
+            return "find"
+        if best.kind in ("range", "begins") and (estimate <= MANY_ROWS or first is not None):
+            return "in order"
+    return "scan" if estimate > FEW_ROWS and estimate > SCANNED_SHARE * lookups.estimate(best.name) else "common"
+
+
+def _is_worth(best: _Probe, left: int, probe: _Probe, rows: int) -> bool:
+    """Whether a probe that gives so many rows is used to make those of the best one fewer."""
+    if best.kind == probe.kind == "equal":
+        return True
+    return left > FEW_ROWS and (probe.kind == "equal" or rows * RANGE_COST < left * READ_COST)
+
+
 def _estimate(lookups: Any, probe: _Probe, keys: list[Any]) -> int:
     if probe.kind == "equal":
         return lookups.estimate(probe.name, _values(probe, keys))  # type: ignore[no-any-return]
     if probe.kind == "in":
         return sum(lookups.estimate(probe.name, values) for values in _each_values(probe, keys))
     return lookups.estimate_between(probe.name, **_range_of(probe, keys))  # type: ignore[no-any-return]
+
+
+class _Guesses:
+    """What indexes say of themselves, also of values that are unknown."""
+
+    def __init__(self, lookups: Any) -> None:
+        self._lookups = lookups
+
+    def estimate(self, index: str, values: Values | None = None) -> int:
+        if values is not None and _has_unknown(values):
+            return self._lookups.average(index)  # type: ignore[no-any-return]
+        return self._lookups.estimate(index, values)  # type: ignore[no-any-return]
+
+    def estimate_between(self, index: str, *, prefix: Values = (), share: float = 1.0, **range_: Any) -> int:
+        if _has_unknown(prefix):
+            rows: int = self._lookups.estimate(index)
+            return round(rows * NARROW_SHARE * share)
+        rows = self._lookups.estimate_between(index, prefix=prefix, **range_)
+        return round(rows * share)
+
+
+def _has_unknown(values: Values) -> bool:
+    return any(type(value) is _Unknown for value in values)
 
 
 def _found(lookups: Any, probe: _Probe, keys: list[Any]) -> Any:
@@ -291,10 +419,7 @@ def _common(lookups: Any, ranked: list[tuple[int, _Probe]], keys: list[Any]) -> 
         left = len(found)
         if left <= FEW_ROWS:
             break
-        if probe.kind == "equal":
-            if best.kind != "equal":
-                found &= _found(lookups, probe, keys)
-        elif estimate * RANGE_COST < left * READ_COST:
+        if not best.kind == probe.kind == "equal" and _is_worth(best, left, probe, estimate):
             found &= _found(lookups, probe, keys)
     return found
 
@@ -336,6 +461,11 @@ def _is_useless(probe: _Probe, keys: list[Any]) -> bool:
     return any(keys[place] is _USELESS for place in probe.all_terms)
 
 
+def _is_indefinite(key: Any) -> bool:
+    """Whether an index that is asked for the key gives other rows too."""
+    return key is _USELESS or (type(key) is _Beginning and not key.is_all)
+
+
 def _first(ranked: tuple[int, _Probe]) -> int:
     return ranked[0]
 
@@ -355,6 +485,22 @@ def _key_maker(term: Term) -> Callable[[Any], Any]:
         case "like":
             return lambda pattern: _beginning(pattern, term.escape)
     return lambda _: None
+
+
+def _unknown_key(term: Term, value: Any) -> Any:
+    """What stands for the key of a value that is UNKNOWN, or has parts that are; None: all is known."""
+    match term.kind:
+        case "equal":
+            return UNKNOWN if value is UNKNOWN else None
+        case "in" if _has_unknown(value):
+            to_key = _TO_KEY[term.type]
+            keys = [_Unknown() if item is UNKNOWN else to_key(item) for item in value]  # not the same one twice
+            return [key for key in keys if key is not _NOTHING]
+        case "range" if any(map(_has_unknown, value)):
+            return _Share(NARROW_SHARE if all(value) else HALF_OPEN_SHARE)
+        case "like" if value is UNKNOWN:
+            return _Share(NARROW_SHARE)
+    return None
 
 
 def _int_key(value: Any) -> Any:

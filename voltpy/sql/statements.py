@@ -68,7 +68,7 @@ class Prepared:
         except TypeError:
             name = type(parameters).__name__
             raise SqlError(f"parameters are a tuple or a list of values, not {name}") from None
-        if given != self.parameters:
+        if given != self.parameters and (given or not self.plan.parameters_optional):
             raise SqlError(f"the statement has {self.parameters} parameters, and {given} were given")
 
     def _compiled(self, source: str | None) -> Run:
