@@ -353,7 +353,7 @@ class Cursor:
             for number, result in enumerate(self.connection._execute_many(operation, some), done + 1):
                 if isinstance(result, errors.Error):
                     failed = failed or (number, result)
-                elif result.kind in _READS:
+                elif result.kind in _READS or result.kind.startswith("explain"):
                     self.rowcount = -1
                     raise ProgrammingError("executemany() runs statements that change rows; this one answers some")
                 else:

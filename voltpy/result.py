@@ -19,7 +19,7 @@ class Result(Struct, array_like=True):
 
     A statement without rows has no `columns`. `types` says of each column INT, FLOAT, STRING, BOOL or TIMESTAMP; NUMBER
     where it is INT in some rows and FLOAT in others; ANY or NULL where nothing is known. `kind`: select, insert,
-    update, delete, explain, …
+    update, delete, explain, explain insert (EXPLAIN ANALYZE INSERT: it was one, too) and its like, …
     """
 
     columns: list[str]

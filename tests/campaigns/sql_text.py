@@ -65,7 +65,8 @@ class Grammar:
         if kind < 13:
             return self.query()
         if kind == 13:
-            return f"EXPLAIN {self.rng.choice(('', 'ANALYZE '))}{self.query()}"
+            statement = self.rng.choice((self.query, self.query, self.insert, self.update, self.delete))
+            return f"EXPLAIN {self.rng.choice(('', 'ANALYZE '))}{statement()}"
         return self.rng.choice((self.insert, self.update, self.delete))()
 
     # Queries.

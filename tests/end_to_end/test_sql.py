@@ -60,6 +60,11 @@ def counted_here(tx) -> int:
     return tx.execute("SELECT COUNT(*) FROM accounts").rows[0][0]
 
 
+@procedure(read_only=True, everywhere=True)
+def countries_here(tx) -> int:
+    return tx.cities.count()
+
+
 @procedure(everywhere=True)
 def name_country(tx, name: str, country: str) -> int:
     return tx.execute("UPDATE cities SET country = ? WHERE name = ?", (country, name)).rowcount
@@ -397,6 +402,23 @@ def test_explain_analyze_tells_what_each_partition_did(db: voltpy.Client) -> Non
     assert sum(found) == db.execute("SELECT COUNT(*) FROM accounts").rows[0][0]
     (_, alone, *_) = db.execute("EXPLAIN ANALYZE SELECT * FROM accounts WHERE id = ?", (RIGHT[0],)).rows
     assert alone[0].startswith("Partition 1: ")
+
+
+def test_explain_analyze_of_a_change_is_that_change(db: voltpy.Client) -> None:
+    before = db.execute("SELECT SUM(balance) FROM accounts").rows[0][0]
+    everywhere = db.execute("EXPLAIN ANALYZE UPDATE accounts SET balance = balance + ? WHERE city = 'Oslo'", (1,))
+    lines = [line for (line,) in everywhere.rows]
+    assert everywhere.kind == "explain update"
+    assert lines[1].startswith("10 rows changed in ")
+    assert "20 rows estimated, 20 found, 10 kept" in lines[3]
+    (_, alone, *_) = db.execute("EXPLAIN ANALYZE DELETE FROM accounts WHERE id = ?", (RIGHT[0],)).rows
+    assert alone[0].startswith("Partition 1: 1 row changed in ")
+    db.execute("EXPLAIN ANALYZE INSERT INTO cities VALUES ('Rome', 'Italy')")
+    with pytest.raises(DuplicateKey):
+        db.execute("EXPLAIN ANALYZE INSERT INTO accounts (id) VALUES (?), (?), (?)", (LEFT[-1], RIGHT[-1], LEFT[0]))
+    gone = 10 * RIGHT[0] + (RIGHT[0] % 2 == 0)
+    assert db.execute("SELECT SUM(balance), COUNT(*) FROM accounts").rows == [(before + 10 - gone, 19)]
+    assert db.call_everywhere("countries_here") == [4, 4]
 
 
 def test_a_cluster_of_one_partition_executes_too(tmp_path: Path) -> None:

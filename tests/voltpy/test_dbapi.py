@@ -133,6 +133,10 @@ def test_what_is_committed_can_not_be_rolled_back(connection: dbapi.Connection) 
     cursor.execute("INSERT INTO accounts (id, owner) VALUES (1, 'Kari') RETURNING id")
     connection.commit()
     connection.rollback()
+    assert cursor.execute("EXPLAIN ANALYZE UPDATE accounts SET owner = 'Per'").rowcount > 1
+    with pytest.raises(dbapi.NotSupportedError, match="committed"):
+        connection.rollback()
+    connection.commit()
     cursor.execute("UPDATE accounts SET owner = 'Ola'")
     with pytest.raises(dbapi.NotSupportedError, match="committed"):
         connection.rollback()

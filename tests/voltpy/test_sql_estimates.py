@@ -232,3 +232,14 @@ def test_a_client_asks_all_partitions_when_it_gives_no_values(parts: Parts) -> N
     assert known.call((), 9) == ("voltpy.query_all", (sql, ()))
     with pytest.raises(SqlError, match="has 1 parameters, and 2 were given"):
         known.call((1, 2), 9)
+
+
+def test_a_client_runs_an_analyzed_change_as_the_change() -> None:
+    sql = "EXPLAIN ANALYZE DELETE FROM people WHERE id = ?"
+    plan = Parts(SCHEMA, 1).plan(sql)
+    known = KnownStatement(sql, (plan.kind, ["plan"], ["STRING"], 1, plan.routing))
+    assert known.writes
+    assert known.call((3,), 9) == ("voltpy.execute", (3, sql, (3,)))
+    assert known.result((2, [("a",), ("b",)])).rows == [("a",), ("b",)]
+    with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):
+        known.call((), 9)

@@ -54,7 +54,7 @@ def planned(text: str) -> None:
         ("SELECT :x", "line 1, column 8", "parameters are written ?"),
         ("SELECT 'open", "line 1, column 8", "never closed"),
         ("SELECT x FROM a ORDER x", "line 1, column 23", "expected BY"),
-        ("EXPLAIN ANALYZE DELETE FROM a", "line 1, column 17", "it takes queries only"),
+        ("EXPLAIN ANALYZE DELETE a", "line 1, column 24", "expected FROM"),
         ("SELECT 1 < 2 < 3", "line 1, column 14", "no second comparison"),
     ],
 )

@@ -143,9 +143,11 @@ def test_csv_tells_null_from_an_empty_text(sql: Any) -> None:
     assert re.fullmatch(r"Time: \d+\.\d{3} ms\n", said)
 
 
-def test_an_explanation_is_shown_as_text(sql: Any) -> None:
-    _, shown, _ = sql("-c", "EXPLAIN SELECT * FROM accounts WHERE id = 1")
+@pytest.mark.parametrize("explain", ["EXPLAIN SELECT *", "EXPLAIN ANALYZE DELETE"])
+def test_an_explanation_is_shown_as_text(sql: Any, explain: str) -> None:
+    _, shown, said = sql("-c", f"{explain} FROM accounts WHERE id = 1")
     assert "Partitions: " in shown
+    assert "EXPLAIN" not in shown + said
     assert "|" not in shown
     assert re.search(r"\(\d+ rows?\)", shown) is None
 

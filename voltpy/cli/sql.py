@@ -27,7 +27,7 @@ Form = Literal["table", "csv", "json"]
 
 MAX_INCLUDED = 16  # files that include each other
 COUNTED = ("insert", "update", "delete")
-READ_ONLY = ("select", "explain")
+SHOWN = ("select", "explain", "explain insert", "explain update", "explain delete")
 
 HELP = r"""A statement may take several lines; its semicolon ends it.
 \d          the tables
@@ -121,7 +121,7 @@ class Shell:
         began = perf_counter()
         result = self._db.execute(text, ())
         seconds = perf_counter() - began
-        if result.kind not in COUNTED and result.kind not in READ_ONLY:
+        if result.kind not in COUNTED and result.kind not in SHOWN:
             self.schema_may_differ = True
         self._show(result, seconds)
         if self._times and self._form != "json":
@@ -134,7 +134,7 @@ class Shell:
             return _write(sql_results.csv(result) if result.columns else ())
         if result.columns:
             self._show_table(result)
-        if self._is_quiet or result.kind in READ_ONLY:
+        if self._is_quiet or result.kind in SHOWN:
             return
         click.echo(f"{result.kind.upper()} {result.rowcount}" if result.kind in COUNTED else result.kind.upper())
 

@@ -27,7 +27,7 @@ def table(result: Result, *, styled: bool = False) -> Iterator[str]:
 
     `styled`: for a terminal, where NULL is told apart from a text that says so.
     """
-    if result.kind == "explain":
+    if result.kind.startswith("explain"):
         for rows in _by_piece(result):
             yield "".join(f"{shown(row[0])}\n" for row in rows)
         return

@@ -75,7 +75,6 @@ def emit(
     """(the source, what the plan does in words). `fragment`: keys that it looks up may live in other partitions."""
     program = Program(parameters, catalogue, fragment, analyze is not None)
     if analyze is not None:
-        assert isinstance(statement, BoundQuery | Gather)
         return _observed(program, statement, analyze), program.notes
     body = _Function(program, 1)
     body.statement(statement)
@@ -107,16 +106,15 @@ class Analyze(NamedTuple):
     parts: tuple[str, ...] | None = None
 
 
-def _observed(program: Program, statement: BoundQuery | Gather, analyze: Analyze) -> str:
+def _observed(program: Program, statement: BoundStatement | Gather, analyze: Analyze) -> str:
     """A program that runs the statement and answers what it met: see voltpy.sql.observed."""
     body = _Function(program, 2)
+    body.statement(statement)
     if isinstance(statement, Gather):
-        body.gather(statement)
         result = "seen.sent(answer)"
     else:
-        body.query(statement)
         notes = repr((analyze.routed, *program.notes))
-        result = f"seen.alone(answer, {notes})"
+        result = f"seen.{'alone' if isinstance(statement, BoundQuery) else 'changed'}(answer, {notes})"
         if analyze.parts is not None:
             result = f"seen.merged(answer, shipped[-1], {notes}, {analyze.parts!r})"
     return program.source(["    def answer():", *body.lines, f"    return {result}"])

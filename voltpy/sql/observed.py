@@ -149,10 +149,18 @@ class Observed:
         """The plan's lines, where the whole statement ran here."""
         began_s = perf_counter()
         count = len(answer())
-        took_s = perf_counter() - began_s
+        return self._told(f"{_count(count)} in {_ms(perf_counter() - began_s)}", notes)
+
+    def changed(self, answer: Callable[[], tuple[int, Any]], notes: Sequence[str]) -> tuple[int, list[tuple[str]]]:
+        """The same for a statement that writes: (how many lines, the lines)."""
+        began_s = perf_counter()
+        count, _ = answer()
+        lines = self._told(f"{_count(count)} changed in {_ms(perf_counter() - began_s)}", notes)
+        return len(lines), lines
+
+    def _told(self, whole: str, notes: Sequence[str]) -> list[tuple[str]]:
         where = "" if self._partition is None else f"Partition {self._partition}: "
-        lines = [notes[0], f"{where}{_count(count)} in {_ms(took_s)}"]
-        lines += _described(notes[1:], self._rows_of_steps())
+        lines = [notes[0], where + whole, *_described(notes[1:], self._rows_of_steps())]
         return [(line,) for line in lines]
 
     def merged(

@@ -206,11 +206,7 @@ class _Reader:
         statement: Statement
         if is_explained:
             analyze = self.take("ANALYZE")
-            start = self.peek().start
-            explained = self.statement()
-            if analyze and not isinstance(explained, Query):
-                raise self.wrong("EXPLAIN ANALYZE runs the statement, so it takes queries only", start)
-            statement = Explain(explained, analyze)
+            statement = Explain(self.statement(), analyze)
         else:
             statement = self.statement()
         self.take_symbol(";")

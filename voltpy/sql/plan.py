@@ -19,6 +19,8 @@ exactly one of them is told to send copies, of tables that all have. `merge` is 
 being one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of
 RETURNING); there is no merge: numbers add up and rows are joined, or, where every partition changed its copy
 (`writes_copies`), are those of any one.
+
+A statement that writes answers (rows changed, rows of RETURNING); under EXPLAIN ANALYZE, (lines, the lines).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from voltpy.sql.bound import Field, SqlType
 from voltpy.sql.runtime import NAMES, key_of_int
 
 Run = Callable[..., Any]
+# "explain insert" and its like run that statement, for EXPLAIN ANALYZE; the plan alone, or a query's, is "explain".
+Kind = Literal["select", "insert", "update", "delete", "explain", "explain insert", "explain update", "explain delete"]
 
 FILE = "<sql>"  # that the code of statements says to come from
 
@@ -70,7 +74,7 @@ class Plan(Struct, frozen=True, array_like=True):
     """`reads` and `writes` are table numbers. `source` and `fragment` run on `tx`, `merge` on what fragments sent."""
 
     text: str
-    kind: Literal["select", "insert", "update", "delete", "explain"]
+    kind: Kind
     fields: tuple[Field, ...]
     parameters: tuple[SqlType, ...]
     reads: tuple[int, ...]

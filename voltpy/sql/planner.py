@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec.structs import replace
 
 from voltpy.sql import syntax
@@ -13,9 +11,7 @@ from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.distribute import routing_of, split
 from voltpy.sql.emit import Analyze, emit, emit_estimates
 from voltpy.sql.parse import parse_statement
-from voltpy.sql.plan import Plan, Routing
-
-Kind = Literal["select", "insert", "update", "delete", "explain"]
+from voltpy.sql.plan import Kind, Plan, Routing
 
 
 def plan(text: str, catalogue: Catalogue, version: int = 0) -> Plan:
@@ -112,9 +108,19 @@ def _analyzed(text: str, statement: syntax.Explain, parameters: int, catalogue: 
         fragment, parts = emit(pieces.fragment, types, catalogue, fragment=True, analyze=Analyze())
         merge, _ = emit(pieces.merge, types, catalogue, analyze=Analyze(plain.notes[0], tuple(parts)))
     source, _ = emit(bound, types, catalogue, analyze=Analyze(plain.notes[0]))
+    across = None
+    if plain.across is not None:
+        defined, _ = bind(text, explained, parameters, catalogue, views_as_queries=True)
+        across, _ = emit(defined, types, catalogue, analyze=Analyze(plain.notes[0]))
     return replace(
-        plain, kind="explain", fields=(Field("plan", "STRING", False),), source=source, fragment=fragment, merge=merge
-    )
+        plain, kind=_ANALYZED[_kind(bound)], fields=(Field("plan", "STRING", False),), source=source,
+        fragment=fragment, merge=merge, across=across, returns_rows=True,
+    )  # fmt: skip
+
+
+_ANALYZED: dict[Kind, Kind] = {
+    "select": "explain", "insert": "explain insert", "update": "explain update", "delete": "explain delete",
+}  # fmt: skip
 
 
 def _kind(bound: BoundStatement) -> Kind:

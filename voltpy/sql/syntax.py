@@ -263,7 +263,7 @@ class Delete(Node, frozen=True):
 
 
 class Explain(Node, frozen=True):
-    """`analyze`: the statement, a query, is run."""
+    """`analyze`: the statement is run."""
 
     statement: Query | Insert | Update | Delete
     analyze: bool = False
