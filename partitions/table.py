@@ -40,6 +40,7 @@ from itertools import chain, islice, repeat
 from operator import attrgetter, itemgetter
 from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import msgspec
 
@@ -102,6 +103,7 @@ class Table:
         "_dying",
         "_find",
         "_fixed_columns",
+        "_forget_last_seen",
         "_forget_seen",
         "_format",
         "_heap",
@@ -114,6 +116,7 @@ class Table:
         "_old",
         "_partition_of_key",
         "_places",
+        "_replaced",
         "_rows",
         "_rows_limit",
         "_unchanged_rows",
@@ -133,6 +136,8 @@ class Table:
         "update",
         "upsert",
     )
+    get: Callable[[Any], Any]
+    _forget_last_seen: Callable[[], None]
 
     def __init__(
         self,
@@ -174,6 +179,9 @@ class Table:
         self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
         self.lookups = Lookups(self, indexes) if indexes else None  # its secondary indexes
         self.maintain: Callable[..., None] | None = None  # makes views follow: see partitions.viewed_table
+        self._forget_seen: Callable[[], None] = _nothing
+        # Accessors that have been: `get`, and what makes it forget the row that it has read last.
+        self._replaced: list[tuple[ref[Any], Callable[[], None]]] = []
         self._make_accessors()
 
     # What procedures call, besides get, insert, upsert and update, which partitions.accessors makes.
@@ -728,10 +736,22 @@ class Table:
     def _make_accessors(self) -> None:
         """For the columns, and again when a unique index has come or gone."""
         if self.schema.dropped:  # nobody calls what it has no columns for
-            self._forget_seen = _nothing
+            self._forget_seen, self._replaced = _nothing, []
             return
+        if self._forget_seen is not _nothing:
+            self._replaced.append((ref(self.get), self._forget_last_seen))
         made = accessors(self, self._format, self._index, self._heap)
-        self.get, self.insert, self.upsert, self.update, self.follow, self._forget_seen = made
+        self.get, self.insert, self.upsert, self.update, self.follow, self._forget_last_seen = made
+        self._forget_seen = self._forget_all_seen if self._replaced else self._forget_last_seen
+
+    def _forget_all_seen(self) -> None:
+        """Somebody may still read by accessors that have been replaced, such as a read-only view of this table."""
+        self._forget_last_seen()
+        self._replaced = [(get, forget) for get, forget in self._replaced if get() is not None]
+        for _, forget in self._replaced:
+            forget()
+        if not self._replaced:
+            self._forget_seen = self._forget_last_seen
 
     def _check_fixed(self, changes: dict[str, Any]) -> None:
         """Raises for changes that would move a row to another key or another partition."""

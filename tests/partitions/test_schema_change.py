@@ -309,6 +309,29 @@ def test_index_of_a_table_that_takes_the_name_of_a_dropped_one_is_its_own(tmp_pa
     killed(again)
 
 
+def test_read_only_procedure_reads_no_row_from_before_while_a_change_is_prepared() -> None:
+    """Its view of the table is older than the index, and remembers the row that it has read last."""
+
+    @procedure(partition_by="id", read_only=True)
+    def look(tx: Any, id: int) -> Any:
+        return tx.t.get(id).a
+
+    partition = OnePartition(SCHEMA, [*PROCEDURES, look], None)
+    partition.call("put", 1, "t", [0])
+    building = SchemaChange(partition.store, parse_change("CREATE INDEX t_a ON t (a)", SCHEMA)[0])
+    while not building.is_prepared:
+        building.step()
+    seen = []
+    for value in (1, 2, 3):
+        partition.order(Borrow(value, [TableKeys(0, [encode(1)])], []))
+        partition.order(Prepare(value, [TableChanges(0, [encode([1, value])], [])]), Decide(value, commits=True))
+        seen += [partition.call("look", 1), partition.call("look", 1)]
+        if value == 2:
+            building.abandon()
+    assert seen == [1, 1, 2, 2, 3, 3]
+    partition.store.check()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
