@@ -667,7 +667,7 @@ class Loans:
 
     def _try_views(self, changes: list[Changes]) -> None:
         """Raises DataError or ConstraintViolation for changes that views could not follow when they are decided."""
-        viewed = [each for each in changes if isinstance(each.table, ViewedTable)]
+        viewed = [each for each in changes if isinstance(each.table, ViewedTable) and each.table.views]
         if not viewed:
             return
         if len(self._prepared) >= MOST_PREPARED:

@@ -1,15 +1,16 @@
 """A change of the schema in one partition: prepared while calls run, then made between two of them.
 
     SchemaChange        what can't be made of this partition's rows is refused
-    step, step, …       indexes are built of tables that have rows, some pages at a time, between batches of calls
-    switch              tables come, go and get columns; the new indexes can be asked
+    step, step, …       indexes and views are built of tables that have rows, some pages at a time, between batches
+    switch              tables come, go and get columns; the new indexes and views can be asked
     — or abandon        nothing has happened
 
-From the moment when it is built a unique index refuses duplicates, though the change may still come to nothing
-elsewhere: otherwise what was found unique here would no longer be so when all partitions have found it.
+From the moment when it is built a unique index refuses duplicates, and a view what it can't hold, though the change may
+still come to nothing elsewhere: otherwise what was found here would no longer be so when all partitions have found it.
 
 Nothing of it goes into the WAL, and nothing needs to: see voltpy.schema. Whoever decides that it happens makes the new
-schema durable before any partition switches, so a partition that starts again has it, and builds what indexes it lacks.
+schema durable before any partition switches, so a partition that starts again has it, and builds what indexes and views
+it lacks. Rows of a view are in the WAL from the switch on, and count once a checkpoint has the view.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from partitions.store import Store
 from voltpy.crash_point import crash_point
 from voltpy.errors import SchemaError
-from voltpy.schema import Schema, repartitioned
+from voltpy.schema import Schema, Table, repartitioned
 
 
 class SchemaChange:
@@ -40,6 +41,13 @@ class SchemaChange:
             new = [name for name in index.columns if name not in before.table(index.table).positions]
             if new:
                 raise SchemaError(f"index {index.name} is on column {new[0]}, which the same change adds: make it two")
+        self._views: dict[str, list[Table]] = {}  # by the table that they are over, where that is there already
+        for table in schema.tables[len(before.tables) :]:
+            if table.view is not None and table.view.base in there:
+                base = table.view.base
+                if schema.table(base) != before.table(base):
+                    raise SchemaError(f"view {table.name} is over {base}, which the same change alters: make it two")
+                self._views.setdefault(base, []).append(table)
         if store.partitions > 1:
             for number in repartitioned(before, schema):
                 if store.tables[number].row_count:
@@ -47,14 +55,22 @@ class SchemaChange:
                         f"table {store.tables[number].name} has rows, of which every partition has a copy: "
                         "PARTITION TABLE is for empty tables"
                     )
-        self._steps: Iterator[None] | None = self._build() if self._added else None
+        self._steps: Iterator[None] | None = self._build() if self._added or self._views else None
 
     @property
     def is_prepared(self) -> bool:
         return self._steps is None
 
+    @property
+    def builds_views(self) -> bool:
+        return bool(self._views)
+
     def step(self) -> None:
-        """Builds some of the indexes. Raises DuplicateKey, ReadOnly, Corruption, OSError: then `abandon` the change."""
+        """Builds some of the indexes and views.
+
+        Raises DuplicateKey, DataError, ConstraintViolation, Unavailable, ReadOnly, Corruption, OSError: then `abandon`
+        the change.
+        """
         for _ in self._steps or ():
             return
         self._steps = None
@@ -73,20 +89,25 @@ class SchemaChange:
         for number in range(len(before.tables), len(schema.tables)):
             store.add_table(schema, number)
         store.schema = schema
+        store.follow()
         self._added = []
         crash_point("schema_change.switched")
 
     def abandon(self) -> None:
-        """Takes the indexes away again. Nothing, once it was switched."""
+        """Takes the indexes and views away again. Nothing, once it was switched."""
         self._steps = None
         for index in self._added:
             self._store.drop_index(index.table, index.name)
         self._added = []
+        self._store.forget_coming()
 
     def _build(self) -> Iterator[None]:
         for index in self._added:
             yield from self._store.add_index(index)
             crash_point("schema_change.index_built")
+        for base, views in self._views.items():
+            yield from self._store.add_views(self.schema, base, views)
+            crash_point("schema_change.view_built")
 
 
 def made_at_once(store: Store, schema: Schema) -> None:

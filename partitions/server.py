@@ -39,7 +39,7 @@ from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
 from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
-from voltpy.errors import DuplicateKey, ReadOnly, SchemaError
+from voltpy.errors import ConstraintViolation, DataError, ReadOnly, SchemaError, Unavailable
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
@@ -552,7 +552,7 @@ class Server:
             change.step()
             while not change.is_prepared and self._clock() < until_s:
                 change.step()
-        except (DuplicateKey, ReadOnly) as error:
+        except (ConstraintViolation, DataError, ReadOnly, Unavailable) as error:
             self._discard()
             failed = LoadPrepared(registry.catalog_version, str(error), [], type(error).__name__)
             self._send(self._asked_to_prepare, failed)
@@ -573,6 +573,8 @@ class Server:
         else:
             change.switch()
             self._executor.take_schema(registry)
+            if change.builds_views:  # until a checkpoint has them, a start builds them again
+                self._checkpointer.request()
         self._door.catalog_version = registry.catalog_version
         crash_point("server.load.switched")
 

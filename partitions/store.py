@@ -18,14 +18,17 @@ from partitions.index import INDEX_BYTES
 from partitions.lookups import Lookups
 from partitions.page import PAGE_BYTES, Arena, page_id
 from partitions.table import Ownership, Table, UndoLog
+from partitions.view_build import MOST_SUM_EVER
 from partitions.view_reader import ViewReader
-from partitions.viewed_table import ViewedTable
+from partitions.view_source import MOST_SUM
+from partitions.viewed_table import MOST_PREPARED, ViewedTable
 from partitions.wal import ABORT, DECIDE, PREPARE, Record
-from voltpy.errors import Corruption, ReadOnly
+from voltpy.errors import Corruption, Error, ReadOnly, Unavailable
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
 from voltpy.resident import resident_bytes as resident_bytes
 from voltpy.schema import Index, Schema
+from voltpy.schema import Table as TableSchema
 from voltpy.view import own_key
 
 # What a generation of decoded rows may take; there are two.
@@ -34,6 +37,8 @@ DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that the
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
 BUILD_ROWS = 1024  # of a turn at building views, at most
+BESIDE_PAGES = 4  # of a step at building them beside calls
+COMING_SHARE = 4  # the pages of views that are in no schema yet: a quarter of those that there may be
 TRIM_S = 10.0  # at most so often while pages are squeezed
 
 
@@ -45,10 +50,12 @@ class Store:
         "_memory_bytes",
         "_most_rows",
         "_note",
+        "_own_key",
         "_trimmed_s",
         "_unlimited_until",
         "arena",
         "by_name",
+        "coming",
         "condemned",
         "left_out_images",
         "lookups",
@@ -76,26 +83,22 @@ class Store:
         self.pool: BufferPool | None = None  # without one, everything stays in memory
         self.partitions = partitions
         self.owner = Ownership(partition, partitions)
+        self._own_key = own_key(self.owner.owned)
         # What batches of the coordinator's have prepared here, and nobody has decided yet; by batch.
         self.prepared: dict[int, list[TableChanges]] = {}
-        viewed = {table.view.base for table in schema.tables if table.view is not None}
-        self.tables: list[Table] = [
-            (ViewedTable if table.name in viewed else Table)(
-                table, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number)
-            )
-            for number, table in enumerate(schema.tables)
-        ]
+        self.tables: list[Table] = [self._made(schema, number) for number in range(len(schema.tables))]
         self.by_name = {
             table.name: self.tables[number] for number, table in enumerate(schema.tables) if not table.dropped
         }
-        self.viewed = [table for table in self.tables if isinstance(table, ViewedTable)]
+        self.viewed: list[ViewedTable] = []  # that views are over
         self.readers: dict[str, ViewReader] = {}  # of views, by name
         self.unbuilt: set[int] = set()  # views that don't follow their tables yet: see `build_views`
+        self.coming: list[Table] = []  # views that are in no schema yet: see `add_views`
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
         self.left_out_images: list[str] = []  # tables whose image is not there: snapshots are made without
-        self._follow()
+        self.follow()
         self.lookups: list[Lookups] = []  # of the tables that have indexes
         self._list_lookups()
         self._unlimited_until = 0
@@ -154,7 +157,7 @@ class Store:
     def undo_batch(self) -> None:
         """Undoes everything since the last `apply`."""
         self.undo_to(0)
-        for table in self.tables:
+        for table in (*self.tables, *self.coming):
             table.forget_changes()
 
     def changes(self) -> list[TableChanges]:
@@ -169,7 +172,7 @@ class Store:
                 pages_needed += table.pages_needed(images)
                 if table.lookups is not None:
                     table.lookups.make_sure_of_row_ids(pages_needed)
-        self.make_room(pages_needed)
+        self.make_room(pages_needed + self._pages_coming())
         return changed
 
     def make_room(self, pages_needed: int) -> None:
@@ -197,23 +200,56 @@ class Store:
         pages_needed = 0
         for base in self.viewed:
             for view in base.views:
-                if view.changed:
+                if view.changed and view not in self.coming:
                     images, deleted = view.changes()
                     pages_needed += view.pages_needed(images)
                     changed.append(TableChanges(view.number, images, deleted))
+        pages_needed += self._pages_coming()
         if pages_needed:
             self.make_room(pages_needed)
         return changed
 
+    def _pages_coming(self) -> int:
+        """What the batch needs for views that are in no schema yet: nobody hears of those changes, the WAL neither."""
+        return sum(view.pages_needed(view.changes()[0]) for view in self.coming if view.changed)
+
     def apply(self) -> None:
         """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
         self.undo_log.clear()
+        if self.coming:
+            self._apply_beside()
+        else:
+            self._apply_tables()
+        if self.arena.frames_in_use > self._unlimited_until:
+            self._limit_decoded()
+
+    def _apply_tables(self) -> None:
         for table in self.tables:
             table.apply()
             if self.pool is None:
                 table.storage[0].forget_uses()
-        if self.arena.frames_in_use > self._unlimited_until:
-            self._limit_decoded()
+
+    def _apply_beside(self) -> None:
+        """The same while views are built, which can't keep the batch from being applied, and fail where they could."""
+        bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
+        try:
+            self._apply_tables()
+        finally:
+            self.misses.bring = bring
+        if any(isinstance(base, ViewedTable) and base.build is not None for base in self.by_name.values()):
+            try:
+                self.make_room(self._pages_coming())
+            except ReadOnly as error:
+                self.forget_coming(error)
+        self._apply_coming()
+
+    def _apply_coming(self) -> None:
+        for view in self.coming:
+            view.apply()
+            view.storage[0].forget_uses()  # the buffer pool does not know of these pages: they stay
+        self.undo_log.clear()
+        for lookups in self.lookups:
+            lookups.undone_to(0)
 
     def take_prepared(self, prepared: list[tuple[int, list[TableChanges]]]) -> None:
         """What a checkpoint knew to be undecided. Raises Corruption."""
@@ -310,7 +346,9 @@ class Store:
     def add_table(self, schema: Schema, number: int) -> None:
         """Between batches: a table that the schema has behind all that there are."""
         made = schema.tables[number]
-        table = Table(made, number, self.arena, self.owner, self.undo_log, self.misses, schema.indexes_at(number))
+        coming = [view for view in self.coming if view.number == number]
+        table = coming[0] if coming else self._made(schema, number)
+        self.coming = [view for view in self.coming if view is not table]
         self.tables.append(table)
         self.by_name[made.name] = table
         if self._note is not None:
@@ -322,8 +360,11 @@ class Store:
 
     def drop_table(self, number: int) -> None:
         """Between batches: nobody sees the table any more. Its pages go with `bury`."""
-        del self.by_name[self.tables[number].name]
+        table = self.tables[number]
+        del self.by_name[table.name]
         self.condemned.add(number)
+        if isinstance(table, ViewedTable):
+            table.follow_with([], self.schema, self.undo_to, self._own_key)
 
     def bury(self) -> None:
         """Gives back what dropped tables take. Between batches, while no checkpoint writes their pages."""
@@ -385,7 +426,9 @@ class Store:
             if unbuilt:
                 # The pages of the groups that a turn changes must be in memory together.
                 pages = BUILD_ROWS if self.pool is None else self.pool.capacity // (4 * len(unbuilt))
-                for _ in base.build(unbuilt, min(max(pages, 1), BUILD_ROWS)):
+                # Some of them may have followed their table for long, and were in no checkpoint yet.
+                build = base.new_build(unbuilt, self.schema, self.undo_to, self._own_key, MOST_SUM_EVER)
+                for _ in build.read_all(min(max(pages, 1), BUILD_ROWS)):
                     self.changes()
                     self.apply()
                     if self.pool is not None:
@@ -401,18 +444,89 @@ class Store:
         for changes in self.prepared.values():
             for change in changes:
                 table, images = self.tables[change.table], change.images
-                keys, gone = table.keys_of_images(images), table.keys_of(change.deleted)
                 if table.lookups is not None:
+                    keys, gone = table.keys_of_images(images), table.keys_of(change.deleted)
                     table.lookups.unique.check_changes(keys, images, gone, {*keys, *gone})
-                if isinstance(table, ViewedTable):
-                    try:
-                        table.check_changes(keys, images, gone)
-                    finally:
-                        self.undo_batch()
+                self._try_on_views(change)
+
+    def _try_on_views(self, change: TableChanges) -> None:
+        table = self.tables[change.table]
+        if not isinstance(table, ViewedTable) or not table.views:
+            return
+        # Since it was prepared calls may have filled a sum: there is room for both.
+        table.is_decided = True
+        try:
+            table.check_changes(table.keys_of_images(change.images), change.images, table.keys_of(change.deleted))
+        finally:
+            table.is_decided = False
+            self.undo_batch()
+
+    def add_views(self, schema: Schema, base_name: str, views: list[TableSchema]) -> Iterator[None]:
+        """Builds views that the schema has beside this store's, in steps between batches.
+
+        They are `coming` until their tables are added. Raises DataError or ConstraintViolation for what they can't
+        hold, ReadOnly without room, Unavailable; then, or if nothing comes of it, `forget_coming`.
+        """
+        base = self.by_name[base_name]
+        assert isinstance(base, ViewedTable)
+        made = [self._made(schema, schema.numbers[view.name]) for view in views]
+        self.coming += made
+        build = base.build = base.new_build(made, schema, self.undo_to, self._own_key, MOST_SUM)
+        while build.failed is None and build.read_pages(BESIDE_PAGES):
+            self._keep_coming()
+            yield
+        if build.failed is not None:
+            raise build.failed
+        bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
+        try:
+            build.end()
+            self._keep_coming()
+            # From here on they follow calls, and refuse what they can't hold, though they may still come to nothing.
+            base.build = None
+            base.follow_with([*base.views, *made], schema, self.undo_to, self._own_key)
+            self._list_viewed()
+            undecided = [each for changes in self.prepared.values() for each in changes if each.table == base.number]
+            if undecided and len(self.prepared) > MOST_PREPARED:
+                raise Unavailable(f"{len(self.prepared)} batches are prepared and undecided")
+            for change in undecided:
+                self._try_on_views(change)
+        finally:
+            self.misses.bring = bring
+
+    def forget_coming(self, error: Error | None = None) -> None:
+        """Nothing comes of the views that are in no schema yet. Between batches."""
+        if not self.coming:
+            return
+        self.undo_batch()
+        for base in self.by_name.values():
+            if not isinstance(base, ViewedTable):
+                continue
+            if base.build is not None and error is not None:
+                base.build.failed = error
+            base.build = None
+            if not set(self.coming).isdisjoint(base.views):
+                kept = [view for view in base.views if view not in self.coming]
+                base.follow_with(kept, self.schema, self.undo_to, self._own_key)
+        for view in self.coming:
+            view.bury()
+        self.coming = []
+        self._list_viewed()
+
+    def _keep_coming(self) -> None:
+        """What has been built goes into pages, which can't leave memory: no checkpoint writes them. Raises ReadOnly."""
+        self.make_room(self._pages_coming())
+        self._apply_coming()
+        limit = (self.arena.frames if self.pool is None else self.pool.capacity) // COMING_SHARE
+        pages = sum(view.pages for view in self.coming)
+        if pages > max(limit, 2 * len(self.coming)):
+            raise ReadOnly(
+                f"view {self.coming[-1].name}, which is being made, needs more than a quarter of the memory "
+                f"({limit * PAGE_BYTES >> 20:,} MiB): start with a larger --memory, or with a schema that has it"
+            )
 
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
-        for table in self.tables:
+        for table in (*self.tables, *self.coming):
             table.check()
 
     def metrics(self) -> dict[str, object]:
@@ -436,13 +550,32 @@ class Store:
         decoded = sum(table.decoded_bytes for table in self.tables)
         return self._empty_bytes + self.arena.frames_in_use * PAGE_BYTES + self.index_bytes + decoded
 
-    def _follow(self) -> None:
-        """From now on views follow their tables."""
-        own = own_key(self.owner.owned) if self.viewed else 0
-        for base in self.viewed:
-            views = [self.by_name[view.name] for view in self.schema.views_of(base.name)]
-            base.follow_with(views, self.schema, self.undo_to, own)
-            self.readers.update({view.name: ViewReader(view, base, self.misses, own) for view in views})
+    def follow(self) -> None:
+        """From now on the views of the schema, and no others, follow their tables. Between batches."""
+        views: dict[str, list[Table]] = {}
+        for table in self.schema.live:
+            if table.view is not None:
+                views.setdefault(table.view.base, []).append(self.by_name[table.name])
+        self.readers.clear()
+        for base in self.by_name.values():
+            if not isinstance(base, ViewedTable):
+                continue
+            of_base = views.get(base.name, [])
+            if of_base != base.views:
+                base.follow_with(of_base, self.schema, self.undo_to, self._own_key)
+            for view in of_base:
+                self.readers[view.name] = ViewReader(view, base, self.misses, self._own_key)
+        self._list_viewed()
+
+    def _list_viewed(self) -> None:
+        self.viewed = [table for table in self.by_name.values() if isinstance(table, ViewedTable) and table.views]
+
+    def _made(self, schema: Schema, number: int) -> Table:
+        """An empty table."""
+        table = schema.tables[number]
+        kind = ViewedTable if table.view is None else Table
+        indexes = schema.indexes_at(number)
+        return kind(table, number, self.arena, self.owner, self.undo_log, self.misses, indexes)
 
     def _list_lookups(self) -> None:
         self.lookups = [table.lookups for table in self.tables if table.lookups is not None]

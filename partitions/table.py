@@ -195,6 +195,8 @@ class Table:
             return False
         if type(key) is not self._key_type:
             key = self._key_of(old)
+        if self.maintain is not None:
+            self.maintain(key, old, None)
         if self._heap.cold:
             self.need(key)
         self._undo.append((self, key, old))

@@ -23,6 +23,7 @@ so it is undone, logged and evicted as any row is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from voltpy.errors import ConstraintViolation, Corruption, DataError
@@ -78,10 +79,12 @@ def maintenance(
     undo: list[Any],
     undo_to: Callable[[int], None],
     extreme: Callable[..., Any],
-    is_decided: Callable[[], bool],
+    beyond: Callable[[TableSchema, str, Any, int, int], int],
 ) -> Maintenance:
-    """`extreme(view, argument, group, is_max, key, row, batch, without)` looks for what is the least or largest now;
-    `is_decided` says whether a sum may be larger than MOST_SUM.
+    """`extreme(view, argument, group, is_max, key, row, batch, without)` looks for what is the least or largest now.
+
+    `beyond(view, column, group, before, total)` is asked about a sum beyond MOST_SUM: it says what is written instead,
+    or raises.
     """
     program = Program((), Catalogue(schema), fragment=False)
     writer = _Writer(program, base)
@@ -91,7 +94,7 @@ def maintenance(
         namespace |= {
             f"get_{number}": view.get, f"follow_{number}": view.follow, f"delete_{number}": view.delete,
             f"lost_{number}": _lost(view.schema), f"unfit_{number}": _unfit(view.schema),
-            f"large_{number}": _large(view.schema, is_decided),
+            f"beyond_{number}": partial(beyond, view.schema),
         }  # fmt: skip
     constants = [f"{name} = {expression}" for expression, name in program.constants.items()]
     source = "\n".join([*constants, *writer.functions, *_AROUND[0], *writer.lines, *_AROUND[1]])
@@ -250,7 +253,7 @@ class _View:
                 lines += [
                     f"{total} = {kept_text(each)}",
                     f"if {unless_null}not -{MOST_SUM} <= {total} <= {MOST_SUM}: "
-                    f"large_{self.number}({each.column!r}, {was}, {total})",
+                    f"{total} = beyond_{self.number}({each.column!r}, {group}, {was}, {total})",
                 ]
         return [*lines, f"follow_{self.number}({group}, {'v' if before else 'None'}, {self.row(kept_text, group)})"]
 
@@ -349,15 +352,10 @@ def _lost(view: TableSchema) -> Callable[[Any], NoReturn]:
     return lost
 
 
-def _large(view: TableSchema, is_decided: Callable[[], bool]) -> Callable[[str, Any, int], None]:
-    def large(column: str, before: Any, total: int) -> None:
-        """One that gets smaller may: it may have been larger."""
-        if abs(total) >= abs(before or 0) and not is_decided():
-            raise ConstraintViolation(
-                f"view {view.name}, column {column}: a sum of {total:,}; the limit in a view is {MOST_SUM:,}"
-            )
-
-    return large
+def too_large(view: TableSchema, column: str, total: int) -> ConstraintViolation:
+    return ConstraintViolation(
+        f"view {view.name}, column {column}: a sum of {total:,}; the limit in a view is {MOST_SUM:,}"
+    )
 
 
 def _unfit(view: TableSchema) -> Callable[[str, Any], NoReturn]:

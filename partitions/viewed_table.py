@@ -1,4 +1,4 @@
-"""A table that views are over, which follow each change of its rows at once: see partitions.view_source.
+"""A table that views may be over, which follow each change of its rows at once: see partitions.view_source.
 
 Changes that come from elsewhere (`put`: what the coordinator has decided) are followed in the same way, when they are
 put: what is prepared does not say what becomes of a group, since other rows of it may change until it is decided. That
@@ -16,9 +16,11 @@ from itertools import chain, islice
 from typing import Any
 
 from partitions.table import Table
-from partitions.view_source import MOST_SUM, Maintenance, Of, maintenance
+from partitions.view_build import ViewBuild
+from partitions.view_source import MOST_SUM, Of, maintenance, too_large
 from voltpy.errors import ConstraintViolation, Corruption
 from voltpy.schema import Schema
+from voltpy.schema import Table as TableSchema
 from voltpy.view import View
 
 MOST_PREPARED = 64  # batches that wait for their decision, where one of them changes a table with views
@@ -28,48 +30,49 @@ _NONE_AWAY: set[Any] = set()
 
 
 class ViewedTable(Table):
-    """`views`: their tables. `is_decided`: what is put must be taken, whatever becomes of sums."""
+    """`views`: their tables. `build` of others, while it is under way: those follow what is applied.
 
-    __slots__ = ("_follow", "_views_of", "is_decided", "views")
+    `is_decided`: what is put must be taken, whatever becomes of sums.
+    """
+
+    __slots__ = ("_contributions", "build", "is_decided", "views")
+
+    def __init__(self, *arguments: Any) -> None:
+        self.views: list[Table] = []
+        self.build: ViewBuild | None = None
+        self.is_decided = False
+        self._contributions: list[Callable[[Any], Any]] = []
+        super().__init__(*arguments)
 
     def follow_with(self, views: list[Table], schema: Schema, undo_to: Callable[[int], None], own_key: int) -> None:
-        """From now on these views follow what is written here."""
+        """From now on these views, and no others, follow what is written here. Between batches."""
         self.views = views
-        self.is_decided = False
-
-        def follow(some: list[Table]) -> Maintenance:
-            of = [Of(view.schema, own_key, view.get, _follow_of(view), view.delete) for view in some]
-            return maintenance(schema, self.schema, of, self._undo, undo_to, self._extreme, lambda: self.is_decided)
-
-        self._views_of = follow
-        self._follow = follow(views)
-        self.maintain = self._follow.maintain
+        self.maintain, self._contributions = None, []
+        if views:
+            of = _of_views(views, own_key)
+            made = maintenance(schema, self.schema, of, self._undo, undo_to, self._extreme, self._beyond)
+            self.maintain, self._contributions = made
         self._make_accessors()
-
-    def delete(self, key: Any) -> bool:
-        """Removes the row with this key; False when there was none."""
-        old = self._rows.get(key)
-        if old is None:
-            old = self._find_row(key)
-            if old is None:
-                return False
-        self._follow.maintain(self._key_of(old), old, None)
-        return super().delete(key)
 
     def put(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
         """As of any table; the views follow. Raises DataError and ConstraintViolation for what they can't hold."""
+        if self.maintain is None:
+            super().put(keys, images, deleted)
+            return
         before = self._committed([*keys, *deleted])
         super().put(keys, images, deleted)
         batch: dict[Any, Any] = dict(zip(keys, map(self._decode, images), strict=True))
         batch.update(dict.fromkeys(deleted))
         for (key, row), old in zip(batch.items(), before, strict=True):
-            self._follow.maintain(key, old, row, batch)
+            self.maintain(key, old, row, batch)
 
     def check_changes(self, keys: list[Any], images: list[bytes], deleted: list[Any]) -> None:
         """Puts these changes, to be undone: raises what could keep the views from following them later."""
+        if not self.views:
+            return
         before = self._committed([*keys, *deleted])
         rows = [*map(self._decode, images), *(None for _ in deleted)]
-        for view, contribution in zip(self.views, self._follow.contributions, strict=True):
+        for view, contribution in zip(self.views, self._contributions, strict=True):
             changes: dict[Any, list[int]] = {}
             for row, sign in (*((row, 1) for row in rows), *((row, -1) for row in before)):
                 of = None if row is None else contribution(row)
@@ -85,29 +88,52 @@ class ViewedTable(Table):
                 )
         self.put(keys, images, deleted)
 
-    def build(self, views: list[Table], turn_rows: int) -> Iterator[None]:
-        """Fills these views, which are empty, from the rows that are here: in turns, each of which is to be applied."""
-        maintain = self._views_of(views).maintain
-        turn = 0
-        for row in self.scan():
-            maintain(None, None, row)
-            turn += 1
-            if turn == turn_rows:
-                turn = 0
-                yield
-        yield
+    def new_build(
+        self, views: list[Table], schema: Schema, undo_to: Callable[[int], None], own_key: int, most_sum: int
+    ) -> ViewBuild:
+        """Of these views, which are empty."""
+        build = ViewBuild(self._heap, self._decode, views, most_sum, self._extreme_by_index)
+        of = _of_views(views, own_key)
+        build.follow = maintenance(
+            schema, self.schema, of, self._undo, undo_to, build.extreme_has_left, build.sum_is_beyond
+        )
+        return build
+
+    def apply(self) -> None:
+        build = self.build
+        if build is None:
+            super().apply()
+            return
+        images = {key: image for key, image in self._inserted.items() if image is not None}
+        changed = list(self._updated)
+        images.update(self._updated)
+        row_ids = self._places_of(changed)
+        olds = map(self._decode, self._heap.read_all(row_ids))
+        before = dict(zip(changed, zip(olds, row_ids, strict=True), strict=True))
+        super().apply()
+        left = [key for key, image in images.items() if image is not None]
+        after = dict(zip(left, self._places_of(left), strict=True))
+        for key, image in images.items():
+            old, was_at = before.get(key, (None, 0))
+            build.changed(key, old, was_at, None if image is None else self._decode(image), after.get(key, 0))
 
     def check(self) -> None:
         """The same for the views: that they are what their SELECT says about the rows here."""
         super().check()
         away, self._away = self._away, _NONE_AWAY  # what is lent counts as it was
         try:
-            for view, contribution in zip(self.views, self._follow.contributions, strict=True):
+            for view, contribution in zip(self.views, self._contributions, strict=True):
                 self._check_view(view, contribution)
         finally:
             self._away = away
 
     # Inside.
+
+    def _beyond(self, view: TableSchema, column: str, group: Any, before: int | None, total: int) -> int:
+        """One that gets smaller may: it may have been larger."""
+        if abs(total) >= abs(before or 0) and not self.is_decided:
+            raise too_large(view, column, total)
+        return total
 
     def _committed(self, keys: list[Any]) -> list[Any]:
         """The rows with these keys as they are between two batches, lent or not."""
@@ -131,7 +157,7 @@ class ViewedTable(Table):
         What is lent counts as it was: that is what the group has of it, until it comes back.
         """
         changed = {key: row} if batch is None else batch
-        contribution, key_of = self._follow.contributions[number], self._key_of
+        contribution, key_of = self._contributions[number], self._key_of
         view = self.views[number].schema.view
         assert view is not None
 
@@ -143,17 +169,33 @@ class ViewedTable(Table):
 
         away, self._away = self._away, _NONE_AWAY
         try:
-            rows, are_in_order = self._of_group(view, argument, group, is_max)
+            found = self._of_group(view, argument, group, is_max)
+            rows, are_in_order = (self.scan(), False) if found is None else found
             committed = islice(values(rows, but=changed), 1 if are_in_order else None)
             coming = values(each for each in changed.values() if each is not None)
             return (max if is_max else min)(chain(committed, coming), default=without)
         finally:
             self._away = away
 
-    def _of_group(self, view: View, argument: int, group: Any, is_max: bool) -> tuple[Iterable[Any], bool]:
-        """Rows among which are all of a group, and whether the first one has the extreme value."""
+    def _extreme_by_index(
+        self, view: View, contribution: Callable[[Any], Any], argument: int, group: Any, is_max: bool
+    ) -> tuple[Any] | None:
+        """The same of what is committed, if an index says."""
+        away, self._away = self._away, _NONE_AWAY
+        try:
+            found = self._of_group(view, argument, group, is_max)
+            if found is None:
+                return None
+            of = (each for each in map(contribution, found[0]) if each is not None and each[0] == group)
+            values = (each[1][argument] for each in of if each[1][argument] is not None)
+            return ((max if is_max else min)(islice(values, 1 if found[1] else None), default=None),)
+        finally:
+            self._away = away
+
+    def _of_group(self, view: View, argument: int, group: Any, is_max: bool) -> tuple[Iterable[Any], bool] | None:
+        """Rows among which are all of a group, and whether the first one has the extreme value; None: no index says."""
         if self.lookups is None:
-            return self.scan(), False
+            return None
         values = group if type(group) is tuple else (group,)
         values = values[len(values) - len(view.keys) :]
         plain = {
@@ -169,7 +211,7 @@ class ViewedTable(Table):
                     prefix = tuple(plain[name] for name in first)
                     return self.lookups.range(index.name, prefix=prefix, reverse=is_max), True
         candidates = self.lookups.candidates(plain) if plain else None
-        return (self.scan(), False) if candidates is None else (candidates, False)
+        return None if candidates is None else (candidates, False)
 
     def _check_view(self, view: Table, contribution: Callable[[Any], Any]) -> None:
         """Raises Corruption unless the view is what its SELECT says."""
@@ -197,6 +239,10 @@ class ViewedTable(Table):
                     )
         if groups:
             raise Corruption(f"view {view.name}: groups that it lacks: {list(groups)[:5]!r:.200}")
+
+
+def _of_views(views: list[Table], own_key: int) -> list[Of]:
+    return [Of(view.schema, own_key, view.get, _follow_of(view), view.delete) for view in views]
 
 
 def _follow_of(view: Table) -> Callable[..., None]:

@@ -29,7 +29,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = (
     "copier", "verify", "schema_trial",
     "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
-    "schema_change", "store", "view_reader", "viewed_table", "view_source", "table", "lookups",
+    "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
     "buffer_pool", "accessors", "heap",
     "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",
     "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",

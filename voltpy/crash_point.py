@@ -132,6 +132,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "server.report.sent",
     # New procedures and a new schema, at a partition
     "schema_change.index_built",
+    "schema_change.view_built",
     "schema_change.switched",
     "server.load.prepared",
     "server.load.switched",

@@ -215,6 +215,8 @@ class DataDirectory:
         before = _given_last(self.schema_sql, self.schema)
         given = before if self._given is None else self._given[0]
         views = {table.name for table in self.schema.live if table.view is not None} - before.numbers.keys()
+        if self._given is not None:
+            views &= given.numbers.keys()  # others have been made by statements
         known = {index.name for index in before.indexes}
         there = {index.name for index in self.schema.indexes}
         return views, {each.name for each in given.indexes if each.unique and each.name in there - known}

@@ -17,7 +17,15 @@ from tests.campaigns.cluster import COORDINATOR, SUPERVISOR, Cluster, happened
 from tests.end_to_end.test_start_stop import Running, eventually
 from voltpy import dbapi
 from voltpy.client import Client, connect
-from voltpy.errors import DuplicateKey, Error, Indeterminate, SchemaError, SqlError, Unavailable
+from voltpy.errors import (
+    ConstraintViolation,
+    DuplicateKey,
+    Error,
+    Indeterminate,
+    SchemaError,
+    SqlError,
+    Unavailable,
+)
 from voltpy.snapshot_taking import take
 
 SCHEMA = """
@@ -105,7 +113,7 @@ def explained(db: Client, sql: str) -> str:
 def catalog(db: Client) -> tuple[Any, ...]:
     """What all three tables of the catalog say, but for counts."""
     return (
-        db.execute("SELECT table_name, column_count FROM db_tables ORDER BY table_id").rows,
+        db.execute("SELECT table_name, column_count, view_of FROM db_tables ORDER BY table_id").rows,
         db.execute("SELECT table_name, column_name, is_indexed FROM db_columns ORDER BY table_id, column_idx").rows,
         db.execute("SELECT index_name, columns FROM db_indexes ORDER BY index_name").rows,
     )
@@ -125,6 +133,49 @@ def test_index_is_built_while_calls_run_and_is_used_from_then_on(cluster: Cluste
     assert db.execute(sql).rows == sorted((key,) for key, a in rows if a == 7)
     assert db.execute("DROP INDEX t_a").kind == "drop index"
     assert "t_a" not in explained(db, sql)
+
+
+def test_view_is_made_while_calls_run_and_is_used_from_then_on(cluster: Cluster, db: Client) -> None:
+    view = "CREATE VIEW by_a AS SELECT a, COUNT(*) AS n, SUM(id) AS total, MAX(id) AS most FROM t GROUP BY a"
+    with Traffic(cluster.url) as traffic:
+        eventually(lambda: traffic.calls > 3)
+        assert db.execute(view).kind == "create view"
+        begun = traffic.calls
+        eventually(lambda: traffic.calls > begun + 3)
+    assert traffic.failures == []
+    grouped = "SELECT a, COUNT(*) AS n, SUM(id) AS total, MAX(id) AS most FROM t GROUP BY a ORDER BY a"
+    assert db.execute("SELECT * FROM by_a ORDER BY a").rows == db.execute(grouped).rows
+    assert sum(db.call("counted", key, "by_a") for key in (1, 2)) == 100
+    assert ("by_a", 4, "t") in catalog(db)[0]
+    assert db.execute(view.replace("VIEW", "VIEW IF NOT EXISTS")).kind == "create view"
+    for sql, words in (
+        (view, "view by_a exists already"),
+        ("DROP TABLE t", "view by_a is over t"),
+        ("DROP TABLE by_a", "by_a is a view, and goes with DROP VIEW"),
+        ("CREATE TABLE by_a (id INT)", "view by_a exists already"),
+    ):
+        with pytest.raises(SchemaError, match=words):
+            db.execute(sql)
+    assert db.execute("DROP VIEW by_a").kind == "drop view"
+    with pytest.raises(SqlError, match="there is no table by_a"):
+        db.execute("SELECT * FROM by_a")
+
+
+def test_view_that_rows_do_not_allow_fails_and_leaves_nothing(db: Client) -> None:
+    db.execute("CREATE TABLE sums (id INT PRIMARY KEY, part INT NOT NULL, n INT); PARTITION TABLE sums ON COLUMN id")
+    for id in range(2):  # of one partition or of two
+        db.execute("INSERT INTO sums VALUES (?, 1, ?), (?, 1, ?)", (id, 1 << 62, id + 8, 1))
+    before = catalog(db)
+    with pytest.raises(ConstraintViolation, match=r"view s, column n: a sum of .*; the limit in a view is"):
+        db.execute("CREATE VIEW s AS SELECT part, SUM(n) AS n FROM sums GROUP BY part")
+    assert catalog(db) == before
+    db.execute("UPDATE sums SET n = n + 5")  # nothing refuses it
+    db.execute("DELETE FROM sums WHERE n > 9")
+    db.execute("CREATE VIEW s AS SELECT part, SUM(n) AS n FROM sums GROUP BY part")
+    assert db.execute("SELECT * FROM s").rows == [(1, 12)]
+    with pytest.raises(ConstraintViolation, match="view s"):
+        db.execute("UPDATE sums SET n = 9223372036854775807")
+    db.execute("DROP VIEW s; DROP TABLE sums")
 
 
 def test_unique_index_on_rows_that_are_not_fails_and_leaves_nothing(db: Client) -> None:
@@ -266,6 +317,7 @@ def test_snapshot_carries_what_statements_have_changed(cluster: Cluster, db: Cli
     db.execute("INSERT INTO kept VALUES (1), (2), (3)")
     db.execute("INSERT INTO gone VALUES (1)")
     db.execute("ALTER TABLE kept ADD s STRING DEFAULT 'd'")
+    db.execute("CREATE VIEW counts AS SELECT s, COUNT(*) AS n FROM kept GROUP BY s")
     db.execute("DROP TABLE gone")
     before = catalog(db)
     take(db, tmp_path / "snapshot", progress=lambda what, done, total: None)
@@ -274,15 +326,16 @@ def test_snapshot_carries_what_statements_have_changed(cluster: Cluster, db: Cli
         assert "is whole" in again.run("snapshot", "--verify", str(tmp_path / "snapshot")).stdout
         assert catalog(again.db) == before
         assert again.db.execute("SELECT * FROM kept ORDER BY id").rows == [(1, "d"), (2, "d"), (3, "d")]
-        again.db.execute("DROP TABLE kept; CREATE TABLE gone (id INT PRIMARY KEY)")
+        assert again.db.execute("SELECT * FROM counts").rows == [("d", 3)]
+        again.db.execute("DROP VIEW counts; DROP TABLE kept; CREATE TABLE gone (id INT PRIMARY KEY)")
     finally:
         assert again.end() == 0
-    db.execute("DROP TABLE kept")
+    db.execute("DROP VIEW counts; DROP TABLE kept")
 
 
 # Who dies where, and whether the change has happened then.
 CRASHES = [
-    ("partition-1", "schema_change.index_built", False),
+    ("partition-1", "schema_change.view_built", False),  # and the index before it
     (COORDINATOR, "coordinator.load.prepared", False),
     (SUPERVISOR, "supervisor.persist.after", True),
     ("partition-0", "schema_change.switched", True),
@@ -299,7 +352,9 @@ def test_crash_in_the_middle_leaves_the_old_schema_or_the_new_one_everywhere(
         CREATE INDEX crash ON t (a);
         ALTER TABLE copied ADD crash INT DEFAULT 3;
         CREATE TABLE crashed (id INT PRIMARY KEY);
+        CREATE VIEW crashes AS SELECT a, COUNT(*) AS n, MIN(id) AS least FROM t GROUP BY a;
     """
+    crashes = "SELECT a, COUNT(*), MIN(id) FROM t GROUP BY a ORDER BY a"
     with connect(cluster.url, timeout=30) as before:
         before.execute("INSERT INTO copied (k, v) VALUES (1, 'a')")
     # The next life of the process is the one that dies: it begins now.
@@ -327,19 +382,22 @@ def test_crash_in_the_middle_leaves_the_old_schema_or_the_new_one_everywhere(
         assert answered == happens
     with connect(cluster.url, timeout=30, retry_s=30) as db:
         if not happens:
-            assert ("crashed", 1) not in catalog(db)[0]
+            assert not {("crashed", 1, None), ("crashes", 3, "t")} & set(catalog(db)[0])
             assert "crash" not in explained(db, "SELECT id FROM t WHERE a = 7")
             db.execute("SELECT k, v FROM copied")
             db.execute(text)
-        assert ("crashed", 1) in catalog(db)[0]
+        assert {("crashed", 1, None), ("crashes", 3, "t")} <= set(catalog(db)[0])
+        assert db.execute("SELECT * FROM crashes ORDER BY a").rows == db.execute(crashes).rows
         assert "crash" in explained(db, "SELECT id FROM t WHERE a = 7")
         rows = db.execute("SELECT id, a FROM t").rows
         assert db.execute("SELECT id FROM t WHERE a = 7 ORDER BY id").rows == sorted((k,) for k, a in rows if a == 7)
         assert db.execute("SELECT crash FROM copied").rows == [(3,)]
         db.execute("INSERT INTO crashed VALUES (1)")
         db.call_many("put", [(key, key % 50) for key in range(100)])
+        assert db.execute("SELECT * FROM crashes ORDER BY a").rows == db.execute(crashes).rows
         db.execute(
-            "DROP TABLE crashed; DROP INDEX crash; DROP TABLE copied; CREATE TABLE copied (k INT PRIMARY KEY, v STRING)"
+            "DROP TABLE crashed; DROP INDEX crash; DROP VIEW crashes; DROP TABLE copied; "
+            "CREATE TABLE copied (k INT PRIMARY KEY, v STRING)"
         )
 
 

@@ -267,6 +267,18 @@ def test_views_and_unique_indexes_that_have_not_worked_can_be_withdrawn(tmp_path
         assert directory.schema.numbers == {"accounts": 0, "notes": 1, "by_balance": 4}
 
 
+def test_views_that_statements_have_made_stay_when_those_of_a_start_are_withdrawn(tmp_path: Path) -> None:
+    path = made(tmp_path / "d")
+    view = "CREATE VIEW {} AS SELECT balance, COUNT(*) AS n FROM accounts GROUP BY balance;"
+    with DataDirectory.open(path) as directory:
+        schema, _ = parse_change(view.format("made"), directory.schema)
+        directory.write_schema(replace(schema, catalog_version=directory.catalog_version + 1))
+    with DataDirectory.open(path, None, BANK + view.format("brought")) as directory:
+        assert directory.withdraw_schema() == ["brought"]
+    with DataDirectory.open(path) as directory:
+        assert directory.schema.numbers == {"accounts": 0, "made": 1}
+
+
 # -- procedures
 
 

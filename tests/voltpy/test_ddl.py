@@ -575,6 +575,11 @@ def described_change(text: str) -> tuple[str, str]:
         ),
         ("DROP INDEX t_a;", "", "drop index"),
         ("PARTITION TABLE h ON COLUMN x", "PARTITION TABLE h ON COLUMN x;", "partition table"),
+        (
+            "create view if not exists v as select a, count(*) as n from t group by a",
+            "CREATE VIEW v AS select a, count(*) as n from t group by a;",
+            "create view",
+        ),
     ],
 )  # fmt: skip
 def test_statements_change_a_schema(text: str, made: str, kind: str) -> None:
@@ -588,6 +593,8 @@ def test_statements_change_a_schema(text: str, made: str, kind: str) -> None:
         "CREATE INDEX IF NOT EXISTS t_a ON h (x)",
         "DROP TABLE IF EXISTS nothing",
         "DROP INDEX IF EXISTS nothing;",
+        "DROP VIEW IF EXISTS nothing",
+        "CREATE VIEW IF NOT EXISTS t AS SELECT a, COUNT(*) AS n FROM t GROUP BY a",
         "ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT",
     ],
 )
@@ -605,13 +612,38 @@ def test_dropped_table_takes_its_indexes_along_and_leaves_its_number() -> None:
     assert [(table.name, table.dropped) for table in schema.tables] == [("t", True), ("h", False), ("t", False)]
 
 
+def test_views_keep_their_table_until_they_are_dropped() -> None:
+    view = "CREATE VIEW v AS SELECT a, COUNT(*) AS n FROM t GROUP BY a"
+    schema, _ = parse_change(view, BEFORE)
+    for text, words in (
+        ("DROP TABLE t", 'found "t", expected a table without views: view v is over t'),
+        ("DROP TABLE v", 'found "v", expected a table: v is a view, and goes with DROP VIEW'),
+        (view, "a new name: view v exists already"),
+        ("CREATE TABLE v (a INT)", "a new name: view v exists already"),
+        ("DROP VIEW w", "the name of a view (v)"),
+        ("CREATE VIEW w AS SELECT n, COUNT(*) AS m FROM v GROUP BY n", "v is a view itself"),
+    ):
+        with pytest.raises(SchemaError) as raised:
+            parse_change(text, schema)
+        assert words in str(raised.value)
+    left, kind = parse_change("DROP VIEW v", schema)
+    assert (kind, left.numbers) == ("drop view", BEFORE.numbers)
+    left, _ = parse_change("DROP VIEW v; DROP TABLE t; " + view.replace("a,", "x,").replace("t G", "h G")
+                           .replace("BY a", "BY x"), schema)  # fmt: skip
+    assert left.numbers == {"h": 1, "v": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("CREATE TABLE t (id INT)", 'found "t", expected a new name: table t exists already'),
         ("DROP TABLE nothing", 'found "nothing", expected a table (t, h)'),
         ("DROP INDEX t", 'found "t", expected the name of an index (t_a)'),
-        ("DROP VIEW v", 'found "VIEW", expected TABLE or INDEX'),
+        ("DROP VIEW v", 'found "v", expected the name of a view (there is none)'),
+        ("DROP VIEW IF EXISTS t", 'found "t", expected a view: t is a table'),
+        ("DROP SEQUENCE s", 'found "SEQUENCE", expected TABLE, INDEX or VIEW'),
+        ("CREATE VIEW t AS SELECT a, COUNT(*) AS n FROM t GROUP BY a", "a new name: table t exists already"),
+        ("CREATE OR REPLACE VIEW t AS SELECT 1", "OR REPLACE is not supported"),
         ("ALTER TABLE t ADD a INT", "a new name: column a exists already"),
         ("ALTER TABLE t ADD b INT NOT NULL", "a column that is nullable, or has a DEFAULT"),
         ("ALTER TABLE t ADD b INT PRIMARY KEY", "a column that is no part of the primary key"),

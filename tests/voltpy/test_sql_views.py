@@ -175,7 +175,7 @@ def test_a_table_with_views_gets_columns_and_stays() -> None:
             "DROP TABLE sales",
             "DROP TABLE by_shop",
             "ALTER TABLE by_shop ADD COLUMN a INT",
-            "CREATE VIEW v AS SELECT id, COUNT(*) AS n FROM sales GROUP BY id",
+            "CREATE VIEW by_shop AS SELECT id, COUNT(*) AS n FROM sales GROUP BY id",
         ):
             with pytest.raises(SchemaError, match="view"):
                 db.execute(sql)

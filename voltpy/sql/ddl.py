@@ -21,6 +21,7 @@ and what changes a schema that is in use (`parse_change`):
     statement  = as above, with [ IF NOT EXISTS ] before a new name
     step       = DROP TABLE [ IF EXISTS ] name
                | DROP INDEX [ IF EXISTS ] name
+               | DROP VIEW [ IF EXISTS ] name
                | ALTER TABLE name addition { "," addition }
     addition   = ADD [ COLUMN ] [ IF NOT EXISTS ] name type { NOT NULL | NULL | DEFAULT literal }
 
@@ -115,7 +116,7 @@ _UNSUPPORTED = {
     "COLLATE": "COLLATE is not supported",
     "IF NOT": "IF NOT EXISTS is not supported: a schema names each table and index once",
     "OR REPLACE": "OR REPLACE is not supported",
-    "CASCADE": "CASCADE is not supported: a table's indexes go with it, and nothing else depends on it",
+    "CASCADE": "CASCADE is not supported: a table's indexes go with it; drop its views first",
     "RENAME": "ALTER TABLE adds columns; it renames nothing",
     "TEMP": "temporary tables are not supported",
     "TEMPORARY": "temporary tables are not supported",
@@ -261,7 +262,8 @@ class _Reader:
         if problem is not None:
             raise self.error(f"another name for {what}: this is {problem}", name_token)
         if name in self.tables and not may_exist:
-            raise self.error(f"a new name: table {name} exists already", name_token)
+            there = "table" if self.tables[name].view is None else "view"
+            raise self.error(f"a new name: {there} {name} exists already", name_token)
         if len(self.tables) == MAX_TABLES:
             raise self.error(f"at most {MAX_TABLES} tables", name_token)
         return name
@@ -271,7 +273,8 @@ class _Reader:
     def create_view(self) -> None:
         from voltpy.sql.view import view_of  # it reads statements, and those need the types above
 
-        name = self.new_table_name("a view")
+        may_exist = self.may_exist()
+        name = self.new_table_name("a view", may_exist=may_exist)
         self.expect_words("AS")
         first = self.at
         if not self.tables:
@@ -281,7 +284,9 @@ class _Reader:
         while self.peek().kind != "end" and not (self.peek().kind == "symbol" and self.peek().value == ";"):
             self.at += 1
         known = Schema(tuple(self.tables.values()), tuple(self.indexes.values()))
-        self.tables[name] = view_of(self.text, name, self.tokens[first : self.at], known)
+        view = view_of(self.text, name, self.tokens[first : self.at], known)
+        if name not in self.tables:
+            self.tables[name] = view
 
     def hidden_key_table(self, name: str, columns: dict[str, _ColumnDraft]) -> Table:
         if HIDDEN_KEY in columns:
@@ -590,7 +595,9 @@ class _Reader:
 class _Changer(_Reader):
     """Reads statements that change a schema."""
 
-    a_statement = "CREATE TABLE, DROP TABLE, ALTER TABLE, PARTITION TABLE, CREATE INDEX or DROP INDEX"
+    a_statement = (
+        "CREATE TABLE, DROP TABLE, ALTER TABLE, PARTITION TABLE, CREATE INDEX, DROP INDEX, CREATE VIEW or DROP VIEW"
+    )
 
     def __init__(self, text: str, schema: Schema) -> None:
         super().__init__(text)
@@ -636,8 +643,10 @@ class _Changer(_Reader):
             self.drop_table()
         elif self.take_words("DROP", "INDEX"):
             self.drop_index()
+        elif self.take_words("DROP", "VIEW"):
+            self.drop_view()
         elif self.take_words("DROP"):
-            raise self.error("TABLE or INDEX")
+            raise self.error("TABLE, INDEX or VIEW")
         elif self.take_words("ALTER"):
             self.expect_words("TABLE")
             self.alter_table()
@@ -653,7 +662,7 @@ class _Changer(_Reader):
                 return
             raise self.error(self.a_table(), token)
         if self.tables[name].view is not None:
-            raise self.error(f"a table: {name} is a view, and stays as long as its table", token)
+            raise self.error(f"a table: {name} is a view, and goes with DROP VIEW", token)
         self.refuse_views_over(name, token)
         del self.tables[name]
         self.numbers.pop(name, None)
@@ -667,8 +676,18 @@ class _Changer(_Reader):
             names = ", ".join(list(self.indexes)[:8])
             raise self.error(f"the name of an index ({names or 'there is none'})", token)
 
-    def create_view(self) -> None:
-        raise self.error("TABLE or INDEX: a view comes with the schema of a start", self.tokens[self.at - 1])
+    def drop_view(self) -> None:
+        may_be_missing = self.may_be_missing()
+        token = self.peek()
+        name = self.name("the name of a view")
+        if name in self.tables and self.tables[name].view is not None:
+            del self.tables[name]
+            self.numbers.pop(name, None)
+        elif name in self.tables:
+            raise self.error(f"a view: {name} is a table", token)
+        elif not may_be_missing:
+            views = {view: 0 for view, table in self.tables.items() if table.view is not None}
+            raise self.error(f"the name of a view ({_some(views) or 'there is none'})", token)
 
     def alter_table(self) -> None:
         token = self.peek()
