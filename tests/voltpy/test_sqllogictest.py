@@ -35,6 +35,16 @@ def test_records_of_other_engines_are_left_out() -> None:
     assert (outcome.passed, outcome.skipped) == (1, {"onlyif mysql": 1})
 
 
+def test_what_postgresql_refuses_for_another_reason_than_the_one_given_is_left_out() -> None:
+    table = "statement ok\nCREATE TABLE t (a INT, b INT)\n\nstatement ok\nINSERT INTO t VALUES (1, 2), (1, 3)\n\n"
+    skip = "skipif postgresql # PostgreSQL requires AS when renaming output columns\n"
+    query = "query I nosort\nSELECT a c FROM t GROUP BY a{}\n----\n1\n"
+    assert run(table + skip + query.format("")).passed == 3
+    strict = run(table + skip + query.format(" HAVING b = 2"))
+    assert (strict.passed, strict.skipped) == (2, {"PostgreSQL has strict column usage for GROUP BY clauses": 1})
+    assert len(run(table + query.format(" HAVING b = 2")).failures) == 1
+
+
 def test_garbage_is_no_script() -> None:
     with pytest.raises(ValueError, match="line 1: 'nonsense' is no record"):
         list(records("nonsense\n"))
