@@ -638,6 +638,8 @@ class WTinyLfu:
       outlast the noise of a whole period. The second weighs a little more: it is a proven page that was lost.
     - Where LRU has been ahead for a while, the window grows by a large step at once: half of the capacity, then a
       quarter, a sixth …. A working set that moves on is lost sooner than small steps could follow. See LruShadow.
+    - A first window that is of no use is cut when the pool is full for the first time: with fewer hits than it has
+      pages, it keeps a fifth of them. Later the other signals move it.
     - A page that the main part has just given up goes straight back, if it is more frequent than the next victim.
     - Uses of a page that follow each other closely, within an eighth to a quarter of the capacity's number of uses,
       count once (correlated references, as in LRU-K: O'Neil, O'Neil and Weikum, 1993). They are one piece of work more
@@ -662,16 +664,19 @@ class WTinyLfu:
         "_strides",
         "_uses",
         "_victims",
+        "_was_full",
         "_window",
+        "_window_hits",
         "_window_target",
         "capacity",
     )
 
     FIRST_WINDOW = 1 / 64
+    UNUSED = 0.2  # of the first window, where it is of no use
     LARGEST_WINDOW = 0.98
     PROTECTED = 0.9  # of the main part
     GHOSTS = 0.25
-    SAMPLE = 32
+    SAMPLE = 40
     SHRINK = 1.25  # a displaced page's weight against a rejected one's 1
     STRIDE = 0.5
     EPOCHS = 8  # in one capacity's number of uses; uses in the same or the next epoch are correlated
@@ -683,6 +688,8 @@ class WTinyLfu:
         self._probation: OrderedDict[int, int] = OrderedDict()
         self._protected: OrderedDict[int, int] = OrderedDict()
         self._window_target = max(1.0, capacity * self.FIRST_WINDOW)
+        self._window_hits = 0
+        self._was_full = False
         self._rejected = Ghosts(self._ghosts())  # by the main part, when they fell out of the window
         self._displaced = Ghosts(self._ghosts())  # from the main part
         self._sketch = FrequencySketch(capacity)
@@ -721,7 +728,7 @@ class WTinyLfu:
         count = counted.append
         used: list[int] = []
         note = used.append
-        promoted = 0
+        promoted = window_hits = 0
         for page in pages:
             if page in protected:
                 protected_to_end(page)
@@ -729,6 +736,7 @@ class WTinyLfu:
                 if last != epoch:
                     protected[page] = epoch
             elif page in window:
+                window_hits += 1
                 window_to_end(page)
                 last = window[page]
                 if last != epoch:
@@ -744,6 +752,7 @@ class WTinyLfu:
                 count(page)
         if counted:
             self._sketch.add(counted)
+        self._window_hits += window_hits
         self._shadow.hit(used)
         if promoted:
             self._demote()
@@ -793,6 +802,10 @@ class WTinyLfu:
         excess = len(self) - self.capacity
         if excess <= 0:
             return evicted
+        if not self._was_full:
+            self._was_full = True
+            if self._window_hits < self._window_target:
+                self._window_target = max(1.0, self._window_target * self.UNUSED)
         self._demote()
         estimate, window = self._sketch.estimate, self._window
         for _ in range(excess):

@@ -212,6 +212,22 @@ def test_a_loop_larger_than_the_pool_hits_as_much_as_it_can() -> None:
     assert replay(WTinyLfu(200), trace) > 0.9 * belady(trace, 200)
 
 
+def test_a_first_window_without_hits_is_cut_when_the_pool_is_full() -> None:
+    first = 6400 * WTinyLfu.FIRST_WINDOW
+    for hits, left in ((first - 1, first * WTinyLfu.UNUSED), (first, first)):
+        policy = WTinyLfu(6400)
+        for page in range(6400):
+            policy.admit(page)
+            if page < hits:
+                policy.touch([page])
+        assert policy.evict() == []
+        assert policy.window_target == first
+        policy.admit(6400)
+        assert policy.evict()
+        assert policy.window_target == left
+        policy.check()
+
+
 def test_the_window_grows_for_recency_and_shrinks_for_frequency() -> None:
     policy = WTinyLfu(200)
     # A working set that drifts: each page is used a few times within a while, and never again.
