@@ -28,12 +28,13 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Raw
 
-from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, NO_HELLO, Account, Door, refuse
+from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, Account, Door, refuse
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_PARTITION,
     MAX_FRAME_BYTES,
     NEVER_SENT,
+    NO_HELLO,
     PROTOCOL_VERSION,
     Admin,
     AdminReply,

@@ -54,6 +54,7 @@ from voltpy.messages import (
     ELSEWHERE,
     MAX_FRAME_BYTES,
     NEVER_SENT,
+    NO_HELLO,
     PROTOCOL_VERSION,
     STALE,
     Admin,
@@ -530,7 +531,8 @@ class Connection:
             elif isinstance(message, Lost):
                 self._lost_behind_router(message, now)
             elif isinstance(message, Refusal):
-                self._refused(source, message)
+                if message.code != NO_HELLO:  # then it knows us no more: what was sent is as with any lost connection
+                    self._refused(source, message)
                 return False
             else:
                 raise ProtocolError(f"a client can't receive {type(message).__name__}")

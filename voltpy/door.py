@@ -31,6 +31,7 @@ from voltpy.hash_slot import slots_in
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
     CALLS_IN_FLIGHT_A_PARTITION,
+    NO_HELLO,
     PROTOCOL_VERSION,
     STALE,
     Admin,
@@ -62,7 +63,6 @@ from voltpy.messages import (
 from voltpy.wire import decode
 
 CLIENT, ROUTER, SUPERVISOR, COORDINATOR = "client", "router", "supervisor", "coordinator"
-NO_HELLO = "no_hello"  # Refusal.code: say Hello and go on; no frame since the connection was made has run
 
 ACCOUNTS = 65536
 BYTES_IN_FLIGHT_A_CLIENT = 256 << 20

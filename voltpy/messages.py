@@ -253,6 +253,9 @@ class Lost(Struct, array_like=True, tag=33):
     reason: str
 
 
+NO_HELLO = "no_hello"  # Refusal.code: say Hello and go on; no frame since the connection was made has run
+
+
 class Refusal(Struct, array_like=True, tag=7):
     """The frame, or the connection, was refused; nothing of the frame ran."""
 

@@ -14,11 +14,12 @@ from msgspec import Raw
 
 from coordinator import router as router_module
 from coordinator.router import Destination, Router
-from voltpy.door import NO_HELLO, Account, Door
+from voltpy.door import Account, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_PARTITION,
     MAX_FRAME_BYTES,
+    NO_HELLO,
     PROTOCOL_VERSION,
     STALE,
     Admin,

@@ -19,11 +19,12 @@ import zmq
 from msgspec import Raw, msgpack
 
 from coordinator.router_server import CannotListen, Server
-from voltpy.door import CLIENT, NO_HELLO, Door
+from voltpy.door import CLIENT, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
     MAX_FRAME_BYTES,
+    NO_HELLO,
     PROTOCOL_VERSION,
     Admin,
     AdminReply,

@@ -23,12 +23,13 @@ from msgspec import Raw
 from voltpy import heartbeat
 from voltpy.answers import REPLY_BYTES, pieces
 from voltpy.data_directory import DataDirectory
-from voltpy.door import CLIENT, COORDINATOR, HELLO_BYTES, NO_HELLO, ROUTER, SUPERVISOR
+from voltpy.door import CLIENT, COORDINATOR, HELLO_BYTES, ROUTER, SUPERVISOR
 from voltpy.errors import Aborted, Error, ReadOnly, from_wire
 from voltpy.hash_slot import hash_slot
 from voltpy.messages import (
     MAX_FRAME_BYTES,
     NEVER_SENT,
+    NO_HELLO,
     PROTOCOL_VERSION,
     STALE,
     Attach,

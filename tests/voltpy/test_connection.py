@@ -41,6 +41,7 @@ from voltpy.messages import (
     ELSEWHERE,
     FRAMES_IN_FLIGHT,
     NEVER_SENT,
+    NO_HELLO,
     STALE,
     Admin,
     AdminReply,
@@ -1090,6 +1091,16 @@ def test_a_refusal_fails_the_calls_of_that_connection(cluster: Cluster) -> None:
     assert type(error_of(call)) is ProtocolError
     assert "not like this" in str(call.error)
     assert not other.done
+
+
+def test_a_process_that_asks_for_a_hello_leaves_the_calls_to_the_end_of_the_connection(cluster: Cluster) -> None:
+    call = cluster.submit("get", key_of(0))
+    cluster.frames()
+    assert cluster.feed(0, Refusal(NO_HELLO, "no Hello came before this frame")) is False
+    assert not call.done
+    cluster.connection.lost(0, 0.0)
+    cluster.connection.expire(TOPOLOGY_WAIT_S)
+    assert type(error_of(call)) is Indeterminate
 
 
 def test_an_unknown_error_code_is_a_protocol_error(cluster: Cluster) -> None:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from voltpy import door as door_module
-from voltpy.door import COMMAND_BYTES, NO_HELLO, Door
+from voltpy.door import COMMAND_BYTES, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
     CALLS_IN_FLIGHT_A_PARTITION,
+    NO_HELLO,
     PROTOCOL_VERSION,
     STALE,
     Admin,
