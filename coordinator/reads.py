@@ -122,6 +122,7 @@ class Reads:
         while max((fetch.bytes for fetch in asked.values()), default=0) > READ_BYTES:
             if len(calls) == 1:
                 calls[0].borrows = True  # in as many orders as it takes
+                calls[0].wants = None  # rows, where it wanted statements' parts
                 self._waiting.put_in_front(calls)
                 return False
             half = len(calls) // 2

@@ -421,6 +421,12 @@ def test_explain_analyze_of_a_change_is_that_change(db: voltpy.Client) -> None:
     assert db.call_everywhere("countries_here") == [4, 4]
 
 
+def test_parameters_that_no_read_round_takes_are_answered_all_the_same(db: voltpy.Client) -> None:
+    large = "x" * (5 << 20)
+    assert db.execute("SELECT COUNT(*) FROM accounts WHERE city <> ?", (large,)).rows == [(20,)]
+    assert db.execute("SELECT COUNT(*) FROM cities").rows == [(3,)]
+
+
 def test_a_cluster_of_one_partition_executes_too(tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster", SCHEMA, PROCEDURES, partitions=1) as cluster:
         cluster.start()
