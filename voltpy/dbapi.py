@@ -37,7 +37,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from voltpy import client, errors
-from voltpy.known_statements import MANY
+from voltpy.known_statements import MANY, is_explained
 from voltpy.result import Database, Result
 
 apilevel = "2.0"
@@ -47,6 +47,7 @@ paramstyle = "qmark"
 _READS = ("select", "explain")
 _OF_SCHEMA = (" table", " index")  # the kinds of statements that change it
 _CHANGES = ("insert", "update", "delete")  # of rows, if there are any
+_NOT_FOR_MANY = "executemany() runs statements that change rows; this one answers some"
 
 T = TypeVar("T")
 # (name, type code, display size, internal size, precision, scale, whether it may be NULL)
@@ -342,9 +343,11 @@ class Cursor:
         Tuples with the same value for the partition column run in their order, others in any. When one fails, the
         error says which, those before it stay, and so may some behind it, which were under way already; the rest is not
         run. `rowcount` says how many rows were changed. What RETURNING answers is dropped. Raises ProgrammingError for
-        a SELECT.
+        a SELECT or EXPLAIN.
         """
         self._begin()
+        if is_explained(operation):  # before it runs: under ANALYZE it may change rows
+            raise ProgrammingError(_NOT_FOR_MANY)
         self.rowcount = 0
         following = iter(seq_of_parameters)
         done = 0
@@ -353,9 +356,9 @@ class Cursor:
             for number, result in enumerate(self.connection._execute_many(operation, some), done + 1):
                 if isinstance(result, errors.Error):
                     failed = failed or (number, result)
-                elif result.kind in _READS or result.kind.startswith("explain"):
+                elif result.kind in _READS:
                     self.rowcount = -1
-                    raise ProgrammingError("executemany() runs statements that change rows; this one answers some")
+                    raise ProgrammingError(_NOT_FOR_MANY)
                 else:
                     self.rowcount += result.rowcount
             if failed is not None:

@@ -17,6 +17,7 @@ from voltpy.sql.plan import Routing
 _CHANGES = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
 )  # what a statement begins with that changes the schema
+_EXPLAINS = re.compile(r"(?:\s|--[^\r\n]*|/\*.*?\*/)*+EXPLAIN\b", re.IGNORECASE | re.DOTALL)
 
 MANY = 1024  # calls of one statement that are under way together
 MAX_KNOWN = 4096
@@ -153,6 +154,11 @@ def changes_schema(text: Any, parameters: Sequence[Any]) -> bool:
     if parameters:
         raise SqlError("a statement that changes the schema has no parameters")
     return True
+
+
+def is_explained(text: Any) -> bool:
+    """Whether the statement begins with EXPLAIN, so that it answers a plan."""
+    return isinstance(text, str) and _EXPLAINS.match(text) is not None
 
 
 def schema_changed(kind: str) -> Result:

@@ -123,6 +123,14 @@ def test_a_statement_that_fails_in_executemany_leaves_those_before_it(cursor: db
         cursor.fetchall()
 
 
+def test_executemany_refuses_to_explain_before_anything_runs(cursor: dbapi.Cursor) -> None:
+    for explain in ("EXPLAIN ANALYZE", "-- why\r/* so */ explain analyze", "EXPLAIN"):
+        with pytest.raises(dbapi.ProgrammingError, match="change rows"):
+            cursor.executemany(f"{explain} INSERT INTO accounts (id, owner) VALUES (?, ?)", [(1, "a"), (2, "b")])
+        assert cursor.rowcount == -1
+    assert cursor.execute("SELECT count(*) FROM accounts").fetchone() == (0,)
+
+
 def test_what_is_committed_can_not_be_rolled_back(connection: dbapi.Connection) -> None:
     cursor = connection.cursor()
     cursor.execute("SELECT count(*) FROM accounts")
