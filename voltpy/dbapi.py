@@ -45,7 +45,7 @@ threadsafety = 2
 paramstyle = "qmark"
 
 _READS = ("select", "explain")
-_OF_SCHEMA = (" table", " index")  # the kinds of statements that change it
+_OF_SCHEMA = (" table", " index", " view")  # the kinds of statements that change it
 _CHANGES = ("insert", "update", "delete")  # of rows, if there are any
 _NOT_FOR_MANY = "executemany() runs statements that change rows; this one answers some"
 

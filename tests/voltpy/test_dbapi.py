@@ -123,6 +123,19 @@ def test_a_statement_that_fails_in_executemany_leaves_those_before_it(cursor: db
         cursor.fetchall()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE made (k INT PRIMARY KEY)",
+        "CREATE INDEX made ON accounts (owner)",
+        "CREATE VIEW made AS SELECT owner, COUNT(*) AS n FROM accounts GROUP BY owner",
+    ],
+)
+def test_a_change_of_the_schema_counts_no_rows(cursor: dbapi.Cursor, statement: str) -> None:
+    for each in (statement, f"DROP {statement.split()[1]} made"):
+        assert cursor.execute(each).rowcount == -1
+
+
 def test_executemany_refuses_to_explain_before_anything_runs(cursor: dbapi.Cursor) -> None:
     for explain in ("EXPLAIN ANALYZE", "-- why\r/* so */ explain analyze", "EXPLAIN"):
         with pytest.raises(dbapi.ProgrammingError, match="change rows"):
