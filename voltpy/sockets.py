@@ -3,7 +3,8 @@
 every socket   LINGER 0             nothing that was queued for a dead peer outlives the socket, or delays an exit
                MAXMSGSIZE           an oversized frame ends its sender's connection before it is in memory
 ROUTER (door)  ROUTER_MANDATORY 1   without it a frame that can't be delivered vanishes without an error
-               SNDHWM 256           frames for a client that does not read; then EAGAIN, and its account is closed
+               SNDHWM 64            frames for a client that does not read; then EAGAIN, and its account is closed.
+                                    Large ones have up to 4 MiB, and 2,000 clients are many
                RCVHWM 64            frames of one client that wait in memory; then its connection stalls
                BACKLOG 4096         2,000 clients may connect in the same moment
 DEALER         SNDHWM 0             no limit here: the router counts calls and bytes in flight instead, so that a
@@ -19,7 +20,7 @@ import zmq
 
 from voltpy.messages import MAX_FRAME_BYTES
 
-SNDHWM_CLIENT_FRAMES = 256
+SNDHWM_CLIENT_FRAMES = 64
 RCVHWM_CLIENT_FRAMES = 64
 BACKLOG = 4096
 OPEN_FILES = 65536
