@@ -328,6 +328,8 @@ class Loans:
     def due_s(self) -> float:
         """When `step` has something to do."""
         due_s = min(self._retry_s, self._decided_due_s)
+        if not self._loans and not self._rounds:
+            return due_s
         for loan in self._loans.values():
             due_s = min(due_s, loan.until_s)
         for round_ in self._rounds.values():
@@ -779,7 +781,7 @@ class Loans:
     @property
     def first_open_round(self) -> float:
         """Replies of what ran when so many rounds had been opened, or more, must wait; infinity when none is open."""
-        return min([round_.opened for round_ in self._rounds.values()], default=inf)
+        return min([round_.opened for round_ in self._rounds.values()]) if self._rounds else inf
 
     def _read_images(
         self,

@@ -83,6 +83,7 @@ BUILD_S = 0.001  # of a turn go into building indexes, and the rest of the step 
 GIVE_UP_S = 0.1  # between two looks at whether calls have waited too long for what is lent
 STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
+UPKEEP_S = 0.001  # between two looks, while calls come one after another, at what is due by time or by size
 
 Request = tuple[Account[Hashable], Calls | EverywhereCall]
 Control = tuple[Hashable, Message]
@@ -134,7 +135,8 @@ class Server:
         pool.is_wanted = self._is_wanted
         pool.clean_some = checkpointer.clean_some
         wal.flushed_in = lambda took_s: checkpointer.pace.flushed(took_s, beside_checkpoint=checkpointer.running)
-        self._steer_s = 0.0  # when to look at the size of the process again
+        self._upkeep_s = 0.0  # when to look after what is no call again
+        self._steer_s = 0.0  # and at the size of the process
         self._give_up_s = 0.0
         self._wal = wal
         self._checkpointer = checkpointer
@@ -164,7 +166,9 @@ class Server:
     def turn(self) -> None:
         """Waits for something to do, not for long, and does it. Any OSError ends the process."""
         executor, loans = self._executor, self._loans
-        self._pool.fetch(executor.missed_pages() + loans.missed_pages())
+        missed_pages = executor.missed_pages() + loans.missed_pages()
+        if missed_pages:
+            self._pool.fetch(missed_pages)
         missed_plans = executor.missed_plans() + loans.missed_plans()
         if missed_plans:
             self._ask_for_plans(missed_plans)
@@ -193,8 +197,15 @@ class Server:
             self._give_up_s = now_s + GIVE_UP_S
             if executor.give_up():
                 self._settle()
+        # A lone call pays for every function that its turn runs through: after a sleep none of them is in the caches.
+        if not requests or now_s >= self._upkeep_s or self._checkpointer.running or self._change is not None:
+            self._keep_up(busy=bool(requests))
+
+    def _keep_up(self, *, busy: bool) -> None:
+        """What has to be done now and then, between two batches: a slice of each."""
         now_s = self._clock()
-        self._checkpointer.step(now_s, busy=bool(requests))
+        self._upkeep_s = now_s + UPKEEP_S
+        self._checkpointer.step(now_s, busy=busy)
         if self._change is not None and not self._change.is_prepared:
             self._prepare_on(self._change)
         if self._store.condemned and not self._checkpointer.running:

@@ -172,7 +172,10 @@ class Store:
                 pages_needed += table.pages_needed(images)
                 if table.lookups is not None:
                     table.lookups.make_sure_of_row_ids(pages_needed)
-        self.make_room(pages_needed + self._pages_coming())
+        if self.coming:
+            pages_needed += self._pages_coming()
+        if pages_needed:
+            self.make_room(pages_needed)
         return changed
 
     def make_room(self, pages_needed: int) -> None:

@@ -497,10 +497,11 @@ class Table:
             keys = list(self._inserted)
             if len(images) < len(keys):
                 keys = [key for key, image in self._inserted.items() if image is not None]
-            row_ids = self._heap.extend(images)
-            self._index.extend(keys, row_ids)
-            if self.lookups is not None:
-                self.lookups.add(row_ids, images)
+            if images:  # not so where keys were only asked for, and are in no row
+                row_ids = self._heap.extend(images)
+                self._index.extend(keys, row_ids)
+                if self.lookups is not None:
+                    self.lookups.add(row_ids, images)
             self._inserted.clear()
         if updated:
             self._replace(list(updated), list(updated.values()))

@@ -38,10 +38,13 @@ class Answers(Struct):
     @property
     def calls(self) -> int:
         """How many are answered."""
-        return len(self.errors) + sum(len(group.numbers) for group in self.groups)
+        return len(self.errors) + sum([len(group.numbers) for group in self.groups])
 
     def frames(self, partition: int, incarnation: int, lsn: int) -> Iterator[Replies]:
         """One batch's replies, in as many frames as their size asks for; none when nothing is answered."""
+        if len(self.groups) == 1 and not self.errors and len(self.groups[0].results) <= REPLY_BYTES:
+            yield Replies(partition, incarnation, lsn, self.groups, [])  # the usual case
+            return
         groups: list[ReplyGroup] = []
         frame_bytes = 0
         for group in pieces(self.groups):

@@ -223,6 +223,11 @@ class Sockets:
         if stream.socket.fileno() < 0:
             return False
         data = packed(frame)
+        if not stream.unsent:
+            sent = self._taken(stream, data)
+            if sent == len(data):
+                return True
+            data = data[sent:]
         stream.unsent += data
         self._unsent_bytes += len(data)
         self._flush(stream)
@@ -234,12 +239,8 @@ class Sockets:
 
     def _flush(self, stream: Stream) -> None:
         """Sends what the socket takes; the rest when it takes more."""
-        try:
-            sent = stream.socket.send(stream.unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._end(stream)
+        sent = self._taken(stream, stream.unsent)
+        if stream.socket.fileno() < 0:
             return
         del stream.unsent[:sent]
         self._unsent_bytes -= sent
@@ -247,6 +248,16 @@ class Sockets:
             stream.waits_to_send = bool(stream.unsent)
             interest = select.EPOLLIN | (select.EPOLLOUT if stream.waits_to_send else 0)
             self._epoll.modify(stream.socket.fileno(), interest)
+
+    def _taken(self, stream: Stream, data: bytes | bytearray) -> int:
+        """How many of the bytes the socket takes now. A client that is gone takes none, and its stream ends."""
+        try:
+            return stream.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._end(stream)
+            return 0
 
     def _end(self, stream: Stream) -> None:
         """Its frames that were read are still taken: they arrived."""

@@ -162,8 +162,7 @@ class Procedure:
 
     __slots__ = (
         "_decode_arguments",
-        "_decode_calls",
-        "_decode_shorter_calls",
+        "_decoders_of_calls",
         "_defaults",
         "_types",
         "arguments_are_immutable",
@@ -197,10 +196,13 @@ class Procedure:
         self._types = [msgspec.msgpack.Decoder(type_).decode for type_ in types_of_arguments]
         self._defaults = tuple(p.default for p in parameters if p.default is not _NO_DEFAULT)
         self._decode_arguments = _decoder_of_arguments(types_of_arguments).decode
-        self._decode_calls = _decoder_of_calls(types_of_arguments).decode
-        self._decode_shorter_calls = [
-            (_decoder_of_calls(types_of_arguments[:-missing]).decode, self._defaults[-missing:])
-            for missing in range(1, len(self._defaults) + 1)
+        # By how many arguments are left out at the end; the one that fitted last comes first.
+        self._decoders_of_calls = [
+            (
+                _decoder_of_calls(types_of_arguments[: len(types_of_arguments) - missing]).decode,
+                self._defaults[len(self._defaults) - missing :],
+            )
+            for missing in range(len(self._defaults) + 1)
         ]
         self.info = ProcedureInfo(
             self.name,
@@ -228,15 +230,16 @@ class Procedure:
         """
         if calls >= 0 and announced_length(raw) != calls:
             raise msgspec.ValidationError(f"expected the arguments of {calls} calls")
-        try:
-            return self._decode_calls(raw)
-        except Exception:  # noqa: BLE001 a type's __post_init__ is the user's code, and may raise anything
-            for decode, defaults in self._decode_shorter_calls:
-                try:
-                    return [arguments + defaults for arguments in decode(raw)]
-                except Exception:  # noqa: BLE001 as above
-                    continue
-            raise msgspec.ValidationError("some call's arguments don't fit") from None
+        decoders = self._decoders_of_calls
+        for place, (decode, defaults) in enumerate(decoders):
+            try:
+                decoded = decode(raw)
+            except Exception:  # noqa: BLE001 a type's __post_init__ is the user's code, and may raise anything
+                continue
+            if place:
+                decoders.insert(0, decoders.pop(place))
+            return [arguments + defaults for arguments in decoded] if defaults else decoded
+        raise msgspec.ValidationError("some call's arguments don't fit")
 
     def decode_one(self, raw: Raw | bytes) -> tuple[Any, ...]:
         """The arguments of one call, with defaults filled in. Raises BadArguments, which names the wrong one."""
