@@ -175,10 +175,12 @@ class Client:
                 self._caller = threading.get_ident()
                 self._links.send_alone(frame, now)
                 alone = True
+                sleep = self._prepare_sleep(now) if not call.done else None
             else:
                 self._connection.submit(call, name, args, now, limit)
                 alone = self._take_turn(now) or self._queue_up(call, now)
-        return self._await(call, alone)
+                sleep = None
+        return self._await(call, alone, sleep)
 
     def submit(self, name: str, /, *args: Any) -> Future[Any]:
         """Starts a call. The future can be cancelled until the call is sent, which is soon.
@@ -374,11 +376,11 @@ class Client:
             alone = self._take_turn(now) or self._queue_up(call, now)
         return self._await(call, alone)
 
-    def _await(self, call: _Waiting, alone: bool) -> Any:
+    def _await(self, call: _Waiting, alone: bool, sleep: tuple[select.poll, float] | None = None) -> Any:
         """The call's result: polling for it if we are `alone` with the connection, else when the poller has it."""
         try:
             if alone:
-                self._poll_for(call)
+                self._poll_for(call, sleep)
             if call.lock is not None:
                 call.lock.acquire()
         except BaseException:
@@ -390,9 +392,15 @@ class Client:
             raise call.error
         return call.value
 
-    def _poll_for(self, call: _Waiting) -> None:
-        """Polls until the call is settled, or until the I/O thread has to take over."""
+    def _poll_for(self, call: _Waiting, sleep: tuple[select.poll, float] | None) -> None:
+        """Polls until the call is settled, or until the I/O thread has to take over.
+
+        `sleep`: that of `_prepare_sleep`, if it was asked already.
+        """
         events: list[tuple[int, int]] | None = None
+        if sleep is not None:
+            poll, wait_ms = sleep
+            events = poll.poll(wait_ms)
         while True:
             with self._mutex:
                 if events is not None:

@@ -23,7 +23,6 @@ What may be decided without looking further than one call, batch or lane is deci
 
 from __future__ import annotations
 
-from binascii import crc_hqx
 from collections import deque
 from math import inf
 from typing import Any, Final, cast
@@ -46,7 +45,7 @@ from voltpy.errors import (
     from_wire,
 )
 from voltpy.frame import Frame, frame_of_calls
-from voltpy.hash_slot import slot_owners
+from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.in_flight import InFlight
 from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane, lanes_of
 from voltpy.messages import (
@@ -72,7 +71,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
-from voltpy.routing import SLOT_MASK, no_such, not_everywhere, route, routes_alike
+from voltpy.routing import no_such, not_everywhere, route, routes_alike
 
 ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
 TOPOLOGY_WAIT_S = 1.0  # how long a lost direct connection waits for the router to say what became of the partition
@@ -168,14 +167,14 @@ class Connection:
         if position >= len(args):
             return None
         key = args[position]
-        if type(key) is not int:
+        if type(key) is not int and type(key) is not str:
             return None
-        slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK
-        lane = self._owners[slot]
         try:
+            slot = hash_slot(key)
             call.args = encoded = _encode(args)
         except UNENCODABLE:
             return None
+        lane = self._owners[slot]
         if not lane.direct or lane.unanswered or len(encoded) > FRAME_BYTES:
             return None
         self.outstanding += 1

@@ -47,8 +47,12 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Link:
-    """One connection to a door. `welcomed` once the door has answered our Hello."""
+    """One connection to a door. `welcomed` once the door has answered our Hello.
 
+    `knows_when_empty`: whether the last `receive`, which finds nothing, costs nothing.
+    """
+
+    knows_when_empty: Final = False
     __slots__ = (
         "_items",
         "_monitor",
@@ -121,7 +125,9 @@ class StreamLink:
     `wants_to_write` while the socket could not take all that was sent. Raises OSError when nobody listens.
     """
 
+    knows_when_empty: Final = True
     __slots__ = (
+        "_empty",
         "_frames",
         "_lost",
         "_reader",
@@ -158,6 +164,7 @@ class StreamLink:
         self._frames: deque[bytes] = deque()
         self._unsent = b""
         self._lost = False
+        self._empty = False  # the last read took all that there was: what comes later wakes whoever watches the socket
 
     def send(self, frames: list[bytes]) -> int:
         """How many of the frames were sent: none when the connection has ended.
@@ -183,8 +190,12 @@ class StreamLink:
         """The next frame that has arrived, if any."""
         if self._frames:
             return self._frames.popleft()
+        if self._empty:
+            self._empty = False
+            return None
         try:
             data = self._recv(READ_BYTES)
+            self._empty = 0 < len(data) < READ_BYTES
             self._frames.extend(self._reader.feed(data))
         except BlockingIOError:
             return None

@@ -165,7 +165,7 @@ class Links:
             if not link.welcomed:
                 link.welcomed = True
                 self._failures[destination] = 0
-            if destination != ROUTER and not connection.busy():
+            if destination != ROUTER and not link.knows_when_empty and not connection.busy():
                 # Nothing else can be due from a partition: the last look is put off until the next frame is on its way,
                 # since a lone caller waits for this one.
                 self._unread.add(destination)

@@ -51,6 +51,8 @@ class FrameReader:
             if len(self._tail) < self._due:
                 return []
             data = bytes(self._tail)
+        elif int.from_bytes(data[:LENGTH_BYTES], "little") == len(data) - LENGTH_BYTES <= self.limit_bytes:
+            return [data[LENGTH_BYTES:]]  # the usual case: one frame, and nothing else
         frames = []
         at = 0
         due = LENGTH_BYTES

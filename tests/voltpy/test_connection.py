@@ -200,11 +200,12 @@ def test_a_call_goes_to_the_partition_of_its_key_and_settles_with_its_result(clu
     assert not cluster.connection.busy()
 
 
-def test_a_lone_call_takes_the_short_way_with_the_same_result(cluster: Cluster) -> None:
-    long, short = cluster.submit("put", 5, "x"), Pending()
+@pytest.mark.parametrize("key", [key_of(0), str(key_of(0))])
+def test_a_lone_call_takes_the_short_way_with_the_same_result(cluster: Cluster, key: int | str) -> None:
+    long, short = cluster.submit("put", key, "x"), Pending()
     (one,) = cluster.frames()
     cluster.answer(one, value="done")
-    two = cluster.connection.submit_alone(short, "put", (5, "x"), 0.0, 10.0)
+    two = cluster.connection.submit_alone(short, "put", (key, "x"), 0.0, 10.0)
     assert two is not None
     (before,), (after,) = calls_of(one).groups, calls_of(two).groups
     assert (before.slots, bytes(before.args), before.incarnation, one.destination) == (
@@ -220,7 +221,7 @@ def test_a_lone_call_takes_the_short_way_with_the_same_result(cluster: Cluster) 
     assert cluster.connection.lanes[0].unanswered == cluster.connection.lanes[0].unanswered_bytes == 0
 
 
-@pytest.mark.parametrize("args", [(), ("Oslo",), (1.5,), (1 << 70,), (1, object()), (1, b"x" * (1 << 21))])
+@pytest.mark.parametrize("args", [(), ([5],), ("\ud800",), (1.5,), (1 << 70,), (1, object()), (1, b"x" * (1 << 21))])
 def test_what_is_unusual_goes_the_long_way(cluster: Cluster, args: tuple[Any, ...]) -> None:
     assert cluster.connection.submit_alone(Pending(), "put", args, 0.0, 10.0) is None
     assert not cluster.connection.busy()
