@@ -124,7 +124,6 @@ def _coordinate(options: argparse.Namespace) -> int:
     )
     server = Server(
         doors,
-        sockets,
         tcp_port,
         token,
         door,

@@ -6,7 +6,7 @@ decide    a decision goes to the decision log, and is flushed, before anything e
 send      replies first, that somebody waits for; then orders to the partitions
 
 RUNTIME/p<N>, p<N>.s    the door, as a partition's: clients, router, supervisor       voltpy.door_sockets
-RUNTIME/p<i>            one DEALER to each partition that is up; a new one for each session
+RUNTIME/p<i>.s          one stream to each partition that is up (voltpy.stream); a new one for each session
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
 
-import zmq
 from msgspec import Raw
-from zmq import zmq_poll
 
 from coordinator.decision_log import DecisionLog
 from coordinator.session import DOWN
@@ -30,6 +27,7 @@ from voltpy.door import ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ProcedureError, ProtocolError, SchemaError, SqlError
 from voltpy.events import get_logger
+from voltpy.link import StreamLink
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
@@ -63,8 +61,8 @@ from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema, from_json
-from voltpy.sockets import COPY_FREE_BYTES, partition_socket
 from voltpy.sql.plan import Plan
+from voltpy.stream import stream_path
 from voltpy.timeout import Timeout
 from voltpy.wire import decode, encode
 
@@ -85,12 +83,17 @@ SENDING_POINTS: dict[type, tuple[str, str]] = {
 _events = get_logger("coordinator")
 
 
-class Connection(NamedTuple):
-    """The socket to one partition; `number` is that of the session's when it was made."""
+class Connection:
+    """The stream to one partition; `number` is that of the session's when it was made.
 
-    number: int
-    socket: zmq.Socket[bytes]
-    fd: int
+    `link` is None once it has ended, or where nobody listens: then a topology will tell why, or the session is overdue.
+    """
+
+    __slots__ = ("link", "number")
+
+    def __init__(self, number: int, link: StreamLink | None) -> None:
+        self.number = number
+        self.link = link
 
 
 class Server:
@@ -99,7 +102,6 @@ class Server:
     def __init__(
         self,
         sockets: Sockets,
-        context: zmq.Context[zmq.Socket[bytes]],
         tcp_port: int,
         token: str,
         door: Door[Hashable],
@@ -116,7 +118,6 @@ class Server:
         self._planner = planner
         core.bodies.plan_with(planner(schema))
         self._sockets = sockets
-        self._context = context
         self._tcp_port = tcp_port
         self._token = token
         self._door = door
@@ -127,7 +128,6 @@ class Server:
         self._prepared_schema = schema  # that comes with them
         self._welcome = Welcome(PROTOCOL_VERSION, core.epoch, None)
         self._connections: dict[int, Connection] = {}
-        self._dealers: list[tuple[zmq.Socket[bytes], int]] = []
         self._flushes = 0
         self._flush_s = 0.0
         self._stopping = False
@@ -147,9 +147,6 @@ class Server:
 
     def turn(self, wait_s: float) -> None:
         """One pass of the loop, which waits for so long at most when nothing has arrived."""
-        # Sending is a look at a socket too: what it found there no descriptor tells of again.
-        if self._dealers and zmq_poll(self._dealers, 0):
-            wait_s = 0.0
         self._sockets.wait(wait_s)
         self._timeout.arm()
         self._drain_partitions()
@@ -162,26 +159,47 @@ class Server:
 
     # What arrives.
 
-    def _drain_partitions(self) -> None:
-        core = self.core
-        # To ask all of them costs a fifth of one zmq.Again.
-        while self._dealers and (waiting := zmq_poll(self._dealers, 0)):
-            stirred = {id(socket) for socket, _ in waiting}
-            for partition, connection in self._connections.items():
-                if id(connection.socket) not in stirred:
-                    continue
-                frame = connection.socket.recv(zmq.NOBLOCK)
-                if connection.number != core.sessions[partition].connection:
-                    continue  # of a session that is over
-                try:
-                    message = decode(frame)
-                except ProtocolError as error:
-                    _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
-                    continue
-                if isinstance(message, PlanRequest):
-                    self._plan(connection, message)
-                else:
-                    core.receive(partition, message, time.monotonic())
+    def _drain_partitions(self, *, all_of_them: bool = False) -> None:
+        """Takes one frame of each that has stirred, then the next of each, until there are no more."""
+        stirred = self._sockets.stirred
+        reading = [
+            (partition, connection, connection.link)
+            for partition, connection in self._connections.items()
+            if connection.link is not None and (all_of_them or connection.link.fds[0] in stirred)
+        ]
+        stirred.clear()
+        while reading:
+            left = []
+            for partition, connection, link in reading:
+                if link.wants_to_write:
+                    link.write_on()
+                    self._watch(link)
+                frame = link.receive()
+                if frame is not None:
+                    self._take(partition, connection, frame)
+                    left.append((partition, connection, link))
+                elif link.is_lost():
+                    self._lose(partition, connection)
+            reading = left
+
+    def _lose(self, partition: int, connection: Connection) -> None:
+        self._disconnect(connection)
+        session = self.core.sessions[partition]
+        if session.state != DOWN and session.connection == connection.number:
+            self.core.connection_lost(partition, time.monotonic())
+
+    def _take(self, partition: int, connection: Connection, frame: bytes) -> None:
+        if connection.number != self.core.sessions[partition].connection:
+            return  # of a session that is over
+        try:
+            message = decode(frame)
+        except ProtocolError as error:
+            _events.error("not_a_frame_from_partition", partition=partition, reason=str(error))
+            return
+        if isinstance(message, PlanRequest):
+            self._plan(connection, message)
+        else:
+            self.core.receive(partition, message, time.monotonic())
 
     def _drain_door(self) -> None:
         receive, door, welcome, core = self._sockets.receive, self._door, self._welcome, self.core
@@ -282,25 +300,40 @@ class Server:
     def _send_frame(self, connection: Connection, frame: Attach | Orders) -> None:
         if isinstance(frame, Orders):
             _pass_points(frame.orders, sent=False)
-        data = encode(frame)
-        connection.socket.send(data, zmq.NOBLOCK, copy=len(data) < COPY_FREE_BYTES)
+        self._send_to_partition(connection, encode(frame))
         if isinstance(frame, Orders):
             _pass_points(frame.orders, sent=True)
+
+    def _send_to_partition(self, connection: Connection, frame: bytes) -> None:
+        link = connection.link
+        if link is None:
+            return
+        waited = link.wants_to_write
+        link.send([frame])  # if it has ended, that stirs its descriptor
+        if link.wants_to_write != waited:
+            self._watch(link)
 
     def _connect(self, partition: int) -> Connection:
         session = self.core.sessions[partition]
         path = session.address.ipc_path if session.address is not None else ""
-        dealer = partition_socket(self._context, path)
-        dealer.send(encode(Hello(PROTOCOL_VERSION, 0, "coordinator", self._token)))
-        connection = self._connections[partition] = Connection(session.connection, dealer, dealer.fileno())
-        self._sockets.watch(connection.fd)
-        self._dealers = [(each.socket, int(zmq.POLLIN)) for each in self._connections.values()]
+        connection = self._connections[partition] = Connection(session.connection, None)
+        try:
+            connection.link = StreamLink(partition, session.connection, stream_path(path), time.monotonic())
+        except OSError as error:  # it is gone already, or its backlog is full
+            _events.warning("partition_not_reached", partition=partition, reason=str(error))
+        else:
+            self._watch(connection.link)
+            self._send_to_partition(connection, encode(Hello(PROTOCOL_VERSION, 0, "coordinator", self._token)))
         return connection
 
+    def _watch(self, link: StreamLink) -> None:
+        self._sockets.watch(link.fds[0], to_write=link.wants_to_write)
+
     def _disconnect(self, connection: Connection) -> None:
-        self._sockets.unwatch(connection.fd)
-        self._dealers = [each for each in self._dealers if each[0] is not connection.socket]
-        connection.socket.close()
+        link, connection.link = connection.link, None
+        if link is not None:
+            self._sockets.unwatch(link.fds[0])
+            link.close()
 
     def _plan(self, connection: Connection, message: PlanRequest) -> None:
         """Tells a partition how statements are run, each in a frame of its own."""
@@ -315,7 +348,7 @@ class Server:
                 reply = PlanReply(text, NO_PLAN, SqlError.__name__, reason, version)
             else:
                 reply = PlanReply(text, NO_PLAN, planned.code, planned.message, version)
-            connection.socket.send(encode(reply), zmq.NOBLOCK)
+            self._send_to_partition(connection, encode(reply))
 
     # What the supervisor asks for.
 
@@ -325,7 +358,7 @@ class Server:
             self._send(identity, self._status(message.number))
         elif isinstance(message, Topology):
             # Reports of a partition that has died since may still be here.
-            self._drain_partitions()
+            self._drain_partitions(all_of_them=True)
             core.topology(message, time.monotonic())
         elif isinstance(message, PrepareLoad):
             self._send(identity, self._prepare(message))

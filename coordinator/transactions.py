@@ -167,6 +167,11 @@ class Transactions:
             if address.partition < len(self.sessions) and self.sessions[address.partition].adopt(address, now_s):
                 self._lost(address.partition)
 
+    def connection_lost(self, partition: int, now_s: float) -> None:
+        """The connection of the session that there is now has ended: nothing more will come of it."""
+        self.participants.now_s = now_s
+        self._lose(partition)
+
     def receive(self, partition: int, message: Message, now_s: float) -> None:
         """A message from the connection to a partition that is there now. Raises Corruption."""
         self.participants.now_s = now_s

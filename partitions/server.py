@@ -37,7 +37,7 @@ from partitions.warm_up import WarmUp
 from voltpy.answers import Answers
 from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
-from voltpy.door import ROUTER, Account, Door
+from voltpy.door import COORDINATOR, ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ConstraintViolation, DataError, ReadOnly, SchemaError, Unavailable
 from voltpy.messages import (
@@ -288,7 +288,9 @@ class Server:
             outbox, self._door.outbox = self._door.outbox, []
             for identity, answer in outbox:
                 if type(answer) is Welcome:
-                    self._sockets.admit(identity)
+                    # Whole batches wait for what the coordinator orders: it does not queue behind clients' frames.
+                    account = door.accounts.get(identity)
+                    self._sockets.admit(identity, first=account is not None and account.role == COORDINATOR)
                 self._send(identity, answer)
         return requests, control
 

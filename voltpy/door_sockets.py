@@ -46,7 +46,7 @@ _BUFFER_BYTES = 1 << 20  # what a socket may hold; the system may allow less
 class Stream:
     """One client's connection."""
 
-    __slots__ = ("frames", "reader", "socket", "unsent", "waits_to_send")
+    __slots__ = ("first", "frames", "reader", "socket", "unsent", "waits_to_send")
 
     def __init__(self, socket: sockets.socket) -> None:
         self.socket = socket
@@ -54,16 +54,20 @@ class Stream:
         self.frames: deque[bytes] = deque()
         self.unsent = bytearray()
         self.waits_to_send = False
+        self.first = False  # its frames are taken before those of others that came with them
 
 
 class Sockets:
-    """`ended`: streams that are gone, for the door to forget."""
+    """`ended`: streams that are gone, for the door to forget. `stirred`: which of the watched descriptors have had
+    something since their owner last emptied it."""
 
     def __init__(self, router: zmq.Socket[bytes], listener: sockets.socket) -> None:
         self.ended: list[Hashable] = []
+        self.stirred: set[int] = set()
         self._router = router
         self._listener = listener
         self._streams: dict[int, Stream] = {}
+        self._watched: set[int] = set()
         self._partial_bytes = 0  # of all streams
         self._unsent_bytes = 0  # of all streams
         self._router_items = [(router, int(zmq.POLLIN))]
@@ -83,11 +87,18 @@ class Sockets:
         """What has come in part, and what clients have not read; bounded by itself."""
         return self._partial_bytes + self._unsent_bytes
 
-    def watch(self, fd: int) -> None:
-        """`wait` returns when there is something at this descriptor too, which is its owner's to read."""
-        self._epoll.register(fd, select.EPOLLIN)
+    def watch(self, fd: int, *, to_write: bool = False) -> None:
+        """`wait` returns when there is something at this descriptor too, which is its owner's to read, or room.
+
+        May be called again to change `to_write`.
+        """
+        change = self._epoll.modify if fd in self._watched else self._epoll.register
+        change(fd, select.EPOLLIN | select.EPOLLOUT if to_write else select.EPOLLIN)
+        self._watched.add(fd)
 
     def unwatch(self, fd: int) -> None:
+        self._watched.remove(fd)
+        self.stirred.discard(fd)
         self._epoll.unregister(fd)
 
     def wait(self, timeout_s: float) -> None:
@@ -125,10 +136,14 @@ class Sockets:
             self.wait(0)
         return bool(self._ready) or self._router_waits
 
-    def admit(self, identity: Hashable) -> None:
-        """Its Hello was accepted: from now on its frames may be as large as any."""
+    def admit(self, identity: Hashable, *, first: bool = False) -> None:
+        """Its Hello was accepted: from now on its frames may be as large as any.
+
+        `first`: they are taken before those of others that came with them.
+        """
         if isinstance(identity, Stream):
             identity.reader.limit_bytes = MAX_FRAME_BYTES
+            identity.first = first
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
         """False: whoever it is for is gone, or does not read; nobody waits for them."""
@@ -174,6 +189,8 @@ class Sockets:
                     self._read(stream)
             elif fd == self._listener.fileno():
                 self._accept()
+            elif fd in self._watched:
+                self.stirred.add(fd)
             else:
                 router_stirred = True
         return router_stirred
@@ -214,7 +231,7 @@ class Sockets:
             self._end(stream)
         elif frames:
             if not stream.frames:
-                self._ready.append(stream)
+                (self._ready.appendleft if stream.first else self._ready.append)(stream)
             stream.frames.extend(frames)
         if self._partial_bytes > PARTIAL_BYTES:
             self._end(max(self._streams.values(), key=lambda other: other.reader.partial_bytes))

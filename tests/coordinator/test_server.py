@@ -1,4 +1,4 @@
-"""The coordinator's process, with its real sockets and decision log, among fake partitions that speak ZeroMQ."""
+"""The coordinator's process, with its real sockets and decision log, among fake partitions at real doors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.coordinator.fake_partition import CLIENT, FakePartition, decode
 from voltpy import heartbeat, wire
 from voltpy.builtin import builtins
 from voltpy.data_directory import DataDirectory
+from voltpy.door_sockets import opened
 from voltpy.messages import (
     NEVER_SENT,
     PROTOCOL_VERSION,
@@ -66,7 +67,7 @@ def loop(tx) -> None:
 
 
 class Partitions(threading.Thread):
-    """Two fake partitions at their sockets."""
+    """Two fake partitions at their doors."""
 
     def __init__(self, runtime: Path, schema: Schema) -> None:
         super().__init__(daemon=True)
@@ -74,32 +75,27 @@ class Partitions(threading.Thread):
         self.fakes = [FakePartition(number, schema) for number in (0, 1)]
         self.lock = threading.Lock()
         self.stopping = False
-        self._sockets = []
-        for number in (0, 1):
-            door = self.context.socket(zmq.ROUTER)
-            door.bind(f"ipc://{runtime / f'p{number}'}")
-            self._sockets.append(door)
+        self._doors = [opened(self.context, runtime / f"p{number}", "127.0.0.1")[0] for number in (0, 1)]
 
     def run(self) -> None:
-        poller = zmq.Poller()
-        for door in self._sockets:
-            poller.register(door, zmq.POLLIN)
         while not self.stopping:
-            ready = dict(poller.poll(50))
-            for fake, door in zip(self.fakes, self._sockets, strict=True):
-                if door in ready:
-                    identity, frame = door.recv_multipart()
+            for fake, door in zip(self.fakes, self._doors, strict=True):
+                door.wait(0.002)
+                while (arrived := door.receive()) is not None:
+                    identity, frame = arrived
+                    assert frame is not None
                     message = wire.decode(frame)
                     answer: Any = None
                     if isinstance(message, Hello):
                         assert (message.role, message.token) == ("coordinator", TOKEN)
+                        door.admit(identity)
                         answer = Welcome(PROTOCOL_VERSION, fake.incarnation, None)
                     elif isinstance(message, Attach | Orders):
                         with self.lock:
                             answer = fake.receive(message)
                     if answer is not None:
-                        door.send_multipart([identity, wire.encode(answer)])
-        for door in self._sockets:
+                        assert door.send(identity, wire.encode(answer))
+        for door in self._doors:
             door.close(0)
 
 

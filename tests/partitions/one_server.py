@@ -64,7 +64,7 @@ class ListSockets:
     def has_input(self) -> bool:
         return bool(self.arriving)
 
-    def admit(self, identity: Hashable) -> None:
+    def admit(self, identity: Hashable, *, first: bool = False) -> None:
         pass
 
     def send(self, identity: Hashable, frame: bytes) -> bool:

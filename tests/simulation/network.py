@@ -62,6 +62,16 @@ class Network:
             line.break_()
 
 
+class _Everything:
+    """Whatever is watched may have stirred."""
+
+    def __contains__(self, fd: int) -> bool:
+        return True
+
+    def clear(self) -> None:
+        pass
+
+
 class Peer:
     """One end of a connection as the door sees it: the identity of whoever is there."""
 
@@ -77,6 +87,7 @@ class Door:
 
     def __init__(self, network: Network, process: Process, name: str) -> None:
         self.ended: list[Hashable] = []
+        self.stirred = _Everything()
         self.held_bytes = 0
         self.process = process
         self._network = network
@@ -84,7 +95,7 @@ class Door:
         self._peers: dict[bytes, Peer] = {}
         network.doors[name] = self
 
-    def watch(self, fd: int) -> None:
+    def watch(self, fd: int, *, to_write: bool = False) -> None:
         pass
 
     unwatch = watch
@@ -105,7 +116,7 @@ class Door:
     def has_input(self) -> bool:
         return bool(self._arrived)
 
-    def admit(self, identity: Hashable) -> None:
+    def admit(self, identity: Hashable, *, first: bool = False) -> None:
         pass
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
@@ -247,14 +258,17 @@ class Line:
         self.network.world.after(least_s + self.network.delay_s(), action)
 
 
-class Dealer(Line):
-    """A connection that is made again whenever it breaks."""
-
-    reconnects = True
+class Stream(Line):
+    """A connection over a Unix socket: what was sent before the caller hung up arrives before the door hears of it."""
 
     def close(self) -> None:
-        """The caller hangs up: the door hears of it after what was under way."""
         self.is_broken = True
         if self in self.network.connections:
             self.network.connections.remove(self)
         self.network.world.at(self._up_at_s, self._disconnect)
+
+
+class Dealer(Stream):
+    """A connection that is made again whenever it breaks."""
+
+    reconnects = True

@@ -169,7 +169,6 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
     door.catalog_version = options.registry.catalog_version
     server = Coordinator(
         SimulatedDoor(network, process, f"p{lane}"),  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
         ROUTER_PORT + 1 + lane,
         TOKEN,
         door,

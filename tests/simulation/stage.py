@@ -19,8 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import zmq
-
 import coordinator.server
 import partitions.flusher
 import partitions.page_reader
@@ -29,7 +27,7 @@ import voltpy.child
 import voltpy.crash_point
 import voltpy.links
 from partitions.store import Store
-from tests.simulation.network import Dealer, Line, Network
+from tests.simulation.network import Line, Network, Stream
 from tests.simulation.world import Process, World
 
 ROUTER_PORT = 21212  # partition p listens at the port p above it
@@ -63,6 +61,7 @@ class Link:
     """A client's connection to one door. See voltpy.link."""
 
     stage: Stage
+    knows_when_empty = False
 
     def __init__(self, destination: int, incarnation: int, endpoint: str, now: float) -> None:
         world, network = self.stage.world, self.stage.network
@@ -101,36 +100,40 @@ class Link:
         self.line.close()
 
 
-class DealerSocket:
-    """The coordinator's connection to one partition."""
+class StreamToPartition:
+    """The coordinator's connection to one partition. See voltpy.link."""
 
-    def __init__(self, stage: Stage, path: str) -> None:
-        world, network = stage.world, stage.network
+    stage: Stage
+
+    def __init__(self, destination: int, incarnation: int, path: str, now: float) -> None:
+        world, network = self.stage.world, self.stage.network
         assert world is not None
         assert network is not None
         assert world.running is not None
+        self.wants_to_write = False
+        self.fds = (network.number(),)
         self._process = world.running
-        self.line = Dealer(network, self._process, self._process.name, path.rpartition("/")[2])
+        self._line = Stream(network, self._process, self._process.name, f"p{destination}")
 
-    def send(self, frame: bytes, flags: int = 0, *, copy: bool = True) -> None:
-        self._process.step("send")
-        self.line.send_up(frame)
+    def send(self, frames: list[bytes]) -> int:
+        for sent, frame in enumerate(frames):
+            self._process.step("send")
+            if self._line.is_broken:
+                return sent
+            self._line.send_up(frame)
+        return len(frames)
 
-    def recv(self, flags: int = 0) -> bytes:
-        if not self.line.arrived:
-            raise zmq.Again
+    def receive(self) -> bytes | None:
+        if not self._line.arrived:
+            return None
         self._process.step("receive")
-        return self.line.arrived.popleft()
+        return self._line.arrived.popleft()
 
-    def fileno(self) -> int:
-        return 0
+    def is_lost(self) -> bool:
+        return self._line.is_broken
 
     def close(self) -> None:
-        self.line.close()
-
-
-def _polled(items: list[tuple[DealerSocket, int]], timeout_ms: int) -> list[tuple[DealerSocket, int]]:
-    return [(socket, events) for socket, events in items if socket.line.arrived]
+        self._line.close()
 
 
 @contextmanager
@@ -160,8 +163,7 @@ def setting() -> Iterator[Stage]:
         put(voltpy.links, "StreamLink", link)
         put(voltpy.links, "random", SimpleNamespace(uniform=lambda *limits: _world(stage).rng.uniform(*limits)))
         put(voltpy.links, "_same_machine", lambda topology: False)
-        put(coordinator.server, "partition_socket", lambda _, path: DealerSocket(stage, path))
-        put(coordinator.server, "zmq_poll", _polled)
+        put(coordinator.server, "StreamLink", type("StagedStream", (StreamToPartition,), {"stage": stage}))
         put(partitions.flusher, "_glibc", lambda: None)
         put(partitions.page_reader.PageReader, "_set_up", lambda *_: False)
         put(Store, "read_latency_us", lambda _: {"hot": None, "resident": None})
