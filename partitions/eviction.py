@@ -688,7 +688,7 @@ class WTinyLfu:
         self._probation: OrderedDict[int, int] = OrderedDict()
         self._protected: OrderedDict[int, int] = OrderedDict()
         self._window_target = max(1.0, capacity * self.FIRST_WINDOW)
-        self._window_hits = 0
+        self._window_hits = 0  # until the pool is full for the first time
         self._was_full = False
         self._rejected = Ghosts(self._ghosts())  # by the main part, when they fell out of the window
         self._displaced = Ghosts(self._ghosts())  # from the main part
@@ -728,7 +728,7 @@ class WTinyLfu:
         count = counted.append
         used: list[int] = []
         note = used.append
-        promoted = window_hits = 0
+        promoted = 0
         for page in pages:
             if page in protected:
                 protected_to_end(page)
@@ -736,7 +736,6 @@ class WTinyLfu:
                 if last != epoch:
                     protected[page] = epoch
             elif page in window:
-                window_hits += 1
                 window_to_end(page)
                 last = window[page]
                 if last != epoch:
@@ -752,7 +751,8 @@ class WTinyLfu:
                 count(page)
         if counted:
             self._sketch.add(counted)
-        self._window_hits += window_hits
+        if not self._was_full:
+            self._window_hits += sum(map(window.__contains__, used))  # the loop took no page into it or out of it
         self._shadow.hit(used)
         if promoted:
             self._demote()
