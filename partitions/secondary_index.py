@@ -231,10 +231,9 @@ class SecondaryIndex:
     ) -> Iterator[tuple[Key, Posting]]:
         """(key, its rows) in the order of the keys. Only where `ordered`. The index must not change meanwhile."""
         entries, lists = self._entries, self._lists
-        # BTrees leaves the first key out where there is no bound to leave out.
-        low_excluded, high_excluded = low_excluded and lowest is not None, high_excluded and highest is not None
         if not reverse:
-            for key, entry in entries.iteritems(lowest, highest, low_excluded, high_excluded):  # type: ignore[call-arg]
+            between = _between(lowest, highest, low_excluded, high_excluded)
+            for key, entry in entries.iteritems(*between):  # type: ignore[call-arg]
                 yield key, lists[-2 - entry] if entry < NOWHERE else entry
             return
         if not self.keys:
@@ -253,8 +252,7 @@ class SecondaryIndex:
         self, lowest: Key | None, highest: Key | None, low_excluded: bool, high_excluded: bool
     ) -> Iterator[int]:
         """What the tree holds, in the order of the keys: `row_ids` makes rows of it. Only where `ordered`."""
-        low_excluded, high_excluded = low_excluded and lowest is not None, high_excluded and highest is not None
-        return iter(self._entries.itervalues(lowest, highest, low_excluded, high_excluded))  # type: ignore[attr-defined]
+        return iter(self._entries.itervalues(*_between(lowest, highest, low_excluded, high_excluded)))  # type: ignore[attr-defined]
 
     def row_ids(self, entries: list[int]) -> list[int]:
         """The rows of these entries, in their order."""
@@ -280,8 +278,7 @@ class SecondaryIndex:
         self, lowest: Key | None, highest: Key | None, low_excluded: bool = False, high_excluded: bool = False
     ) -> int:
         """How many keys are between the two. It takes 1 µs for 5,000."""
-        low_excluded, high_excluded = low_excluded and lowest is not None, high_excluded and highest is not None
-        return len(self._entries.keys(lowest, highest, low_excluded, high_excluded))  # type: ignore[attr-defined]
+        return len(self._entries.keys(*_between(lowest, highest, low_excluded, high_excluded)))  # type: ignore[attr-defined]
 
     # Changes.
 
@@ -366,7 +363,7 @@ class SecondaryIndex:
 
         The index may change between two parts. What does not is in exactly one of them.
         """
-        found = list(islice(self._tree.iteritems(last, None, last is not None), count))
+        found = list(islice(self._tree.iteritems(*_between(last, None, True, False)), count))
         hashed = self.format.hashed
         keys, entries = [], []
         lists: list[tuple[int | bytes | None, int, bytes, bool]] = []
@@ -477,6 +474,11 @@ class SecondaryIndex:
             raise Corruption(f"index {name}: {rows} rows and {keys} keys, {self.rows} and {self.keys} counted")
         if sorted(places + self._free) != list(range(len(self._lists))):
             raise Corruption(f"index {name}: its lists are not those that are named")
+
+
+def _between(lowest: Any, highest: Any, low_excluded: bool, high_excluded: bool) -> tuple[Any, Any, bool, bool]:
+    """What a tree is asked with. Where there is no bound, BTrees would leave out the first or the last key instead."""
+    return lowest, highest, low_excluded and lowest is not None, high_excluded and highest is not None
 
 
 def _packed(posting: Posting) -> tuple[bytes, bool]:
