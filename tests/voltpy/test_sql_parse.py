@@ -55,6 +55,8 @@ def planned(text: str) -> None:
         ("SELECT 'open", "line 1, column 8", "never closed"),
         ("SELECT x FROM a ORDER x", "line 1, column 23", "expected BY"),
         ("EXPLAIN ANALYZE DELETE a", "line 1, column 24", "expected FROM"),
+        ("EXPLAIN EXPLAIN SELECT 1", "line 1, column 9", 'found "EXPLAIN", expected ANALYZE, SELECT, INSERT'),
+        ("EXPLAIN ANALYZE\nEXPLAIN SELECT 1", "line 2, column 1", 'found "EXPLAIN", expected SELECT, INSERT'),
         ("SELECT 1 < 2 < 3", "line 1, column 14", "no second comparison"),
     ],
 )

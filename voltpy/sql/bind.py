@@ -96,8 +96,6 @@ def bind(
     `views_as_queries`: what is read of a view is not what is stored of it, but what its SELECT says about its table.
     """
     binder = _Binder(text, parameters, catalogue, views_as_queries)
-    if isinstance(statement, syntax.Explain):
-        statement = statement.statement
     bound: BoundStatement
     if isinstance(statement, syntax.Query):
         bound = binder.query(statement, None, {})

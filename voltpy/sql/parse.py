@@ -144,15 +144,15 @@ _UNSUPPORTED = {
     "UUID": "UUID is not supported: keep a STRING",
     "JSON": "JSON is not supported: keep a STRING",
 }
-_A_STATEMENT = "SELECT, INSERT, UPDATE, DELETE, VALUES, WITH or EXPLAIN"
-_STATEMENTS = ("SELECT", "INSERT", "UPDATE", "DELETE", "VALUES", "WITH", "EXPLAIN")
+_EXPLAINED = ("SELECT", "INSERT", "UPDATE", "DELETE", "VALUES", "WITH")
+_STATEMENTS = (*_EXPLAINED, "EXPLAIN")
 _FIRST_WORD = re.compile(r"(?:\s|--[^\r\n]*|/\*(?:(?!/\*|\*/)[\s\S])*\*/)*([A-Za-z_]+)")
 _ROUGH_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|--[^\r\n]*|\w+|[^\w\s]""")
 _NEGATED_TESTS = ("BETWEEN", "IN", "LIKE", "ILIKE", "SIMILAR")
 _NAMED_TIMES = {"CURRENT_TIMESTAMP": "now", "LOCALTIMESTAMP": "now"}
 
 
-def parse_statement(text: str) -> tuple[Statement, int]:
+def parse_statement(text: str) -> tuple[Statement | Explain, int]:
     """The statement, and how many parameters it has. Raises SqlError with line, column, and what was expected."""
     try:
         size = len(text.encode())
@@ -162,23 +162,43 @@ def parse_statement(text: str) -> tuple[Statement, int]:
         raise SqlError(f"a statement of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}")
     _check_tokens(text)
     # sqlglot takes EXPLAIN, SHOW and others as commands, and what follows as one string.
-    explain = _FIRST_WORD.match(text)
-    first = "" if explain is None else explain[1].upper()
-    if explain is not None and first not in _STATEMENTS:
-        hint = _UNSUPPORTED.get(first, "")
-        message = f'found "{explain[1][:40]}", expected {_A_STATEMENT}{"; " + hint if hint else ""}'
-        raise SqlError(placed(text, explain.start(1), message))
-    is_explained = explain is not None and first == "EXPLAIN"
+    expected: tuple[str, ...] = _STATEMENTS
+    start, analyze = 0, False
+    first, end = _first_word(text, 0, expected)
+    is_explained = first == "EXPLAIN"
+    if is_explained:
+        expected, start = _EXPLAINED, end
+        second, end = _first_word(text, start, ("ANALYZE", *expected))
+        if second == "ANALYZE":
+            start, analyze = end, True
+            _first_word(text, start, expected)
     try:
-        tokens = tokens_of(" " * explain.end(1) + text[explain.end(1) :] if explain and is_explained else text)
+        tokens = tokens_of(" " * start + text[start:])
     except SchemaError as error:
         raise SqlError(str(error)) from None
     reader = _Reader(text, tokens)
     try:
-        statement = reader.whole(is_explained)
+        statement = reader.whole(expected)
     except RecursionError:  # called from deep inside the user's own program
         raise SqlError("the statement is nested too deeply for the stack that is left") from None
-    return statement, reader.parameters
+    return Explain(statement, analyze) if is_explained else statement, reader.parameters
+
+
+def _first_word(text: str, start: int, expected: tuple[str, ...]) -> tuple[str, int]:
+    """The word that stands there, and where it ends; "" where there is none. Raises SqlError for any other word."""
+    found = _FIRST_WORD.match(text, start)
+    if found is None:
+        return "", start
+    word = found[1].upper()
+    if word not in expected:
+        hint = _UNSUPPORTED.get(word, "")
+        message = f'found "{found[1][:40]}", expected {_any_of(expected)}{"; " + hint if hint else ""}'
+        raise SqlError(placed(text, found.start(1), message))
+    return word, found.end(1)
+
+
+def _any_of(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _check_tokens(text: str) -> None:
@@ -202,19 +222,15 @@ class _Reader:
 
     # Statements
 
-    def whole(self, is_explained: bool) -> Statement:
-        statement: Statement
-        if is_explained:
-            analyze = self.take("ANALYZE")
-            statement = Explain(self.statement(), analyze)
-        else:
-            statement = self.statement()
+    def whole(self, expected: tuple[str, ...]) -> Statement:
+        """The statement, with nothing behind it. `expected`: words that it could begin with."""
+        statement = self.statement(expected)
         self.take_symbol(";")
         if self.peek().kind != "end":
             raise self.error("the end of the statement")
         return statement
 
-    def statement(self) -> Query | Insert | Update | Delete:
+    def statement(self, expected: tuple[str, ...]) -> Statement:
         tables = self.common_tables() if self.sees("WITH") else ()
         if self.sees("INSERT"):
             return self.insert(tables)
@@ -224,7 +240,7 @@ class _Reader:
             return self.delete(tables)
         if self.sees("SELECT") or self.sees("VALUES") or self.sees_symbol("("):
             return self.query(tables)
-        raise self.error(_A_STATEMENT)
+        raise self.error(_any_of(expected))
 
     def insert(self, tables: tuple[CommonTable, ...]) -> Insert:
         at = self.expect("INSERT").start

@@ -262,11 +262,11 @@ class Delete(Node, frozen=True):
     tables: tuple[CommonTable, ...] = ()
 
 
+Statement: TypeAlias = Query | Insert | Update | Delete
+
+
 class Explain(Node, frozen=True):
     """`analyze`: the statement is run."""
 
-    statement: Query | Insert | Update | Delete
+    statement: Statement
     analyze: bool = False
-
-
-Statement: TypeAlias = Query | Insert | Update | Delete | Explain

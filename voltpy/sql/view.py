@@ -63,8 +63,8 @@ class _Reader:
 
     def view(self, query: str) -> Table:
         statement, parameters = parse_statement(self.text)
-        select = self.checked(statement, parameters)
-        bound, _ = bind(self.text, statement, 0, Catalogue(self.schema))
+        whole, select = self.checked(statement, parameters)
+        bound, _ = bind(self.text, whole, 0, Catalogue(self.schema))
         assert isinstance(bound, BoundQuery)
         block = bound.body
         assert isinstance(block, Block)
@@ -104,8 +104,10 @@ class _Reader:
         where = tuple(self.stored(each, condition) for each in block.where)
         return self.table(query, columns, ordered, stored_keys, where, kept)
 
-    def checked(self, statement: syntax.Statement, parameters: int) -> syntax.Select:
-        """The SELECT, if it is of the kind that can be kept up to date; what is in it is looked at later."""
+    def checked(
+        self, statement: syntax.Statement | syntax.Explain, parameters: int
+    ) -> tuple[syntax.Query, syntax.Select]:
+        """The query, whose SELECT is of a kind that can be kept up to date; what is in it is looked at later."""
         if not isinstance(statement, syntax.Query):
             self.wrong("a view is made of a SELECT", 0)
         body = statement.body
@@ -135,7 +137,7 @@ class _Reader:
         for item in body.items:
             if isinstance(item.expression, syntax.Star):
                 self.wrong(f"* is not supported in a view: {_WANTED}", item.expression.at)
-        return body
+        return statement, body
 
     def key(self, name: str, expr: Expr, place: int) -> Column:
         for kind in _KEY_TYPES:
