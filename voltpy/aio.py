@@ -19,8 +19,8 @@ from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Unavailable
-from voltpy.known_statements import KnownStatements, changes_schema, checked_parameters, schema_changed
+from voltpy.errors import BadArguments, Unavailable
+from voltpy.known_statements import KnownStatements, changes_schema, checked_parameters, in_its_words, schema_changed
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
@@ -190,7 +190,10 @@ class AsyncClient:
                     return schema_changed((await self._admin("change_schema", {"text": sql}, timeout))["kind"])
                 statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
             name, args = statement.call(given, self._statements.any_key())
-            answer = await self.call(name, *args, timeout=timeout)
+            try:
+                answer = await self.call(name, *args, timeout=timeout)
+            except BadArguments as error:
+                raise in_its_words(error, given) from None
             if not statement.writes and version != self._connection.catalog_version:
                 continue  # what it was known to answer may have been so under another schema
             return statement.result(answer)

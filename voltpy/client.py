@@ -32,13 +32,14 @@ from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Error, SqlError, Unavailable
+from voltpy.errors import BadArguments, Error, SqlError, Unavailable
 from voltpy.known_statements import (
     MANY,
     KnownStatement,
     KnownStatements,
     changes_schema,
     checked_parameters,
+    in_its_words,
     schema_changed,
 )
 from voltpy.link import Link, StreamLink
@@ -261,7 +262,10 @@ class Client:
             if isinstance(known, Result):
                 return known
             name, args = known.call(given, self._statements.any_key())
-            answer = self.call(name, *args, timeout=timeout)
+            try:
+                answer = self.call(name, *args, timeout=timeout)
+            except BadArguments as error:
+                raise in_its_words(error, given) from None
             if not known.writes and version != self._connection.catalog_version:
                 continue  # what it was known to answer may have been so under another schema
             return known.result(answer)
@@ -291,8 +295,10 @@ class Client:
                 name, calls, ahead = known.calls(chain(first, following), self._statements.any_key)
             except SqlError as error:
                 return [*results, error]
-            for answer in self.call_many(name, calls, return_exceptions=True, timeout=timeout):
-                results.append(answer if isinstance(answer, Error) else known.result(answer))
+            answers = self.call_many(name, calls, return_exceptions=True, timeout=timeout)
+            for answer, (*_, parameters) in zip(answers, calls, strict=True):
+                failed = isinstance(answer, Error)
+                results.append(in_its_words(answer, parameters) if failed else known.result(answer))
         return results
 
     # ── the cluster ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from voltpy.builtin import EXECUTE, EXECUTE_ALL, EXECUTE_KEYS, QUERY, QUERY_ALL, QUERY_KEYS
-from voltpy.errors import BadArguments, ProtocolError, SqlError
+from voltpy.calls import UNENCODABLE
+from voltpy.errors import BadArguments, DataError, Error, ProtocolError, SqlError
 from voltpy.result import Result
 from voltpy.sql.plan import Routing
+from voltpy.wire import encode
 
 _CHANGES = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
@@ -173,3 +175,21 @@ def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
     if isinstance(parameters, str | bytes | dict) or not isinstance(parameters, Iterable):
         raise BadArguments(f"parameters are a tuple or a list of values, not {type(parameters).__name__}")
     return list(parameters)
+
+
+def in_its_words(error: Error, parameters: Sequence[Any]) -> Error:
+    """What a statement with these parameters raises where the call that was to run it raises this error.
+
+    The call is of a procedure that nobody but us has heard of, so what can't be sent is named as a parameter.
+    """
+    if not isinstance(error, BadArguments):
+        return error
+    for position, value in enumerate(parameters, 1):
+        try:
+            encode(value)
+        except UNENCODABLE as reason:
+            if isinstance(value, int):
+                return DataError(f"parameter {position}: an int of {value.bit_length():,} bits; an INT has 64")
+            return DataError(f"parameter {position}: {type(value).__name__} can't be sent: {reason}")
+    procedure, _, what = str(error).partition(": ")
+    return BadArguments(f"the statement: {what}") if procedure.startswith("voltpy.") else error

@@ -33,7 +33,7 @@ from partitions.schema_change import made_at_once
 from partitions.store import Store
 from voltpy.builtin import builtins
 from voltpy.errors import BadArguments, Error, ReadOnly, SchemaError, Unavailable, from_wire
-from voltpy.known_statements import changes_schema, checked_parameters, schema_changed
+from voltpy.known_statements import changes_schema, checked_parameters, in_its_words, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.procedure import Registry, from_functions, load_path, procedure, procedures_of
@@ -148,7 +148,10 @@ class Engine:
         """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""
         if changes_schema(sql, checked_parameters(parameters)):
             return schema_changed(self._change_schema(sql))
-        self.call_everywhere(_EXECUTE, sql, list(parameters))
+        try:
+            self.call_everywhere(_EXECUTE, sql, list(parameters))
+        except BadArguments as error:
+            raise in_its_words(error, parameters) from None
         result, self._result = self._result, None
         assert result is not None  # the call would have raised
         return result

@@ -14,8 +14,9 @@ import voltpy
 from tests.campaigns.bank import COORDINATOR
 from tests.campaigns.cluster import Cluster, happened
 from voltpy import dbapi
+from voltpy.calls import MAX_CALL_BYTES
 from voltpy.client import connect
-from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, SqlError, WrongPartition
+from voltpy.errors import BadArguments, ConstraintViolation, DataError, DuplicateKey, SqlError, WrongPartition
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.result import Result
 
@@ -328,6 +329,23 @@ def test_executemany_sends_many_at_once(db: voltpy.Client) -> None:
             assert db.execute("SELECT country FROM cities WHERE name = 'Oslo'").rows == [("Norway",)]
         finally:
             db.execute("DELETE FROM accounts WHERE id >= 5000")
+
+
+def test_a_parameter_that_cannot_be_sent_is_named(cluster: Cluster, db: voltpy.Client) -> None:
+    words = "^parameter 2: an int of 71 bits; an INT has 64$"
+
+    async def by_asyncio() -> None:
+        async with voltpy.connect_async(cluster.url) as other:
+            await other.execute("SELECT * FROM accounts WHERE id = ? AND balance = ?", (1, 2**70))
+
+    with pytest.raises(DataError, match=words):
+        asyncio.run(by_asyncio())
+    with pytest.raises(DataError, match=words):
+        db.execute("SELECT * FROM accounts WHERE balance > ? AND id < ?", (1, 2**70))
+    (failed,) = db.execute_many("DELETE FROM accounts WHERE city = ? AND id = ?", [("Oslo", 2**70)])
+    assert str(failed) == words[1:-1]
+    with pytest.raises(BadArguments, match=r"^the statement: arguments of "):
+        db.execute("SELECT ?", ("x" * MAX_CALL_BYTES,))
 
 
 def test_many_runs_of_a_statement_have_their_errors_in_their_places(db: voltpy.Client) -> None:

@@ -239,6 +239,8 @@ def test_parameters_take_the_type_of_their_place(db: Engine, sql: str, parameter
         ("SELECT ?", (1 << 63,), "out of range for INT"),
         ("SELECT id FROM a LIMIT ?", (-1,), "must not be negative"),
         ("SELECT ?", ([1],), "list is no type of a column"),
+        ("SELECT id FROM a WHERE id IN (?, ?)", (1, -(2**64)), "parameter 2: an int of 65 bits; an INT has 64"),
+        ("SELECT ?, ?", ("a", "\ud800"), "parameter 2: str can't be sent: "),
         ("INSERT INTO a (id, x) VALUES (9, ?)", ("q",), "does not fit a column of type INT"),
     ],
 )
