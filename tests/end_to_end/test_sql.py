@@ -402,7 +402,7 @@ def test_explain_estimates_in_the_partitions_that_would_run(db: voltpy.Client) -
     ]
     assert db.execute("SELECT COUNT(*) FROM payments").rows == [(15,)]
     assert db.call("plan_while_paying", LEFT[0], RIGHT[0]) == [
-        "Partitions: all; each sends its rows",
+        "Partitions: all; on borrowed rows",
         "Scan of accounts",
     ]
     with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):

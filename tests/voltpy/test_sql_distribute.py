@@ -190,13 +190,19 @@ def test_what_is_sent_is_filtered_and_only_what_is_used() -> None:
     assert "b.note" not in made.fragment
 
 
-def test_updates_and_deletes_run_in_each_part_or_across() -> None:
-    assert planned("UPDATE orders SET total = total + 1 WHERE note = 'x'").fragment is not None
-    assert planned("DELETE FROM orders WHERE total = 1 RETURNING id").fragment is not None
-    assert planned("DELETE FROM orders WHERE total IN (SELECT age FROM people)").fragment is None
-    copies = planned("UPDATE items SET kind = 'x'")
-    assert copies.fragment is not None
-    assert copies.writes_copies
+@pytest.mark.parametrize(
+    ("sql", "routed"),
+    [
+        ("UPDATE orders SET total = total + 1 WHERE note = 'x'", "all; on borrowed rows, if they are several"),
+        ("UPDATE items SET kind = 'x'", "all; on borrowed rows, if they are several"),
+        ("DELETE FROM orders WHERE id IN (3, ?)", "those of keys 3, ?1; on borrowed rows, if they are several"),
+        ("INSERT INTO orders (id) VALUES (?)", "the one of key ?1"),
+    ],
+)
+def test_what_writes_runs_whole(sql: str, routed: str) -> None:
+    made = planned(sql)
+    assert (made.fragment, made.merge) == (None, None)
+    assert made.notes[0] == f"Partitions: {routed}"
 
 
 def test_a_plan_says_what_it_reads_and_writes() -> None:

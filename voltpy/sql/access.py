@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from voltpy.sql.bound import Block, Column, Const, Expr, Op, Source, Subquery, all_parts, sources_of
 from voltpy.sql.catalogue import Catalogue
@@ -71,6 +72,13 @@ class Path(Struct, eq=False):
     @property
     def single(self) -> bool:
         return self.kind == "get"
+
+    @property
+    def without_indexes(self) -> Path:
+        """What is done instead where the table has none, as borrowed rows have; all conditions are tested behind it."""
+        if not self.indexes:
+            return self
+        return replace(self.otherwise or self.ranged or Path("scan"), local=[])
 
 
 class Step(Struct, eq=False):

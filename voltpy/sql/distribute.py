@@ -1,4 +1,4 @@
-"""Which partitions a statement needs, and how it is taken apart for several of them.
+"""Which partitions a statement needs, and how a SELECT is taken apart for several of them.
 
 **Routing.** Every partitioned table in the statement must have its partition column bound to constants or parameters:
 by `=`, by IN, by ORs of them, or by `=` to a column that is bound. A condition binds only sources whose rows it can
@@ -27,7 +27,6 @@ from voltpy.schema import Table
 from voltpy.sql.bound import (
     Aggregate,
     Block,
-    BoundChange,
     BoundInsert,
     BoundQuery,
     BoundStatement,
@@ -45,7 +44,6 @@ from voltpy.sql.bound import (
     SqlType,
     Subquery,
     all_parts,
-    block_expressions,
     map_query,
     parts,
     query_expressions,
@@ -59,10 +57,10 @@ Keys = tuple[Key, ...]
 
 
 class Pieces(Struct, eq=False):
-    """`merge` None: the fragments' results add up."""
+    """What each partition does for a query, what is done with all that they send, and both in words."""
 
-    fragment: Gather | BoundChange
-    merge: BoundQuery | None
+    fragment: Gather
+    merge: BoundQuery
     how: str
 
 
@@ -279,40 +277,23 @@ def _key(expr: Expr, table: Table) -> Keys | None:
 # -- Taking apart
 
 
-def split(statement: BoundStatement) -> Pieces | None:
-    """The statement in pieces; None where it can't be, or where one partition always has all. Changes the statement."""
-    if isinstance(statement, BoundInsert):
+def split(query: BoundQuery) -> Pieces | None:
+    """The query in pieces; None where any one partition has all that it reads. Changes the query."""
+    if not any(_is_split(source) for source in tables_of(query)):
         return None
-    if isinstance(statement, BoundChange):
-        return _split_change(statement)
-    if not any(_is_split(source) for source in tables_of(statement)):
-        return None
-    body = statement.body
+    body = query.body
     if isinstance(body, Block) and _is_local(body):
         group = body.group
         if group is None or _groups_are_local(body, group):
-            return _split_rows(statement, body)
+            return _split_rows(query, body)
         if not any(isinstance(part, Subquery) for expr in (*body.outputs, *body.having) for part in parts(expr)):
-            return _split_groups(statement, body, group)
-    return _gathered(statement)
+            return _split_groups(query, body, group)
+    return _gathered(query)
 
 
 def _is_split(source: Source) -> bool:
     """Whether one partition has only a part of the rows."""
     return source.table is None or source.table.partition_column is not None
-
-
-def _split_change(statement: BoundChange) -> Pieces | None:
-    """Each partition changes its own rows, when it needs no others to know which and how."""
-    table = statement.table
-    expressions = [*block_expressions(statement.query)]
-    expressions += [part for expr in statement.returning or () for part in all_parts(expr)]
-    for part in expressions:
-        if isinstance(part, Subquery) and any(map(_is_split, tables_of(part.query))):
-            return None
-    if any(each.position == table.partition_position for each in statement.assignments or ()):
-        return None
-    return Pieces(statement, None, "each changes its rows" if table.partition_column else "each changes its copy")
 
 
 def _is_local(block: Block) -> bool:

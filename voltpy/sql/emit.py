@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from voltpy.schema import PYTHON_TYPES, Table, TypeName
 from voltpy.sql.access import Path, Step, ordering, steps_of
 from voltpy.sql.bound import (
@@ -87,16 +89,17 @@ def emit_estimates(
     catalogue: Catalogue,
     *,
     routed: str | None = None,
-    indexed: bool = True,
+    borrowed: bool = False,
 ) -> tuple[str, list[str]]:
     """(a program that estimates what the statement would find: see voltpy.sql.estimates; the plan in words)
 
     `routed` is the plan's first line, of a program that answers with all of them; without, its answer is to be merged.
+    `borrowed`: the statement would run on borrowed rows, wherever it is that they are counted.
     """
-    program = Program(parameters, catalogue, False, estimating=True)
+    program = Program(parameters, catalogue, False, estimating=True, borrowed=borrowed)
     _Function(program, 1).statement(statement)
     result = "seen.sent()" if routed is None else f"seen.alone({(routed, *program.notes)!r})"
-    return program.estimates_source(indexed, result), program.notes
+    return program.estimates_source(result), program.notes
 
 
 class Analyze(NamedTuple):
@@ -351,7 +354,7 @@ class _Function:
             or not plain
         ):
             return False
-        first, steps = steps_of(block, self.program.catalogue, self.correlated)
+        first, steps = self.steps(block)
         source, path = steps[0].source, steps[0].path
         rest = [condition for condition in steps[0].filters if not any(condition is each for each in path.answered)]
         if first or rest or path.kind not in ("scan", "index", "index_range"):
@@ -387,6 +390,8 @@ class _Function:
         orders, outputs = query.order, block.outputs
         if source is None or len(block.sources) > 1 or block.group is not None or block.distinct:
             return
+        if self.program.borrowed:
+            return
         columns = [expr for order in orders if isinstance(expr := outputs[order.position], Column)]
         if (
             not columns
@@ -396,7 +401,7 @@ class _Function:
             or any(order.nullable and order.nulls_first != order.descending for order in orders)
         ):
             return
-        if steps_of(block, self.program.catalogue, self.correlated)[1][0].path.kind not in _MANY:
+        if self.steps(block)[1][0].path.kind not in _MANY:
             return
         names = tuple(source.fields[column.column].name for column in columns)
         path = ordering(source, block.where, names, self.program.catalogue)
@@ -420,7 +425,7 @@ class _Function:
 
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
         """Loops over the block's sources, and what `sink` writes for each row that the conditions let through."""
-        first, steps = steps_of(block, self.program.catalogue, self.correlated)
+        first, steps = self.steps(block)
         if first:
             self.open(f"if {self.all_true(first)}:")
         start, indent = len(self.lines), self.indent
@@ -430,6 +435,12 @@ class _Function:
                 start, indent = self.gathered(variables, start, indent)
             variables.append(self.step(step))
         sink()
+
+    def steps(self, block: Block) -> tuple[list[Expr], list[Step]]:
+        first, steps = steps_of(block, self.program.catalogue, self.correlated)
+        if self.program.borrowed:
+            steps = [replace(step, path=step.path.without_indexes) for step in steps]
+        return first, steps
 
     def gathered(self, variables: list[str], start: int, indent: int) -> tuple[int, int]:
         """Puts the rows so far into a list, and goes on in a loop over it: Python's blocks nest only so deep."""

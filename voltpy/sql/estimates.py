@@ -30,14 +30,12 @@ class _Step(NamedTuple):
 class Estimates:
     """Made by a program at its start.
 
-    `each_time` and `copies`: the steps that run often; those of tables that every partition has whole. `indexed`: the
-    statement runs where the tables are, and not on rows that are borrowed.
+    `each_time` and `copies`: the steps that run often; those of tables that every partition has whole.
     """
 
-    def __init__(self, each_time: set[int], copies: set[int], indexed: bool) -> None:
+    def __init__(self, each_time: set[int], copies: set[int]) -> None:
         self._each_time = each_time
         self._copies = copies
-        self._indexed = indexed
         self._steps: dict[int, _Step] = {}
 
     # What the program calls.
@@ -73,7 +71,6 @@ class Estimates:
         hashed: bool = False,
     ) -> None:
         """By indexes; by a key range where that has fewer keys; or by a hash, of a table that has no index for it."""
-        table = table if self._indexed else _Borrowed(table)
         if hashed and not search.helps(table):
             self._each_time.discard(number)  # the hash is made once
             self.scan(number, table)
@@ -100,7 +97,7 @@ class Estimates:
         return number in self._steps
 
     def _foreseen(self, number: int, foresee: Callable[..., Foreseen | None], table: Any, *args: Any) -> None:
-        foreseen = foresee(table if self._indexed else _Borrowed(table), *args)
+        foreseen = foresee(table, *args)
         if foreseen is not None:
             self._add(number, foreseen.rows, used=foreseen.used)
 
@@ -158,15 +155,6 @@ def _together(steps: Sequence[_Step], partitions: int, apart: bool, share: float
 
 def _rounded(rows: float) -> int:
     return max(round(rows), 1) if rows else 0
-
-
-class _Borrowed:
-    """A table without its indexes."""
-
-    lookups = None
-
-    def __init__(self, table: Any) -> None:
-        self.count = table.count
 
 
 def _between(table: Any, lows: Ends, highs: Ends) -> tuple[int, int | None]:

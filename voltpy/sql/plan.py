@@ -7,18 +7,16 @@ cluster's own processes only. How it is routed:
     keys         all rows that it touches have one of the values `keys` in their partition column
     everywhere   anything else: it needs all partitions
 
-Where one partition has all the keys, `source` runs there. Otherwise a plan with a `fragment` runs that in every
-partition that takes part, and `merge` makes the answer of the fragments' results; without one, `source` runs as a
-transaction across partitions.
+Where one partition has all the keys, `source` runs there. Otherwise a SELECT's `fragment` runs in every partition that
+takes part, and `merge` makes the answer of the fragments' results; what writes has none, and its `source` runs as a
+transaction across partitions, on borrowed rows.
 
 What is stored of a view knows nothing of what a batch of the coordinator's has written. So there a statement that
 reads views runs as `across`, with each view's SELECT in the view's place, on the borrowed rows of its table.
 
-A SELECT's fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition;
+A fragment `run(tx, parameters, sends_copies)` returns lists of rows, the same number in each partition;
 exactly one of them is told to send copies, of tables that all have. `merge` is `run(tx, parameters, streams)`, a stream
-being one of these lists of all partitions, joined. A fragment of UPDATE or DELETE returns (rows changed, rows of
-RETURNING); there is no merge: numbers add up and rows are joined, or, where every partition changed its copy
-(`writes_copies`), are those of any one.
+being one of these lists of all partitions, joined.
 
 A statement that writes answers (rows changed, rows of RETURNING); under EXPLAIN ANALYZE, (lines, the lines).
 """
@@ -85,7 +83,6 @@ class Plan(Struct, frozen=True, array_like=True):
     merge: str | None
     notes: tuple[str, ...]
     returns_rows: bool
-    writes_copies: bool
     version: int = 0  # the catalog's, when it was made
     across: str | None = None  # `source`, where a batch of the coordinator's runs it and it reads views
     parameters_optional: bool = False  # EXPLAIN says something without them, too

@@ -25,12 +25,14 @@ class Program:
         fragment: bool,
         observed: bool = False,
         estimating: bool = False,
+        borrowed: bool = False,
     ) -> None:
         self.parameters = parameters
         self.catalogue = catalogue
         self.fragment = fragment
         self.observed = observed  # for EXPLAIN ANALYZE: `seen` counts what each step does
-        self.estimating = estimating  # for EXPLAIN: only `estimates` are wanted
+        self.estimating = estimating  # for EXPLAIN: only `estimates` are wanted …
+        self.borrowed = borrowed  # … of a statement that would run on borrowed rows, which no index finds
         self.estimates: list[str] = []  # lines that ask for counts
         self.each_time: set[int] = set()  # lines of the plan that run often
         self.copies: set[int] = set()  # … that read a table which every partition has whole
@@ -88,13 +90,13 @@ class Program:
             lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
         return "\n".join([*lines, *self.functions, *body]) + "\n"
 
-    def estimates_source(self, indexed: bool, result: str) -> str:
+    def estimates_source(self, result: str) -> str:
         """The program that estimates. Its parameters may be left out."""
         lines = self._beginning()
         if self.parameters:
             lines += ["    known = bool(p)", "    if known:", *self._parameters("        ")]
         lines += [f"    {variable} = tx.{name}" for name, variable in self.tables.items()]
-        lines.append(f"    seen = Estimates({_set_text(self.each_time)}, {_set_text(self.copies)}, {indexed})")
+        lines.append(f"    seen = Estimates({_set_text(self.each_time)}, {_set_text(self.copies)})")
         return "\n".join([*lines, *self.estimates, f"    return {result}"]) + "\n"
 
     def _beginning(self) -> list[str]:
