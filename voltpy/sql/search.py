@@ -85,9 +85,15 @@ class _Probe(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """The key of a range or a pattern that is unknown: about this share of the rows."""
+    """The key of a range that is unknown: about this share of the rows."""
 
     share: float
+
+
+class _PatternShare(_Share):
+    """The same of a pattern: see _Beginning."""
+
+    is_all = False
 
 
 class _Unknown:
@@ -101,6 +107,7 @@ class Foreseen(NamedTuple):
     used: tuple[str, ...]
 
 
+_PATTERNS = (_Beginning, _PatternShare)
 UNKNOWN: Any = _Unknown()
 _NOTHING: Any = object()  # no row can meet the term
 _USELESS: Any = object()  # the term's value says nothing that an index could use
@@ -112,7 +119,10 @@ class Search:
     Compiled once with its statement; what it knows of the indexes is looked at again when they are others.
     """
 
-    __slots__ = ("_cover", "_descending", "_filtered", "_key_makers", "_order", "_probes", "_ready", "_terms", "_walk")
+    __slots__ = (
+        "_cover", "_descending", "_filtered", "_key_makers", "_may_be_indefinite", "_order", "_probes", "_ready",
+        "_terms", "_walk",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -123,6 +133,7 @@ class Search:
     ) -> None:
         self._terms = [Term(*term) for term in terms]
         self._key_makers = list(map(_key_maker, self._terms))
+        self._may_be_indefinite = any(term.kind in ("range", "like") for term in self._terms)
         self._order = order
         self._descending = descending
         self._filtered = filtered
@@ -170,15 +181,12 @@ class Search:
 
     def count(self, table: Any, values: Values) -> int | None:
         """How many rows meet the terms; None where indexes can't tell."""
-        lookups = self._lookups(table)
-        cover = self._cover
-        if lookups is None or cover is None:
+        covered = self._covered(table, values, self._keys)
+        if covered is None:
             return None
-        keys = self._keys(values)
+        lookups, cover, keys = covered
         if keys is None:
             return 0
-        if any(map(_is_indefinite, keys)):
-            return None
         if all(probe.kind == "equal" for probe in cover):
             if len(cover) == 1:
                 return lookups.count(cover[0].name, _values(cover[0], keys))  # type: ignore[no-any-return]
@@ -188,6 +196,22 @@ class Search:
         for probe in cover[1:]:
             found &= _found(lookups, probe, keys)
         return len(found)
+
+    def _covered(
+        self, table: Any, values: Values, keys_of: Callable[[Values], list[Any] | None]
+    ) -> tuple[Any, list[_Probe], list[Any] | None] | None:
+        """(the table's indexes, probes of them for all terms, the keys); keys None: no row can meet the terms.
+
+        None where indexes can't tell how many do.
+        """
+        lookups = self._lookups(table)
+        cover = self._cover
+        if lookups is None or cover is None:
+            return None
+        keys = keys_of(values)
+        if self._may_be_indefinite and keys is not None and any(map(_is_indefinite, keys)):
+            return None
+        return lookups, cover, keys
 
     def in_order(self, table: Any, values: Values, limit: int | None) -> Iterable[Any] | None:
         """Rows in the wanted order, the first `limit` that meet all conditions among them; None where it costs less
@@ -244,16 +268,12 @@ class Search:
 
     def foreseen_count(self, table: Any, values: Values) -> Foreseen | None:
         """What `count` would; None where indexes can't tell."""
-        lookups = self._lookups(table)
-        cover = self._cover
-        if lookups is None or cover is None:
+        covered = self._covered(table, values, self._keys_known)
+        if covered is None:
             return None
-        keys = self._keys_known(values)
+        lookups, cover, keys = covered
         if keys is None:
             return Foreseen(0, ())
-        patterns = [key for term, key in zip(self._terms, keys, strict=True) if term.kind == "like"]
-        if any(map(_is_indefinite, keys)) or any(type(key) is _Share for key in patterns):
-            return None
         rows = min(_estimate(_Guesses(lookups), probe, keys) for probe in cover)
         return Foreseen(rows, tuple(dict.fromkeys(probe.name for probe in cover)))
 
@@ -463,7 +483,7 @@ def _is_useless(probe: _Probe, keys: list[Any]) -> bool:
 
 def _is_indefinite(key: Any) -> bool:
     """Whether an index that is asked for the key gives other rows too."""
-    return key is _USELESS or (type(key) is _Beginning and not key.is_all)
+    return key is _USELESS or (type(key) in _PATTERNS and not key.is_all)
 
 
 def _first(ranked: tuple[int, _Probe]) -> int:
@@ -499,7 +519,7 @@ def _unknown_key(term: Term, value: Any) -> Any:
         case "range" if any(map(_has_unknown, value)):
             return _Share(NARROW_SHARE if all(value) else HALF_OPEN_SHARE)
         case "like" if value is UNKNOWN:
-            return _Share(NARROW_SHARE)
+            return _PatternShare(NARROW_SHARE)
     return None
 
 
