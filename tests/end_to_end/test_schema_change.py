@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -161,40 +161,69 @@ def test_view_is_made_while_calls_run_and_is_used_from_then_on(cluster: Cluster,
         db.execute("SELECT * FROM by_a")
 
 
-def test_view_that_rows_do_not_allow_fails_and_leaves_nothing(db: Client) -> None:
-    db.execute("CREATE TABLE sums (id INT PRIMARY KEY, part INT NOT NULL, n INT); PARTITION TABLE sums ON COLUMN id")
-    for id in range(2):  # of one partition or of two
-        db.execute("INSERT INTO sums VALUES (?, 1, ?), (?, 1, ?)", (id, 1 << 62, id + 8, 1))
-    before = catalog(db)
-    with pytest.raises(ConstraintViolation, match=r"view s, column n: a sum of .*; the limit in a view is"):
-        db.execute("CREATE VIEW s AS SELECT part, SUM(n) AS n FROM sums GROUP BY part")
-    assert catalog(db) == before
-    db.execute("UPDATE sums SET n = n + 5")  # nothing refuses it
-    db.execute("DELETE FROM sums WHERE n > 9")
-    db.execute("CREATE VIEW s AS SELECT part, SUM(n) AS n FROM sums GROUP BY part")
-    assert db.execute("SELECT * FROM s").rows == [(1, 12)]
-    with pytest.raises(ConstraintViolation, match="view s"):
-        db.execute("UPDATE sums SET n = 9223372036854775807")
-    db.execute("DROP VIEW s; DROP TABLE sums")
+class NotAllowed(NamedTuple):
+    """A change that the rows of a table don't allow until they are `mended`. Once it is made it refuses statements."""
+
+    table: str
+    rows: str
+    change: str
+    error: type[Error]
+    words: str
+    mended: str
+    refused: tuple[str, ...]
+    refusal: str
+    left: tuple[str, list[tuple[int, ...]]]  # a query, its answer
+    dropped: str
 
 
-def test_unique_index_on_rows_that_are_not_fails_and_leaves_nothing(db: Client) -> None:
-    db.execute("CREATE TABLE pairs (part INT NOT NULL, n INT NOT NULL, PRIMARY KEY (part, n), label STRING)")
-    db.execute("PARTITION TABLE pairs ON COLUMN part")
-    db.execute("INSERT INTO pairs VALUES (1, 1, 'a'), (1, 2, 'b'), (2, 1, 'a'), (3, 1, 'c'), (3, 2, 'c')")
+VIEW = NotAllowed(
+    table="CREATE TABLE sums (id INT PRIMARY KEY, part INT NOT NULL, n INT); PARTITION TABLE sums ON COLUMN id",
+    rows=f"INSERT INTO sums VALUES (0, 1, {1 << 62}), (8, 1, 1), (1, 1, {1 << 62}), (9, 1, 1)",
+    change="CREATE VIEW s AS SELECT part, SUM(n) AS n FROM sums GROUP BY part",
+    error=ConstraintViolation,
+    words=r"view s, column n: a sum of .*; the limit in a view is",
+    mended="UPDATE sums SET n = n + 5; DELETE FROM sums WHERE n > 9",
+    refused=("UPDATE sums SET n = 9223372036854775807",),
+    refusal="view s",
+    left=("SELECT * FROM s", [(1, 12)]),
+    dropped="DROP VIEW s; DROP TABLE sums",
+)
+UNIQUE_INDEX = NotAllowed(
+    table="CREATE TABLE pairs (part INT NOT NULL, n INT NOT NULL, PRIMARY KEY (part, n), label STRING);"
+    "PARTITION TABLE pairs ON COLUMN part",
+    rows="INSERT INTO pairs VALUES (1, 1, 'a'), (1, 2, 'b'), (2, 1, 'a'), (3, 1, 'c'), (3, 2, 'c')",
+    change="CREATE UNIQUE INDEX labels ON pairs (part, label)",
+    error=DuplicateKey,
+    words=r"table pairs: a row with part, label = \(3, 'c'\) exists",
+    mended="INSERT INTO pairs VALUES (1, 3, 'a'); DELETE FROM pairs WHERE n > 1",
+    refused=(
+        "INSERT INTO pairs VALUES (1, 3, 'a')",
+        # by the coordinator
+        "INSERT INTO pairs VALUES (4, 1, 'z'), (5, 1, 'z'), (6, 1, 'z'), (7, 1, 'z'), (2, 2, 'a')",
+    ),
+    refusal="index labels",
+    left=("SELECT COUNT(*) FROM pairs", [(3,)]),
+    dropped="DROP TABLE pairs",
+)
+
+
+@pytest.mark.parametrize("case", [VIEW, UNIQUE_INDEX], ids=["view", "unique index"])
+def test_change_that_rows_do_not_allow_fails_and_leaves_nothing(db: Client, case: NotAllowed) -> None:
+    db.execute(case.table)
+    db.execute(case.rows)
     before = catalog(db)
-    with pytest.raises(DuplicateKey, match=r"table pairs: a row with part, label = \(3, 'c'\) exists"):
-        db.execute("CREATE UNIQUE INDEX labels ON pairs (part, label)")
+    with pytest.raises(case.error, match=case.words):
+        db.execute(case.change)
     assert catalog(db) == before
-    db.execute("INSERT INTO pairs VALUES (1, 3, 'a')")  # nothing refuses it
-    db.execute("DELETE FROM pairs WHERE n > 1")
-    db.execute("CREATE UNIQUE INDEX labels ON pairs (part, label)")
-    with pytest.raises(DuplicateKey, match="index labels"):
-        db.execute("INSERT INTO pairs VALUES (1, 3, 'a')")
-    with pytest.raises(DuplicateKey, match="index labels"):  # by the coordinator
-        db.execute("INSERT INTO pairs VALUES (4, 1, 'z'), (5, 1, 'z'), (6, 1, 'z'), (7, 1, 'z'), (2, 2, 'a')")
-    assert db.execute("SELECT COUNT(*) FROM pairs").rows == [(3,)]
-    db.execute("DROP TABLE pairs")
+    for sql in case.mended.split("; "):  # of which nothing refuses the first
+        db.execute(sql)
+    db.execute(case.change)
+    for sql in case.refused:
+        with pytest.raises(case.error, match=case.refusal):
+            db.execute(sql)
+    query, answer = case.left
+    assert db.execute(query).rows == answer
+    db.execute(case.dropped)
 
 
 def test_tables_come_and_go_for_every_client(cluster: Cluster, db: Client) -> None:
