@@ -16,10 +16,10 @@ from voltpy.result import Result
 from voltpy.sql.plan import Routing
 from voltpy.wire import encode
 
-_CHANGES = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL
-)  # what a statement begins with that changes the schema
-_EXPLAINS = re.compile(r"(?:\s|--[^\r\n]*|/\*.*?\*/)*+EXPLAIN\b", re.IGNORECASE | re.DOTALL)
+# What may stand before a statement's first word. Only the planner reads comments in each other.
+_BLANKS = r"(?:\s|--[^\r\n]*|/\*.*?\*/)*+"
+_CHANGES_SCHEMA = re.compile(rf"{_BLANKS}(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL)
+_EXPLAINS = re.compile(rf"{_BLANKS}EXPLAIN\b", re.IGNORECASE | re.DOTALL)
 
 MANY = 1024  # calls of one statement that are under way together
 MAX_KNOWN = 4096
@@ -39,7 +39,9 @@ class Outline(Struct, array_like=True, frozen=True):
 class KnownStatement:
     """One statement. `call` says how it is run, `result` takes the answer."""
 
-    __slots__ = ("_alone", "_names", "_outline", "_parameters", "_routing", "text", "writes")
+    __slots__ = (
+        "_alone", "_by_key", "_by_keys", "_everywhere", "_outline", "_parameters", "_routing", "text", "writes",
+    )  # fmt: skip
 
     def __init__(self, text: str, answer: Any) -> None:
         """`answer`: of voltpy.plan(text). Raises ProtocolError."""
@@ -52,7 +54,8 @@ class KnownStatement:
         self._parameters = outline.parameters
         self._routing = routing = outline.routing
         self.writes = outline.kind not in ("select", "explain")
-        self._names = (EXECUTE, EXECUTE_KEYS, EXECUTE_ALL) if self.writes else (QUERY, QUERY_KEYS, QUERY_ALL)
+        names = (EXECUTE, EXECUTE_KEYS, EXECUTE_ALL) if self.writes else (QUERY, QUERY_KEYS, QUERY_ALL)
+        self._by_key, self._by_keys, self._everywhere = names  # procedures
         keys = routing.keys
         # The usual case: the parameter that alone is the key.
         self._alone = keys[0].parameter if routing.kind == "keys" and len(keys) == 1 else None
@@ -61,19 +64,19 @@ class KnownStatement:
         """(procedure, arguments). `any_key` is one for a statement that any partition can run. Raises SqlError."""
         if len(parameters) != self._parameters:
             if not parameters and self._outline.kind == "explain":  # estimates without values, or says what is wrong
-                return self._names[2], (self.text, parameters)
+                return self._everywhere, (self.text, parameters)
             raise SqlError(f"the statement has {self._parameters} parameters, and {len(parameters)} were given")
         if self._alone is not None:
             key = parameters[self._alone]
             if type(key) is int:
-                return self._names[0], (key, self.text, parameters)
+                return self._by_key, (key, self.text, parameters)
         routing = self._routing
         if routing.kind == "everywhere":
-            return self._names[2], (self.text, parameters)
+            return self._everywhere, (self.text, parameters)
         keys = routing.values(parameters) or [any_key]
         if len(keys) == 1:
-            return self._names[0], (keys[0], self.text, parameters)
-        return self._names[1], (keys, self.text, parameters)
+            return self._by_key, (keys[0], self.text, parameters)
+        return self._by_keys, (keys, self.text, parameters)
 
     def calls(
         self, rows: Iterator[Sequence[Any]], any_key: Callable[[], int]
@@ -93,7 +96,7 @@ class KnownStatement:
                 if not calls:
                     raise
                 return name, calls, [row]
-            keys = () if procedure == self._names[2] else arguments[0]
+            keys = () if procedure == self._everywhere else arguments[0]
             keys = keys if isinstance(keys, list) else (keys,)
             if calls and (procedure != name or not keys or not seen.isdisjoint(keys)):
                 return name, calls, [row]
@@ -105,7 +108,7 @@ class KnownStatement:
         return name, calls, []
 
     def result(self, answer: Any) -> Result:
-        """Raises ProtocolError."""
+        """What the call's answer says. Raises ProtocolError where it can't be one."""
         outline = self._outline
         try:
             if self.writes:
@@ -134,7 +137,10 @@ class KnownStatements:
         return self._known.get(text)
 
     def learn(self, text: str, answer: Any) -> KnownStatement:
-        """Raises ProtocolError for what is no answer."""
+        """Keeps what voltpy.plan(text) answers; all others are forgotten when they are too many.
+
+        Raises ProtocolError for what is no answer.
+        """
         statement = KnownStatement(text, answer)
         self._characters += len(text)
         if len(self._known) >= MAX_KNOWN or self._characters > MAX_KNOWN_CHARACTERS:
@@ -151,7 +157,7 @@ class KnownStatements:
 
 def changes_schema(text: Any, parameters: Sequence[Any]) -> bool:
     """Whether the statement changes the schema, so that no partition is asked for it. Raises SqlError."""
-    if not isinstance(text, str) or _CHANGES.match(text) is None:
+    if not isinstance(text, str) or _CHANGES_SCHEMA.match(text) is None:
         return False
     if parameters:
         raise SqlError("a statement that changes the schema has no parameters")
@@ -164,12 +170,15 @@ def is_explained(text: Any) -> bool:
 
 
 def schema_changed(kind: str) -> Result:
-    """What such a statement answers."""
+    """What a statement answers that changes the schema."""
     return Result([], [], 0, [], kind)
 
 
 def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
-    """As they travel. Raises BadArguments for a bare value: a text is hardly meant as a list of its characters."""
+    """A statement's parameters as they travel.
+
+    Raises BadArguments for a bare value: a text is hardly meant as a list of its characters.
+    """
     if type(parameters) is tuple or type(parameters) is list:
         return parameters
     if isinstance(parameters, str | bytes | dict) or not isinstance(parameters, Iterable):

@@ -18,6 +18,7 @@ So the paths `index` and `index_range` name all conditions that some index might
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -30,6 +31,9 @@ _KEY_TYPES = ("INT", "STRING", "BOOL", "TIMESTAMP")
 _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 
 
+PathKind = Literal["get", "gets", "index", "hash", "key_range", "index_range", "scan"]
+
+
 class Bound(Struct, frozen=True):
     """One end of a range. `open`: the value itself is outside."""
 
@@ -40,7 +44,7 @@ class Bound(Struct, frozen=True):
 class Term(Struct, eq=False):
     """A condition, or several bounds of one column, as voltpy.sql.search knows it. `keys` are what is not a bound."""
 
-    kind: str
+    kind: Literal["equal", "null", "in", "range", "like"]
     column: int
     keys: list[Expr] = []
     lows: list[Bound] = []
@@ -49,14 +53,15 @@ class Term(Struct, eq=False):
 
 
 class Path(Struct, eq=False):
-    """`keys` are values for: the primary key's columns; the list of keys; `columns` of a hash.
+    """`keys` are values for: the primary key's columns; the list of keys; `columns` of a hash. `lows` and `highs` are
+    those of a key range. `used` are the conditions that it makes true.
 
     `local` are conditions on the source alone, tested when a hash is made. `indexes` may be used, for the `terms`,
     which say the same as the conditions `answered`. Where a table turns out to have none, the path is `otherwise`;
     where the key range `ranged` has fewer keys than they give rows, it is that.
     """
 
-    kind: str
+    kind: PathKind
     keys: list[Expr] = []
     columns: list[int] = []
     local: list[Expr] = []
@@ -90,7 +95,7 @@ class Step(Struct, eq=False):
     filters: list[Expr]
 
 
-_RANK = {"get": 0, "gets": 1, "index": 2, "hash": 3, "key_range": 4, "index_range": 5, "scan": 6}
+_RANK: dict[PathKind, int] = {"get": 0, "gets": 1, "index": 2, "hash": 3, "key_range": 4, "index_range": 5, "scan": 6}
 
 
 def steps_of(block: Block, catalogue: Catalogue, correlated: bool) -> tuple[list[Expr], list[Step]]:
@@ -128,6 +133,7 @@ def steps_of(block: Block, catalogue: Catalogue, correlated: bool) -> tuple[list
 
 
 def _needed(source: Source, own: set[int]) -> set[int]:
+    """The block's sources that the condition of a LEFT JOIN is about."""
     needed: set[int] = set()
     for condition in source.on:
         needed |= sources_of(condition) & own
@@ -152,13 +158,12 @@ def _rank(
     rank = _RANK[path.kind]
     if path.kind != "scan":
         return rank, 0
-    filtered = any(needed == {source.number} for _, needed in pool)
-    lookup = (
-        len(waiting) > 1
-        and source.table is not None
-        and _key(source, _equalities(source, [condition for condition, _ in pool], own - {source.number}, own))
+    is_filtered = any(needed == {source.number} for _, needed in pool)
+    others = own - {source.number}
+    can_be_looked_up = (
+        len(waiting) > 1 and _key(source, _equalities(source, [each for each, _ in pool], others, own)) is not None
     )
-    return rank, (0 if filtered else 1) + (2 if lookup else 0)
+    return rank, (0 if is_filtered else 1) + (2 if can_be_looked_up else 0)
 
 
 def _path(
@@ -186,6 +191,7 @@ def _path(
 
 
 def _hash(source: Source, conditions: Sequence[Expr], equalities: Sequence[tuple[int, Expr, Expr]]) -> Path | None:
+    """By a dictionary of all rows, where columns are equal to what comes from other sources' rows."""
     joined = [(column, value, condition) for column, value, condition in equalities if _moves(value)]
     if not joined:
         return None
@@ -239,6 +245,7 @@ def _equalities(
 
 
 def _key(source: Source, equalities: Sequence[tuple[int, Expr, Expr]]) -> Path | None:
+    """By the primary key, where all its columns have values."""
     table = source.table
     if table is None:
         return None
@@ -361,12 +368,12 @@ def _term(source: Source, condition: Expr, available: set[int], own: set[int]) -
             bounds = [Bound(value, way in ("gt", "lt"))]
             return Term("range", column, lows=bounds) if way in ("gt", "ge") else Term("range", column, highs=bounds)
         return None
-    column_, others = args[0] if args else None, args[1:]
-    if not isinstance(column_, Column) or column_.source != source.number:
+    first, others = args[0] if args else None, args[1:]
+    if not isinstance(first, Column) or first.source != source.number:
         return None
     if any(sources_of(each) & own - available or _is_in(source, each) for each in others):
         return None
-    position = column_.column
+    position = first.column
     match name:
         case "is_null":
             return Term("null", position)
@@ -383,6 +390,7 @@ _TRUE, _FALSE = Const("BOOL", False, True), Const("BOOL", False, False)
 
 
 def _is_in(source: Source, value: Expr) -> bool:
+    """Whether the value depends on the source's own rows."""
     return any(isinstance(part, Column) and part.source == source.number for part in all_parts(value))
 
 
@@ -397,6 +405,7 @@ def _is_volatile(condition: Expr) -> bool:
 def _bounds(
     source: Source, column: int, conditions: Sequence[Expr], available: set[int], own: set[int]
 ) -> tuple[list[Bound], list[Bound], list[Expr]]:
+    """(the column's lower bounds, the upper ones, the conditions that say so)"""
     lows: list[Bound] = []
     highs: list[Bound] = []
     used: list[Expr] = []
@@ -410,6 +419,7 @@ def _bounds(
 
 
 def _key_range(source: Source, conditions: Sequence[Expr], available: set[int], own: set[int]) -> Path | None:
+    """By an INT primary key between bounds."""
     table = source.table
     if table is None or len(table.key_positions) > 1 or table.columns[table.key_positions[0]].type != "INT":
         return None

@@ -68,6 +68,7 @@ class Pieces(Struct, eq=False):
 
 
 def routing_of(statement: BoundStatement) -> Routing:
+    """Which partitions have the rows that the statement reads or writes."""
     bindings = _Bindings()
     if isinstance(statement, BoundQuery):
         bindings.query(statement)
@@ -87,12 +88,12 @@ def routing_of(statement: BoundStatement) -> Routing:
 
 
 class _Bindings:
-    """`keys`: of each place that is bound, the values that it can have."""
+    """What a statement says about the partition columns of its tables, and of other columns on the way."""
 
     def __init__(self) -> None:
-        self.keys: dict[Place, Keys] = {}
-        self.needed: list[Source] = []
-        self.extra: list[Keys] = []
+        self.keys: dict[Place, Keys] = {}  # of each place that is bound, the values that it can have
+        self.needed: list[Source] = []  # tables that are read
+        self.extra: list[Keys] = []  # of rows that are written
         self.everywhere = False
 
     def add(self, keys: Keys | None) -> None:
@@ -128,19 +129,19 @@ class _Bindings:
         for expr in (*(each.value for each in statement.assignments), *statement.where, *(statement.returning or ())):
             self.subqueries(expr)
         if not (isinstance(value, Column) and value.source == statement.given_source):
-            if not (isinstance(value, Op) and value.name == "fresh_key"):
+            if not _is_fresh(value):
                 self.add(_key(value, statement.table))
             return
         given = cast("BoundQuery", statement.given)
         if isinstance(given.body, Rows):
             for row in given.body.rows:
-                one = row[value.column]
-                if not (isinstance(one, Op) and one.name == "fresh_key"):
-                    self.add(_key(one, statement.table))
+                if not _is_fresh(row[value.column]):
+                    self.add(_key(row[value.column], statement.table))
         else:
             self.add(self.output_keys(given, value.column, statement.table))
 
     def output_keys(self, query: BoundQuery, position: int, table: Table) -> Keys | None:
+        """The values that a column of the query can have, which become keys of the table."""
         body = query.body
         if not isinstance(body, Block):
             return None
@@ -259,11 +260,17 @@ def _direct(block: Block) -> Iterator[Expr]:
 
 
 def _constant_key(expr: Expr, whole: bool) -> Key | None:
+    """The value if it is known before the statement runs. `whole`: it is compared with an INT."""
     if isinstance(expr, Param):
         return Key(expr.index, None, whole)
     if isinstance(expr, Const):
         return Key(None, expr.value if isinstance(expr.value, int | float | str) else None, whole)
     return None
+
+
+def _is_fresh(expr: Expr) -> bool:
+    """Whether it is a key that the partition makes up where it runs, so that any partition will do."""
+    return isinstance(expr, Op) and expr.name == "fresh_key"
 
 
 def _key(expr: Expr, table: Table) -> Keys | None:
@@ -307,10 +314,10 @@ def _is_local(block: Block) -> bool:
             if isinstance(part, Subquery) and any(map(_is_split, tables_of(part.query))):
                 return False
     divided = [source for source in block.sources if source.table is not None and _is_split(source)]
-    firsts = [source for source in divided if not source.left]
-    if not firsts:
+    first = next((source for source in divided if not source.left), None)
+    if first is None:  # all are on the right of LEFT JOINs: every partition would send the rows on the left
         return False
-    linked = {firsts[0].number}
+    linked = {first.number}
     changed = True
     while changed:
         changed = False
@@ -514,22 +521,20 @@ def _own_conditions(query: BoundQuery) -> tuple[dict[int, list[Expr]], dict[int,
 
 
 def _blocks(query: BoundQuery) -> Iterator[Block]:
+    """All SELECTs in it, one of WITH as often as it is named."""
     body = query.body
     if isinstance(body, SetOp):
         yield from _blocks(body.left)
         yield from _blocks(body.right)
-    elif isinstance(body, Block):
+        return
+    if isinstance(body, Block):
         yield body
         for source in body.sources:
             if source.query is not None:
                 yield from _blocks(source.query)
-    exprs = (
-        _direct(body)
-        if isinstance(body, Block)
-        else (each for row in body.rows for each in row)
-        if isinstance(body, Rows)
-        else ()
-    )
+        exprs = _direct(body)
+    else:
+        exprs = (expr for row in body.rows for expr in row)
     for expr in exprs:
         for part in parts(expr):
             if isinstance(part, Subquery):

@@ -102,7 +102,8 @@ class Estimates:
             self._add(number, foreseen.rows, used=foreseen.used)
 
     def _add(self, number: int, rows: int, most: int | None = None, used: Sequence[str] = ()) -> None:
-        most = rows if number in self._copies else most
+        if number in self._copies:
+            most = rows  # every partition has the same rows: together they are no more
         self._steps[number] = _Step(rows, most, number in self._each_time, used)
 
     # What the program returns.
@@ -117,9 +118,9 @@ class Estimates:
 
 
 def estimates_merged(
-    sent: Sequence[Any], notes: Sequence[str], parts: Sequence[str], merge: Sequence[str], apart: bool, keys: int | None
+    sent: Sequence[Any], routed: str, parts: Sequence[str], merge: Sequence[str], apart: bool, keys: int | None
 ) -> list[tuple[str]]:
-    """The plan's lines. `parts` are those of what the partitions do, `merge` those of what is done with it.
+    """The plan's lines: the first, and those of what the partitions do and of what is done with it.
 
     `apart`: they do it each with its own rows; else it is done once with the rows of all. `keys`: it will be those
     partitions that have so many keys, which are not known yet; None: those that have sent something.
@@ -133,15 +134,16 @@ def estimates_merged(
         if any(number in each for each in steps)
     }
     if not merge:
-        lines = [*notes, *_described(parts, together)]
+        lines = [routed, *_described(parts, together)]
     else:
         where = "1 partition" if partitions == 1 else f"{partitions} partitions, together"
-        lines = [*notes, f"In {where}:", *(f"  {line}" for line in _described(parts, together))]
+        lines = [routed, f"In {where}:", *(f"  {line}" for line in _described(parts, together))]
         lines += ["Merge:", *(f"  {line}" for line in merge)]
     return [(line,) for line in lines]
 
 
 def _together(steps: Sequence[_Step], partitions: int, apart: bool, share: float) -> _Step:
+    """One step, as each partition estimates it; `share` of them will run it."""
     rows = sum(step.rows for step in steps)
     each_time = steps[0].each_time
     if each_time and apart:

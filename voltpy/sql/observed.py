@@ -229,9 +229,7 @@ def _described(notes: Sequence[str], steps: Sequence[Sequence[Any]]) -> list[str
         if estimated is not None:
             said.append(f"{_count(estimated)} estimated")
         if found is not None:
-            said.append(
-                f"{found:,} found" if said[-1:] and said[-1].endswith("estimated") else f"{_count(found)} found"
-            )
+            said.append(f"{_count(found) if estimated is None else format(found, ',')} found")
         if kept is not None:
             said.append(f"{kept:,} kept")
         if found is not None:

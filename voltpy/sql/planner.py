@@ -159,7 +159,7 @@ def _estimates_merged(routed: str, steps: Sequence[str], merge: Sequence[str], a
     if_unknown = f"None if p else {keys}" if keys is not None else "None"
     return (
         "def run(tx, p, shipped=()):\n"
-        f"    return estimates_merged(shipped[0], {[routed]!r}, {steps!r}, {merge!r}, {apart}, {if_unknown})\n"
+        f"    return estimates_merged(shipped[0], {routed!r}, {steps!r}, {merge!r}, {apart}, {if_unknown})\n"
     )
 
 

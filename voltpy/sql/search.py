@@ -114,7 +114,8 @@ _USELESS: Any = object()  # the term's value says nothing that an index could us
 
 
 class Search:
-    """`order`: columns in which the first rows are wanted. `filtered`: there are conditions that are no terms.
+    """`terms`: the fields of Terms. `order`: columns in which the first rows are wanted, perhaps `descending`.
+    `filtered`: there are conditions that are no terms.
 
     Compiled once with its statement; what it knows of the indexes is looked at again when they are others.
     """
@@ -321,6 +322,7 @@ class Search:
     # Which indexes answer which terms.
 
     def _look_at(self, ready: Sequence[Index]) -> None:
+        """Finds the probes, now that these indexes can be asked."""
         places: dict[str, dict[str, int]] = {kind: {} for kind in ("equal", "in", "range", "like")}
         for place, term in enumerate(self._terms):
             places["equal" if term.kind == "null" else term.kind].setdefault(term.column, place)
@@ -356,6 +358,7 @@ class Search:
         self._ready = ready
 
     def _covering(self) -> list[_Probe] | None:
+        """Probes that together answer all terms, if there are any."""
         left = set(range(len(self._terms)))
         chosen = []
         for probe in sorted(self._probes, key=lambda probe: -len(probe.all_terms)):
