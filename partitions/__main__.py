@@ -22,7 +22,7 @@ from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.server import Server
-from partitions.store import Store, resident_bytes
+from partitions.store import Store
 from partitions.wal import FSYNC_MODES, Wal
 from partitions.warm_up import WarmUp
 from voltpy import heartbeat
@@ -37,6 +37,7 @@ from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
 from voltpy.procedure import load_beside
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
+from voltpy.resident import resident_bytes
 from voltpy.sockets import context, raise_open_files_limit
 from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids, utc_now

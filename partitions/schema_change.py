@@ -32,29 +32,13 @@ class SchemaChange:
         self._store = store
         before = store.schema
         # Tables that are in both: with the same number, or it would be another one of that name.
-        there = {name for name, _ in before.numbers.items() & schema.numbers.items()}
-        self._added = [i for i in schema.indexes if i not in before.indexes and i.table in there]
-        self._dropped = [i for i in before.indexes if i not in schema.indexes and i.table in there]
-        for name in {index.name for index in self._added} & {index.name for index in self._dropped}:
-            raise SchemaError(f"index {name} can't be dropped and made anew by one change: make it two")
-        for index in self._added:
-            new = [name for name in index.columns if name not in before.table(index.table).positions]
-            if new:
-                raise SchemaError(f"index {index.name} is on column {new[0]}, which the same change adds: make it two")
-        self._views: dict[str, list[Table]] = {}  # by the table that they are over, where that is there already
-        for table in schema.tables[len(before.tables) :]:
-            if table.view is not None and table.view.base in there:
-                base = table.view.base
-                if schema.table(base) != before.table(base):
-                    raise SchemaError(f"view {table.name} is over {base}, which the same change alters: make it two")
-                self._views.setdefault(base, []).append(table)
+        self._kept = {name for name, _ in before.numbers.items() & schema.numbers.items()}
+        self._added = [index for index in schema.indexes if index not in before.indexes and index.table in self._kept]
+        self._dropped = [index for index in before.indexes if index not in schema.indexes and index.table in self._kept]
+        self._check_indexes()
+        self._views = self._new_views()  # by the table that they are over, where that is there already
         if store.partitions > 1:
-            for number in repartitioned(before, schema):
-                if store.tables[number].row_count:
-                    raise SchemaError(
-                        f"table {store.tables[number].name} has rows, of which every partition has a copy: "
-                        "PARTITION TABLE is for empty tables"
-                    )
+            self._check_repartitioned()
         self._steps: Iterator[None] | None = self._build() if self._added or self._views else None
 
     @property
@@ -100,6 +84,38 @@ class SchemaChange:
             self._store.drop_index(index.table, index.name)
         self._added = []
         self._store.forget_coming()
+
+    def _check_indexes(self) -> None:
+        """Raises SchemaError for an index that can't be built before the switch."""
+        before = self._store.schema
+        for name in {index.name for index in self._added} & {index.name for index in self._dropped}:
+            raise SchemaError(f"index {name} can't be dropped and made anew by one change: make it two")
+        for index in self._added:
+            new = [name for name in index.columns if name not in before.table(index.table).positions]
+            if new:
+                raise SchemaError(f"index {index.name} is on column {new[0]}, which the same change adds: make it two")
+
+    def _new_views(self) -> dict[str, list[Table]]:
+        """Raises SchemaError for a view that can't be built before the switch."""
+        before, schema = self._store.schema, self.schema
+        views: dict[str, list[Table]] = {}
+        for table in schema.tables[len(before.tables) :]:
+            if table.view is not None and table.view.base in self._kept:
+                base = table.view.base
+                if schema.table(base) != before.table(base):
+                    raise SchemaError(f"view {table.name} is over {base}, which the same change alters: make it two")
+                views.setdefault(base, []).append(table)
+        return views
+
+    def _check_repartitioned(self) -> None:
+        """Raises SchemaError for a table with rows that would have to move."""
+        for number in repartitioned(self._store.schema, self.schema):
+            table = self._store.tables[number]
+            if table.row_count:
+                raise SchemaError(
+                    f"table {table.name} has rows, of which every partition has a copy: "
+                    "PARTITION TABLE is for empty tables"
+                )
 
     def _build(self) -> Iterator[None]:
         for index in self._added:

@@ -22,12 +22,13 @@ from partitions.checkpoint import Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
-from partitions.store import Store, resident_bytes
+from partitions.store import Store
 from partitions.wal import Wal
 from voltpy.data_directory import partition_directory, read_schema
 from voltpy.errors import Corruption, Error
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
+from voltpy.resident import resident_bytes
 from voltpy.schema import Schema, added_unique_indexes, from_json
 
 EXIT_DAMAGED = 3

@@ -31,7 +31,7 @@ from partitions.hold import Hold
 from partitions.lending import Loans
 from partitions.rates import Rates
 from partitions.schema_change import SchemaChange
-from partitions.store import Store, resident_bytes
+from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
 from partitions.warm_up import WarmUp
 from voltpy.answers import Answers
@@ -69,6 +69,7 @@ from voltpy.messages import (
 )
 from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
+from voltpy.resident import resident_bytes
 from voltpy.row import encode
 from voltpy.schema import Schema, from_json
 from voltpy.timeout import Timeout

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
@@ -26,7 +26,7 @@ from partitions.wal import ABORT, DECIDE, PREPARE, Record
 from voltpy.errors import Corruption, Error, ReadOnly, Unavailable
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
-from voltpy.resident import resident_bytes as resident_bytes
+from voltpy.resident import resident_bytes
 from voltpy.schema import Index, Schema
 from voltpy.schema import Table as TableSchema
 from voltpy.view import own_key
@@ -234,12 +234,9 @@ class Store:
 
     def _apply_beside(self) -> None:
         """The same while views are built, which can't keep the batch from being applied, and fail where they could."""
-        bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
-        try:
+        with self._bringing_at_once():
             self._apply_tables()
-        finally:
-            self.misses.bring = bring
-        if any(isinstance(base, ViewedTable) and base.build is not None for base in self.by_name.values()):
+        if any(base.build is not None for base in self._bases()):
             try:
                 self.make_room(self._pages_coming())
             except ReadOnly as error:
@@ -480,8 +477,7 @@ class Store:
             yield
         if build.failed is not None:
             raise build.failed
-        bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
-        try:
+        with self._bringing_at_once():
             build.end()
             self._keep_coming()
             # From here on they follow calls, and refuse what they can't hold, though they may still come to nothing.
@@ -493,6 +489,13 @@ class Store:
                 raise Unavailable(f"{len(self.prepared)} batches are prepared and undecided")
             for change in undecided:
                 self._try_on_views(change)
+
+    @contextmanager
+    def _bringing_at_once(self) -> Iterator[None]:
+        """While it lasts, pages that are cold are waited for: what is done can't be set aside and run again."""
+        bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
+        try:
+            yield
         finally:
             self.misses.bring = bring
 
@@ -501,9 +504,7 @@ class Store:
         if not self.coming:
             return
         self.undo_batch()
-        for base in self.by_name.values():
-            if not isinstance(base, ViewedTable):
-                continue
+        for base in self._bases():
             if base.build is not None and error is not None:
                 base.build.failed = error
             base.build = None
@@ -560,9 +561,7 @@ class Store:
             if table.view is not None:
                 views.setdefault(table.view.base, []).append(self.by_name[table.name])
         self.readers.clear()
-        for base in self.by_name.values():
-            if not isinstance(base, ViewedTable):
-                continue
+        for base in self._bases():
             of_base = views.get(base.name, [])
             if of_base != base.views:
                 base.follow_with(of_base, self.schema, self.undo_to, self._own_key)
@@ -571,7 +570,11 @@ class Store:
         self._list_viewed()
 
     def _list_viewed(self) -> None:
-        self.viewed = [table for table in self.by_name.values() if isinstance(table, ViewedTable) and table.views]
+        self.viewed = [table for table in self._bases() if table.views]
+
+    def _bases(self) -> list[ViewedTable]:
+        """All tables that views may be over."""
+        return [table for table in self.by_name.values() if isinstance(table, ViewedTable)]
 
     def _made(self, schema: Schema, number: int) -> Table:
         """An empty table."""

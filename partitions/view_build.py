@@ -18,6 +18,7 @@ sums depend on the order in which rows come: one that is too large meanwhile may
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import add
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ FEW_GROUPS = 1000  # so many are looked for in an index, and not by a pass over 
 
 # What a sum has come to by calls, and decided batches have brought beyond: see partitions.viewed_table.
 MOST_SUM_EVER = MOST_SUM + MOST_SUM // 2
+
+_COMBINED: dict[str, Callable[[Any, Any], Any]] = {"sum": add, "min": min, "max": max}
 
 
 class ViewBuild:
@@ -73,7 +76,7 @@ class ViewBuild:
         return end < heap.page_numbers
 
     def read_all(self, turn_rows: int) -> Iterator[None]:
-        """The same, of all rows, while none of them changes: in turns, each of which is to be applied."""
+        """Counts all rows, while none of them changes: in turns, each of which is to be applied."""
         turn = 0
         for image in self._heap.scan():
             self.follow.maintain(None, None, self._decode(image))
@@ -107,14 +110,14 @@ class ViewBuild:
                 self._make_anew(view, contribution, beyond | headless)
 
     def sum_is_beyond(self, view: TableSchema, column: str, group: Any, before: int | None, total: int) -> int:
-        """Anything will do in its place."""
+        """What to write in place of a sum that is too large: anything will do until `end`."""
         self._beyond[view.name].add(group)
         return 0
 
     def extreme_has_left(
         self, number: int, argument: int, group: Any, is_max: bool, key: Any, row: Any, batch: Any, without: Any
     ) -> Any:
-        """The same, of the least or largest value of the view of this number."""
+        """The same in place of a least or largest value whose row leaves. `number`: of the view, among these."""
         self._headless[self.views[number].name].add(group)
         return without
 
@@ -134,30 +137,28 @@ class ViewBuild:
         return True
 
     def _make_anew(self, view: Table, contribution: Contribution, groups: set[Any]) -> None:
-        """All sums and extremes of these groups."""
+        """All sums and extremes of these groups, by a pass over all rows."""
         of_view, arguments = _of(view)
-        kept = [(each, arguments[each.argument]) for each in of_view.kept if each.argument is not None]
+        made = [
+            (each.column, _COMBINED[each.kind], arguments[each.argument])
+            for each in of_view.kept
+            if each.kind in _COMBINED and each.argument is not None
+        ]
         values: dict[Any, dict[str, Any]] = {group: {} for group in groups}
         for image in self._heap.scan():
             of = contribution(self._decode(image))
             if of is None or of[0] not in values:
                 continue
             columns = values[of[0]]
-            for each, argument in kept:
-                value, before = of[1][argument], columns.get(each.column)
-                if each.kind == "count" or value is None:
-                    continue
-                if before is not None:
-                    value = (
-                        value + before if each.kind == "sum" else (min if each.kind == "min" else max)(value, before)
-                    )
-                columns[each.column] = value
+            for column, combined, argument in made:
+                value, before = of[1][argument], columns.get(column)
+                if value is not None:
+                    columns[column] = value if before is None else combined(before, value)
         for group, columns in values.items():
-            for each, _ in kept:
-                if each.kind != "count":
-                    total = columns.setdefault(each.column, None)
-                    if each.kind == "sum" and total is not None and abs(total) > self._most_sum:
-                        raise too_large(view.schema, each.column, total)
+            for column, combined, _ in made:
+                total = columns.setdefault(column, None)
+                if combined is add and total is not None and abs(total) > self._most_sum:
+                    raise too_large(view.schema, column, total)
             _rewrite(view, group, columns)
 
 

@@ -82,7 +82,7 @@ class ViewedTable(Table):
                     for position, value in enumerate(arguments):
                         if type(value) is int:
                             summed[position] += sign * value
-            if _sums(view) and any(abs(each) > MOST_CHANGE for summed in changes.values() for each in summed):
+            if _has_sums(view) and any(abs(each) > MOST_CHANGE for summed in changes.values() for each in summed):
                 raise ConstraintViolation(
                     f"view {view.name}: across partitions a sum may change by {MOST_CHANGE:,} at once, and no more"
                 )
@@ -120,17 +120,16 @@ class ViewedTable(Table):
     def check(self) -> None:
         """The same for the views: that they are what their SELECT says about the rows here."""
         super().check()
-        away, self._away = self._away, _NONE_AWAY  # what is lent counts as it was
-        try:
+        with _NothingAway(self):
             for view, contribution in zip(self.views, self._contributions, strict=True):
                 self._check_view(view, contribution)
-        finally:
-            self._away = away
 
     # Inside.
 
     def _beyond(self, view: TableSchema, column: str, group: Any, before: int | None, total: int) -> int:
-        """One that gets smaller may: it may have been larger."""
+        """A sum that may stay beyond: it was decided, or comes nearer to 0 from where a decided one was. Else raises
+        ConstraintViolation.
+        """
         if abs(total) >= abs(before or 0) and not self.is_decided:
             raise too_large(view, column, total)
         return total
@@ -153,8 +152,6 @@ class ViewedTable(Table):
     ) -> Any:
         """The least or largest value in a group, once the row with this key (the rows of this batch) is as it will be;
         `without` any.
-
-        What is lent counts as it was: that is what the group has of it, until it comes back.
         """
         changed = {key: row} if batch is None else batch
         contribution, key_of = self._contributions[number], self._key_of
@@ -167,30 +164,24 @@ class ViewedTable(Table):
                 if of is not None and of[0] == group and of[1][argument] is not None and key_of(each) not in but:
                     yield of[1][argument]
 
-        away, self._away = self._away, _NONE_AWAY
-        try:
+        with _NothingAway(self):
             found = self._of_group(view, argument, group, is_max)
             rows, are_in_order = (self.scan(), False) if found is None else found
             committed = islice(values(rows, but=changed), 1 if are_in_order else None)
             coming = values(each for each in changed.values() if each is not None)
             return (max if is_max else min)(chain(committed, coming), default=without)
-        finally:
-            self._away = away
 
     def _extreme_by_index(
         self, view: View, contribution: Callable[[Any], Any], argument: int, group: Any, is_max: bool
     ) -> tuple[Any] | None:
-        """The same of what is committed, if an index says."""
-        away, self._away = self._away, _NONE_AWAY
-        try:
+        """(the least or largest value of what is committed,) if an index says."""
+        with _NothingAway(self):
             found = self._of_group(view, argument, group, is_max)
             if found is None:
                 return None
             of = (each for each in map(contribution, found[0]) if each is not None and each[0] == group)
             values = (each[1][argument] for each in of if each[1][argument] is not None)
             return ((max if is_max else min)(islice(values, 1 if found[1] else None), default=None),)
-        finally:
-            self._away = away
 
     def _of_group(self, view: View, argument: int, group: Any, is_max: bool) -> tuple[Iterable[Any], bool] | None:
         """Rows among which are all of a group, and whether the first one has the extreme value; None: no index says."""
@@ -241,6 +232,22 @@ class ViewedTable(Table):
             raise Corruption(f"view {view.name}: groups that it lacks: {list(groups)[:5]!r:.200}")
 
 
+class _NothingAway:
+    """While it lasts, what is lent counts as it was: that is what groups have of it, until it comes back."""
+
+    __slots__ = ("_away", "_table")
+
+    def __init__(self, table: ViewedTable) -> None:
+        self._table = table
+        self._away = table._away
+
+    def __enter__(self) -> None:
+        self._table._away = _NONE_AWAY
+
+    def __exit__(self, *_: object) -> None:
+        self._table._away = self._away
+
+
 def _of_views(views: list[Table], own_key: int) -> list[Of]:
     return [Of(view.schema, own_key, view.get, _follow_of(view), view.delete) for view in views]
 
@@ -258,5 +265,5 @@ def _aggregated(kind: str, values: list[Any]) -> Any:
     return sum(values) if kind == "sum" else max(values) if kind == "max" else min(values)
 
 
-def _sums(view: Table) -> bool:
+def _has_sums(view: Table) -> bool:
     return view.schema.view is not None and any(each.kind == "sum" for each in view.schema.view.kept)

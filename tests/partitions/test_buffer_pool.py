@@ -11,10 +11,10 @@ import pytest
 from partitions.buffer_pool import SIZES_REMEMBERED
 from partitions.executor import TIMES_SET_ASIDE
 from partitions.page import PAGE_BYTES
-from partitions.store import resident_bytes
 from tests.partitions.one_partition import OnePartition
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.procedure import procedure
+from voltpy.resident import resident_bytes
 from voltpy.sql.ddl import parse_schema
 
 SCHEMA = parse_schema(
