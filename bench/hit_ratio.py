@@ -16,7 +16,8 @@ from time import perf_counter
 import click
 import msgspec
 
-from partitions.eviction import DEFAULT, POLICIES, Policy
+from bench.policies import DEFAULT, POLICIES
+from partitions.eviction import Policy
 
 GZIP_MAGIC = b"\x1f\x8b"
 LARGEST_PAGE = 2**63 - 1

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from bench.hit_ratio import TraceError, read_trace, replay
-from partitions.eviction import DEFAULT, POLICIES
+from bench.policies import DEFAULT, POLICIES
 from partitions.prefetch import Prefetch, Usefulness
 
 TABLE_PAGES = 1 << 16

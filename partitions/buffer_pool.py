@@ -29,11 +29,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
-from partitions.eviction import Policy, WTinyLfu
+from partitions.eviction import Policy
 from partitions.heap import Heap
 from partitions.page import PAGE_BYTES, PAGE_NUMBERS, TABLE_SHIFT, Arena, check_sealed, page_id
 from partitions.page_file import generation_of, place_of
 from partitions.prefetch import Prefetch
+from partitions.tiny_lfu import WTinyLfu
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption, ReadOnly
 

@@ -32,7 +32,8 @@ LAYERS = (
     "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
     "buffer_pool", "accessors", "heap",
     "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",
-    "eviction", "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
+    "classic_policies", "tiny_lfu", "eviction", "frequency_sketch", "lru_shadow",
+    "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
     "wal", "flusher", "hold",
 )  # fmt: skip
 

@@ -6,14 +6,16 @@ import random
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.hit_ratio import belady, replay
-from partitions.eviction import DEFAULT, POLICIES, FrequencySketch, Ghosts, Lru, LruShadow, Policy, WTinyLfu
+from bench.policies import DEFAULT, POLICIES
+from partitions.classic_policies import Lru
+from partitions.eviction import Policy
+from partitions.tiny_lfu import WTinyLfu
 
 ALL = sorted(POLICIES)
 RESISTANT = ("w-tinylfu", "arc", "midpoint")
@@ -178,7 +180,7 @@ def test_batches_of_touches_come_to_the_same_as_single_ones(name: str) -> None:
 def test_the_same_calls_evict_the_same_pages_in_every_process(name: str) -> None:
     program = f"""
 import random
-from partitions.eviction import POLICIES
+from bench.policies import POLICIES
 rng, policy, gone = random.Random(1), POLICIES[{name!r}](64), []
 for _ in range(5000):
     page = int(rng.paretovariate(0.7)) % 1000
@@ -212,39 +214,6 @@ def test_a_loop_larger_than_the_pool_hits_as_much_as_it_can() -> None:
     assert replay(WTinyLfu(200), trace) > 0.9 * belady(trace, 200)
 
 
-def test_a_first_window_without_hits_is_cut_when_the_pool_is_full() -> None:
-    first = 6400 * WTinyLfu.FIRST_WINDOW
-    for hits, left in ((first - 1, first * WTinyLfu.UNUSED), (first, first)):
-        policy = WTinyLfu(6400)
-        for page in range(6400):
-            policy.admit(page)
-            if page < hits:
-                policy.touch([page])
-        assert policy.evict() == []
-        assert policy.window_target == first
-        policy.admit(6400)
-        assert policy.evict()
-        assert policy.window_target == left
-        policy.check()
-
-
-def test_the_window_grows_for_recency_and_shrinks_for_frequency() -> None:
-    policy = WTinyLfu(200)
-    # A working set that drifts: each page is used a few times within a while, and never again.
-    rng = random.Random(5)
-    drifting = [at // 8 + rng.randrange(150) for at in range(40_000)]
-    recency = replay(policy, drifting)
-    assert recency > 0.97 * replay(Lru(200), drifting)
-    wide = policy.window_target
-    assert wide > 20
-    for page in list(policy):
-        policy.remove(page)
-    zipf = [1_000_000 + int(rng.paretovariate(0.8)) for _ in range(60_000)]
-    replay(policy, zipf)
-    policy.check()
-    assert policy.window_target < wide
-
-
 def test_pages_that_were_popular_once_give_way() -> None:
     policy = WTinyLfu(100)
     replay(policy, hot_and_cold(1, range(80), 20_000))
@@ -268,103 +237,6 @@ def test_what_is_not_resident_is_bounded(name: str) -> None:
     replay(policy, [(page * page) % 5003 for page in range(30_000)])
     policy.check()  # ghosts and sketch have their bounds there
     assert len(policy) == 64
-
-
-def test_the_sketch_counts_never_too_little_until_it_halves() -> None:
-    sketch = FrequencySketch(200)
-    rng = random.Random(2)
-    counts: dict[int, int] = {}
-    for _ in range(3000):
-        page = int(rng.paretovariate(0.9)) % 2000
-        counts[page] = counts.get(page, 0) + 1
-        sketch.add([page])
-    assert all(sketch.estimate(page) >= min(15, count) for page, count in counts.items())
-    assert sum(sketch.estimate(page) == min(15, count) for page, count in counts.items()) > 0.9 * len(counts)
-    before = {page: sketch.estimate(page) for page in counts}
-    sketch.age(FrequencySketch.PERIOD * 200)
-    assert all(sketch.estimate(page) == estimate // 2 for page, estimate in before.items())
-    sketch.check()
-
-
-def test_a_large_sketch_is_halved_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FrequencySketch, "SLICE", 100)
-    sketch = FrequencySketch(50)  # tables of 1,024 bytes
-    pages = list(range(200))
-    for _ in range(8):
-        sketch.add(pages)
-    sketch.age(FrequencySketch.PERIOD * 50)
-    assert max(map(sketch.estimate, pages)) >= 8
-    for _ in range(10):
-        sketch.age(1)
-        sketch.check()
-    assert {sketch.estimate(page) for page in pages} == {4}
-
-
-@pytest.mark.parametrize("change", [lambda n: n * 5, lambda n: n + 1, lambda n: n // 3, lambda n: 1])
-def test_a_sketch_keeps_its_counts_when_the_capacity_changes(change: Callable[[int], int]) -> None:
-    sketch = FrequencySketch(100)
-    for page in range(30):
-        sketch.add([page] * (page % 8))
-    sketch.resize(change(100))
-    sketch.check()
-    assert all(sketch.estimate(page) >= page % 8 for page in range(30))
-    sketch.resize(100)
-    sketch.check()
-
-
-def test_ghosts_remember_the_last_half_at_least() -> None:
-    ghosts = Ghosts(10)
-    for page in range(100):
-        ghosts.add(page)
-        ghosts.check()
-        assert all(recent in ghosts for recent in range(max(0, page - 4), page + 1))
-    ghosts.resize(4)
-    assert len(ghosts) == 0
-
-
-@pytest.mark.parametrize("pages", [10, 511, 512, 5000, 100_000])
-def test_a_shadow_of_lru_hits_like_lru(pages: int) -> None:
-    rng = random.Random(7)
-    trace = [int(rng.paretovariate(0.6)) % (pages * 5) for _ in range(min(pages * 20, 100_000))]
-    shadow, model = LruShadow(pages), Lru(pages)
-    sampled = leads = hits = 0
-    for page in trace:
-        if shadow.samples(page):
-            sampled += 1
-            hits += page in model
-        shadow.lead = 0
-        shadow.missed(page)
-        leads += shadow.lead
-        model.touch([page]) if page in model else model.admit(page)
-        model.evict()
-    shadow.check()
-    assert leads == pytest.approx(hits, abs=0.03 * sampled)
-    assert len(shadow) <= max(511, pages // 16)
-
-
-def test_a_shadow_is_ahead_only_while_lru_does_better() -> None:
-    shadow = LruShadow(100)
-    for page in range(9):
-        shadow.missed(page)
-    assert not shadow.is_ahead
-    for page in range(9):
-        shadow.missed(page)
-    assert shadow.is_ahead
-    shadow.hit(range(50, 59))  # LRU has not seen them: it would have missed
-    assert shadow.lead == 0
-    shadow.hit(range(50, 59))
-    shadow.resize(5)
-    shadow.check()
-    assert (len(shadow), shadow.lead) == (5, 0)
-    shadow.resize(10_000)  # another sample: nothing is known about it
-    assert len(shadow) == 0
-    shadow.check()
-
-
-def test_a_working_set_that_moves_on_is_followed_from_the_start() -> None:
-    rng = random.Random(9)
-    moving = [at // 4 + rng.randrange(300) for at in range(8000)]
-    assert replay(WTinyLfu(400), moving) > 0.97 * replay(Lru(400), moving)
 
 
 def test_the_policies_are_what_the_pool_asks_for() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitions import hint_file
-from partitions.eviction import Lru
+from partitions.classic_policies import Lru
 from partitions.heat import MAX_PAGES, read_heat, write_heat
 from partitions.hint_file import HEADER_BYTES, read_hint, write_hint
 from partitions.page import page_id
