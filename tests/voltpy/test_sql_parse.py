@@ -12,9 +12,10 @@ from voltpy.errors import Error, SqlError
 from voltpy.schema import Schema
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_schema
-from voltpy.sql.parse import MAX_DEPTH, MAX_TEXT_BYTES, parse_statement
+from voltpy.sql.parse import MAX_TEXT_BYTES, parse_statement
 from voltpy.sql.plan import compiled
 from voltpy.sql.planner import plan
+from voltpy.sql.token_reader import MAX_DEPTH
 
 SCHEMA: Schema = parse_schema(
     """CREATE TABLE a (id INT PRIMARY KEY, x INT, f FLOAT, s STRING, b BOOL, t TIMESTAMP);
