@@ -365,6 +365,8 @@ class ExpressionReader(TokenReader):
             self.expect("ZONE")
         return found
 
+    # Calls
+
     def call(self, token: Token) -> Expression:
         name = folded(self.text, token)
         self.at += 1
