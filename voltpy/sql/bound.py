@@ -47,7 +47,7 @@ class Slot(Expr, frozen=True):
 
 
 class Op(Expr, frozen=True):
-    """An operator or function: see voltpy.sql.emit for what each name does. `extra` is part of its meaning."""
+    """An operator or function: see voltpy.sql.expression for what each name does. `extra` is part of its meaning."""
 
     name: str
     args: tuple[Expr, ...]

@@ -1,7 +1,7 @@
 """EXPLAIN: about how many rows each step of a statement would find, by what tables and indexes keep count of.
 
-The planner writes a program for it (voltpy.sql.emit) that asks for counts and does nothing else: no row is read, and
-nothing of the statement runs. A step is a line of the plan in words. Of each,
+The planner writes a program for it (voltpy.sql.query_function) that asks for counts and does nothing else: no row is
+read, and nothing of the statement runs. A step is a line of the plan in words. Of each,
 
     rows         that its access path would give
     most         that it can't be more than in all partitions together, or None

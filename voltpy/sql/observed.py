@@ -1,7 +1,7 @@
 """EXPLAIN ANALYZE: what a statement met, step by step, while it really ran.
 
-The planner writes another program for it, in which every step counts (voltpy.sql.emit); the program of the statement
-alone has nothing of this. A step is a line of the plan in words. Of each,
+The planner writes another program for it, in which every step counts (voltpy.sql.query_function); the program of the
+statement alone has nothing of this. A step is a line of the plan in words. Of each,
 
     estimated    rows, by what indexes and tables say of themselves, where they were asked: the sum over all times
     found        rows that its access path gave, over all times
