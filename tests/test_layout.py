@@ -25,17 +25,25 @@ MAY_IMPORT = {
 }
 EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 
-# Inside partitions imports point one way: from the left to the right.
-LAYERS = (
-    "copier", "verify", "schema_trial",
-    "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
-    "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
-    "buffer_pool", "accessors", "heap",
-    "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",
-    "classic_policies", "tiny_lfu", "eviction", "frequency_sketch", "lru_shadow",
-    "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
-    "wal", "flusher", "hold",
-)  # fmt: skip
+# Inside partitions and voltpy/sql imports point one way: from the left to the right.
+LAYERS = {
+    "partitions": (
+        "copier", "verify", "schema_trial",
+        "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
+        "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
+        "buffer_pool", "accessors", "heap",
+        "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",
+        "classic_policies", "tiny_lfu", "eviction", "frequency_sketch", "lru_shadow",
+        "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",
+        "wal", "flusher", "hold",
+    ),
+    "voltpy.sql": (
+        "ddl", "view", "planner", "emit", "distribute", "query_function", "access", "aggregate_states",
+        "bind", "expression_binder", "type_binder", "parse", "expression_reader", "token_reader", "script",
+        "statements", "plan", "expression", "runtime", "observed", "estimates", "search", "catalog_tables",
+        "program", "stored_expression", "bound", "catalogue", "values", "functions", "syntax", "tokens",
+    ),
+}  # fmt: skip
 
 
 def imports_of(file: Path) -> set[str]:
@@ -45,7 +53,8 @@ def imports_of(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
+            is_package = (ROOT / node.module.replace(".", "/")).is_dir()
+            found.update(f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names)
     return found
 
 
@@ -89,14 +98,16 @@ def headings_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
-def test_layers_of_a_partition_import_downwards() -> None:
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_of_a_package_import_downwards(package: str) -> None:
     wrong = []
-    for file in sources("partitions"):
+    layers = LAYERS[package]
+    for file in sources(package.replace(".", "/")):
         if file.stem == "__init__":
             continue
-        below = LAYERS[LAYERS.index(file.stem) + 1 :]
+        below = layers[layers.index(file.stem) + 1 :]
         for module in imports_of(file):
-            if module.startswith("partitions.") and module.split(".")[1] not in below:
+            if module.startswith(f"{package}.") and module.removeprefix(f"{package}.") not in below:
                 wrong.append(f"{file.stem} imports {module}")
     assert wrong == []
 
@@ -120,7 +131,7 @@ def test_the_processes_beside_the_partitions_load_no_console(module: str) -> Non
     assert modules.isdisjoint({"sqlglot", "click", "numpy", "rich", "pygments"})
 
 
-@pytest.mark.parametrize("module", ["statements", "plan", "runtime", "catalog"])
+@pytest.mark.parametrize("module", ["statements", "plan", "runtime", "catalog_tables"])
 def test_what_runs_statements_loads_no_parser(module: str) -> None:
     program = f"import sys, voltpy.sql.{module}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -20,7 +20,7 @@ from voltpy.cli.options import json_option, timeout_option, url_option
 from voltpy.client import connect
 from voltpy.errors import Error, SqlError
 from voltpy.result import Database, Result
-from voltpy.sql.catalog import CATALOG
+from voltpy.sql.catalog_tables import CATALOG
 from voltpy.sql.script import Piece, ScriptReader
 
 Form = Literal["table", "csv", "json"]

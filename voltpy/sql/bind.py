@@ -35,7 +35,7 @@ from voltpy.sql.bound import (
     mapped,
     parts,
 )
-from voltpy.sql.catalog import CATALOG
+from voltpy.sql.catalog_tables import CATALOG
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.expression_binder import ExpressionBinder, Scope, column_of, hint
 from voltpy.sql.parse import parse_statement

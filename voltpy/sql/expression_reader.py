@@ -10,7 +10,6 @@ from collections.abc import Callable
 from math import isfinite
 
 from voltpy.schema import RESERVED_WORDS, TypeName
-from voltpy.sql.ddl import TYPES
 from voltpy.sql.syntax import (
     Between,
     Binary,
@@ -34,7 +33,7 @@ from voltpy.sql.syntax import (
     Unary,
 )
 from voltpy.sql.token_reader import MAX_DEPTH, TokenReader
-from voltpy.sql.tokens import Token, folded
+from voltpy.sql.tokens import A_TYPE, TYPES, Token, folded
 
 MAX_NUMBER = 400  # characters
 MAX_PARAMETERS = 1000
@@ -352,7 +351,7 @@ class ExpressionReader(TokenReader):
         token = self.peek()
         found = TYPES.get(token.value) if token.kind == "word" else None
         if found is None:
-            raise self.error("a type (INT, FLOAT, STRING, BOOL or TIMESTAMP)")
+            raise self.error(A_TYPE)
         self.at += 1
         if token.value == "DOUBLE":
             self.take("PRECISION")

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from voltpy.errors import ConstraintViolation, DataError, DuplicateKey, WrongPartition
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql import values as conversions
-from voltpy.sql.catalog import catalog_merged, catalog_rows
+from voltpy.sql.catalog_tables import catalog_merged, catalog_rows
 from voltpy.sql.estimates import Estimates, estimates_merged
 from voltpy.sql.observed import Observed
 from voltpy.sql.search import UNKNOWN, Ends, Search, ints_within

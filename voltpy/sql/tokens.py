@@ -15,6 +15,18 @@ from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import TokenError
 
 from voltpy.errors import SchemaError
+from voltpy.schema import TypeName
+
+# Words that name a type.
+TYPES: dict[str, TypeName] = {
+    "INT": "INT", "INTEGER": "INT", "BIGINT": "INT", "SMALLINT": "INT", "TINYINT": "INT",
+    "INT2": "INT", "INT4": "INT", "INT8": "INT",
+    "FLOAT": "FLOAT", "FLOAT4": "FLOAT", "FLOAT8": "FLOAT", "REAL": "FLOAT", "DOUBLE": "FLOAT",
+    "STRING": "STRING", "TEXT": "STRING", "VARCHAR": "STRING", "CHAR": "STRING", "CHARACTER": "STRING",
+    "BOOL": "BOOL", "BOOLEAN": "BOOL",
+    "TIMESTAMP": "TIMESTAMP", "TIMESTAMPTZ": "TIMESTAMP", "DATETIME": "TIMESTAMP",
+}  # fmt: skip
+A_TYPE = "a type (INT, FLOAT, STRING, BOOL or TIMESTAMP)"
 
 # -- Errors
 
