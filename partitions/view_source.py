@@ -36,7 +36,7 @@ from voltpy.sql.expression import Expressions
 from voltpy.sql.program import Program, tuple_text
 from voltpy.sql.runtime import NAMES
 from voltpy.sql.stored_expression import bound
-from voltpy.view import Expression, Kept, View
+from voltpy.view import Expression, Kept
 
 FILE = "<views>"  # that the code says to come from
 
@@ -53,7 +53,7 @@ class Maintenance(NamedTuple):
     contributions: list[Contribution]
 
 
-class Of(NamedTuple):
+class Maintained(NamedTuple):
     """One view with what its code calls: the accessors of its table, and the partition's own key."""
 
     schema: TableSchema
@@ -75,7 +75,7 @@ def string_limit(view: TableSchema) -> int:
 def maintenance(
     schema: Schema,
     base: TableSchema,
-    views: list[Of],
+    views: list[Maintained],
     undo: list[Any],
     undo_to: Callable[[int], None],
     extreme: Callable[..., Any],
@@ -119,12 +119,10 @@ class _Writer:
         self.lines: list[str] = []
         self.expressions = Expressions(program, lambda _: None, _no_query)
 
-    def view(self, number: int, of: Of) -> None:
-        view = of.schema.view
-        assert view is not None
-        one = _View(self, number, of, view)
-        self.functions += one.contribution()
-        self.lines += ["        " + line for line in one.maintained()]
+    def view(self, number: int, view: Maintained) -> None:
+        code = _ViewCode(self, number, view)
+        self.functions += code.contribution()
+        self.lines += _indented(_indented(code.maintained()))
 
     def of_row(self, variable: str) -> None:
         """From now on expressions are about the row in this variable."""
@@ -139,22 +137,25 @@ class _Writer:
         return "".join(f" and {self.expressions.true(bound(each, self.base))}" for each in where)
 
 
-class _View:
+class _ViewCode:
     """The code for one view. Variables begin with a and g for the group that is left, b and h for the one entered."""
 
-    def __init__(self, writer: _Writer, number: int, of: Of, view: View) -> None:
+    def __init__(self, writer: _Writer, number: int, maintained: Maintained) -> None:
+        view = maintained.schema.view
+        assert view is not None
         self.writer = writer
         self.number = number
         self.view = view
-        self.schema = of.schema
-        self.own = [str(of.own_key)] if view.own_key else []
+        self.schema = maintained.schema
+        self.own = [str(maintained.own_key)] if view.own_key else []
         self.arguments = view.arguments
-        self.rows = next(each.column for each in view.kept if each.kind == "rows")
-        self.key_columns = of.schema.primary_key[len(self.own) :]
-        self.limit = string_limit(of.schema)
+        self.row_count = next(each.column for each in view.kept if each.kind == "rows")
+        self.key_columns = self.schema.primary_key[len(self.own) :]
+        self.limit = string_limit(self.schema)
         self.extremes = [each for each in view.kept if each.kind in ("min", "max")]
 
     def contribution(self) -> list[str]:
+        """The function that says what a row is to the view."""
         writer = self.writer
         writer.of_row("row")
         keys = [writer.value(each) for each in self.view.keys]
@@ -168,7 +169,8 @@ class _View:
         ]
 
     def maintained(self) -> list[str]:
-        number, rows = self.number, self.rows
+        """What a change of a row does to its groups."""
+        number = self.number
         entered = [
             f"v = get_{number}(h)",
             "if v is None:",
@@ -179,7 +181,7 @@ class _View:
         left = [
             f"v = get_{number}(g)",
             f"if v is None: lost_{number}(g)",
-            f"if v.{rows} == 1:",
+            f"if v.{self.row_count} == 1:",
             f"    delete_{number}(g)",
             "else:",
             *_indented([*self.extreme_of(self.left_extreme), *self.written(self.left, "g")]),
@@ -226,6 +228,7 @@ class _View:
         return [*lines, f"    {group} = {key}"]
 
     def fits(self, column: str, text: str, nullable: bool) -> list[str]:
+        """Refuses a value that the view's column can't hold, or order."""
         unless_null = f"{text} is not None and " if nullable else ""
         match self.schema.column(column).type:
             case "STRING":
@@ -235,6 +238,7 @@ class _View:
         return []
 
     def key_text(self, keys: list[str]) -> str:
+        """The primary key of a group's row, in the view's table."""
         parts = [*self.own, *keys]
         return parts[0] if len(parts) == 1 else tuple_text(parts)
 
@@ -309,6 +313,7 @@ class _View:
         return f"(({column} or 0){plus}{minus} if {left_over} else None)"
 
     def counted(self, value: str, kept: Kept) -> str:
+        """How much a value adds to a count: NULL nothing."""
         return f"(0 if {value} is None else 1)" if kept.argument is not None and kept.argument.nullable else "1"
 
     def extreme_of(self, write: Callable[[Kept, str, str, str], list[str]]) -> list[str]:

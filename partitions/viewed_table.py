@@ -17,7 +17,7 @@ from typing import Any
 
 from partitions.table import Table
 from partitions.view_build import ViewBuild
-from partitions.view_source import MOST_SUM, Of, maintenance, too_large
+from partitions.view_source import MOST_SUM, Maintained, maintenance, too_large
 from voltpy.errors import ConstraintViolation, Corruption
 from voltpy.schema import Schema
 from voltpy.schema import Table as TableSchema
@@ -49,8 +49,8 @@ class ViewedTable(Table):
         self.views = views
         self.maintain, self._contributions = None, []
         if views:
-            of = _of_views(views, own_key)
-            made = maintenance(schema, self.schema, of, self._undo, undo_to, self._extreme, self._beyond)
+            maintained = _maintained(views, own_key)
+            made = maintenance(schema, self.schema, maintained, self._undo, undo_to, self._extreme, self._beyond)
             self.maintain, self._contributions = made
         self._make_accessors()
 
@@ -93,9 +93,9 @@ class ViewedTable(Table):
     ) -> ViewBuild:
         """Of these views, which are empty."""
         build = ViewBuild(self._heap, self._decode, views, most_sum, self._extreme_by_index)
-        of = _of_views(views, own_key)
+        maintained = _maintained(views, own_key)
         build.follow = maintenance(
-            schema, self.schema, of, self._undo, undo_to, build.extreme_has_left, build.sum_is_beyond
+            schema, self.schema, maintained, self._undo, undo_to, build.extreme_has_left, build.sum_is_beyond
         )
         return build
 
@@ -248,8 +248,8 @@ class _NothingAway:
         self._table._away = self._away
 
 
-def _of_views(views: list[Table], own_key: int) -> list[Of]:
-    return [Of(view.schema, own_key, view.get, _follow_of(view), view.delete) for view in views]
+def _maintained(views: list[Table], own_key: int) -> list[Maintained]:
+    return [Maintained(view.schema, own_key, view.get, _follow_of(view), view.delete) for view in views]
 
 
 def _follow_of(view: Table) -> Callable[..., None]:

@@ -30,7 +30,10 @@ _WANTED = "a key of GROUP BY, COUNT, SUM, MIN or MAX"
 
 
 def view_of(text: str, name: str, tokens: list[Token], schema: Schema) -> Table:
-    """The view whose SELECT are these tokens of the text, over a table of the schema. Raises SchemaError."""
+    """The view whose SELECT are these tokens of the text, over a table of the schema, which has one at least.
+
+    Raises SchemaError with line and column.
+    """
     start, end = tokens[0].start, tokens[-1].end
     alone = re.sub(r"[^\n]", " ", text[:start]) + text[start:end]  # so that errors have their places in the whole
     reader = _Reader(alone, name, schema)
@@ -55,11 +58,13 @@ def _spaced(text: str, tokens: list[Token]) -> str:
 
 
 class _Reader:
+    """Reads one view. `text` has its SELECT in its place, and blanks before it."""
+
     def __init__(self, text: str, name: str, schema: Schema) -> None:
         self.text = text
         self.name = name
         self.schema = schema
-        self.base = schema.tables[0]
+        self.base = schema.tables[0]  # until the SELECT says which; where it names none, `bind` raises
 
     def view(self, query: str) -> Table:
         statement, parameters = parse_statement(self.text)
@@ -140,12 +145,14 @@ class _Reader:
         return statement, body
 
     def key(self, name: str, expr: Expr, place: int) -> Column:
+        """The view's column for a key of GROUP BY."""
         for kind in _KEY_TYPES:
             if expr.type == kind:
                 return Column(name, kind, expr.nullable)
         self.wrong(f"a key of a view is {', '.join(_KEY_TYPES[:-1])} or {_KEY_TYPES[-1]}, not {expr.type}", place)
 
     def aggregate(self, name: str, aggregate: Aggregate, place: int) -> tuple[Column, Kept]:
+        """The view's column for an aggregate, and how it is kept."""
         if aggregate.distinct or aggregate.condition is not None:
             self.wrong("DISTINCT and FILTER are not supported in a view", place)
         argument, kind = aggregate.arg, aggregate.name
@@ -186,7 +193,7 @@ class _Reader:
         where: tuple[Expression, ...],
         kept: list[Kept],
     ) -> Table:
-        """With its hidden columns."""
+        """The view as a table, with its hidden columns."""
         declared = len(columns)
 
         def hide(wanted: str) -> str:
@@ -222,6 +229,7 @@ class _Reader:
 
     @property
     def start(self) -> int:
+        """Where the SELECT begins."""
         return len(self.text) - len(self.text.lstrip())
 
     def wrong(self, message: str, at: int) -> NoReturn:
