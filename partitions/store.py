@@ -161,7 +161,7 @@ class Store:
             table.forget_changes()
 
     def changes(self) -> list[TableChanges]:
-        """What the batch changed. Raises ReadOnly when the pages that it needs would not fit into memory."""
+        """What the batch changed in tables. Raises ReadOnly when the pages that it needs would not fit into memory."""
         changed = []
         pages_needed = 0
         for table in self.tables:
@@ -254,20 +254,15 @@ class Store:
     def take_prepared(self, prepared: list[tuple[int, list[TableChanges]]]) -> None:
         """What a checkpoint knew to be undecided. Raises Corruption."""
         for number, changes in prepared:
-            for change in changes:
-                if not 0 <= change.table < len(self.tables):
-                    raise Corruption(
-                        f"batch {number} has prepared changes of table number {change.table}: there is none"
-                    )
-            self.prepared[number] = self._of_live_tables(changes)
+            self.prepared[number] = self._of_live_tables(changes, f"the prepared batch {number}")
 
     def replay(self, record: Record, lsn: int) -> int:
-        """Takes one WAL batch during recovery; `apply` from time to time writes what has gathered. Its changes."""
+        """Takes one WAL batch during recovery; how many changes. `apply` from time to time writes what has gathered.
+
+        Raises Corruption for what can't have been written by a partition with this schema.
+        """
         replayed = 0
-        for change in record.changes:
-            if not 0 <= change.table < len(self.tables):
-                raise Corruption(f"WAL record {lsn} changes table number {change.table}; the schema has no such table")
-        changes = self._of_live_tables(record.changes)
+        changes = self._of_live_tables(record.changes, f"WAL record {lsn}")
         step = record.step
         if step is not None:
             if step.kind == PREPARE:
@@ -289,9 +284,12 @@ class Store:
             replayed += len(change.images) + len(change.deleted)
         return replayed
 
-    def _of_live_tables(self, changes: list[TableChanges]) -> list[TableChanges]:
-        """Without those of tables that have been dropped since."""
+    def _of_live_tables(self, changes: list[TableChanges], what: str) -> list[TableChanges]:
+        """Without those of tables that have been dropped since. Raises Corruption for a table that never was."""
         tables = self.schema.tables
+        for change in changes:
+            if not 0 <= change.table < len(tables):
+                raise Corruption(f"{what} changes table number {change.table}; the schema has no such table")
         return [change for change in changes if not tables[change.table].dropped]
 
     def apply_turn(self) -> None:
@@ -587,7 +585,7 @@ class Store:
         self.lookups = [table.lookups for table in self.tables if table.lookups is not None]
 
     def _limit_decoded(self) -> None:
-        """Divides the decoded rows' share evenly over the tables; again when the data has grown by an eighth."""
+        """Divides the decoded rows' share evenly over the tables; once more when the data has grown by an eighth."""
         self._unlimited_until = self.arena.frames_in_use * 9 // 8 + 64
         floor = DECODED_FLOOR_BYTES // max(len(self.tables), 1)
         budget = self._memory_bytes // DECODED_SHARE // max(len(self.tables), 1)
