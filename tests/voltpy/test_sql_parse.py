@@ -58,6 +58,8 @@ def planned(text: str) -> None:
         ("EXPLAIN ANALYZE DELETE a", "line 1, column 24", "expected FROM"),
         ("EXPLAIN EXPLAIN SELECT 1", "line 1, column 9", 'found "EXPLAIN", expected ANALYZE, SELECT, INSERT'),
         ("EXPLAIN ANALYZE\nEXPLAIN SELECT 1", "line 2, column 1", 'found "EXPLAIN", expected SELECT, INSERT'),
+        ("EXPLAIN ANALYZE", "line 1, column 16", "found the end of the text, expected SELECT, INSERT"),
+        ("EXPLAIN SELECT 'open", "line 1, column 16", "never closed, expected ' at its end\nEXPLAIN SELECT"),
         ("SELECT 1 < 2 < 3", "line 1, column 14", "no second comparison"),
     ],
 )

@@ -94,7 +94,7 @@ def parse_statement(text: str) -> tuple[Statement | Explain, int]:
             start, analyze = end, True
             _first_word(text, start, expected)
     try:
-        tokens = tokens_of(" " * start + text[start:])
+        tokens = tokens_of(text, start)
     except SchemaError as error:
         raise SqlError(str(error)) from None
     reader = _StatementReader(text, tokens)

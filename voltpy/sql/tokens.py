@@ -65,14 +65,17 @@ class Token(NamedTuple):
     end: int
 
 
-def tokens_of(text: str) -> list[Token]:
-    """All tokens of the text, an end token last. Raises SchemaError for quotes and comments that are never closed."""
+def tokens_of(text: str, first: int = 0) -> list[Token]:
+    """All tokens of the text from `first` on, an end token last.
+
+    Raises SchemaError for quotes and comments that are never closed.
+    """
     try:
-        raw_tokens = Postgres().tokenize(text)
+        raw_tokens = Postgres().tokenize(" " * first + text[first:])
     except TokenError:
         raise _unreadable(text) from None
     tokens: list[Token] = []
-    end = skipped = 0
+    end = skipped = first
     for raw_token in raw_tokens:
         start = raw_token.start
         if start < skipped:
