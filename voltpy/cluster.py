@@ -298,7 +298,7 @@ class Cluster:
 
     def _change_schema(self, message: Admin, now_s: float) -> None:
         """Statements that change the schema: one message after another, each by what the one before has left."""
-        from voltpy.sql.ddl import parse_change  # its tokenizer takes a while to load
+        from voltpy.sql.ddl_change import parse_change  # its tokenizer takes a while to load
 
         text, directory = message.body.get("text"), self._directory
         if not isinstance(text, str):

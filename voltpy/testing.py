@@ -41,7 +41,8 @@ from voltpy.result import Result
 from voltpy.routing import no_such, not_everywhere, slots_of
 from voltpy.schema import Schema
 from voltpy.sql.catalogue import Catalogue
-from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl_change import parse_change
 from voltpy.sql.planner import plan
 from voltpy.sql.statements import Statements
 from voltpy.transaction import unique_ids, utc_now

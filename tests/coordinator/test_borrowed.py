@@ -16,7 +16,8 @@ from voltpy.errors import Error, ProcedureError, SchemaError, WrongPartition
 from voltpy.messages import ScanAnswer
 from voltpy.not_here import NotHere
 from voltpy.row import encode
-from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl_change import parse_change
 from voltpy.testing import Engine
 
 SCHEMA = parse_schema("""

@@ -17,7 +17,8 @@ from voltpy.errors import DuplicateKey, ReadOnly, SchemaError
 from voltpy.messages import Borrow, Decide, Lent, Prepare, TableChanges, TableKeys, Vote
 from voltpy.row import encode
 from voltpy.schema import Schema
-from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl_change import parse_change
 
 SCHEMA = parse_schema("CREATE TABLE t (id INT PRIMARY KEY, a INT); CREATE TABLE notes (text STRING)")
 Model = dict[str, dict[Any, list[Any]]]

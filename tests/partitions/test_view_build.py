@@ -37,7 +37,8 @@ from voltpy.errors import ConstraintViolation, DataError, Error, ReadOnly, Schem
 from voltpy.messages import Borrow, Commit, Decide, Prepare, TableChanges, TableKeys, Vote
 from voltpy.row import encode
 from voltpy.schema import Schema
-from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl_change import parse_change
 
 PROCEDURES = [put, change, delete, rate]
 BY_TOTAL = "CREATE VIEW v AS SELECT shop, COUNT(*) AS n, SUM(cents) AS total FROM sales GROUP BY shop"

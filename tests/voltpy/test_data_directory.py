@@ -26,7 +26,7 @@ from voltpy.data_directory import (
 )
 from voltpy.errors import ClusterError, Corruption, SchemaError
 from voltpy.schema import Schema, describe
-from voltpy.sql.ddl import parse_change
+from voltpy.sql.ddl_change import parse_change
 
 BANK = (
     "CREATE TABLE accounts (id INT PRIMARY KEY, balance INT NOT NULL DEFAULT 0);\n"

@@ -25,7 +25,8 @@ from voltpy.schema import (
     index_text,
     to_json,
 )
-from voltpy.sql.ddl import parse_change, parse_schema
+from voltpy.sql.ddl import parse_schema
+from voltpy.sql.ddl_change import parse_change
 
 LINES = Table(
     name="lines",

@@ -15,16 +15,6 @@
                | BOOL | BOOLEAN
                | DATETIME | TIMESTAMPTZ | TIMESTAMP [ ( WITH | WITHOUT ) TIME ZONE ]
 
-and what changes a schema that is in use (`parse_change`):
-
-    change     = { [ statement | step ] ";" }
-    statement  = as above, with [ IF NOT EXISTS ] before a new name
-    step       = DROP TABLE [ IF EXISTS ] name
-               | DROP INDEX [ IF EXISTS ] name
-               | DROP VIEW [ IF EXISTS ] name
-               | ALTER TABLE name addition { "," addition }
-    addition   = ADD [ COLUMN ] [ IF NOT EXISTS ] name type { NOT NULL | NULL | DEFAULT literal }
-
 sqlglot cuts the text into tokens (its PostgreSQL dialect, so comments and quotes are PostgreSQL's); the grammar above
 is read here. sqlglot's own parser is not used for DDL: it takes unknown statements, unknown types and constraints that
 nothing here would enforce without a word, and its errors don't say what was expected. By this grammar, anything else is
@@ -47,11 +37,8 @@ from voltpy.schema import (
     HIDDEN_KEY,
     INT_MAX,
     INT_MIN,
-    MAX_ADDED_BYTES,
-    MAX_CHANGED_BYTES,
     MAX_COLUMNS,
     MAX_KEY_COLUMNS,
-    MAX_TABLE_NUMBERS,
     MAX_TABLES,
     RESERVED_WORDS,
     Column,
@@ -61,23 +48,14 @@ from voltpy.schema import (
     Table,
     TypeName,
     Value,
-    added_bytes,
-    addition_problem,
     can_be_unique,
-    describe,
     name_problem,
     table_name_problem,
-    to_json,
-    tombstone,
     utc,
-    with_column,
 )
 from voltpy.sql.tokens import A_TYPE, TYPES, Token, error_at, folded, found_as, tokens_of
 
-__all__ = ["MAX_CHANGE_TEXT_BYTES", "MAX_TEXT_BYTES", "describe", "parse_change", "parse_schema"]
-
 MAX_TEXT_BYTES = 1 << 20
-MAX_CHANGE_TEXT_BYTES = 128 << 10  # a quarter of a second, in which the supervisor does nothing else
 
 _WITH_LENGTH = ("VARCHAR", "CHAR", "CHARACTER")
 _A_STATEMENT = "CREATE TABLE, CREATE INDEX, CREATE VIEW or PARTITION TABLE"
@@ -149,20 +127,11 @@ _UNSUPPORTED = {
 def parse_schema(text: str) -> Schema:
     """The schema that the text creates. Raises SchemaError with line, column, and what was found and expected there."""
     text = text.removeprefix("\ufeff")
-    _check_text(text, "a schema", MAX_TEXT_BYTES)
-    return _Reader(text).schema()
+    check_text(text, "a schema", MAX_TEXT_BYTES)
+    return SchemaReader(text).schema()
 
 
-def parse_change(text: str, schema: Schema) -> tuple[Schema, str]:
-    """(what the statements make of the schema, the kind of the last one: "create table", …). Raises SchemaError.
-
-    The schema that comes back is the same object where they change nothing.
-    """
-    _check_text(text, "a change of the schema", MAX_CHANGE_TEXT_BYTES)
-    return _Changer(text, schema).changed()
-
-
-def _check_text(text: str, what: str, most: int) -> None:
+def check_text(text: str, what: str, most: int) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
@@ -175,7 +144,7 @@ def _check_text(text: str, what: str, most: int) -> None:
 
 
 @dataclass(slots=True)
-class _ColumnDraft:
+class ColumnDraft:
     """A column while its clauses are read. `not_null` None: neither NOT NULL nor NULL stands there."""
 
     token: Token
@@ -194,8 +163,8 @@ class _ColumnDraft:
         )
 
 
-class _Reader:
-    """Reads statements off the tokens, one method a rule of the grammar."""
+class SchemaReader:
+    """Reads statements off the tokens, one method a rule of the grammar. voltpy.sql.ddl_change has more of them."""
 
     a_statement = _A_STATEMENT
 
@@ -279,7 +248,7 @@ class _Reader:
         if name not in self.tables:
             self.tables[name] = view
 
-    def hidden_key_table(self, name: str, columns: dict[str, _ColumnDraft]) -> Table:
+    def hidden_key_table(self, name: str, columns: dict[str, ColumnDraft]) -> Table:
         if HIDDEN_KEY in columns:
             raise self.error(
                 f"another name: {HIDDEN_KEY} is the hidden key of a table without PRIMARY KEY",
@@ -294,9 +263,9 @@ class _Reader:
             partition_column=None,
         )
 
-    def table_elements(self) -> tuple[dict[str, _ColumnDraft], tuple[str, ...]]:
+    def table_elements(self) -> tuple[dict[str, ColumnDraft], tuple[str, ...]]:
         """The columns by name, and the names in the primary key: none when it is not declared."""
-        columns: dict[str, _ColumnDraft] = {}
+        columns: dict[str, ColumnDraft] = {}
         key: list[Token] = []  # read after all columns, since PRIMARY KEY may stand in front of those that it names
         self.expect_symbol("(", '"(" and the columns')
         while True:
@@ -314,7 +283,7 @@ class _Reader:
             raise self.error("a column: a table has at least one", self.tokens[self.at - 1])
         return columns, self.key_names(columns, key)
 
-    def column(self, columns: dict[str, _ColumnDraft], key: list[Token]) -> _ColumnDraft:
+    def column(self, columns: dict[str, ColumnDraft], key: list[Token]) -> ColumnDraft:
         """One column with its clauses. PRIMARY KEY adds its name to `key`."""
         token = self.peek()
         name = self.name("the name of a column, or PRIMARY KEY")
@@ -323,14 +292,14 @@ class _Reader:
         if len(columns) == MAX_COLUMNS:
             raise self.error(f"at most {MAX_COLUMNS} columns", token)
         self.refuse_bad_name(name, token, "a column")
-        column = _ColumnDraft(token, name, self.column_type())
+        column = ColumnDraft(token, name, self.column_type())
         while self.peek().kind != "end" and (self.peek().value not in _COLUMN_ENDS or self.peek().kind != "symbol"):
             self.column_clause(column, key)
         if column.not_null and column.has_default and column.default is None:
             raise self.error("a value, or no default: the column is NOT NULL", column.default_token)
         return column
 
-    def column_clause(self, column: _ColumnDraft, key: list[Token]) -> None:
+    def column_clause(self, column: ColumnDraft, key: list[Token]) -> None:
         token = self.peek()
         if self.take_words("PRIMARY", "KEY"):
             self.refuse_second_key(key, token)
@@ -394,13 +363,13 @@ class _Reader:
         if key:
             raise self.error("one PRIMARY KEY: for several columns write PRIMARY KEY (a, b) after them", token)
 
-    def key_names(self, columns: dict[str, _ColumnDraft], key: list[Token]) -> tuple[str, ...]:
+    def key_names(self, columns: dict[str, ColumnDraft], key: list[Token]) -> tuple[str, ...]:
         """The names in the primary key, whose columns become NOT NULL."""
         for token in key:
             name = folded(self.text, token)
             column = columns.get(name)
             if column is None:
-                raise self.error(f"a column of the table ({_some(columns)})", token)
+                raise self.error(f"a column of the table ({some_of(columns)})", token)
             if column.not_null is False:
                 raise self.error("NOT NULL: the column is in the primary key", column.null_token)
             if column.has_default and column.default is None:
@@ -495,7 +464,7 @@ class _Reader:
     def column_of(self, table: Table, token: Token) -> Column:
         name = folded(self.text, token)
         if name not in table.positions or (table.hidden_key and name == HIDDEN_KEY):
-            raise self.error(f"a column of table {table.name} ({_some(table.positions)})", token)
+            raise self.error(f"a column of table {table.name} ({some_of(table.positions)})", token)
         return table.column(name)
 
     def name_tokens(self, what: str, opening: str = '"("') -> list[Token]:
@@ -583,162 +552,13 @@ class _Reader:
         return _UNSUPPORTED.get(" ".join(token.value for token in self.tokens[self.at : self.at + 2]), "")
 
 
-class _Changer(_Reader):
-    """Reads statements that change a schema."""
-
-    a_statement = (
-        "CREATE TABLE, DROP TABLE, ALTER TABLE, PARTITION TABLE, CREATE INDEX, DROP INDEX, CREATE VIEW or DROP VIEW"
-    )
-
-    def __init__(self, text: str, schema: Schema) -> None:
-        super().__init__(text)
-        self.before = schema
-        self.tables = {table.name: table for table in schema.live}
-        self.indexes = {index.name: index for index in schema.indexes}
-        self.numbers = dict(schema.numbers)  # of the tables that were there before, and still are
-        self.kind = ""
-
-    def changed(self) -> tuple[Schema, str]:
-        while self.peek().kind != "end":
-            if self.take_symbol(";"):
-                continue
-            words = " ".join(token.value.lower() for token in self.tokens[self.at : self.at + 2])
-            self.statement()
-            self.kind = "create index" if words == "create unique" else words
-            if self.peek().kind != "end" and not self.take_symbol(";"):
-                raise self.error('";" after the statement')
-        if not self.kind:
-            raise self.error(self.a_statement)
-        kept = {number: name for name, number in self.numbers.items()}
-        tables = [
-            self.tables[kept[number]] if number in kept else tombstone(table)
-            for number, table in enumerate(self.before.tables)
-        ]
-        tables += [table for name, table in self.tables.items() if name not in self.numbers]
-        schema = Schema(tuple(tables), tuple(self.indexes.values()), catalog_version=self.before.catalog_version)
-        if len(tables) > MAX_TABLE_NUMBERS:
-            raise SchemaError(
-                f"there have been {MAX_TABLE_NUMBERS:,} tables, the dropped ones counted, and there can't be more"
-            )
-        if schema == self.before:
-            return self.before, self.kind
-        size = len(to_json(schema))
-        if size > MAX_CHANGED_BYTES:
-            raise SchemaError(
-                f"the schema would take {size:,} bytes; the limit for statements is {MAX_CHANGED_BYTES:,}"
-            )
-        return schema, self.kind
-
-    def statement(self) -> None:
-        if self.take_words("DROP", "TABLE"):
-            self.drop_table()
-        elif self.take_words("DROP", "INDEX"):
-            self.drop_index()
-        elif self.take_words("DROP", "VIEW"):
-            self.drop_view()
-        elif self.take_words("DROP"):
-            raise self.error("TABLE, INDEX or VIEW")
-        elif self.take_words("ALTER"):
-            self.expect_words("TABLE")
-            self.alter_table()
-        else:
-            super().statement()
-
-    def drop_table(self) -> None:
-        may_be_missing = self.may_be_missing()
-        token = self.peek()
-        name = self.name("the name of a table")
-        if name not in self.tables:
-            if may_be_missing:
-                return
-            raise self.error(self.a_table(), token)
-        if self.tables[name].view is not None:
-            raise self.error(f"a table: {name} is a view, and goes with DROP VIEW", token)
-        self.refuse_views_over(name, token)
-        del self.tables[name]
-        self.numbers.pop(name, None)
-        self.indexes = {of: index for of, index in self.indexes.items() if index.table != name}
-
-    def drop_index(self) -> None:
-        may_be_missing = self.may_be_missing()
-        token = self.peek()
-        name = self.name("the name of an index")
-        if self.indexes.pop(name, None) is None and not may_be_missing:
-            names = ", ".join(list(self.indexes)[:8])
-            raise self.error(f"the name of an index ({names or 'there is none'})", token)
-
-    def drop_view(self) -> None:
-        may_be_missing = self.may_be_missing()
-        token = self.peek()
-        name = self.name("the name of a view")
-        if name in self.tables and self.tables[name].view is not None:
-            del self.tables[name]
-            self.numbers.pop(name, None)
-        elif name in self.tables:
-            raise self.error(f"a view: {name} is a table", token)
-        elif not may_be_missing:
-            views = {view: 0 for view, table in self.tables.items() if table.view is not None}
-            raise self.error(f"the name of a view ({_some(views) or 'there is none'})", token)
-
-    def alter_table(self) -> None:
-        token = self.peek()
-        table = self.existing_table()
-        if table.view is not None:
-            raise self.error(f"a table: {table.name} is a view of {table.view.base}", token)
-        while True:
-            self.expect_words("ADD")
-            self.take_words("COLUMN")
-            may_exist = self.may_exist()
-            token = self.peek()
-            key: list[Token] = []
-            known: dict[str, _ColumnDraft] = {}
-            draft = self.column(known, key)
-            if key:
-                raise self.error("a column that is no part of the primary key", token)
-            column = draft.finished()
-            problem = addition_problem(column)
-            if problem is not None:
-                raise self.error("a column that is nullable, or has a DEFAULT, which old rows get", token)
-            if column.name in table.positions:
-                if not may_exist:
-                    raise self.error(f"a new name: column {column.name} exists already", token)
-            elif len(table.declared) == MAX_COLUMNS:
-                raise self.error(f"at most {MAX_COLUMNS} columns", token)
-            else:
-                table = self.tables[table.name] = with_column(table, column)
-                if isinstance(column.default, str) and added_bytes(table) > MAX_ADDED_BYTES:
-                    raise self.error(
-                        f"at most {MAX_ADDED_BYTES:,} bytes of defaults in added columns, which old rows get", token
-                    )
-            if not self.take_symbol(","):
-                return
-
-    def may_exist(self) -> bool:
-        if not self.take_words("IF"):
-            return False
-        self.expect_words("NOT", "EXISTS")
-        return True
-
-    def may_be_missing(self) -> bool:
-        if not self.take_words("IF"):
-            return False
-        self.expect_words("EXISTS")
-        return True
-
-    def a_table(self) -> str:
-        return f"a table ({_some(dict.fromkeys(self.tables, 0)) or 'there is none'})"
-
-    def hint_of_pair(self) -> str:
-        return "" if self.peek().value == "IF" else super().hint_of_pair()
-
-
-def _some(names: dict[str, _ColumnDraft] | dict[str, int]) -> str:
+def some_of(names: dict[str, ColumnDraft] | dict[str, int]) -> str:
     """A few of the names, to choose from."""
     shown = [name for name in names if name != HIDDEN_KEY][:8]
     return ", ".join(shown) + (", …" if len(names) > len(shown) + 1 else "")
 
 
-def _table(name: str, columns: dict[str, _ColumnDraft], key: tuple[str, ...]) -> Table:
+def _table(name: str, columns: dict[str, ColumnDraft], key: tuple[str, ...]) -> Table:
     return Table(
         name=name,
         columns=tuple(column.finished() for column in columns.values()),
