@@ -44,7 +44,7 @@ _SET_OPERATIONS = {
 
 
 class QueryFunction:
-    """One Python function while it is written."""
+    """One Python function while it is written. `indent` is that of its body."""
 
     def __init__(self, program: Program, indent: int) -> None:
         self.program = program
@@ -110,11 +110,7 @@ class QueryFunction:
             self.line(f"out = {rows}")
         if query.order:
             orders = tuple((o.position, o.descending, o.nulls_first, o.nullable) for o in query.order)
-            most = ""
-            if limit:
-                most = f", {limit} + ({offset} or 0)" if offset and offset != "0" else f", {limit}"
-                if not limit.isdigit():
-                    most = f", None if {limit} is None else {most[2:]}"
+            most = f", {_most(limit, offset)}" if limit else ""
             unless = f"if {self.walked} is None: " if self.walked else ""
             self.line(f"{unless}out = ordered(out, {self.program.constant(repr(orders))}{most})")
             self.note("Sort" + (", and keep the first" if limit else ""))
@@ -126,6 +122,7 @@ class QueryFunction:
         self.line("return bool(out)" if exists else "return out")
 
     def set_operation(self, body: SetOp) -> str:
+        """An expression for its rows."""
         self.note(f"{body.operator}{' ALL' if body.all else ''}")
         self.depth += 1
         left, right = self.rows_of(body.left), self.rows_of(body.right)
@@ -144,9 +141,8 @@ class QueryFunction:
             call = f"{name}({', '.join(wanted)})"
             return f"{make}({call})" if make in ("single", "value_set") else call
         shared = f"{name}_{make or 'rows'}"
-        line = f"    {shared} = once(lambda: {make}({name}()))" if make in ("single", "value_set") else (
-            f"    {shared} = once({name})"
-        )  # fmt: skip
+        made = f"lambda: {make}({name}())" if make in ("single", "value_set") else name
+        line = f"    {shared} = once({made})"
         if line not in self.program.functions:
             self.program.functions.append(line)
         return f"{shared}()"
@@ -180,6 +176,7 @@ class QueryFunction:
     # SELECT
 
     def block(self, block: Block, query: BoundQuery, limit: str, offset: str, exists: bool) -> None:
+        """A SELECT: the loops over its sources, and before them what an index may answer without them."""
         width = len(block.outputs)
         simple = not query.order and not block.distinct
         if exists and block.group is None and not limit and not offset:
@@ -223,8 +220,8 @@ class QueryFunction:
             self.gathers = True
             self.line(f"out.append({outputs})")
             if simple and limit:
-                most = f"{limit} + ({offset} or 0)" if offset else limit
-                test = f"len(out) >= {most}" if limit.isdigit() else f"{limit} is not None and len(out) >= {most}"
+                test = f"len(out) >= {_end(limit, offset)}"
+                test = test if limit.isdigit() else f"{limit} is not None and {test}"
                 self.line(f"if {test}: return {f'sliced(out, {limit}, {offset})' if offset else 'out'}")
             elif self.walked:
                 self.line(f"if {self.walked} is not None and len(out) >= most: break")
@@ -235,6 +232,7 @@ class QueryFunction:
             self.grouped(block, block.group, row)
 
     def exists(self, block: Block) -> None:
+        """Returns at the first row."""
         base = self.indent
         self.enough = "1" if len(block.sources) == 1 else ""
         self.pipeline(block, lambda: self.line("return True"))
@@ -242,7 +240,7 @@ class QueryFunction:
         self.line("return False")
 
     def count_in_index(self, block: Block, plain: bool) -> bool:
-        """COUNT(*) of a whole table, or of what indexes find: nothing is fetched."""
+        """COUNT(*) of a whole table, or of what indexes find: nothing is fetched. Whether it needs nothing else."""
         group = block.group
         if group is None or not plain or not _counts_all(block, group):
             return False
@@ -302,8 +300,7 @@ class QueryFunction:
         filtered = any(not any(condition is each for each in path.answered) for condition in block.where)
         search = self.search(source, path, names, orders[0].descending, filtered)
         table = self.program.table(_table(source).name)
-        most = f"{limit} + ({offset} or 0)" if offset else limit
-        self.line(f"most = {most if limit.isdigit() else f'None if {limit} is None else {most}'}")
+        self.line(f"most = {_most(limit, offset)}")
         self.walked = self.program.new("w")
         number = self.note(f"The first rows by {', '.join(path.indexes)}, or else:")
         found = f"{search}.in_order({table}, {self.search_values(path)}, most)"
@@ -681,6 +678,16 @@ class QueryFunction:
     def second(self, aggregate: Aggregate) -> str:
         """The value of its second argument, "" for none."""
         return "" if aggregate.second is None else self.value(aggregate.second)
+
+
+def _end(limit: str, offset: str) -> str:
+    """Behind how many rows no more are wanted, where there is a limit."""
+    return f"{limit} + ({offset} or 0)" if offset and offset != "0" else limit
+
+
+def _most(limit: str, offset: str) -> str:
+    """The same, or None where the limit turns out to be NULL."""
+    return _end(limit, offset) if limit.isdigit() else f"None if {limit} is None else {_end(limit, offset)}"
 
 
 def _counts_all(block: Block, group: Group) -> bool:
