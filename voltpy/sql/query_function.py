@@ -280,7 +280,7 @@ class QueryFunction:
         orders, outputs = query.order, block.outputs
         if source is None or len(block.sources) > 1 or block.group is not None or block.distinct:
             return
-        if self.program.borrowed:
+        if self.program.borrowed:  # no index gives rows that are borrowed
             return
         columns = [expr for order in orders if isinstance(expr := outputs[order.position], Column)]
         if (
@@ -326,6 +326,7 @@ class QueryFunction:
         sink()
 
     def steps(self, block: Block) -> tuple[list[Expr], list[Step]]:
+        """As voltpy.sql.access has them; on borrowed rows, what they come to without indexes."""
         first, steps = steps_of(block, self.program.catalogue, self.correlated)
         if self.program.borrowed:
             steps = [replace(step, path=step.path.without_indexes) for step in steps]
@@ -379,6 +380,7 @@ class QueryFunction:
         self.program.estimates.append(f"    {unless}seen.{asked}")
 
     def estimate_step(self, number: int, step: Step) -> None:
+        """Asks how many rows the step's path would give. What no table has, nobody counts."""
         source, path = step.source, step.path
         if source.table is None:
             return
