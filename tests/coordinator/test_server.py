@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 import zmq
 
+from coordinator.session import ATTACH_DUE_S
 from tests.coordinator.fake_partition import CLIENT, FakePartition, decode
 from voltpy import heartbeat, wire
 from voltpy.builtin import builtins
 from voltpy.data_directory import DataDirectory
-from voltpy.door_sockets import opened
+from voltpy.door_sockets import Stream, opened
 from voltpy.messages import (
     NEVER_SENT,
     PROTOCOL_VERSION,
@@ -75,6 +77,7 @@ class Partitions(threading.Thread):
         self.fakes = [FakePartition(number, schema) for number in (0, 1)]
         self.lock = threading.Lock()
         self.stopping = False
+        self.streams: dict[int, Stream] = {}  # the coordinator's last one, by partition
         self._doors = [opened(self.context, runtime / f"p{number}", "127.0.0.1")[0] for number in (0, 1)]
 
     def run(self) -> None:
@@ -88,13 +91,15 @@ class Partitions(threading.Thread):
                     answer: Any = None
                     if isinstance(message, Hello):
                         assert (message.role, message.token) == ("coordinator", TOKEN)
+                        assert isinstance(identity, Stream)
+                        self.streams[fake.number] = identity
                         door.admit(identity)
                         answer = Welcome(PROTOCOL_VERSION, fake.incarnation, None)
                     elif isinstance(message, Attach | Orders):
                         with self.lock:
                             answer = fake.receive(message)
                     if answer is not None:
-                        assert door.send(identity, wire.encode(answer))
+                        door.send(identity, wire.encode(answer))
         for door in self._doors:
             door.close(0)
 
@@ -267,6 +272,19 @@ def test_procedures_are_loaded_and_batches_held_for_the_supervisor(process: Proc
     eventually(lambda: process.status().metrics["waiting"] == 1)
     supervisor.send(ResumeBatches(4))
     assert result_of(client.receive(Replies)) == 0
+
+
+def test_a_connection_that_ends_is_replaced_at_once(process: Process) -> None:
+    process.start()
+    client = process.client()
+    assert result_of(client.call("transfer", 1, 2, 30, number=1)) == 70
+    first = process.partitions.streams[1]
+    began_s = time.monotonic()
+    first.socket.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: process.partitions.streams[1] is not first)
+    assert result_of(client.call("transfer", 1, 2, 5, number=2)) == 65
+    assert time.monotonic() - began_s < ATTACH_DUE_S  # nothing had to become overdue
+    assert set(process.partitions.streams) == {0, 1}
 
 
 def test_a_crash_between_decision_and_decide_is_settled_by_the_next_life(process: Process) -> None:

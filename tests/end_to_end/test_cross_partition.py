@@ -218,6 +218,14 @@ def test_rows_with_hidden_keys_are_inserted_in_several_partitions(db: voltpy.Cli
     assert db.call("notes_with", "hello") == sorted([LEFT[0], RIGHT[0]])
 
 
+def test_frames_that_fill_the_sockets_between_processes_arrive_whole(db: voltpy.Client) -> None:
+    """Each call's writes are some of a frame of up to 4 MiB, of which a Unix socket takes a part at a time."""
+    texts = [f"{i}" * 800_000 for i in range(8)]
+    db.call_many("note_both", [(LEFT[i], RIGHT[i], text) for i, text in enumerate(texts)])
+    for i, text in enumerate(texts):
+        assert db.call("notes_with", text) == sorted([LEFT[i], RIGHT[i]])
+
+
 def test_a_unique_index_holds_between_partitions(db: voltpy.Client) -> None:
     pairs = [(LEFT[i % 3], RIGHT[i % 3], i // 3, f"badge {i // 3 % 4}") for i in range(24)]  # each of them twice
     results = db.call_many("pin", pairs, return_exceptions=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -99,6 +99,70 @@ def test_a_stream_is_not_read_while_frames_of_it_wait(tmp_path: Path) -> None:
     client.close()
     doors.close(0)
     context.term()
+
+
+def test_who_was_admitted_first_is_heard_before_the_others(tmp_path: Path) -> None:
+    context = zmq.Context()
+    doors = Sockets(context.socket(zmq.ROUTER), listen(str(tmp_path / "s")))
+    clients = [connected(tmp_path, b"%d: hello" % number) for number in range(3)]
+    greeted: dict[bytes, Hashable] = {}
+    until_s = time.monotonic() + PATIENCE_S
+    while len(greeted) < 3 and time.monotonic() < until_s:
+        doors.wait(0.02)
+        while (arrived := doors.receive()) is not None:
+            greeted[bytes(arrived[1] or b"")] = arrived[0]
+    doors.admit(greeted[b"2: hello"], first=True)
+    for number, client in enumerate(clients):
+        client.sendall(packed(b"%d: one" % number) + packed(b"%d: two" % number))
+    doors.wait(PATIENCE_S)  # what was sent over a Unix socket is there
+    heard = []
+    while (arrived := doors.receive()) is not None:
+        heard.append(bytes(arrived[1] or b""))
+    assert heard[0] == b"2: one"
+    assert sorted(heard) == sorted(b"%d: %s" % (number, word) for number in range(3) for word in (b"one", b"two"))
+    assert heard.index(b"2: two") > 1  # the others have their turn too
+    for client in clients:
+        client.close()
+    doors.close(0)
+    context.term()
+
+
+def test_a_watched_descriptor_stirs_for_what_comes_and_for_room(tmp_path: Path) -> None:
+    context = zmq.Context()
+    doors = Sockets(context.socket(zmq.ROUTER), listen(str(tmp_path / "s")))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    doors.watch(ours.fileno())
+    doors.wait(0)
+    assert doors.stirred == set()
+    theirs.send(b"x")
+    doors.wait(PATIENCE_S)
+    assert doors.stirred == {ours.fileno()}
+    ours.recv(1)
+    doors.stirred.clear()
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(1 << 16))
+    doors.watch(ours.fileno(), to_write=True)
+    doors.wait(0)
+    assert doors.stirred == set()
+    while not doors.stirred:
+        assert theirs.recv(1 << 16)
+        doors.wait(0)
+    assert doors.stirred == {ours.fileno()}
+    doors.unwatch(ours.fileno())
+    assert doors.stirred == set()
+    ours.close()
+    theirs.close()
+    doors.close(0)
+    context.term()
+
+
+def connected(tmp_path: Path, greeting: bytes) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(tmp_path / "s"))
+    client.sendall(packed(greeting))
+    return client
 
 
 class Door:
