@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from partitions import frequency_sketch
 from partitions.frequency_sketch import FrequencySketch
 
 
@@ -50,3 +51,22 @@ def test_a_sketch_keeps_its_counts_when_the_capacity_changes(change: Callable[[i
     assert all(sketch.estimate(page) >= page % 8 for page in range(30))
     sketch.resize(100)
     sketch.check()
+
+
+def test_a_capacity_that_wavers_about_a_power_of_two_folds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    folds = []
+    folded = frequency_sketch._folded
+
+    def counted(table: bytearray) -> bytearray:
+        folds.append(len(table))
+        return folded(table)
+
+    monkeypatch.setattr(frequency_sketch, "_folded", counted)
+    sketch = FrequencySketch(86)  # 12 counters each are more than 1,024
+    for pages in (85, 86, 84, 87, 85):
+        sketch.resize(pages)
+        sketch.check()
+    assert folds == []
+    sketch.resize(40)  # a quarter will do
+    sketch.check()
+    assert folds == [2048, 2048]
