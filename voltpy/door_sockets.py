@@ -1,11 +1,11 @@
-"""The partition's sockets, as one source of frames: a ROUTER for everybody, streams for clients on this machine.
+"""The partition's sockets, as one source of frames: a ROUTER for everybody, streams for who is on this machine.
 
     RUNTIME/p<i>, tcp://HOST:*   ROUTER: the router, the supervisor, clients elsewhere
-    RUNTIME/p<i>.s               Unix socket: clients here (voltpy.stream says why)
+    RUNTIME/p<i>.s               Unix socket: the coordinator, clients here (voltpy.stream says why)
 
 Who sent a frame is an *identity*: the ROUTER's routing id, or the stream itself, so that neither can pose as the other.
 Streams are read only when nothing that was read before is left, so a client that floods fills its own socket. What a
-stream can make this process hold beside that is bounded; past a bound a connection ends:
+stream can make this process hold beside that is bounded; past a bound a connection ends, the coordinator's last:
 
     a frame of a client that was not welcomed    HELLO_BYTES      its own
     frames that have come in part, of all        PARTIAL_BYTES    that of the client with the largest part
@@ -54,7 +54,7 @@ class Stream:
         self.frames: deque[bytes] = deque()
         self.unsent = bytearray()
         self.waits_to_send = False
-        self.first = False  # its frames are taken before those of others that came with them
+        self.first = False  # whole batches wait for it: see `admit`
 
 
 class Sockets:
@@ -139,7 +139,7 @@ class Sockets:
     def admit(self, identity: Hashable, *, first: bool = False) -> None:
         """Its Hello was accepted: from now on its frames may be as large as any.
 
-        `first`: they are taken before those of others that came with them.
+        `first`: they are taken before those of others that came with them, and it goes last where one has to go.
         """
         if isinstance(identity, Stream):
             identity.reader.limit_bytes = MAX_FRAME_BYTES
@@ -234,7 +234,7 @@ class Sockets:
                 (self._ready.appendleft if stream.first else self._ready.append)(stream)
             stream.frames.extend(frames)
         if self._partial_bytes > PARTIAL_BYTES:
-            self._end(max(self._streams.values(), key=lambda other: other.reader.partial_bytes))
+            self._end(max(self._streams.values(), key=lambda other: (not other.first, other.reader.partial_bytes)))
 
     def _send_to_stream(self, stream: Stream, frame: bytes) -> bool:
         if stream.socket.fileno() < 0:
@@ -251,7 +251,7 @@ class Sockets:
         if len(stream.unsent) > QUEUED_BYTES:
             self._end(stream)
         elif self._unsent_bytes > UNSENT_BYTES:
-            self._end(max(self._streams.values(), key=lambda other: len(other.unsent)))
+            self._end(max(self._streams.values(), key=lambda other: (not other.first, len(other.unsent))))
         return stream.socket.fileno() >= 0
 
     def _flush(self, stream: Stream) -> None:

@@ -1,4 +1,7 @@
-"""The ZeroMQ sockets between clients, router and partitions: their options, and why.
+"""The ZeroMQ sockets between clients, router, supervisor and partitions: their options, and why.
+
+What is on one machine and waits for every message, the coordinator and clients that call partitions straight, uses
+streams instead: see voltpy.stream.
 
 every socket   LINGER 0             nothing that was queued for a dead peer outlives the socket, or delays an exit
                MAXMSGSIZE           an oversized frame ends its sender's connection before it is in memory

@@ -1,4 +1,4 @@
-"""Frames on a byte stream: the way between a partition and the clients on its own machine.
+"""Frames on a byte stream: the way between a partition, the coordinator, and the clients on their machine.
 
 A partition listens on a Unix socket beside its ipc one. Messages, limits and checks are those of every door; only the
 transport differs: no I/O threads, so a call wakes two threads instead of six, and takes a third of the time

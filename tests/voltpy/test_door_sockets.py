@@ -101,70 +101,6 @@ def test_a_stream_is_not_read_while_frames_of_it_wait(tmp_path: Path) -> None:
     context.term()
 
 
-def test_who_was_admitted_first_is_heard_before_the_others(tmp_path: Path) -> None:
-    context = zmq.Context()
-    doors = Sockets(context.socket(zmq.ROUTER), listen(str(tmp_path / "s")))
-    clients = [connected(tmp_path, b"%d: hello" % number) for number in range(3)]
-    greeted: dict[bytes, Hashable] = {}
-    until_s = time.monotonic() + PATIENCE_S
-    while len(greeted) < 3 and time.monotonic() < until_s:
-        doors.wait(0.02)
-        while (arrived := doors.receive()) is not None:
-            greeted[bytes(arrived[1] or b"")] = arrived[0]
-    doors.admit(greeted[b"2: hello"], first=True)
-    for number, client in enumerate(clients):
-        client.sendall(packed(b"%d: one" % number) + packed(b"%d: two" % number))
-    doors.wait(PATIENCE_S)  # what was sent over a Unix socket is there
-    heard = []
-    while (arrived := doors.receive()) is not None:
-        heard.append(bytes(arrived[1] or b""))
-    assert heard[0] == b"2: one"
-    assert sorted(heard) == sorted(b"%d: %s" % (number, word) for number in range(3) for word in (b"one", b"two"))
-    assert heard.index(b"2: two") > 1  # the others have their turn too
-    for client in clients:
-        client.close()
-    doors.close(0)
-    context.term()
-
-
-def test_a_watched_descriptor_stirs_for_what_comes_and_for_room(tmp_path: Path) -> None:
-    context = zmq.Context()
-    doors = Sockets(context.socket(zmq.ROUTER), listen(str(tmp_path / "s")))
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    doors.watch(ours.fileno())
-    doors.wait(0)
-    assert doors.stirred == set()
-    theirs.send(b"x")
-    doors.wait(PATIENCE_S)
-    assert doors.stirred == {ours.fileno()}
-    ours.recv(1)
-    doors.stirred.clear()
-    with suppress(BlockingIOError):
-        while True:
-            ours.send(bytes(1 << 16))
-    doors.watch(ours.fileno(), to_write=True)
-    doors.wait(0)
-    assert doors.stirred == set()
-    while not doors.stirred:
-        assert theirs.recv(1 << 16)
-        doors.wait(0)
-    assert doors.stirred == {ours.fileno()}
-    doors.unwatch(ours.fileno())
-    assert doors.stirred == set()
-    ours.close()
-    theirs.close()
-    doors.close(0)
-    context.term()
-
-
-def connected(tmp_path: Path, greeting: bytes) -> socket.socket:
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(tmp_path / "s"))
-    client.sendall(packed(greeting))
-    return client
-
-
 class Door:
     """The partition's sockets, and clients of its streams."""
 
@@ -174,15 +110,16 @@ class Door:
         self.sockets = Sockets(self.context.socket(zmq.ROUTER), listen(path))
         self.clients: list[socket.socket] = []
 
-    def client(self, *, admitted: bool = True) -> socket.socket:
+    def client(self, *, admitted: bool = True, first: bool = False) -> socket.socket:
         """A connection on which one frame has been taken; a client that does not wait for anything."""
         client = socket.socket(socket.AF_UNIX)
         client.connect(self.path)
         self.clients.append(client)
         client.sendall(packed(b"hello"))
         identity, _ = self.frame()
+        assert isinstance(identity, Hashable)
         if admitted:
-            self.sockets.admit(identity)
+            self.sockets.admit(identity, first=first)
         client.setblocking(False)
         return client
 
@@ -300,3 +237,53 @@ def test_where_too_many_replies_are_unread_the_client_with_most_of_them_is_lost(
     assert door.sockets._unsent_bytes == len(streams[0].unsent) + len(streams[2].unsent) > 15 << 20
     clients[0].close()
     door.until(lambda: door.sockets._unsent_bytes == len(streams[2].unsent))
+
+
+def test_who_was_admitted_first_is_heard_before_the_others(door: Door) -> None:
+    clients = [door.client(first=number == 2) for number in range(3)]
+    for number, client in enumerate(clients):
+        client.sendall(packed(b"%d: one" % number) + packed(b"%d: two" % number))
+    door.sockets.wait(PATIENCE_S)  # what was sent over a Unix socket is there
+    heard = []
+    while (arrived := door.sockets.receive()) is not None:
+        heard.append(bytes(arrived[1] or b""))
+    assert heard[0] == b"2: one"
+    assert heard.index(b"2: two") > 1  # the others have their turn too
+    assert sorted(heard) == sorted(b"%d: %s" % (number, word) for number in range(3) for word in (b"one", b"two"))
+
+
+def test_who_was_admitted_first_goes_last_where_somebody_has_to_go(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets_module, "UNSENT_BYTES", 33 << 20)
+    coordinator, client = door.client(first=True), door.client()
+    streams = list(door.sockets._streams.values())
+    assert door.sockets.send(streams[1], bytes(14 << 20))
+    assert door.sockets.send(streams[0], bytes(28 << 20))
+    assert door.sockets.ended == [streams[1]]
+    assert (is_closed(client), is_closed(coordinator)) == (True, False)
+
+
+def test_a_watched_descriptor_stirs_for_what_comes_and_for_room(door: Door) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    door.sockets.watch(ours.fileno())
+    door.sockets.wait(0)
+    assert door.sockets.stirred == set()
+    theirs.send(b"x")
+    door.sockets.wait(PATIENCE_S)
+    assert door.sockets.stirred == {ours.fileno()}
+    ours.recv(1)
+    door.sockets.stirred.clear()
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(1 << 16))
+    door.sockets.watch(ours.fileno(), to_write=True)
+    door.sockets.wait(0)
+    assert door.sockets.stirred == set()
+    while not door.sockets.stirred:
+        assert theirs.recv(1 << 16)
+        door.sockets.wait(0)
+    assert door.sockets.stirred == {ours.fileno()}
+    door.sockets.unwatch(ours.fileno())
+    assert door.sockets.stirred == set()
+    ours.close()
+    theirs.close()
