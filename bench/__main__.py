@@ -20,6 +20,7 @@ from bench import (
     isolation,
     larger_than_memory,
     machine,
+    recovery,
     report,
     scan_resistance,
     sql,
@@ -150,6 +151,7 @@ main.add_command(larger_than_memory.main)
 main.add_command(checkpoint_latency.main)
 main.add_command(scan_resistance.main)
 main.add_command(warm_restart.main)
+main.add_command(recovery.main)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

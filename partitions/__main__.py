@@ -93,6 +93,7 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
     gc.disable()
     checkpoint = read_checkpoint(wal_directory, arguments.partition)
     pages = load_checkpoint(wal_directory, arguments.partition, checkpoint, store)
+    loaded_s = time.perf_counter()
     reader = PageReader(pages.path, store.arena.memory)
     pool = BufferPool(store.heaps, store.arena, reader, pages.path, arguments.memory + others_bytes)
     store.use(pool)
@@ -144,6 +145,7 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         "recovered",
         checkpoint=checkpoint.number,
         changes=changes,
+        checkpoint_seconds=round(loaded_s - began_s, 3),
         seconds=round(time.perf_counter() - began_s, 3),
         epoch=epoch,
     )

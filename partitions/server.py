@@ -616,6 +616,7 @@ class Server:
             "cpu_s": time.process_time(),
             "rss_bytes": resident_bytes(),
             **{f"calls_{name}": count for name, count in executor.counts.items()},
+            "wal_appended_bytes": wal.appended_bytes,
             "checkpoint_lsn": self._checkpointer.last.lsn,
             "checkpoints": self._checkpointer.last.number,
             "checkpoint_held": self._checkpointer.hold is not None,

@@ -5,6 +5,7 @@ Unlike `bench.peers.voltpy`, which runs any line on fresh data, this is for what
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,26 @@ class Cluster:
         if self._server is not None:
             self._server.stop(STOPS_WITHIN_S)
             self._server = None
+
+    def kill(self) -> None:
+        """kill -9 of the supervisor; its processes die with it. Returns when they have."""
+        pids = [*self.pids().values()]
+        self._client.close()
+        self._client = None
+        assert self._server is not None
+        self._server.kill()
+        self._server = None
+        deadline = perf_counter() + STOPS_WITHIN_S
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            if perf_counter() > deadline:
+                raise BenchError(f"partitions outlived their supervisor: {pids}")
+            sleep(0.01)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What its processes have told under this name since it was started."""
+        assert self._server is not None
+        lines = [line for line in self._server.output().splitlines() if line.startswith("{")]
+        return [event for event in map(json.loads, lines) if event.get("event") == name]
 
     def load(self, rows: Rows, tell: Callable[[int], None]) -> None:
         """BenchError when they don't fit: without a buffer pool, all rows must."""

@@ -70,6 +70,11 @@ class Server:
                 self._process.kill()
                 self._process.wait()
 
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()
+
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens at right now."""
