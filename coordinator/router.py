@@ -106,10 +106,11 @@ class Router:
     """`client_message`, `supervisor_message` and `partition_message` take what came in; `flush` says what goes out.
 
     `welcome` is what a Hello is answered with. `lanes` are the partitions and the coordinator, known from the first
-    topology on.
+    topology on. Commands are passed on under numbers from `first_command` up. No former router of the cluster may have
+    used them: what the supervisor answers to one of its commands must find nobody here.
     """
 
-    def __init__(self, door: Door[bytes]) -> None:
+    def __init__(self, door: Door[bytes], first_command: int) -> None:
         self.door = door
         self.welcome = Welcome(PROTOCOL_VERSION, 0, None)
         self.lanes: list[Lane] = []
@@ -124,7 +125,7 @@ class Router:
         self._joint: frozenset[str] = frozenset()  # procedures
         self._outbox: list[tuple[Destination, Message]] = []
         self._commands: dict[int, Command] = {}
-        self._last_command = 0
+        self._last_command = first_command - 1
 
     def client_message(self, account: Account[bytes], message: Message, now_us: int) -> None:
         """What a client's door let through. `now_us`: Unix time in microseconds, for what all copies must agree on."""
@@ -137,7 +138,7 @@ class Router:
 
     def supervisor_message(self, account: Account[bytes], message: Message) -> None:
         if self.supervisor is not account:
-            self._drop_commands("the supervisor has been replaced")
+            self._drop_commands("the supervisor has been replaced; it may have happened")
             self.supervisor = account
         if isinstance(message, Topology):
             self._adopt(account, message)
@@ -171,7 +172,7 @@ class Router:
             return
         if account is self.supervisor:
             self.supervisor = None
-            self._drop_commands("the supervisor is not there")
+            self._drop_commands("the supervisor was lost; it may have happened")
         elif self._commands:
             self._commands = {
                 number: command for number, command in self._commands.items() if command.account is not account
@@ -474,9 +475,10 @@ class Router:
             self._outbox.append((self.supervisor.identity, Admin(self._last_command, admin.command, admin.body)))
 
     def _drop_commands(self, reason: str) -> None:
+        """They have been passed on, and may have worked."""
         for command in self._commands.values():
             if not command.account.closed:
-                self._outbox.append((command.account.identity, failed(command.number, "Unavailable", reason)))
+                self._outbox.append((command.account.identity, failed(command.number, "Indeterminate", reason)))
         self._commands.clear()
 
 

@@ -74,7 +74,7 @@ class Server:
 
     def __init__(self, runtime: Path, host: str, port: int, token: str) -> None:
         raise_open_files_limit()
-        self.router = Router(Door[bytes](token, at_partition=None))
+        self.router = Router(Door[bytes](token, at_partition=None), time.time_ns())
         self._token = token
         self._stopping = False
         self._parent = os.getppid()

@@ -396,7 +396,7 @@ class RouterClient(AtDoor):
 
     def __init__(self, rng: Random, directory: Path) -> None:
         super().__init__(rng, directory)
-        self.router = Router(self.door)
+        self.router = Router(self.door, 1)
         self.door.receive(b"supervisor", HELLO[SUPERVISOR], self.welcome)
         self.router.supervisor_message(self.door.accounts[b"supervisor"], topology())
         self.router.flush()
@@ -477,7 +477,7 @@ class RouterSupervisor(AtDoor):
 
     def __init__(self, rng: Random, directory: Path) -> None:
         super().__init__(rng, directory)
-        self.router = Router(self.door)
+        self.router = Router(self.door, 1)
 
     def case(self, frame: bytes) -> bool:
         message = self.received(frame)
@@ -491,7 +491,7 @@ class RouterSupervisor(AtDoor):
     def check(self) -> None:
         """A topology is believed, so what has been told before would be in the way."""
         AtDoor.__init__(self, self.rng, Path())
-        self.router = Router(self.door)
+        self.router = Router(self.door, 1)
         self.router.supervisor_message(self.account(), topology())
         must(len(self.router.lanes) == PARTITIONS + 1, "a topology is not taken in")
 

@@ -65,7 +65,7 @@ class World:
 
     def __init__(self, *incarnations: int, coordinator: int = 0) -> None:
         self.door = Door(TOKEN, at_partition=None)
-        self.router = Router(self.door)
+        self.router = Router(self.door, 1)
         self.send(b"supervisor", Hello(PROTOCOL_VERSION, 0, "supervisor", TOKEN))
         if incarnations:
             self.send(b"supervisor", topology(1, *incarnations, coordinator=coordinator))
@@ -539,7 +539,25 @@ def test_commands_travel_to_the_supervisor_and_back() -> None:
     assert world.router.metrics()["commands_in_flight"] == 0
 
 
-def test_commands_without_a_supervisor_are_unavailable() -> None:
+def test_an_answer_to_a_command_of_the_router_before_reaches_nobody() -> None:
+    before, after = World(5, 6), World(5, 6)
+    after.router = Router(after.door, 1000)
+    after.send(b"supervisor", topology(2, 5, 6))
+    passed_on = []
+    for world in (before, after):
+        world.join(1)
+        world.send(b"1", Admin(7, "change_schema", {}))
+        [(_, command)] = world.flush()
+        assert isinstance(command, Admin)
+        passed_on.append(command.number)
+    assert passed_on == [1, 1000]
+    after.send(b"supervisor", AdminReply(1, "", {"kind": "create view"}))
+    assert after.flush() == []
+    after.send(b"supervisor", AdminReply(1000, "", {"kind": "create index"}))
+    assert after.flush() == [(b"1", AdminReply(7, "", {"kind": "create index"}))]
+
+
+def test_commands_without_a_supervisor_are_unavailable_and_indeterminate_once_passed_on() -> None:
     world = World(5, 6)
     world.join(1)
     world.send(b"1", Admin(1, "status", {}))
@@ -548,7 +566,7 @@ def test_commands_without_a_supervisor_are_unavailable() -> None:
     world.send(b"1", Admin(2, "status", {}))
     sent = world.flush()
     assert [(identity, message.number, message.error) for identity, message in sent] == [
-        (b"1", 1, "Unavailable"),
+        (b"1", 1, "Indeterminate"),
         (b"1", 2, "Unavailable"),
     ]
 

@@ -195,7 +195,7 @@ class _RouterShell:
         self.process = process
         self.network = network
         self.sockets = SimulatedDoor(network, process, "router")
-        self.router = Router(Door[bytes](TOKEN, at_partition=None))
+        self.router = Router(Door[bytes](TOKEN, at_partition=None), process.world.time_ns())
         self.dealers: dict[int, tuple[int, Dealer]] = {}
 
     def serve(self) -> None:
