@@ -28,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -47,7 +46,8 @@ from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
-from voltpy.schema import Schema, repartitioned
+from voltpy.schema import Schema
+from voltpy.schema_queue import SchemaQueue
 from voltpy.stream import stream_path
 from voltpy.supervision import Supervision
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
@@ -57,7 +57,6 @@ RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
 LONGEST_SOCKET = "/voltpy-XXXXXXXX/p9999"  # in the place for sockets: what mkdtemp makes there, and in it a partition's
 LAST_WORDS_BYTES = 4096
-CHANGE_WAIT_S = 5.0  # for processes that are being started, before a change of the schema is refused
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator", "router")
 COORDINATOR_COMMAND = (sys.executable, "-I", "-m", "coordinator", "transactions")
@@ -170,8 +169,6 @@ class Cluster:
         self._started_at = time.time()
         self._done: Done | None = None
         self._signals = 0
-        # Changes of the schema that wait for their turn, and until when for a process that is being started.
-        self._changes: deque[tuple[Admin, float]] = deque()
 
     def run(self) -> None:
         """Serve until a signal or a command says stop.
@@ -189,6 +186,7 @@ class Cluster:
                 # Clients that outlive a supervisor compare the next one's versions with its: time only grows.
                 first_version=int(time.time() * 1000),
             )
+            self._changes = SchemaQueue(self._directory, self._core, self._answer)
             self._poller.register(wakeup, zmq.POLLIN)
             try:
                 self._core.begin(time.monotonic())
@@ -222,12 +220,7 @@ class Cluster:
                 self._core.looked(number, heartbeat.read(process.words), now_s)
             if process.pidfd in ready:
                 self._bury(number, process, now_s)
-        while self._changes and not self._core.is_loading:
-            message, until_s = self._changes[0]
-            if not self._core.all_serve and now_s < until_s:
-                break
-            self._changes.popleft()
-            self._change_schema(message, now_s)
+        while self._changes.begin_next(now_s):
             self._carry_out()
         self._core.tick(now_s)
 
@@ -286,7 +279,7 @@ class Cluster:
             else:
                 self._answer(message, {"message": "load_procedures takes a source and a path"}, "BadArguments")
         elif message.command == "change_schema":
-            self._changes.append((message, now_s + CHANGE_WAIT_S))
+            self._changes.add(message, now_s)
         elif message.command == "begin_snapshot":
             self._core.begin_snapshot(message.number, body, now_s)
         elif message.command == "renew_snapshot":
@@ -295,25 +288,6 @@ class Cluster:
             self._core.end_snapshot(message.number, body)
         else:
             self._answer(message, {"message": f"there is no admin command {message.command!r}"}, "BadArguments")
-
-    def _change_schema(self, message: Admin, now_s: float) -> None:
-        """Statements that change the schema: one message after another, each by what the one before has left."""
-        from voltpy.sql.ddl_change import parse_change  # its tokenizer takes a while to load
-
-        text, directory = message.body.get("text"), self._directory
-        if not isinstance(text, str):
-            return self._answer(message, {"message": "change_schema takes a text"}, "BadArguments")
-        try:
-            schema, kind = parse_change(text, directory.schema)
-        except Error as error:
-            return self._answer(message, {"message": str(error)}, type(error).__name__)
-        if schema is directory.schema:
-            return self._answer(message, {"kind": kind, "catalog_version": directory.catalog_version})
-        procedures = directory.procedures
-        self._core.change_schema(
-            message.number, schema, kind, procedures.source, procedures.path, now_s,
-            cuts_first=bool(repartitioned(directory.schema, schema)),
-        )  # fmt: skip
 
     def _answer(self, message: Admin, body: dict[str, Any], error: str = "") -> None:
         self._tell(ROUTER, AdminReply(message.number, error, body))
