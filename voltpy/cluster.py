@@ -40,7 +40,7 @@ from voltpy.actions import Done, Kill, Persist, Ready, Report, Start, Tell, Term
 from voltpy.address import DEFAULT_PORT
 from voltpy.child import ROUTER, ProcessFigures
 from voltpy.crash_point import PROCESS, crash_point
-from voltpy.data_directory import StoredProcedures
+from voltpy.data_directory import StoredProcedures, Unflushed
 from voltpy.ending import last_words_of
 from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
 from voltpy.events import logger_to, stderr_outlet
@@ -451,6 +451,8 @@ class Cluster:
                 self._directory.write_schema(persist.schema)
             else:
                 self._directory.write_procedures(persist.catalog_version, persist.path, persist.source)
+        except Unflushed:  # whether it has happened, the next start will know
+            raise
         except (OSError, Error) as error:
             self._core.persisted(str(error))
         else:

@@ -59,6 +59,10 @@ _NAMES_BEFORE_CREATION_ENDS = {LOCK, "RUNTIME", _COORDINATOR} | {
 }
 
 
+class Unflushed(ClusterError):
+    """A file has its new content, which a power failure may still take back: nobody may go on with either."""
+
+
 class _ClusterFile(Struct):
     version: int
     cluster_id: str
@@ -161,7 +165,7 @@ class DataDirectory:
     def write_procedures(self, catalog_version: int, path: str, source: str) -> None:
         """Stores procedures for the next start. The catalog version must be past the stored one.
 
-        Raises ClusterError when it isn't, or when they can't be written: then the stored ones are as before.
+        Raises ClusterError when it isn't, or when they can't be written: then the stored ones are as before; Unflushed.
         """
         self._check_is_past(catalog_version)
         if len(source.encode()) > MAX_SOURCE_BYTES:
@@ -177,7 +181,7 @@ class DataDirectory:
         """Stores the schema that the cluster has from now on; its catalog version must be past the stored one.
 
         From here on every process that starts has it. Raises ClusterError when it can't be written: then the stored one
-        is as before.
+        is as before; Unflushed.
         """
         self._check_is_past(schema.catalog_version)
         try:
@@ -252,6 +256,7 @@ class DataDirectory:
 
     def _load(self, partitions: int | None) -> None:
         """Reads a complete directory, and checks the number of partitions."""
+        _flush_directory(self.path)  # whoever wrote what is read now may have died before that
         cluster = _read_cluster(self.path)
         if partitions is not None and partitions != cluster.partitions:
             raise ClusterError(
@@ -485,14 +490,24 @@ def _partition_directories(path: Path) -> dict[int, Path]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Makes `data` the file's content, or leaves the file as it was, whenever the machine stops."""
+    """Makes `data` the file's content, or leaves the file as it was, whenever the machine stops.
+
+    Raises OSError when the file is as it was; Unflushed.
+    """
     new = path.with_name(path.name + _NEW)
-    with open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        offset = 0
+        while offset < len(data):
+            offset += os.pwrite(descriptor, data[offset:], offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     os.rename(new, path)
-    _flush_directory(path.parent)
+    try:
+        _flush_directory(path.parent)
+    except OSError as error:
+        raise Unflushed(f"{path} is new, and could not be flushed: {_os_error_text(error, path)}") from error
 
 
 def _flush_directory(path: Path) -> None:

@@ -64,6 +64,10 @@ class Directory:
     def write_procedures(self, catalog_version: int, path: str, source: str) -> None:
         if "disk full" in source:
             raise OSError("No space left on device")
+        if "not flushed" in source:
+            from voltpy.data_directory import Unflushed  # here, so that children start faster
+
+            raise Unflushed("procedures.json is new, and could not be flushed")
         (self.path / "procedures.json").write_text(json.dumps([catalog_version, path, source]))
         self.catalog_version = catalog_version
 

@@ -413,6 +413,23 @@ def test_procedures_that_one_partition_or_the_disk_refuses_change_nothing(
     assert running.topology().catalog_version == 1
 
 
+def test_a_supervisor_that_can_not_flush_what_it_stores_ends_and_answers_nothing(
+    start: Callable[..., Running],
+) -> None:
+    running = start().ready()
+    context = zmq.Context()
+    dealer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    dealer.linger = 0
+    dealer.connect(f"tcp://127.0.0.1:{running.port}")
+    for message in (Hello(PROTOCOL_VERSION, 5), Admin(1, "load_procedures", {"source": "not flushed", "path": "p.py"})):
+        dealer.send(wire.encode(message))
+    assert running.process.wait(DEADLINE_S) != 0
+    answers = [wire.decode(dealer.recv()) for _ in iter(lambda: dealer.poll(0), 0)]
+    assert not any(isinstance(answer, AdminReply) for answer in answers)
+    context.destroy()
+    assert "could not be flushed" in running.stderr()
+
+
 def test_wrong_admin_commands_are_refused_and_the_schema_is_told(start: Callable[..., Running]) -> None:
     running = start().ready()
     assert running.admin("dance").error == "BadArguments"

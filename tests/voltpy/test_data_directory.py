@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from voltpy import data_directory
 from voltpy.data_directory import (
     DataDirectory,
     StoredProcedures,
+    Unflushed,
     coordinator_directory,
     read_procedures,
     read_schema,
@@ -330,6 +332,32 @@ def test_procedures_that_cannot_be_written_leave_the_stored_ones(
         assert directory.catalog_version == read_procedures(directory.path).catalog_version == 1
         directory.write_procedures(2, "/p.py", "pass")
         assert read_procedures(directory.path).source == "pass"
+
+
+def test_a_schema_that_is_in_place_and_not_flushed_passes_for_neither_the_old_nor_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    with DataDirectory.open(tmp_path / "d", 2, BANK) as directory:
+        schema = replace(directory.schema, catalog_version=2)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", broken)
+            with pytest.raises(Unflushed, match=r"schema.json is new, and could not be flushed: Input/output error"):
+                directory.write_schema(schema)
+        assert directory.schema.catalog_version == 0
+        assert read_schema(directory.path) == schema  # a partition that started now would have it: nobody may go on
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(ClusterError, match="Input/output error"):  # it may still not be on disk
+            DataDirectory.open(tmp_path / "d")
+    with DataDirectory.open(tmp_path / "d") as directory:
+        assert directory.schema == schema
 
 
 def test_procedure_file_that_is_no_text_or_too_large_is_refused(tmp_path: Path) -> None:
