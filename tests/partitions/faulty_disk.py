@@ -146,7 +146,8 @@ class FaultyDisk:
             for name, file in names.items()
         }
         for entry in os.scandir(self._directory):
-            self._real["unlink"](entry.path)
+            if not entry.is_dir():
+                self._real["unlink"](entry.path)
         self._names = {}
         for name, content in left.items():
             fd = self._real["open"](os.path.join(self._directory, name), os.O_WRONLY | os.O_CREAT, 0o600)
@@ -521,6 +522,8 @@ class _Reading:
 
 def _what(name: str) -> str:
     """What the file is for."""
+    if ".json" in name or ".sql" in name:
+        return "catalog"
     if name in (".", "LOCK", "pages"):
         return {".": "directory", "LOCK": "lock"}.get(name, name)
     return "root" if name.startswith("checkpoint") else {".run": "run", ".image": "image"}.get(Path(name).suffix, "wal")

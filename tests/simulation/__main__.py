@@ -1,5 +1,7 @@
 """`python -m tests.simulation --seeds N [--first S]`: runs of a simulated cluster, each from its seed.
 
+With `--schema` the schema changes meanwhile: those are other runs.
+
 A run that breaks a promise prints what, and the command that repeats it. Exit status 1 when there is one.
 """
 
@@ -19,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--schema", action="store_true", help="runs in which the schema changes meanwhile")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--broken", metavar="NAME", help="a build that must be found out; all: how soon each is")
     parser.add_argument("--keep-going", action="store_true", help="after a run that breaks a promise")
@@ -32,29 +35,32 @@ def main() -> int:
 
     if arguments.broken == "all":
         return _find_out_all(arguments.first, arguments.seeds)
+    mode = " --schema" if arguments.schema else ""
     began_s = time.monotonic()
     faults: Counter[str] = Counter()
     seeds_with: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     returned: Counter[str] = Counter()
+    changes: Counter[tuple[str, str]] = Counter()
     transactions = done = 0
     failed: list[int] = []
     gc.disable()
     with setting() as stage, broken(arguments.broken) if arguments.broken else nullcontext():
         for seed in range(arguments.first, arguments.first + arguments.seeds):
-            result = Run(stage, seed, trace=arguments.trace)()
+            result = Run(stage, seed, trace=arguments.trace, changes_schema=arguments.schema)()
             stage.world = stage.network = None
             done += 1
             faults.update(result.faults)
             seeds_with.update(result.faults.keys())
             outcomes.update(result.outcomes)
             returned.update(result.done)
+            changes.update(result.changes)
             transactions += result.transactions
             if result.violations:
                 failed.append(seed)
                 for violation in result.violations[:20]:
                     print(f"seed {seed}: {violation}")
-                print(f"repeat it: python -m tests.simulation --first {seed} --trace", flush=True)
+                print(f"repeat it: python -m tests.simulation{mode} --first {seed} --trace", flush=True)
                 if not arguments.keep_going:
                     break
             if done % 50 == 0:
@@ -76,6 +82,11 @@ def main() -> int:
         "returned": dict(sorted(returned.items())),
         "faults": {kind: {"fired": faults[kind], "seeds": seeds_with[kind]} for kind in sorted(faults)},
     }
+    if arguments.schema:
+        kinds = sorted({kind for kind, _ in changes})
+        summary["changes"] = {
+            kind: {what: count for (of, what), count in sorted(changes.items()) if of == kind} for kind in kinds
+        }
     print(json.dumps(summary, indent=2))
     return 1 if failed else 0
 

@@ -22,6 +22,18 @@ send has left, what it was about to flush may not be flushed.
     a part is of old            joint parts are sent  they come late, and their sessions end before that
     between two rounds          a second one is sent  it gets to the partitions late
     no room to decide           a Decide is obeyed    the disk is full for a moment
+
+Where the schema changes, there are also:
+
+    an index built and gone     an index is built     the partition loses its power, soon
+    a view built and gone       a view is built       the same
+    prepared a change and gone  a change is prepared  the same; or the coordinator dies
+    stored, and one is gone     schema.json is there  one partition dies, or the coordinator, or the router
+    one switches late           schema.json is there  one partition stands still, or the coordinator
+    switched and gone           a partition switches  it loses its power, soon
+    switched in vain            the coordinator does  it dies
+    not stored                  it is to be stored    the disk fails, or is full
+    the machine stops           it is to be stored    everything stops, in the middle of that or right before or after
 """
 
 from __future__ import annotations
@@ -30,7 +42,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from tests.partitions.faulty_disk import ENOSPC
+from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
 from tests.simulation.disk import Disk
 from tests.simulation.world import Process, World
 
@@ -46,7 +58,7 @@ class Ambush:
     def __init__(self, run: Run, kind: str) -> None:
         self.kind = kind
         self._run = run
-        point, self._spring = KINDS[kind]
+        point, self._spring = (KINDS | SCHEMA_KINDS)[kind]
         self._point, self._next_point = point, TURNS.get(kind, point)
         self._fits = FITTING.get(kind, lambda process: True)
 
@@ -207,6 +219,53 @@ def _no_room_to_decide(scene: Scene) -> None:
     scene.world.after(scene.rng.uniform(0.02, 0.2), disk.make_room)
 
 
+def _built_and_gone(scene: Scene) -> None:
+    scene.soon(0.0, 2e-3, lambda: scene.kill(scene.process, power=True))
+
+
+def _prepared_a_change_and_gone(scene: Scene) -> None:
+    victim = scene.rng.choice((scene.process, scene.process, scene.coordinator))
+    scene.soon(0.0, 3e-3, lambda: scene.kill(victim, power=True))
+
+
+def _stored_and_one_is_gone(scene: Scene) -> None:
+    victim = scene.rng.choice((*scene.partitions(), scene.coordinator, scene.run.processes["router"]))
+    scene.soon(0.0, 1e-3, lambda: scene.kill(victim, power=True))
+
+
+def _one_switches_late(scene: Scene) -> None:
+    scene.rng.choice((*scene.partitions(), scene.coordinator)).pause(scene.rng.choice((0.02, 0.2, 0.7)))
+
+
+def _switched_and_gone(scene: Scene) -> None:
+    scene.soon(0.0, 5e-4, lambda: scene.kill(scene.process, power=True))
+
+
+def _switched_in_vain(scene: Scene) -> None:
+    scene.soon(0.0, 5e-4, lambda: scene.kill(scene.coordinator, power=True))
+
+
+_STORING = ("create catalog", "pwrite catalog", "fsync catalog", "rename catalog", "fsync directory")
+
+
+def _not_stored(scene: Scene) -> None:
+    disk = scene.run.catalog_disk
+    assert disk is not None
+    call = scene.rng.choice(_STORING)
+    disk.fail_next(call, scene.rng.choice((EIO, ENOSPC) if call != "fsync directory" else (EIO,)))
+    scene.world.after(scene.rng.uniform(0.02, 0.2), disk.make_room)
+
+
+def _the_machine_stops(scene: Scene) -> None:
+    disk = scene.run.catalog_disk
+    assert disk is not None
+    if scene.rng.random() < 0.7:
+        disk.fail_next(scene.rng.choice(_STORING), CUT)
+    else:
+        scene.process.doom("point", 1)  # where it is now
+        scene.world.after(0.0, scene.run.stop_machine)
+
+
 KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "checkpoint in doubt": ("coordinator.prepare.sent", _checkpoint_in_doubt),
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
@@ -226,9 +285,22 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
 }
 
+# Where the schema changes.
+SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
+    "an index built and gone": ("schema_change.index_built", _built_and_gone),
+    "a view built and gone": ("schema_change.view_built", _built_and_gone),
+    "prepared a change and gone": ("server.load.prepared", _prepared_a_change_and_gone),
+    "stored, and one is gone": ("supervisor.persist.after", _stored_and_one_is_gone),
+    "one switches late": ("supervisor.persist.after", _one_switches_late),
+    "switched and gone": ("server.load.switched", _switched_and_gone),
+    "switched in vain": ("coordinator.load.switched", _switched_in_vain),
+    "not stored": ("supervisor.persist.before", _not_stored),
+    "the machine stops": ("supervisor.persist.before", _the_machine_stops),
+}
+
 # Those that wait at two points by turns, and the second one: of a batch that is not over nobody is told anything, so a
 # sound build seldom comes by.
-TURNS = {"borrowed in vain": "coordinator.reply.after"}
+TURNS = {"borrowed in vain": "coordinator.reply.after", "the machine stops": "supervisor.persist.after"}
 
 # What clients call more often, so that it is there to be caught, and to be seen by others.
 CALLS: dict[str, dict[str, float]] = {

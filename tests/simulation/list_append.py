@@ -10,6 +10,14 @@ An operation is (storage, list, value); value 0 reads. What is read is a list of
                 trying one place after another, an append says in which; what is read is how many places are taken
     "placed"    the same lists, read row by row
 
+Where the schema changes, lists in elements are read in more ways, each of which may be there or not, and tables come:
+
+    "where"     by an index, if there is one
+    "select"    the same by a statement
+    "view7"     the number, the sum, the least and the largest of the elements, from the view v7; None where it is not
+    "t7"        a row of text in the table t7
+    "columns"   the columns that the row in lists has got, and what is in them: see `_write`
+
 The lists in places are short ones: their storage ends with a number, "places3", and with their own they are a list.
 """
 
@@ -18,6 +26,7 @@ from __future__ import annotations
 import json
 
 from voltpy import DuplicateKey, procedure
+from voltpy.errors import SchemaError, SqlError
 
 MOST_ELEMENTS = 48
 MOST_PLACES = 6
@@ -60,6 +69,42 @@ def _elements_by_key(tx, number: int) -> list[int]:
     return values
 
 
+def _in_view(tx, name: str, number: int) -> list[int] | None:
+    try:
+        if number % 2:
+            row = getattr(tx, name).get(number)
+            return [0, 0, 0, 0] if row is None else [row.n, row.total, row.least, row.most]
+    except (AttributeError, SchemaError):  # it is not there, or this call crosses partitions
+        pass
+    try:
+        rows = tx.execute(f"SELECT n, total, least, most FROM {name} WHERE list = ?", [number]).rows
+    except SqlError:
+        return None
+    return list(rows[0]) if rows else [0, 0, 0, 0]
+
+
+def _added(row) -> list[str]:
+    """The columns that were not there in the beginning: c1, c2, …"""
+    return [name for name in row.__struct_fields__ if name[0] == "c" and name[1:].isdigit()]
+
+
+def _columns(tx, number: int) -> list | None:
+    """The last item of the row, how many there are, and of each added column its number and what is in it."""
+    row = tx.lists.get(number)
+    if row is None:
+        return None
+    values = _values(row.items)
+    return [values[-1], len(values), *([int(name[1:]), getattr(row, name)] for name in _added(row))]
+
+
+def _write(table, row, number: int, value: int) -> None:
+    """The value goes behind the others, and into every column that the row has got."""
+    if row is None:
+        table.insert(number, str(value))
+    else:
+        table.update(number, items=f"{row.items} {value}", **dict.fromkeys(_added(row), value))
+
+
 def _read(tx, storage: str, number: int) -> list[int] | int:
     if storage[:6] == "places":
         return _places_taken(tx, int(storage[6:]), number)
@@ -69,8 +114,22 @@ def _read(tx, storage: str, number: int) -> list[int] | int:
         if number % 2 == 0:
             return [row.value for row in tx.elements.range((number, 0), (number + 1, 0))]
         return _elements_by_key(tx, number)
-    row = (tx.lists if storage == "row" else tx.copies).get(number)
+    if storage == "where":
+        return [row.value for row in sorted(tx.elements.where(list=number), key=lambda row: row.position)]
+    if storage == "select":
+        rows = tx.execute("SELECT position, value FROM elements WHERE list = ? AND value > 0", [number]).rows
+        return [value for _, value in sorted(rows)]
+    if storage[:4] == "view":
+        return _in_view(tx, f"v{storage[4:]}", number)
+    if storage == "columns":
+        return _columns(tx, number)
+    row = _table(tx, storage).get(number)
     return [] if row is None else _values(row.items)
+
+
+def _table(tx, storage: str):
+    """Of lists that have a row each."""
+    return tx.lists if storage == "row" else tx.copies if storage == "copies" else getattr(tx, storage)
 
 
 def _append(tx, storage: str, number: int, value: int) -> int | None:
@@ -82,12 +141,8 @@ def _append(tx, storage: str, number: int, value: int) -> int | None:
             tx.abort("full")
         tx.elements.insert(number, position, value)
         return None
-    table = tx.lists if storage == "row" else tx.copies
-    row = table.get(number)
-    if row is None:
-        table.insert(number, str(value))
-    else:
-        table.update(number, items=f"{row.items} {value}")
+    table = _table(tx, storage)
+    _write(table, table.get(number), number, value)
     return None
 
 
@@ -156,6 +211,13 @@ def append_copies(tx, number: int, value: int) -> list:
     before = _read(tx, "copies", number)
     _append(tx, "copies", number, value)
     return [before, [[row.id, _values(row.items)] for row in tx.lists.scan()]]
+
+
+@procedure(partition_by="list")
+def fill(tx, list: int, elements: int) -> None:
+    """A list of so many elements that nobody asks for: indexes and views of them take more than one step to build."""
+    for position in range(elements):
+        tx.elements.insert(list, position, position + 1)
 
 
 @procedure(partition_by="account")

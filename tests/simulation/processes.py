@@ -11,8 +11,11 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, NoReturn
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from coordinator.__main__ import _planner
 from coordinator.bodies import Bodies
 from coordinator.decision_log import DecisionLog
 from coordinator.router import Router
@@ -33,22 +36,27 @@ from tests.simulation.network import Dealer, Network, Peer
 from tests.simulation.network import Door as SimulatedDoor
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Killed, Process, World
-from voltpy.actions import Done, Kill, Start, Tell, Terminate
+from voltpy.actions import Done, Kill, Persist, Start, Tell, Terminate
 from voltpy.child import ROUTER
+from voltpy.data_directory import DataDirectory, Unflushed, read_procedures, read_schema
 from voltpy.door import CLIENT, Door
-from voltpy.errors import Corruption, SqlError
+from voltpy.errors import Corruption, Error
 from voltpy.messages import (
     PROTOCOL_VERSION,
+    Admin,
+    AdminReply,
     Hello,
     Message,
+    PrepareLoad,
     StatusReply,
     StatusRequest,
     Topology,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Registry
+from voltpy.procedure import Registry, load
 from voltpy.record_log import DiskFull
-from voltpy.schema import Schema
+from voltpy.schema import Schema, from_json, to_json
+from voltpy.schema_queue import SchemaQueue
 from voltpy.supervision import Supervision
 from voltpy.transaction import unique_ids
 from voltpy.wire import decode, encode
@@ -60,15 +68,30 @@ TICK_S = 0.1
 
 
 class Options(NamedTuple):
-    """Of one run."""
+    """Of one run. `data`: the data directory."""
 
     partitions: int
-    schema: Schema
-    registry: Registry
+    data: Path
     segment_bytes: int
     checkpoint_bytes: int
     window_bytes: int
     fsync: str
+
+
+@lru_cache(maxsize=64)
+def _registry(source: str, path: str, schema: bytes, catalog_version: int) -> Registry:
+    return load(source, path, from_json(schema), catalog_version)
+
+
+def _stored(data: Path) -> tuple[Schema, Registry]:
+    """What a process that starts finds."""
+    schema, procedures = read_schema(data), read_procedures(data)
+    version = max(procedures.catalog_version, schema.catalog_version)
+    return schema, _registry(procedures.source, procedures.path, to_json(schema), version)
+
+
+def _load(message: PrepareLoad, schema: Schema) -> Registry:
+    return _registry(message.source, message.path, message.schema, message.catalog_version)
 
 
 class _NoTimeout:
@@ -95,8 +118,9 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
     """As partitions.__main__."""
     world, directory = process.world, disk.path
     disk.process = process
+    schema, registry = _stored(options.data)
     wal = Wal.open(directory, number, options.fsync, options.segment_bytes)
-    store = Store(options.schema, number, options.partitions, MEMORY_BYTES)
+    store = Store(schema, number, options.partitions, MEMORY_BYTES)
     checkpoint = read_checkpoint(directory, number)
     pages = load_checkpoint(directory, number, checkpoint, store)
     reader = PageReader(pages.path, store.arena.memory)
@@ -113,14 +137,14 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
     running = array("Q", bytes(64))
     executor = Executor(
         store,
-        options.registry,
+        registry,
         window,
         unique_ids(number, epoch),
         running,
         lambda: datetime.fromtimestamp(world.time(), UTC),
     )
     door = Door[Hashable](TOKEN, at_partition=number, partitions=options.partitions)
-    door.catalog_version = options.registry.catalog_version
+    door.catalog_version = registry.catalog_version
     sockets = SimulatedDoor(network, process, f"p{number}")
     server = Server(
         sockets,  # type: ignore[arg-type]
@@ -134,7 +158,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         wal,
         checkpointer,
         _NoTimeout(),  # type: ignore[arg-type]
-        lambda message, schema: options.registry,
+        _load,
         world.monotonic,
     )
     process.server = server
@@ -150,6 +174,7 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
     """As coordinator.__main__."""
     world, lane = process.world, options.partitions
     disk.process = process
+    schema, registry = _stored(options.data)
     log = DecisionLog.open(disk.path, lane, segment_bytes=options.segment_bytes, window_bytes=options.window_bytes)
     decisions = log.replay()
     window = OutcomeWindow(log.reaches, options.window_bytes)
@@ -157,16 +182,16 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         window.add(decision.batch, bytes(decision.outcomes))
     epoch = log.begin()
     bodies = Bodies(
-        options.schema,
+        schema,
         lane,
-        options.registry,
+        registry,
         array("Q", bytes(64)),
         unique_ids(lane, epoch),
         lambda: datetime.fromtimestamp(world.time(), UTC),
     )
     core = Transactions(lane, epoch, bodies, decisions, window)
     door = Door[Hashable](TOKEN, at_partition=lane, is_coordinator=True)
-    door.catalog_version = options.registry.catalog_version
+    door.catalog_version = registry.catalog_version
     server = Coordinator(
         SimulatedDoor(network, process, f"p{lane}"),  # type: ignore[arg-type]
         ROUTER_PORT + 1 + lane,
@@ -175,17 +200,13 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         core,
         log,
         _NoTimeout(),  # type: ignore[arg-type]
-        lambda message, schema: options.registry,
-        options.schema,
-        lambda schema: _no_plan,
+        _load,
+        schema,
+        _planner,
     )
     process.server = server
     world.tell(f"{process.name} serves, epoch {epoch}")
     server.serve()
-
-
-def _no_plan(text: str) -> NoReturn:
-    raise SqlError("the simulation has no statements")
 
 
 class _RouterShell:
@@ -196,6 +217,7 @@ class _RouterShell:
         self.network = network
         self.sockets = SimulatedDoor(network, process, "router")
         self.router = Router(Door[bytes](TOKEN, at_partition=None), process.world.time_ns())
+        process.server = self
         self.dealers: dict[int, tuple[int, Dealer]] = {}
 
     def serve(self) -> None:
@@ -284,17 +306,15 @@ class Supervisor:
         first_version: int,
         spawn: Callable[[int, Callable[[Process, BaseException | None], None]], Process],
     ) -> None:
-        self.core = Supervision(
-            options.partitions,
-            cluster_id="cluster",
-            runtime="/nowhere",
-            catalog_version=options.registry.catalog_version,
-            procedure_timeout_s=5.0,
-            first_version=first_version,
-        )
         self.world = world
+        self.directory: DataDirectory | None = None
+        self.core: Supervision | None = None  # until it has read the directory
+        self.changes: SchemaQueue | None = None
         self.children: dict[int, Process] = {}
         self.failures: list[str] = []  # what no child may end with
+        self.interrupted: Callable[[str, str], None] = lambda kind, phase: None  # a change of the schema, by a death
+        self._options = options
+        self._first_version = first_version
         self._network = network
         self._spawn = spawn
         self._dealers: dict[int, Dealer] = {}
@@ -302,38 +322,90 @@ class Supervisor:
         self._exits: deque[tuple[int, int, str]] = deque()
 
     @property
+    def is_ready(self) -> bool:
+        return self.core is not None and self.core.ready and self.all_serve
+
+    @property
     def all_serve(self) -> bool:
-        return all(child.state == "serving" for child in self.core.children())
+        return self.core is not None and all(child.state == "serving" for child in self.core.children())
+
+    @property
+    def is_changing(self) -> bool:
+        """A change of the schema is under way, or waits for its turn."""
+        return self.core is None or self.changes is None or self.core.is_loading or bool(self.changes._waiting)
 
     def run(self, process: Process) -> None:
         self.process = process
-        self.core.begin(self.world.now_s)
+        self.directory = directory = DataDirectory.open(self._options.data)
+        core = self.core = Supervision(
+            self._options.partitions,
+            cluster_id="cluster",
+            runtime="/nowhere",
+            catalog_version=directory.catalog_version,
+            procedure_timeout_s=5.0,
+            first_version=self._first_version,
+        )
+        changes = self.changes = SchemaQueue(directory, core, self._answer)
+        core.begin(self.world.now_s)
         while not self._is_done:
-            self._carry_out()
+            self._carry_out(core, directory)
             if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
                 process.wait(TICK_S)
             now_s = self.world.now_s
             for number, dealer in list(self._dealers.items()):
                 while dealer.arrived:
-                    self.core.said(number, decode(dealer.arrived.popleft()), now_s)
+                    message = decode(dealer.arrived.popleft())
+                    if isinstance(message, Admin):
+                        changes.add(message, now_s)
+                    else:
+                        core.said(number, message, now_s)
             while self._exits:
                 number, status, words = self._exits.popleft()
                 self._dealers.pop(number).close()
-                self.core.exited(number, status, words, now_s)
-            self.core.tick(now_s)
+                core.exited(number, status, words, now_s)
+            while changes.begin_next(now_s):
+                self._carry_out(core, directory)
+            core.tick(now_s)
 
-    def _carry_out(self) -> None:
-        while actions := self.core.take():
+    def _carry_out(self, core: Supervision, directory: DataDirectory) -> None:
+        while actions := core.take():
             for action in actions:
                 if isinstance(action, Tell):
                     self._tell(action.child, action.message)
                 elif isinstance(action, Start):
                     self._start(action.child)
+                elif isinstance(action, Persist):
+                    self._persist(action, core, directory)
                 elif isinstance(action, Done):
                     self._is_done = True
                 elif isinstance(action, Kill | Terminate):
                     self.world.tell(f"supervisor: {action}")
                     self.children[action.child].kill()
+
+    def _persist(self, persist: Persist, core: Supervision, directory: DataDirectory) -> None:
+        assert persist.schema is not None
+        self.process.passes("supervisor.persist.before")
+        try:
+            directory.write_schema(persist.schema)
+        except Unflushed:
+            raise
+        except (OSError, Error) as error:
+            self.world.tell(f"supervisor: not stored: {type(error).__name__}")
+            core.persisted(str(error))
+        else:
+            self.world.tell(f"supervisor: catalog version {persist.catalog_version} is stored")
+            self.process.passes("supervisor.persist.after")
+            core.persisted("")
+
+    def _answer(self, message: Admin, body: dict[str, Any], error: str) -> None:
+        self._tell(ROUTER, AdminReply(message.number, error, body))
+
+    def died(self, name: str) -> None:
+        """A process, or this one; told before anybody has noticed."""
+        load = self.core._loads._load if self.core is not None else None
+        if load is not None:
+            phase = "switching" if load.is_decided else "held" if load.is_cut else "preparing"
+            self.interrupted(load.kind.upper(), f"{phase}, {name}")
 
     def _tell(self, number: int, message: Message) -> None:
         dealer = self._dealers.get(number)
@@ -360,5 +432,10 @@ class Supervisor:
             self.failures.append(f"{process.name} ended: {words}")
         self.world.tell(f"{process.name} ended: {words}")
         if self.process.is_alive:
+            self.died("the router" if number == ROUTER else _role(number, self._options))
             self._exits.append((number, status, words))
             self.world.after(self.world.rng.uniform(1e-4, 2e-3), self.process.wake)
+
+
+def _role(number: int, options: Options) -> str:
+    return "the coordinator" if number == options.partitions else "a partition"

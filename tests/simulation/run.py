@@ -5,6 +5,9 @@ trouble   clients call; faults of a few kinds, drawn for this run, happen at ran
           where it is waited for
 peace     nothing fails any more; every call that is under way must be answered
 judgement the lists and the bank are read, and the history goes to the checker
+
+Where the schema changes meanwhile (tests.simulation.schema_changes), one more client asks for that, during the trouble;
+and at the end all processes must have one schema, with all that it must have, and everything agrees with the rows.
 """
 
 from __future__ import annotations
@@ -12,24 +15,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
+from tests.partitions.faulty_disk import CUT, EIO, ENOSPC, PowerCut
 from tests.simulation.ambush import KINDS as AMBUSHES
-from tests.simulation.ambush import LONG, Ambush
+from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
 from tests.simulation.network import Network
 from tests.simulation.processes import Options, Supervisor, run_coordinator, run_partition, run_router
+from tests.simulation.schema_changes import Changes
 from tests.simulation.stage import Stage
 from tests.simulation.workload import Call, Client, Ledger
 from tests.simulation.world import Killed, Process, World, choose
 from voltpy.child import ROUTER
-from voltpy.procedure import Registry, load
-from voltpy.schema import Schema
-from voltpy.sql.ddl import parse_schema
+from voltpy.data_directory import DataDirectory
+from voltpy.errors import ClusterError, Corruption
 
 HERE = Path(__file__).parent
 READY_S = 20.0
@@ -40,6 +42,7 @@ KINDS = {
     "total": 2.0, "total_of_all": 1.0,
 }  # fmt: skip
 ALONE = {"transact_one": 5.0, "look_at_one": 3.0}
+BY_VIEWS = {"total_by_view": 2.0}  # where the schema changes
 FAULTS = {
     "kill": 3.0, "kill at a step": 3.0, "torn write": 1.5, "power cut": 0.7, "pause": 2.0, "cut": 1.5, "break": 2.0,
     "slow": 1.0, "EIO": 1.0, "ENOSPC": 1.0, "restart all": 0.4,
@@ -58,31 +61,20 @@ class Result(NamedTuple):
     transactions: int
     simulated_s: float
     events: int
-
-
-@cache
-def schema() -> Schema:
-    return parse_schema((HERE / "list_append.sql").read_text(encoding="utf-8"))
-
-
-@cache
-def registry() -> Registry:
-    path = HERE / "list_append.py"
-    return load(path.read_text(encoding="utf-8"), str(path), schema(), 1)
+    changes: dict[tuple[str, str], int]  # of the schema: (statement, what became of it, or whose death met it)
 
 
 class Run:
-    """`seed` decides everything. `trace` prints what happens."""
+    """`seed` decides everything. `trace` prints what happens. `changes_schema`: the schema changes meanwhile."""
 
-    def __init__(self, stage: Stage, seed: int, *, trace: bool = False) -> None:
+    def __init__(self, stage: Stage, seed: int, *, trace: bool = False, changes_schema: bool = False) -> None:
         self.world = world = World(seed)
         self.network = Network(world)
         stage.world, stage.network = world, self.network
         rng = world.rng
         self.options = Options(
             partitions=rng.choice((1, 2, 2, 2, 2, 2, 3, 3, 3)),
-            schema=schema(),
-            registry=registry(),
+            data=Path(),
             segment_bytes=rng.choice((1 << 12, 1 << 14, 1 << 16)),
             checkpoint_bytes=rng.choice((1 << 12, 1 << 14, 1 << 30)),
             window_bytes=rng.choice((1 << 12, 1 << 20)),
@@ -100,6 +92,12 @@ class Run:
         self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
         self._supervisors = 0
         self.supervisor: Supervisor | None = None
+        self.catalog_disk: Disk | None = None  # where the schema is, and may change
+        self.changes: Changes | None = None
+        if changes_schema:
+            self.changes = self.ledger.changes = Changes(seed, self.ledger)
+            if self.options.partitions > 1:
+                self.ledger.kinds = {**self.ledger.kinds, **BY_VIEWS}
 
     def __call__(self) -> Result:
         world = self.world
@@ -112,6 +110,11 @@ class Run:
                     place = directory / f"p{number}"
                     place.mkdir()
                     self.disks[f"p{number}"] = stack.enter_context(Disk(world, place))
+                self.options = self.options._replace(data=directory / "data")
+                if self.changes is not None:
+                    self.catalog_disk = stack.enter_context(Disk(world, self.options.data))
+                text = (HERE / "list_append.sql").read_text(encoding="utf-8")
+                DataDirectory.open(self.options.data, self.options.partitions, text, HERE / "list_append.py").close()
                 self._run()
                 for process in list(self.processes.values()):
                     process.kill()
@@ -119,6 +122,8 @@ class Run:
             shutil.rmtree(directory, ignore_errors=True)
         self.ledger.look_up_lengths()
         self.violations += self.ledger.violations
+        if self.changes is not None:
+            self.violations += self.changes.judge_reads()
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
         self.violations += [str(anomaly) for anomaly in check(self.ledger.transactions)]
@@ -131,6 +136,7 @@ class Run:
             len(self.ledger.transactions),
             world.now_s,
             world._counted,
+            {} if self.changes is None else dict(self.changes.counts),
         )
 
     def _run(self) -> None:
@@ -152,11 +158,26 @@ class Run:
             self._start(f"c{number}", client.run)
         first = self.clients[0]
         first.queued = self.ledger.open_accounts()
+        if self.changes is not None:
+            first.queued += self.changes.fill()
         opened = len(first.queued)
         world.run(lambda: first.is_done, READY_S)
         if self.ledger.outcomes != {"ok": opened}:
             self.violations.append("the accounts were not opened")
             return
+        if self.changes is not None:
+            changing = Client(
+                world,
+                self.ledger,
+                99,
+                affinity=rng.random() < 0.5,
+                retry_s=rng.choice((0.0, 3.0)),
+                callers=rng.choice((1, 1, 2)),
+            )
+            changing.next_call, changing.settled = self.changes.next_call, self.changes.settled
+            changing.timeout_s = rng.choice((0.3, 2.0, 10.0))
+            self.clients.append(changing)
+            self._start(f"c{len(self.clients) - 1}", changing.run)
         for number, client in enumerate(self.clients):
             client.calling = True
             self.processes[f"c{number}"].wake()
@@ -173,6 +194,10 @@ class Run:
             longer = [LONG[kind] for kind in ambushes if kind in LONG]
             enough = max([enough, *(calls for calls, _ in longer)])
             time_s += max([0.0, *(seconds for _, seconds in longer)])
+        if self.changes is not None:
+            time_s += 1.0
+            for kind in self._schema_ambushes():
+                Ambush(self, kind).lay(within_s=0.1)
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
         world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
@@ -193,15 +218,22 @@ class Run:
         second = (first + 1 + seed // len(all_kinds)) % len(all_kinds)
         return [all_kinds[place] for place in dict.fromkeys((first, second))]
 
+    def _schema_ambushes(self) -> list[str]:
+        """The same for changes of the schema: one in most, two in some, none in some."""
+        seed, all_kinds = self.world.seed, sorted(SCHEMA_KINDS)
+        if seed % 7 == 6:
+            return []
+        first = seed % len(all_kinds)
+        second = (first + seed // len(all_kinds)) % len(all_kinds)
+        return [all_kinds[place] for place in dict.fromkeys((first, second))]
+
     @property
     def _is_ready(self) -> bool:
-        return self.supervisor is not None and self.supervisor.core.ready and self.supervisor.all_serve
+        return self.supervisor is not None and self.supervisor.is_ready
 
     @property
     def _all_serve(self) -> bool:
-        return self.supervisor is not None and all(
-            child.state == "serving" for child in self.supervisor.core.children()
-        )
+        return self.supervisor is not None and self.supervisor.all_serve
 
     def _judge(self) -> None:
         if not self.world.run(lambda: self._all_serve, READY_S):
@@ -221,6 +253,36 @@ class Run:
         if not self.world.run(lambda: client.is_done, ANSWER_S):
             self.violations.append("the lists can't be read when everything is over")
         self.violations += failed
+        if self.changes is not None:
+            self._judge_schema(self.changes)
+
+    def _judge_schema(self, changes: Changes) -> None:
+        """All have the same schema, which has what it must have; in every partition everything agrees with the rows."""
+        supervisor = self.supervisor
+        if supervisor is None or not self.world.run(lambda: not supervisor.is_changing, ANSWER_S):
+            self.violations.append("a change of the schema does not come to an end")
+            return
+        assert supervisor.directory is not None
+        stored, version = supervisor.directory.schema, supervisor.directory.catalog_version
+        self.violations += changes.judge(stored)
+        for name in sorted(self.disks):
+            server = self.processes[name].server
+            is_partition = name != f"p{self.options.partitions}"
+            schema = server._store.schema if is_partition else server._schema
+            registry = (server._executor if is_partition else server.core.bodies).registry
+            if schema != stored:
+                self.violations.append(f"{name} has another schema than what is stored, {schema} not {stored}")
+            versions = {registry.catalog_version, server._door.catalog_version}
+            if versions - {version}:
+                self.violations.append(f"{name} has catalog versions {versions}, not {version}")
+            if is_partition:
+                try:
+                    server._store.check()
+                except Corruption as error:
+                    self.violations.append(f"{name}: {error}")
+        door = self.processes["router"].server.router.door
+        if not self.world.run(lambda: door.catalog_version == version, ANSWER_S):
+            self.violations.append(f"the router has catalog version {door.catalog_version}, not {version}")
 
     # ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -237,14 +299,30 @@ class Run:
         self._supervisors += 1
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
-        self.supervisor = Supervisor(self.world, self.network, self.options, self._supervisors * 10_000, self._spawn)
-        process = Process(self.world, "supervisor", self.supervisor.run, self._supervisor_ended)
+        supervisor = Supervisor(self.world, self.network, self.options, self._supervisors * 10_000, self._spawn)
+        self.supervisor = supervisor
+        process = Process(self.world, "supervisor", supervisor.run, self._supervisor_ended)
         self.processes["supervisor"] = process
+        if self.changes is not None:
+            supervisor.interrupted = self.changes.interrupted
+        if self.catalog_disk is not None:
+            self.catalog_disk.process = process
+
+        def cleanup() -> None:
+            if self.catalog_disk is not None:
+                self.catalog_disk.crashed()
+            elif supervisor.directory is not None:
+                supervisor.directory.close()
+
+        process.cleanup = cleanup
 
     def _supervisor_ended(self, process: Process, error: BaseException | None) -> None:
-        """A start that failed is tried again by whoever looks after the machine's services."""
+        """A start that failed is tried again by whoever looks after the machine's services; so is what stops itself."""
         if error is None:
             self.world.after(0.1, self._start_supervisor)
+        elif isinstance(error, ClusterError | OSError | PowerCut) and self.catalog_disk is not None:
+            self.world.tell(f"supervisor ended: {error!r}")
+            self.world.after(0.0, self.stop_machine)
         elif not isinstance(error, Killed):
             self.violations.append(f"{process.name} ended: {error!r}")
 
@@ -312,6 +390,9 @@ class Run:
         elif kind == "break":
             lane = f"p{self.options.partitions}"  # between it and the partitions the protocol mends what breaks
             lines = [line for line in network.connections if not line.reconnects or line.caller_name == lane]
+            if self.changes is not None and self.options.partitions == 1:
+                # There the coordinator plans statements, and never speaks first: so it does not learn that it broke.
+                lines = [line for line in lines if line.caller_name != lane]
             if not lines:
                 return
             line = rng.choice(lines)
@@ -342,16 +423,24 @@ class Run:
 
     def _restart_all(self) -> None:
         """The machine goes down, and comes back."""
-        world, rng = self.world, self.world.rng
         if not self.processes["supervisor"].is_alive:
             return
-        world.fault("restart all")
+        self.world.fault("restart all")
+        self.stop_machine()
+
+    def stop_machine(self) -> None:
+        """The supervisor may have gone before."""
+        world, rng = self.world, self.world.rng
+        if self.supervisor is not None:
+            self.supervisor.died("the machine")
         self.processes["supervisor"].kill()
         for name, process in list(self.processes.items()):
             if name[0] in "pr":
                 process.kill()
         for disk in self.disks.values():
             disk.lose_power()
+        if self.catalog_disk is not None and self.is_troubled:
+            self.catalog_disk.lose_power()
         world.after(rng.uniform(0.01, 0.3), self._start_supervisor)
 
     def _make_peace(self) -> None:
@@ -360,6 +449,9 @@ class Run:
         for disk in self.disks.values():
             disk.fail(0, "")
             disk.make_room()
+        if self.catalog_disk is not None:
+            self.catalog_disk.fail(0, "")
+            self.catalog_disk.make_room()
         for process in self.processes.values():
             process.paused_until_s = 0.0
             process.doom("", 1)

@@ -21,8 +21,10 @@ from unittest import mock
 
 import coordinator.server
 import partitions.flusher
+import partitions.lookups
 import partitions.page_reader
 import partitions.server
+import partitions.store
 import voltpy.child
 import voltpy.crash_point
 import voltpy.links
@@ -166,6 +168,10 @@ def setting() -> Iterator[Stage]:
         put(coordinator.server, "StreamLink", type("StagedStream", (StreamToPartition,), {"stage": stage}))
         put(partitions.flusher, "_glibc", lambda: None)
         put(partitions.page_reader.PageReader, "_set_up", lambda *_: False)
+        # Procedures and builds take no time: of these, each turn of a partition does the least that it can.
+        put(partitions.server, "BUILD_S", 0.0)
+        put(partitions.lookups, "BESIDE_PAGES", 1)
+        put(partitions.store, "BESIDE_PAGES", 1)
         put(Store, "read_latency_us", lambda _: {"hot": None, "resident": None})
         yield stage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,18 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.ambush import KINDS as AMBUSHES
+from tests.simulation.ambush import SCHEMA_KINDS as SCHEMA_AMBUSHES
 from tests.simulation.broken import BROKEN, broken
 from tests.simulation.rules import RULES
 from tests.simulation.run import FAULTS, Run
 from tests.simulation.stage import Stage, setting
 
 SEEDS = range(1, 36)
+SCHEMA_SEEDS = range(1, 11)
+STATEMENTS = (
+    "ADD COLUMN", "CREATE INDEX", "CREATE TABLE", "CREATE UNIQUE INDEX", "CREATE VIEW", "DROP INDEX", "DROP TABLE",
+    "DROP VIEW",
+)  # fmt: skip
 SEEDS_OF_BROKEN = range(1, 401)  # until the first that finds it out
 TESTS = Path(__file__).parent.parent
 # Broken builds for which a few seeds are enough; for all of them: `python -m tests.simulation --broken all --seeds N`.
@@ -46,12 +53,29 @@ def test_a_cluster_in_which_everything_fails_keeps_its_promises(stage: Stage) ->
     assert len(set(AMBUSHES) - set(faults)) <= 2  # in a few seeds
 
 
-def test_a_seed_brings_the_same_run_again(stage: Stage) -> None:
+def test_a_schema_that_changes_while_everything_fails_is_the_same_everywhere(stage: Stage) -> None:
+    faults: Counter[str] = Counter()
+    changes: Counter[tuple[str, str]] = Counter()
+    for seed in SCHEMA_SEEDS:
+        result = Run(stage, seed, changes_schema=True)()
+        repeat = f"python -m tests.simulation --schema --first {seed} --trace"
+        assert result.violations == [], f"repeat it: {repeat}"
+        faults.update(result.faults)
+        changes.update(result.changes)
+    assert len(set(SCHEMA_AMBUSHES) - set(faults)) <= 1
+    assert all(changes[statement, "made"] for statement in STATEMENTS)
+    assert changes["CREATE UNIQUE INDEX", "refused"]
+    deaths = {what for _, what in changes}
+    assert {"preparing, a partition", "switching, a partition", "held, the machine"} <= deaths
+
+
+@pytest.mark.parametrize("changes_schema", [False, True])
+def test_a_seed_brings_the_same_run_again(stage: Stage, changes_schema: bool) -> None:
     told: list[list[str]] = []
     for _ in range(2):
-        run = Run(stage, 2)
+        run = Run(stage, 2, changes_schema=changes_schema)
         told.append([])
-        run.world.trace = told[-1].append
+        run.world.trace = lambda text: told[-1].append(re.sub(r"simulation-\w+", "", text))
         run()
     assert told[0] == told[1]
     assert len(told[0]) > 100

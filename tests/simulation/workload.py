@@ -9,27 +9,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation.history import Append, Key, Outcome, Read, Transaction
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Process, World, choose
 from voltpy.address import Address
-from voltpy.calls import Everywhere, Pending
+from voltpy.builtin import QUERY_ALL
+from voltpy.calls import Command, Everywhere, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Aborted, Indeterminate, Overloaded, ReadOnly, Unavailable
 from voltpy.links import Links
+
+if TYPE_CHECKING:
+    from tests.simulation.schema_changes import Changes
 
 OPENING_BALANCE = 100
 PAUSE_S = 0.05  # after an error
 APPENDS_A_CHAPTER = 6  # then another list in places is appended to
 NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
+CHANGE = "change_schema"
 
 Operation = tuple[str, int, int]
 
 
 class Ledger:
-    """What all clients saw together. `kinds`: how likely each kind of call is."""
+    """What all clients saw together. `kinds`: how likely each kind of call is. `changes`: where the schema changes."""
+
+    changes: Changes | None = None
 
     def __init__(self, rng: Random, *, kinds: dict[str, float], lists: int, accounts: int) -> None:
         self.rng = rng
@@ -81,6 +88,8 @@ class Ledger:
         if kind == "transfer":
             source, target = rng.randrange(self.accounts), rng.randrange(self.accounts)
             return Call(self, self._numbers, kind, (source, target, rng.randrange(1, 40)), [])
+        if kind == "total_by_view" and self.changes is not None:
+            return self.changes.total_by_view(self._numbers)
         if kind == "total":
             return Call(self, self._numbers, kind, (list(range(self.accounts)),), [])
         return Call(self, self._numbers, kind, (), [])
@@ -102,6 +111,8 @@ class Ledger:
             self._numbers += 1
             operations: list[Operation] = [("row", number, 0), ("elements", number, 0), ("copies", number % 2, 0)]
             operations += [(f"placed{chapter}", number, 0) for chapter in range(self._chapter(number) + 1)]
+            if self.changes is not None:
+                operations += self.changes.read_all(number)
             calls.append(Call(self, self._numbers, "look_at_one", (number, operations), operations))
         return calls
 
@@ -130,7 +141,18 @@ class Ledger:
                 self._value += 1
                 value = self._value
             operations.append(("copies", rng.randrange(2), value))
+        if self.changes is not None:
+            operations = self.changes.varied(operations, numbers, writes=writes)
         return operations
+
+    def next_number(self) -> int:
+        """Of a transaction."""
+        self._numbers += 1
+        return self._numbers
+
+    def next_value(self) -> int:
+        self._value += 1
+        return self._value
 
     def settled(self, call: Call, now_s: float) -> None:
         error = call.error
@@ -138,6 +160,8 @@ class Ledger:
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
         if error is None:
             self.done[call.procedure_name] = self.done.get(call.procedure_name, 0) + 1
+        if call.procedure_name == QUERY_ALL and error is None and call.value != [[self.total]]:
+            self.violations.append(f"T{call.transaction}: by a view the bank's total is {call.value}, not {self.total}")
         if call.procedure_name in ("total", "total_of_all") and error is None and call.value != self.total:
             self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
         results: list[Any] | None = None
@@ -152,13 +176,21 @@ class Ledger:
             outcome = Outcome.ABORTED
             if not str(error).endswith("…"):  # a long reason is cut: what such a call has read is not known
                 results = json.loads(str(error))
-        elif isinstance(error, Aborted) and call.procedure_name == "transfer":
+        elif (isinstance(error, Aborted) and call.procedure_name == "transfer") or (
+            self.changes is not None and self.changes.explains(call, error)
+        ):
             outcome = Outcome.ABORTED
         else:
             outcome = Outcome.UNKNOWN
             self.violations.append(f"T{call.transaction}, {call.procedure_name}, ended with {name}: {error}")
         operations: list[Append | Read] = []
         for position, (storage, number, value) in enumerate(call.operations):
+            if self.changes is not None and self.changes.is_varied(storage):
+                result = None if results is None else results[position]
+                operations += self.changes.read(
+                    call, (len(self.transactions), len(operations)), storage, number, result
+                )
+                continue
             key = f"{storage}.{number}".replace("placed", "places")
             if storage.startswith("places") and results is not None:
                 self._lengths.append((len(self.transactions), len(operations), results[position]))
@@ -184,6 +216,10 @@ class Ledger:
         rows = {number: values for _, rows in parts for number, values in rows}
         return [before, None, *(rows.get(number, []) for number in range(self.lists))]
 
+    def told_length(self, transaction: int, operation: int, length: int) -> None:
+        """Of what is read there in the history, only how long it was is known."""
+        self._lengths.append((transaction, operation, length))
+
     def look_up_lengths(self) -> None:
         """Says what was in the lists of which only the length was told, by what was ever read of them."""
         longest: dict[Key, tuple[int, ...]] = {}
@@ -199,7 +235,7 @@ class Ledger:
             before = longest.get(key, ())[: length - len(own)]
             if len(before) + len(own) != length:
                 self.violations.append(
-                    f"T{transaction.number}: {length} places of {key} were taken that nobody has now"
+                    f"T{transaction.number}: {length} elements of {key} were counted, and not all are there now"
                 )
             operations[position] = Read(key, before + own)
             self.transactions[place] = transaction._replace(operations=tuple(operations))
@@ -240,6 +276,16 @@ class DirectedCall(Everywhere):
         self.call = call
 
 
+class CommandCall(Command):
+    """A change of the schema; its statement is the call's argument."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
 class Client:
     """One client process. `is_done` when it has stopped and nothing is under way."""
 
@@ -254,6 +300,7 @@ class Client:
         self.think_s = world.rng.choice((0.001, 0.005, 0.03))
         self.queued: list[Call] = []  # to be made now, beside what the callers do
         self.answered: Callable[[Call], None] = lambda call: None
+        self.next_call, self.settled = ledger.next_call, ledger.settled
         self._call_at_s = [world.rng.uniform(0.0, 0.05) for _ in range(callers)]
         self._callers: dict[int, int] = {}  # by transaction
 
@@ -284,7 +331,7 @@ class Client:
         for caller, when_s in enumerate(self._call_at_s):
             if when_s <= now_s:
                 self._call_at_s[caller] = float("inf")
-                self._submit(self.ledger.next_call(), caller, now_s)
+                self._submit(self.next_call(), caller, now_s)
 
     def _submit(self, call: Call, caller: int, now_s: float) -> None:
         self.under_way += 1
@@ -293,6 +340,8 @@ class Client:
         self.world.tell(f"T{call.transaction} {call.procedure_name}{call.arguments}")
         if call.procedure_name == "append_copies":
             self.connection.everywhere(DirectedCall(call), "append_copies", call.arguments, now_s, self.timeout_s)
+        elif call.procedure_name == CHANGE:
+            self.connection.admin(CommandCall(call), CHANGE, {"text": call.arguments[0]}, now_s, self.timeout_s)
         else:
             self.connection.submit(call, call.procedure_name, call.arguments, now_s, self.timeout_s)
 
@@ -305,10 +354,13 @@ class Client:
                 call.error = pending.error
                 if pending.error is None:
                     call.value = self.ledger.of_parts(call, pending.value)
+            elif isinstance(pending, CommandCall):
+                call = pending.call
+                call.value, call.error = pending.value, pending.error
             assert isinstance(call, Call)
             self.world.tell(f"T{call.transaction} {call.value if call.error is None else repr(call.error)}")
             self.under_way -= 1
-            self.ledger.settled(call, now_s)
+            self.settled(call, now_s)
             caller = self._callers.pop(call.transaction)
             if caller >= 0:
                 self._call_at_s[caller] = now_s + self.world.rng.expovariate(
