@@ -44,8 +44,8 @@ class Load(Struct, eq=False):
     """A load of procedures between its first message and its decision; a change of the schema until all have switched.
 
     `schema`: the new one; None: procedures alone are loaded. `kind`: of the statement. `cut`: for
-    a new schema, unless there is nothing that crosses partitions. `unswitched`: who has still to switch, once it is
-    decided.
+    a new schema, unless there is nothing that crosses partitions. `is_being_stored`: from when that is asked for, so
+    nothing but its failure can stop it any more. `unswitched`: who has still to switch, once it is decided.
     """
 
     admin_number: int
@@ -57,12 +57,9 @@ class Load(Struct, eq=False):
     kind: str = ""
     cut: Cut | None = None
     is_cut: bool = False
+    is_being_stored: bool = False
     prepared: dict[int, list[ProcedureInfo]] = field(default_factory=dict)
     unswitched: set[int] | None = None
-
-    @property
-    def is_decided(self) -> bool:
-        return self.unswitched is not None
 
     @property
     def what(self) -> str:
@@ -130,7 +127,7 @@ class Loads:
 
     def tick(self, now_s: float) -> None:
         load = self._load
-        if load is None or load.is_decided:
+        if load is None or load.is_being_stored:
             return
         if load.cut is not None and now_s >= load.cut.until_s:
             why = f"transactions across partitions were not over within {CUT_LIMIT_S:.0f} s; nothing changed"
@@ -150,13 +147,13 @@ class Loads:
 
     def worker_died(self, child: Child) -> None:
         load = self._load
-        if load is not None and not load.is_decided:
+        if load is not None and not load.is_being_stored:
             why = f"{child.name} died while the new {load.what} was being prepared; nothing changed"
             self._give_up(load, "Unavailable", why)
 
     def prepared(self, child: Child, message: LoadPrepared, now_s: float) -> None:
         load = self._load
-        if load is None or message.catalog_version != load.catalog_version or load.is_decided:
+        if load is None or message.catalog_version != load.catalog_version or load.is_being_stored:
             return
         if message.error:
             return self._give_up(load, message.code, message.error)
@@ -233,6 +230,7 @@ class Loads:
             self._actions.tell(child, PrepareLoad(load.catalog_version, load.source, load.path, encoded))
 
     def _persist(self, load: Load) -> None:
+        load.is_being_stored = True
         self._actions.add(Persist(load.catalog_version, load.path, load.source, load.schema))
 
     def _end(self, load: Load) -> None:

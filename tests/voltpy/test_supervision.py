@@ -893,6 +893,36 @@ def test_schema_is_prepared_then_batches_held_then_stored_then_switched_then_ann
     assert not world.core.is_loading
 
 
+def test_a_partition_that_dies_while_the_schema_is_being_stored_does_not_undo_what_is_stored() -> None:
+    world = changing()
+    [hold] = world.told(all_prepared(world), COORDINATOR, HoldBatches)
+    world.core.said(COORDINATOR, BatchesHeld(hold.snapshot), world.now_s)  # now it is to be stored …
+    actions = world.exit(1, -9)  # … and before it is, another descriptor is ready
+    assert of(actions, Persist) == [Persist(5, "p.py", "source", FIFTH)]
+    assert world.told(actions, ROUTER, AdminReply) == []
+    assert world.told(actions, 0, DiscardLoad) == []
+    assert world.told(world.tick(LOAD_LIMIT_S), ROUTER, AdminReply) == []
+    world.core.persisted("")
+    assert world.told(world.take(), 0, SwitchLoad) == [SwitchLoad(5)]
+    for number in (0, COORDINATOR):
+        world.answer(number, catalog=5)
+    actions = world.answer(1, incarnation=2, catalog=5)
+    assert not of(actions, Kill)
+    assert [reply.error for reply in world.told(actions, ROUTER, AdminReply)] == [""]
+
+
+def test_procedures_that_are_being_stored_are_not_given_up_for_a_partition_that_dies() -> None:
+    world = World()
+    world.serve()
+    world.core.load_procedures(9, "source", "p.py", world.now_s)
+    for number in WORKERS:
+        world.core.said(number, prepared(5), world.now_s)
+    assert world.told(world.exit(1, -9), ROUTER, AdminReply) == []
+    world.core.persisted("")
+    assert [reply.error for reply in world.told(world.take(), ROUTER, AdminReply)] == [""]
+    assert not of(world.answer(1, incarnation=2, catalog=5), Kill)
+
+
 def test_batches_are_held_before_the_check_where_rows_must_not_change_after_it() -> None:
     world = changing(cuts_first=True)
     actions = world.take()
