@@ -204,7 +204,10 @@ class StreamLink:
             return None
         if not data:
             self._lost = True
-        return self._frames.popleft() if self._frames else None
+        if self._frames:
+            return self._frames.popleft()
+        self._empty = False  # this was the look that found nothing
+        return None
 
     def write_on(self) -> None:
         """The socket takes more now."""
