@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from msgspec import Raw
 
 from coordinator.decision_log import DecisionLog
-from coordinator.session import DOWN
+from coordinator.session import ATTACHED, DOWN
 from coordinator.transactions import Transactions
 from voltpy.answers import Answers
 from voltpy.builtin import infos
@@ -185,7 +185,8 @@ class Server:
     def _lose(self, partition: int, connection: Connection) -> None:
         self._disconnect(connection)
         session = self.core.sessions[partition]
-        if session.state != DOWN and session.connection == connection.number:
+        # One that ends before the partition has accepted it would end so again: it has until it is overdue.
+        if session.state == ATTACHED and session.connection == connection.number:
             self.core.connection_lost(partition, time.monotonic())
 
     def _take(self, partition: int, connection: Connection, frame: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import zmq
@@ -285,6 +286,40 @@ def test_a_connection_that_ends_is_replaced_at_once(process: Process) -> None:
     assert result_of(client.call("transfer", 1, 2, 5, number=2)) == 65
     assert time.monotonic() - began_s < ATTACH_DUE_S  # nothing had to become overdue
     assert set(process.partitions.streams) == {0, 1}
+
+
+class Shut:
+    """A listener that hangs up on whoever knocks, as one with too many streams does."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.fileno = listener.fileno
+        self.close = listener.close
+        self.knocks = 0
+
+    def accept(self) -> NoReturn:
+        accepted, _ = self.listener.accept()
+        accepted.close()
+        self.knocks += 1
+        raise ConnectionAbortedError(errno.ECONNABORTED, "hung up")
+
+
+def test_a_partition_that_hangs_up_is_not_called_again_and_again(process: Process) -> None:
+    doors = process.partitions._doors
+    shut = [Shut(door._listener) for door in doors]
+    for door, listener in zip(doors, shut, strict=True):
+        door._listener = listener  # type: ignore[assignment]
+    process.start()
+    eventually(lambda: all(listener.knocks for listener in shut))
+    began_s = time.monotonic()
+    turns = 0
+    while turns < 200 and time.monotonic() - began_s < ATTACH_DUE_S / 2:
+        process.status()
+        turns += 1
+    assert max(listener.knocks for listener in shut) <= 2
+    for door, listener in zip(doors, shut, strict=True):
+        door._listener = listener.listener
+    assert result_of(process.client().call("transfer", 1, 2, 30, number=1)) == 70
 
 
 def test_a_crash_between_decision_and_decide_is_settled_by_the_next_life(process: Process) -> None:
