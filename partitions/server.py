@@ -137,6 +137,7 @@ class Server:
         pool.clean_some = checkpointer.clean_some
         wal.flushed_in = lambda took_s: checkpointer.pace.flushed(took_s, beside_checkpoint=checkpointer.running)
         self._upkeep_s = 0.0  # when to look after what is no call again
+        self._upkeep_waits = False  # it was put off until then
         self._steer_s = 0.0  # and at the size of the process
         self._give_up_s = 0.0
         self._wal = wal
@@ -201,11 +202,14 @@ class Server:
         # A lone call pays for every function that its turn runs through: after a sleep none of them is in the caches.
         if not requests or now_s >= self._upkeep_s or self._checkpointer.running or self._change is not None:
             self._keep_up(busy=bool(requests))
+        else:
+            self._upkeep_waits = True
 
     def _keep_up(self, *, busy: bool) -> None:
         """What has to be done now and then, between two batches: a slice of each."""
         now_s = self._clock()
         self._upkeep_s = now_s + UPKEEP_S
+        self._upkeep_waits = False
         self._checkpointer.step(now_s, busy=busy)
         if self._change is not None and not self._change.is_prepared:
             self._prepare_on(self._change)
@@ -241,6 +245,8 @@ class Server:
         """How long to wait for calls, with what is due meanwhile: pages to bring in, loans and rounds to end."""
         now_s = self._clock()
         wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
+        if self._upkeep_waits:
+            wait_s = min(wait_s, max(self._upkeep_s - now_s, 0.0))
         warm_up_s = self._warm_up.due_s(now_s)
         if warm_up_s is not None:
             wait_s = min(wait_s, max(warm_up_s, WARM_UP_WAIT_S))

@@ -12,7 +12,7 @@ from partitions import lending
 from partitions import server as server_module
 from partitions.executor import LENT_WAIT_S
 from partitions.lending import DECIDED_S
-from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S
+from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, UPKEEP_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
 from tests.partitions.test_lending import (
     ITEMS,
@@ -359,6 +359,18 @@ def test_a_snapshot_hears_when_the_state_is_fixed(server: OneServer) -> None:
         held = server.heard(SUPERVISOR_AT, CheckpointHeld)
     assert (held[0].error, held[0].lsn) == ("", lsn)
     assert server.heard(SUPERVISOR_AT, CheckpointBegun) == []
+
+
+def test_what_a_batch_put_off_is_looked_after_soon_when_no_other_batch_follows(server: OneServer) -> None:
+    server.turn()
+    server.now_s += UPKEEP_S / 2
+    server.call(ONE, "add", 1, 1)
+    server.say(SUPERVISOR_AT, HoldCheckpoint(5, 100.0))
+    server.turn()
+    assert server.heard(SUPERVISOR_AT, CheckpointBegun) == []
+    server.turn()
+    assert server.sockets.waited_s <= UPKEEP_S
+    assert server.heard(SUPERVISOR_AT, CheckpointBegun) == [CheckpointBegun(5)]
 
 
 def test_the_status_counts_what_is_lent_and_held(server: OneServer) -> None:
