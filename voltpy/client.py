@@ -174,9 +174,13 @@ class Client:
             if frame is not None:
                 self._poller = _CALLER
                 self._caller = threading.get_ident()
-                self._links.send_alone(frame, now)
                 alone = True
-                sleep = self._prepare_sleep(now) if not call.done else None
+                try:
+                    self._links.send_alone(frame, now)
+                    sleep = self._prepare_sleep(now) if not call.done else None
+                except BaseException:  # an interrupt: others would wait for this thread to poll
+                    self._leave()
+                    raise
             else:
                 self._connection.submit(call, name, args, now, limit)
                 alone = self._take_turn(now) or self._queue_up(call, now)

@@ -709,6 +709,26 @@ def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster) -> 
     db.close()
 
 
+def test_an_interrupt_between_sending_and_sleeping_leaves_the_client_to_other_threads(
+    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert db.call("where", key_of(0)) == 0
+    prepare_sleep = Client._prepare_sleep
+
+    def interrupted(client: Client, now: float) -> Any:
+        monkeypatch.setattr(Client, "_prepare_sleep", prepare_sleep)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "_prepare_sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        db.call("where", key_of(0))
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(db.call("where", key_of(1))), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert answers == [1]
+
+
 def test_a_forked_child_is_told_to_connect_again(cluster: FakeCluster, db: Client) -> None:
     assert db.call("echo", 1) == 1
     child = os.fork()
