@@ -76,6 +76,7 @@ class Sockets:
         self._buffer = bytearray(READ_BYTES)  # a fresh one for each read would be mapped and unmapped by the system
         self._buffer_view = memoryview(self._buffer)
         self._routers_turn = False  # where both have some, they alternate
+        self._firsts_turn = True  # so do who goes first and the others: a frame of it ends the partition's batch
         self._ready: deque[Stream] = deque()  # streams with frames that were read and not taken yet
         self._accepts_at_s = 0.0  # not 0: the listener is not watched until then
         self._epoll = select.epoll()
@@ -124,6 +125,7 @@ class Sockets:
                     continue
             self._routers_turn = True
             stream = self._ready.popleft()
+            self._firsts_turn = not stream.first
             frame = stream.frames.popleft()
             if stream.frames:
                 self._ready.append(stream)
@@ -231,7 +233,8 @@ class Sockets:
             self._end(stream)
         elif frames:
             if not stream.frames:
-                (self._ready.appendleft if stream.first else self._ready.append)(stream)
+                goes_ahead = stream.first and self._firsts_turn
+                (self._ready.appendleft if goes_ahead else self._ready.append)(stream)
             stream.frames.extend(frames)
         if self._partial_bytes > PARTIAL_BYTES:
             self._end(max(self._streams.values(), key=lambda other: (not other.first, other.reader.partial_bytes)))
@@ -244,6 +247,8 @@ class Sockets:
             sent = self._taken(stream, data)
             if sent == len(data):
                 return True
+            if stream.socket.fileno() < 0:
+                return False
             data = data[sent:]
         stream.unsent += data
         self._unsent_bytes += len(data)

@@ -252,6 +252,27 @@ def test_who_was_admitted_first_is_heard_before_the_others(door: Door) -> None:
     assert sorted(heard) == sorted(b"%d: %s" % (number, word) for number in range(3) for word in (b"one", b"two"))
 
 
+def test_who_was_admitted_first_and_always_has_a_frame_keeps_nobody_from_being_heard(door: Door) -> None:
+    coordinator, client = door.client(first=True), door.client()
+    client.sendall(packed(b"call"))
+    heard = []
+    for _ in range(4):  # a partition's batches: each ends with an order
+        coordinator.sendall(packed(b"order"))
+        door.sockets.wait(PATIENCE_S)
+        heard.append(door.frame()[1])
+    assert heard == [b"order", b"call", b"order", b"order"]
+
+
+def test_what_a_client_that_is_gone_did_not_take_leaves_nothing_in_the_count(door: Door) -> None:
+    client = door.client()
+    (stream,) = door.sockets._streams.values()
+    client.close()
+    assert not door.sockets.send(stream, bytes(1000))
+    assert not door.sockets.send(stream, bytes(1000))
+    assert (door.sockets.held_bytes, len(stream.unsent)) == (0, 0)
+    assert door.sockets.ended == [stream]
+
+
 def test_who_was_admitted_first_goes_last_where_somebody_has_to_go(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets_module, "UNSENT_BYTES", 33 << 20)
     coordinator, client = door.client(first=True), door.client()
