@@ -30,9 +30,11 @@ def main() -> int:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     from tests.simulation.broken import broken
+    from tests.simulation.broken_schema import SCHEMA_BROKEN
     from tests.simulation.run import Run
     from tests.simulation.stage import setting
 
+    arguments.schema |= arguments.broken in SCHEMA_BROKEN
     if arguments.broken == "all":
         return _find_out_all(arguments.first, arguments.seeds)
     mode = " --schema" if arguments.schema else ""
@@ -94,16 +96,17 @@ def main() -> int:
 def _find_out_all(first: int, seeds: int) -> int:
     """Whether each broken build is found out by so many seeds."""
     from tests.simulation.broken import BROKEN, broken
+    from tests.simulation.broken_schema import SCHEMA_BROKEN
     from tests.simulation.run import Run
     from tests.simulation.stage import setting
 
     missed = 0
     gc.disable()
     with setting() as stage:
-        for name in sorted(BROKEN):
+        for name in (*sorted(BROKEN), *sorted(SCHEMA_BROKEN)):
             with broken(name):
                 for seed in range(first, first + seeds):
-                    result = Run(stage, seed)()
+                    result = Run(stage, seed, changes_schema=name in SCHEMA_BROKEN)()
                     if seed % 50 == 0:
                         gc.collect()
                     if result.violations:

@@ -29,7 +29,8 @@ Where the schema changes, there are also:
     a view built and gone       a view is built       the same
     prepared a change and gone  a change is prepared  the same; or the coordinator dies
     stored, and one is gone     schema.json is there  one partition dies, or the coordinator, or the router
-    one switches late           schema.json is there  one partition stands still, or the coordinator
+    one switches late           schema.json is there  one partition hears nothing of it, or the coordinator, or it
+                                                      stands still
     switched and gone           a partition switches  it loses its power, soon
     switched in vain            the coordinator does  it dies
     not stored                  it is to be stored    the disk fails, or is full
@@ -234,7 +235,11 @@ def _stored_and_one_is_gone(scene: Scene) -> None:
 
 
 def _one_switches_late(scene: Scene) -> None:
-    scene.rng.choice((*scene.partitions(), scene.coordinator)).pause(scene.rng.choice((0.02, 0.2, 0.7)))
+    late, time_s = scene.rng.choice((*scene.partitions(), scene.coordinator)), scene.rng.choice((0.02, 0.2, 0.7))
+    if scene.rng.random() < 0.7:  # it works on, and does not know yet
+        scene.run.network.cut("supervisor", late.name, time_s)
+    else:
+        late.pause(time_s)
 
 
 def _switched_and_gone(scene: Scene) -> None:

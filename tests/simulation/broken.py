@@ -26,6 +26,7 @@ from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
 from partitions.wal import Wal
+from tests.simulation.broken_schema import SCHEMA_BROKEN
 from voltpy.messages import Orders, Released, Vote
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import RecordLog
@@ -401,5 +402,6 @@ BROKEN: dict[str, Callable[[Put], None]] = {
 def broken(name: str) -> Iterator[None]:
     """The build is broken so until the end of the block."""
     with ExitStack() as stack:
-        BROKEN[name](lambda where, what, new: stack.enter_context(mock.patch.object(where, what, new)))
+        breaking = (BROKEN | SCHEMA_BROKEN)[name]
+        breaking(lambda where, what, new: stack.enter_context(mock.patch.object(where, what, new)))
         yield

@@ -404,7 +404,12 @@ class Supervisor:
         """A process, or this one; told before anybody has noticed."""
         load = self.core._loads._load if self.core is not None else None
         if load is not None:
-            phase = "switching" if load.is_being_stored else "held" if load.is_cut else "preparing"
+            if load.unswitched is not None:
+                phase = "switching"
+            elif load.is_being_stored:
+                phase = "storing"
+            else:
+                phase = "held" if load.is_cut else "preparing"
             self.interrupted(load.kind.upper(), f"{phase}, {name}")
 
     def _tell(self, number: int, message: Message) -> None:

@@ -96,6 +96,7 @@ class Run:
         self.changes: Changes | None = None
         if changes_schema:
             self.changes = self.ledger.changes = Changes(seed, self.ledger)
+            world.build_pace = self.changes.rng.choice((1.0, 1.0, 0.15, 0.03))
             if self.options.partitions > 1:
                 self.ledger.kinds = {**self.ledger.kinds, **BY_VIEWS}
 
@@ -178,6 +179,9 @@ class Run:
             changing.timeout_s = rng.choice((0.3, 2.0, 10.0))
             self.clients.append(changing)
             self._start(f"c{len(self.clients) - 1}", changing.run)
+            # In front of the other half, and behind it, are rows that will change.
+            more = self.changes.fill()
+            world.after(rng.uniform(0.0, 0.2), lambda: first.queued.extend(more if self.is_troubled else ()))
         for number, client in enumerate(self.clients):
             client.calling = True
             self.processes[f"c{number}"].wake()
@@ -195,7 +199,11 @@ class Run:
             enough = max([enough, *(calls for calls, _ in longer)])
             time_s += max([0.0, *(seconds for _, seconds in longer)])
         if self.changes is not None:
-            time_s += 1.0
+            enough, time_s = max(enough, 500), time_s + 1.0
+            if not ambushes:
+                kinds = kinds[: rng.choice((0, 0, 1, 3))]
+            for client in self.clients[:-1]:
+                client.think_s = min(client.think_s, 0.002)
             for kind in self._schema_ambushes():
                 Ambush(self, kind).lay(within_s=0.1)
         if kinds:
@@ -212,7 +220,7 @@ class Run:
     def _ambushes(self) -> list[str]:
         """The kinds that are laid in this run: one or two in most, none in some."""
         seed, all_kinds = self.world.seed, sorted(AMBUSHES)
-        if self.options.partitions == 1 or seed % 5 == 4:
+        if self.options.partitions == 1 or seed % 5 == 4 or (self.changes is not None and seed % 2):
             return []
         first = seed % len(all_kinds)
         second = (first + 1 + seed // len(all_kinds)) % len(all_kinds)
@@ -253,13 +261,18 @@ class Run:
         if not self.world.run(lambda: client.is_done, ANSWER_S):
             self.violations.append("the lists can't be read when everything is over")
         self.violations += failed
-        if self.changes is not None:
+        if self.changes is not None and self._all_serve:
             self._judge_schema(self.changes)
 
     def _judge_schema(self, changes: Changes) -> None:
         """All have the same schema, which has what it must have; in every partition everything agrees with the rows."""
         supervisor = self.supervisor
-        if supervisor is None or not self.world.run(lambda: not supervisor.is_changing, ANSWER_S):
+        servers = [self.processes[f"p{number}"].server for number in range(self.options.partitions)]
+
+        def is_over() -> bool:
+            return not supervisor.is_changing and all(server._change is None for server in servers)
+
+        if supervisor is None or not self.world.run(is_over, ANSWER_S):
             self.violations.append("a change of the schema does not come to an end")
             return
         assert supervisor.directory is not None
@@ -278,6 +291,10 @@ class Run:
             if is_partition:
                 try:
                     server._store.check()
+                    lookups = server._store.lookups
+                    indexes = {index for table in lookups for index in table.indexes}
+                    if indexes != {index.name for index in schema.indexes} or server._store.coming:
+                        self.violations.append(f"{name} has the indexes {sorted(indexes)}, and {server._store.coming}")
                 except Corruption as error:
                     self.violations.append(f"{name}: {error}")
         door = self.processes["router"].server.router.door

@@ -37,7 +37,7 @@ from voltpy.schema import Schema
 COLUMNS = "columns"
 # Statements, by what they are about; and how many of that may be there before one is dropped.
 INDEX, VIEW, TABLE, COLUMN = "INDEX", "VIEW", "TABLE", "COLUMN"
-KINDS = {INDEX: 6.0, VIEW: 5.0, TABLE: 2.0, COLUMN: 2.0}
+KINDS = {INDEX: 6.0, VIEW: 5.0, TABLE: 2.0, COLUMN: 3.0}
 MOST = {INDEX: 4, VIEW: 3, TABLE: 2}
 MOST_COLUMNS = 8
 LETTERS = {INDEX: "i", VIEW: "v", TABLE: "t", COLUMN: "c"}
@@ -57,8 +57,8 @@ VIEW_OF_ACCOUNTS = (
     "SELECT balance % 3 AS third, COUNT(*) AS n, SUM(balance) AS total, MIN(balance) AS least, MAX(id) AS most "
     "FROM accounts GROUP BY balance % 3"
 )
+VIEW_OF_LISTS = "SELECT items, COUNT(*) AS n, MIN(id) AS least FROM lists GROUP BY items"
 OTHER_VIEWS = (
-    "SELECT items, COUNT(*) AS n, MIN(id) AS least FROM lists GROUP BY items",
     "SELECT items, COUNT(*) AS n FROM copies WHERE id > 0 GROUP BY items",
     "SELECT list % 2 AS parity, COUNT(*) AS n, SUM(place) AS total, MAX(place) AS most FROM places GROUP BY list % 2",
 )
@@ -95,6 +95,7 @@ class Changes:
         self._ledger = ledger
         self._under_way: dict[int, tuple[str, Thing]] = {}  # kind of statement and what it is about, by transaction
         self._number = 0
+        self._ballast = 0
         # What views and columns said, and where in the history that is.
         self._sums: list[tuple[int, int, str, list[int]]] = []
         self._unwritten: list[tuple[int, int, int]] = []  # (who read, last item, column that it is not in)
@@ -127,7 +128,16 @@ class Changes:
             thing.about = rng.choice((*INDEXES, *columns[-2:]))
             return "CREATE INDEX", thing, f"CREATE INDEX {name} ON {thing.about}"
         if thing.of == VIEW:
-            thing.about = rng.choice((VIEW_OF_ELEMENTS, VIEW_OF_ELEMENTS, VIEW_OF_ACCOUNTS, rng.choice(OTHER_VIEWS)))
+            thing.about = rng.choice(
+                (
+                    VIEW_OF_ELEMENTS,
+                    VIEW_OF_ELEMENTS,
+                    VIEW_OF_ACCOUNTS,
+                    VIEW_OF_LISTS,
+                    VIEW_OF_LISTS,
+                    rng.choice(OTHER_VIEWS),
+                )
+            )
             return "CREATE VIEW", thing, f"CREATE VIEW {name} AS {thing.about}"
         if thing.of == COLUMN:
             return "ADD COLUMN", thing, f"ALTER TABLE lists ADD COLUMN {name} INT DEFAULT -{name[1:]}"
@@ -198,8 +208,9 @@ class Changes:
     def fill(self) -> list[Call]:
         """Rows that make more than one step of a build; in every partition, most likely."""
         calls = []
-        for each in range(BALLASTS):
-            arguments = (BALLAST_LIST + each, BALLAST_ELEMENTS)
+        for _ in range(BALLASTS // 2):
+            self._ballast += 1
+            arguments = (BALLAST_LIST + self._ballast, BALLAST_ELEMENTS)
             calls.append(Call(self._ledger, self._ledger.next_number(), "fill", arguments, []))
         return calls
 
@@ -212,7 +223,7 @@ class Changes:
                 storage = rng.choice(("where", "select", *self._views_of_elements(), *self._views_of_elements()))
             varied.append((storage, number, value))
         for number in numbers:
-            if rng.random() < 0.3:
+            if rng.random() < 0.5:
                 varied.append((COLUMNS, number, 0))
         tables = [thing for thing in self.things.values() if thing.of == TABLE and True in thing.may_be]
         if tables and rng.random() < 0.3:

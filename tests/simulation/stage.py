@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ import partitions.store
 import voltpy.child
 import voltpy.crash_point
 import voltpy.links
+from partitions.schema_change import SchemaChange
 from partitions.store import Store
 from tests.simulation.network import Line, Network, Stream
 from tests.simulation.world import Process, World
@@ -168,12 +169,24 @@ def setting() -> Iterator[Stage]:
         put(coordinator.server, "StreamLink", type("StagedStream", (StreamToPartition,), {"stage": stage}))
         put(partitions.flusher, "_glibc", lambda: None)
         put(partitions.page_reader.PageReader, "_set_up", lambda *_: False)
-        # Procedures and builds take no time: of these, each turn of a partition does the least that it can.
+        # Procedures take no time. Builds do: a turn of a partition does a page, or nothing, and calls come meanwhile.
+        put(SchemaChange, "step", _stepping(stage, SchemaChange.step))
         put(partitions.server, "BUILD_S", 0.0)
         put(partitions.lookups, "BESIDE_PAGES", 1)
         put(partitions.store, "BESIDE_PAGES", 1)
         put(Store, "read_latency_us", lambda _: {"hot": None, "resident": None})
         yield stage
+
+
+def _stepping(stage: Stage, step: Callable[[SchemaChange], None]) -> Callable[[SchemaChange], None]:
+    def take(change: SchemaChange) -> None:
+        world = _world(stage)
+        assert world.running is not None
+        if world.rng.random() < world.build_pace:
+            step(change)
+        world.running.work(world.rng.uniform(2e-4, 3e-3))
+
+    return take
 
 
 def _world(stage: Stage) -> World:

@@ -33,6 +33,7 @@ class World:
         self.rng = random.Random(seed)
         self.now_s = EPOCH_S
         self.faults: Counter[str] = Counter()
+        self.build_pace = 1.0  # how likely a turn of a partition builds a page of an index or a view, and not nothing
         self.trace: Callable[[str], None] | None = None
         self.running: Process | None = None
         # What happens when a process passes a crash point.
