@@ -174,8 +174,7 @@ class Store:
                     table.lookups.make_sure_of_row_ids(pages_needed)
         if self.coming:
             pages_needed += self._pages_coming()
-        if pages_needed:
-            self.make_room(pages_needed)
+        self.make_room(pages_needed)  # for none, too: the pool may have become smaller
         return changed
 
     def make_room(self, pages_needed: int) -> None:
