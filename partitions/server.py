@@ -20,9 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
@@ -90,7 +90,7 @@ Request = tuple[Account[Hashable], Calls | EverywhereCall]
 Control = tuple[Hashable, Message]
 
 
-class Unsent(NamedTuple):
+class Unsent(Struct, frozen=True):
     """A batch's replies, the LSN that they rest on, and how many read rounds had been opened before it ran."""
 
     lsn: int
@@ -177,7 +177,8 @@ class Server:
         is_idle = not self._has_work
         is_reading = self._pool.is_reading
         self._sockets.wait(self._idle_wait_s() if is_idle and not is_reading else 0)
-        self._turn_pages(READ_WAIT_S if is_idle and is_reading and not self._sockets.has_input() else 0.0)
+        if is_reading:
+            self._turn_pages(READ_WAIT_S if is_idle and not self._sockets.has_input() else 0.0)
         now_s = executor.now_s = self._clock()
         requests, control = self._drain()
         if requests or executor.has_ready:
@@ -200,6 +201,9 @@ class Server:
             if executor.give_up():
                 self._settle()
         # A lone call pays for every function that its turn runs through: after a sleep none of them is in the caches.
+        # So what can wait comes after the reply, and what need not be looked at after every batch is not.
+        if not is_reading:
+            self._turn_pages(0.0)
         if not requests or now_s >= self._upkeep_s or self._checkpointer.running or self._change is not None:
             self._keep_up(busy=bool(requests))
         else:
@@ -309,8 +313,12 @@ class Server:
         self._timeout.arm()
         if executor.has_ready:
             executor.run_ready()
-        for run in self._runs(requests):
-            run()
+        for account, message in requests:
+            if isinstance(message, Calls):
+                for group in message.groups:
+                    executor.run(account, group)
+            else:
+                executor.run_everywhere(account, message)
         self._timeout.disarm()
         crash_point("server.execute.ran")
         try:
@@ -421,9 +429,9 @@ class Server:
         first_open_round = self._loans.first_open_round
         while unsent and unsent[0].lsn <= durable_lsn and unsent[0].rounds < first_open_round:
             crash_point("server.reply.before")
-            lsn, replies, _ = unsent.popleft()
-            for account, answers in replies.items():
-                self._answer(account, lsn, answers)
+            over = unsent.popleft()
+            for account, answers in over.replies.items():
+                self._answer(account, over.lsn, answers)
                 crash_point("server.reply.half_sent")
             crash_point("server.reply.after")
 
