@@ -40,14 +40,14 @@ from voltpy.actions import Done, Kill, Persist, Ready, Report, Start, Tell, Term
 from voltpy.address import DEFAULT_PORT
 from voltpy.child import ROUTER, ProcessFigures
 from voltpy.crash_point import PROCESS, crash_point
-from voltpy.data_directory import StoredProcedures, Unflushed
+from voltpy.data_directory import Unflushed
 from voltpy.ending import last_words_of
 from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
 from voltpy.events import logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
-from voltpy.schema_queue import SchemaQueue
+from voltpy.schema_queue import SchemaQueue, Stored
 from voltpy.stream import stream_path
 from voltpy.supervision import Supervision
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
@@ -64,8 +64,8 @@ PARTITION_COMMAND = (sys.executable, "-I", "-m", "partitions")
 HUGE_PAGES = "glibc.malloc.hugetlb"
 
 
-class Directory(Protocol):
-    """What the supervisor needs of an opened data directory (`voltpy.data_directory`)."""
+class Directory(Stored, Protocol):
+    """What the supervisor needs of an opened data directory (`voltpy.data_directory`), beside what is stored in it."""
 
     @property
     def path(self) -> Path: ...
@@ -73,12 +73,6 @@ class Directory(Protocol):
     def cluster_id(self) -> str: ...
     @property
     def partitions(self) -> int: ...
-    @property
-    def schema(self) -> Schema: ...
-    @property
-    def procedures(self) -> StoredProcedures: ...
-    @property
-    def catalog_version(self) -> int: ...
     def write_schema(self, schema: Schema) -> None: ...
     def write_procedures(self, catalog_version: int, path: str, source: str) -> None: ...
 

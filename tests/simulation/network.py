@@ -1,9 +1,10 @@
 """The network between simulated processes: connections that are slow, break, and come back.
 
 Frames of one connection keep their order, as those of any stream socket do; those of different ones overtake each
-other. A *door* is where a process listens, under a name. Two kinds of connections lead there:
+other. A *door* is where a process listens, under a name. Three kinds of connections lead there:
 
     Line    made once, and broken for good when either end dies or the network breaks it: what clients have
+    Stream  a Line of which what was under way when its caller closed it arrives: what the coordinator has
     Dealer  as a ZeroMQ DEALER: waits until somebody listens, and connects again, as somebody new, when the door's
             process has died; what was under way then is lost, what was not sent yet reaches whoever listens next.
             What was under way when its caller closed it arrives, perhaps after what the next one brings
