@@ -14,6 +14,7 @@ from voltpy.calls import UNENCODABLE
 from voltpy.errors import BadArguments, DataError, Error, ProtocolError, SqlError
 from voltpy.result import Result
 from voltpy.sql.plan import Routing
+from voltpy.sql.values import beyond_int
 from voltpy.wire import encode
 
 # What may stand before a statement's first word. Only the planner reads comments in each other.
@@ -198,7 +199,7 @@ def in_its_words(error: Error, parameters: Sequence[Any]) -> Error:
             encode(value)
         except UNENCODABLE as reason:
             if isinstance(value, int):
-                return DataError(f"parameter {position}: an int of {value.bit_length():,} bits; an INT has 64")
+                return DataError(f"parameter {position}: {beyond_int(value)}")
             return DataError(f"parameter {position}: {type(value).__name__} can't be sent: {reason}")
     procedure, _, what = str(error).partition(": ")
     return BadArguments(f"the statement: {what}") if procedure.startswith("voltpy.") else error

@@ -332,7 +332,7 @@ def test_executemany_sends_many_at_once(db: voltpy.Client) -> None:
 
 
 def test_a_parameter_that_cannot_be_sent_is_named(cluster: Cluster, db: voltpy.Client) -> None:
-    words = "^parameter 2: an int of 71 bits; an INT has 64$"
+    words = "^parameter 2: an int of 72 bits; an INT has 64$"
 
     async def by_asyncio() -> None:
         async with voltpy.connect_async(cluster.url) as other:

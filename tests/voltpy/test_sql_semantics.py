@@ -229,6 +229,35 @@ def test_parameters_take_the_type_of_their_place(db: Engine, sql: str, parameter
     assert db.execute(sql, parameters).rows == expected
 
 
+@pytest.mark.parametrize("value", [1 << 63, -(1 << 63) - 1, 1 << 64, 10**5000], ids=["over", "under", "65 bits", "5000 digits"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id FROM a WHERE id = ?",
+        "SELECT id FROM a WHERE id IN (1, ?)",
+        "SELECT id FROM a WHERE id BETWEEN 0 AND ?",
+        "SELECT id FROM a WHERE x < ?",
+        "SELECT COUNT(*) FROM a HAVING COUNT(*) <> ?",
+        "SELECT id FROM a LIMIT ?",
+        "UPDATE a SET x = 1 WHERE id = ?",
+        "DELETE FROM a WHERE id <> ?",
+        "INSERT INTO a (id) VALUES (?)",
+    ],
+)
+def test_an_int_of_more_than_64_bits_is_an_error_by_db_and_in_a_procedure(db: Engine, sql: str, value: int) -> None:
+    @procedure
+    def run_it(tx: Any, sql: str) -> None:
+        tx.execute(sql, (value,))  # no argument of a call is so large
+
+    engine = Engine(SCHEMA, [run_it], memory_bytes=32 << 20)
+    words = r"^parameter 1: an int of [\d,]+ bits; an INT has 64$"
+    with pytest.raises(DataError, match=words) as by_db:
+        engine.execute(sql, (value,))
+    with pytest.raises(DataError, match=words) as by_tx:
+        engine.call("run_it", sql)
+    assert str(by_db.value) == str(by_tx.value)
+
+
 @pytest.mark.parametrize(
     ("sql", "parameters", "words"),
     [
@@ -236,7 +265,7 @@ def test_parameters_take_the_type_of_their_place(db: Engine, sql: str, parameter
         ("SELECT id FROM a WHERE s = ?", (3,), "parameter 1: a STRING is wanted here, not INT 3"),
         ("SELECT id FROM a WHERE id = ?", (True,), "not BOOL"),
         ("SELECT ? = ?", (1, "a"), "INT and STRING can't be compared"),
-        ("SELECT ?", (1 << 63,), "out of range for INT"),
+        ("SELECT ?", (1 << 63,), "parameter 1: an int of 65 bits; an INT has 64"),
         ("SELECT id FROM a LIMIT ?", (-1,), "must not be negative"),
         ("SELECT ?", ([1],), "list is no type of a column"),
         ("SELECT id FROM a WHERE id IN (?, ?)", (1, -(2**64)), "parameter 2: an int of 65 bits; an INT has 64"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql.bound import Source, SqlType
 from voltpy.sql.catalogue import Catalogue
 
+_NO_INT = f"type({{0}}) is not int or not {INT_MIN} <= {{0}} <= {INT_MAX}"
+
+# By the type of its place: when a parameter is looked at more closely, and by what.
 _PARAMETERS: dict[SqlType, tuple[str, str]] = {
-    "INT": ("is not int", "int_parameter"), "NUMBER": ("is not int", "number_parameter"),
-    "FLOAT": ("is not float", "number_parameter"), "STRING": ("is not str", "string_parameter"),
-    "BOOL": ("is not bool", "bool_parameter"), "TIMESTAMP": ("is not None", "timestamp_parameter"),
-    "ANY": ("is not str", "any_parameter"), "NULL": ("is not str", "any_parameter"),
+    "INT": (_NO_INT, "int_parameter"), "NUMBER": (_NO_INT, "number_parameter"),
+    "FLOAT": ("type({0}) is not float", "number_parameter"), "STRING": ("type({0}) is not str", "string_parameter"),
+    "BOOL": ("type({0}) is not bool", "bool_parameter"), "TIMESTAMP": ("{0} is not None", "timestamp_parameter"),
+    "ANY": ("type({0}) is not str", "any_parameter"), "NULL": ("type({0}) is not str", "any_parameter"),
 }  # fmt: skip
 
 
@@ -110,7 +114,7 @@ class Program:
         lines = [f"{indent}{', '.join(f'p{i}' for i in range(len(self.parameters)))}, = p"]
         for i, kind in enumerate(self.parameters):
             test, check = _PARAMETERS[kind]
-            lines.append(f"{indent}if type(p{i}) {test}: p{i} = {check}(p{i}, {i + 1})")
+            lines.append(f"{indent}if {test.format(f'p{i}')}: p{i} = {check}(p{i}, {i + 1})")
         return lines
 
 

@@ -27,6 +27,7 @@ from voltpy.sql.observed import Observed
 from voltpy.sql.search import UNKNOWN, Ends, Search, ints_within
 from voltpy.sql.values import (
     MAX_STRING,
+    beyond_int,
     checked_int,
     int_overflow,
     text_to_timestamp,
@@ -48,7 +49,7 @@ def number_parameter(value: Any, position: int) -> Any:
     kind = type(value)
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
-            raise DataError(f"parameter {position}: {value} is out of range for INT")
+            raise DataError(f"parameter {position}: {beyond_int(value)}")
     elif value is not None and kind is not float:
         raise DataError(f"parameter {position}: a number is wanted here, not {type_of(value)} {value!r:.60}")
     return value

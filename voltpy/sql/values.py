@@ -26,6 +26,11 @@ def int_overflow() -> NoReturn:
     raise DataError("integer out of range: an INT has 64 bits")
 
 
+def beyond_int(value: int) -> str:
+    """What is wrong with an int that is none of ours. It may be of any length; one of its bits is its sign."""
+    return f"an int of {(value if value >= 0 else ~value).bit_length() + 1:,} bits; an INT has 64"
+
+
 def checked_int(value: int) -> int:
     if not INT_MIN <= value <= INT_MAX:
         int_overflow()
