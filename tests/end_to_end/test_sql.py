@@ -386,24 +386,25 @@ def test_explain_estimates_in_the_partitions_that_would_run(db: voltpy.Client) -
         "Partitions: all; each sends its groups, with partial aggregates",
         "In 2 partitions, together:",
         "Send:",
-        "Group by nothing, 1 aggregate",
-        "Scan of payments, 1 filter — scan, 15 rows estimated",
+        "One group of all rows, 1 aggregate",
+        "Sequential scan of payments, 1 filter — 15 rows estimated",
         "Merge:",
-        "Group by nothing, 1 aggregate",
+        "One group of all rows, 1 aggregate",
         "Scan of what was sent",
     ]
     of_one = "SELECT * FROM payments WHERE account = ?"
     for partition, key in enumerate((LEFT[0], RIGHT[0])):
-        assert explained(of_one, (key,))[1:] == [f"Scan of payments, 1 filter — scan, {owns[partition]} rows estimated"]
-    assert explained(of_one)[1:] == ["Scan of payments, 1 filter — scan, 8 rows estimated"]
+        found = f"Sequential scan of payments, 1 filter — {owns[partition]} rows estimated"
+        assert explained(of_one, (key,))[1:] == [found]
+    assert explained(of_one)[1:] == ["Sequential scan of payments, 1 filter — 8 rows estimated"]
     assert explained("DELETE FROM payments")[1:] == [
         "Delete from payments",
-        "Scan of payments — scan, 15 rows estimated",
+        "Sequential scan of payments — 15 rows estimated",
     ]
     assert db.execute("SELECT COUNT(*) FROM payments").rows == [(15,)]
     assert db.call("plan_while_paying", LEFT[0], RIGHT[0]) == [
-        "Partitions: all; on borrowed rows",
-        "Scan of accounts",
+        "Partitions: all; in the coordinator, on borrowed rows",
+        "Sequential scan of accounts",
     ]
     with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):
         db.execute(f"EXPLAIN ANALYZE {of_one}")
@@ -428,7 +429,8 @@ def test_explain_analyze_of_a_change_is_that_change(db: voltpy.Client) -> None:
     lines = [line for (line,) in everywhere.rows]
     assert everywhere.kind == "explain update"
     assert lines[1].startswith("10 rows changed in ")
-    assert "20 rows estimated, 20 found, 10 kept" in lines[3]
+    assert lines[0] == "Partitions: all; in the coordinator, on borrowed rows"
+    assert "Sequential scan of accounts, 1 filter — 20 rows estimated, 20 found, 10 kept, " in lines[3]
     (_, alone, *_) = db.execute("EXPLAIN ANALYZE DELETE FROM accounts WHERE id = ?", (RIGHT[0],)).rows
     assert alone[0].startswith("Partition 1: 1 row changed in ")
     db.execute("EXPLAIN ANALYZE INSERT INTO cities VALUES ('Rome', 'Italy')")

@@ -135,21 +135,33 @@ def parts() -> Parts:
         ),
         ("SELECT id, count(*) FROM orders o LEFT JOIN lines l ON l.order_id = o.id AND n > 1 GROUP BY id", "its rows"),
         ("SELECT * FROM orders WHERE note IN (SELECT 'n' || 1 FROM items)", "its rows"),
-        ("SELECT a.id, b.id FROM orders a JOIN orders b ON a.customer = b.total WHERE a.id < 9", "done at once"),
-        ("SELECT name, id FROM people LEFT JOIN orders ON age = id AND total > 2", "done at once"),
-        ("SELECT code, id FROM items LEFT JOIN orders ON code = 'i' || id", "done at once"),
+        (
+            "SELECT a.id, b.id FROM orders a JOIN orders b ON a.customer = b.total WHERE a.id < 9",
+            "the merge does all else",
+        ),
+        ("SELECT name, id FROM people LEFT JOIN orders ON age = id AND total > 2", "the merge does all else"),
+        ("SELECT code, id FROM items LEFT JOIN orders ON code = 'i' || id", "the merge does all else"),
         (
             "SELECT id FROM orders o WHERE total > (SELECT avg(total) FROM orders p WHERE p.customer = o.customer)",
-            "at once",
+            "the merge does all else",
         ),
-        ("SELECT id FROM orders WHERE EXISTS (SELECT 1 FROM people WHERE age = orders.customer)", "done at once"),
-        ("SELECT total FROM orders UNION SELECT age FROM people EXCEPT SELECT n FROM lines ORDER BY 1", "done at once"),
-        ("SELECT max(c) FROM (SELECT customer, count(*) AS c FROM orders GROUP BY customer) AS q", "done at once"),
+        (
+            "SELECT id FROM orders WHERE EXISTS (SELECT 1 FROM people WHERE age = orders.customer)",
+            "the merge does all else",
+        ),
+        (
+            "SELECT total FROM orders UNION SELECT age FROM people EXCEPT SELECT n FROM lines ORDER BY 1",
+            "the merge does all else",
+        ),
+        (
+            "SELECT max(c) FROM (SELECT customer, count(*) AS c FROM orders GROUP BY customer) AS q",
+            "the merge does all else",
+        ),
         (
             "WITH q AS (SELECT id, total FROM orders WHERE id > 3) SELECT count(*) FROM q, q AS r WHERE q.id = r.total",
-            "at once",
+            "the merge does all else",
         ),
-        ("SELECT note, count(*), (SELECT max(age) FROM people) FROM orders GROUP BY note", "done at once"),
+        ("SELECT note, count(*), (SELECT max(age) FROM people) FROM orders GROUP BY note", "the merge does all else"),
     ],
 )
 def test_fragments_and_their_merge_give_the_whole_answer(parts: Parts, sql: str, how: str) -> None:
@@ -193,9 +205,15 @@ def test_what_is_sent_is_filtered_and_only_what_is_used() -> None:
 @pytest.mark.parametrize(
     ("sql", "routed"),
     [
-        ("UPDATE orders SET total = total + 1 WHERE note = 'x'", "all; on borrowed rows, if they are several"),
-        ("UPDATE items SET kind = 'x'", "all; on borrowed rows, if they are several"),
-        ("DELETE FROM orders WHERE id IN (3, ?)", "those of keys 3, ?1; on borrowed rows, if they are several"),
+        (
+            "UPDATE orders SET total = total + 1 WHERE note = 'x'",
+            "all; in the coordinator, on borrowed rows, if they are several",
+        ),
+        ("UPDATE items SET kind = 'x'", "all; in the coordinator, on borrowed rows, if they are several"),
+        (
+            "DELETE FROM orders WHERE id IN (3, ?)",
+            "those of keys 3, ?1; in the coordinator, on borrowed rows, if they are several",
+        ),
         ("INSERT INTO orders (id) VALUES (?)", "the one of key ?1"),
     ],
 )

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.voltpy.sql_split import Parts
+from voltpy import procedure
 from voltpy.errors import DataError, DuplicateKey, SqlError
 from voltpy.schema import Schema
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.ddl import parse_schema
+from voltpy.sql.plan import compiled
 from voltpy.sql.planner import plan as planned
 from voltpy.testing import Engine
 
@@ -53,34 +55,34 @@ def db(parts: Parts) -> Engine:
         (
             "SELECT id FROM people WHERE score * 2 < 10",
             (),
-            ["Scan of people, 1 filter — scan, 400 rows estimated, 400 found, 10 kept"],
+            ["Sequential scan of people, 1 filter — 400 rows estimated, 400 found, 10 kept"],
         ),
         (
             "SELECT id FROM people WHERE city = 'c3' AND id > 99",
             (),
-            ["Index by_city, or range of the primary key, of people, 2 filters"
-             " — by_city, 40 rows estimated, 40 found, 30 kept"],
+            ["Index scan of people using by_city or the primary key, 2 filters"
+             " — using by_city, 40 rows estimated, 40 found, 30 kept"],
         ),
         (
             "SELECT id FROM people WHERE id BETWEEN 10 AND 19 AND level = 3",
             (),
-            ["Index by_level, or range of the primary key, of people, 3 filters"
-             " — 10 rows estimated, 10 found, 2 kept"],
+            ["Index scan of people using by_level or the primary key, 3 filters"
+             " — using the primary key, 10 rows estimated, 10 found, 2 kept"],
         ),
         (
             "SELECT count(*) FROM people WHERE city = 'c1' AND level = 1",
             (),
-            ["Count in by_city, by_level, or else: — by_city, by_level, 40 rows estimated, 10 found",
-             "Group by nothing, 1 aggregate",
-             "  Index by_city, by_level of people, 2 filters"],
+            ["Count of people using by_city, by_level, or else: — using by_city, by_level, 40 rows estimated, 10 found",
+             "One group of all rows, 1 aggregate",
+             "  Index scan of people using by_city or by_level, 2 filters"],
         ),
-        ("SELECT count(*) FROM people", (), ["Count of people — 400 rows estimated, 400 found"]),
+        ("SELECT count(*) FROM people", (), ["Count of all rows of people — 400 rows estimated, 400 found"]),
         (
             "SELECT id FROM people ORDER BY score DESC LIMIT 3",
             (),
-            ["The first rows by by_score, or else: — by_score, 3 rows estimated, 3 found",
-             "Scan of people — 3 kept",
-             "Sort, and keep the first"],
+            ["First rows of people in the order of by_score, or else: — using by_score, 3 rows estimated, 3 found",
+             "Sequential scan of people — 3 kept",
+             "Sort, and keep the first rows"],
         ),
         (
             "SELECT p.id FROM people p JOIN levels l ON l.level = p.level WHERE p.id IN (1, 6, 1000)",
@@ -91,17 +93,17 @@ def db(parts: Parts) -> Engine:
         (
             "SELECT l.title, p.id FROM levels l LEFT JOIN people p ON p.score = l.level AND p.city = 'c2'",
             (),
-            ["Scan of levels as l — scan, 5 rows estimated, 5 found, 5 kept",
+            ["Sequential scan of levels as l — 5 rows estimated, 5 found, 5 kept",
              # c2 has keys 2, 12, …: of the scores 0 to 4 key 2 has 1; NULLs of the others are kept too
-             "Index by_city, by_score of people as p, left join, 2 filters"
-             " — by_score, 5 rows estimated, 5 found, 5 kept"],
+             "Index scan of people as p using by_city or by_score, left join, 2 filters"
+             " — using by_score, 5 rows estimated, 5 found, 5 kept"],
         ),
         (
             "SELECT level FROM levels WHERE EXISTS (SELECT 1 FROM people WHERE people.level = levels.level + 6)",
             (),
-            ["Scan of levels, 1 filter — scan, 5 rows estimated, 5 found, 2 kept",
+            ["Sequential scan of levels, 1 filter — 5 rows estimated, 5 found, 2 kept",
              "  Subquery, for each row:",
-             "    Index by_level of people, 1 filter — by_level, 100 rows estimated, 2 found, 2 kept"],
+             "    Index scan of people using by_level, 1 filter — using by_level, 100 rows estimated, 2 found, 2 kept"],
         ),
     ],
 )  # fmt: skip
@@ -123,11 +125,12 @@ def test_every_partition_tells_its_own(parts: Parts) -> None:
         "Partition 0: 0 rows sent in T ms",
         "  Send:",
         "    Group by 1 key, 3 aggregates",
-        "      Index by_level of people, 1 filter — by_level, 0 rows estimated, 0 found, 0 kept, T ms",
+        "      Index scan of people using by_level, 1 filter — using by_level, 0 rows estimated, 0 found, 0 kept, T ms",
         "Partition 0: 5 rows sent in T ms",  # each of these engines is the only partition of its own
         "  Send:",
         "    Group by 1 key, 3 aggregates",
-        "      Index by_level of people, 1 filter — by_level, 50 rows estimated, 50 found, 50 kept, T ms",
+        "      Index scan of people using by_level, 1 filter"
+        " — using by_level, 50 rows estimated, 50 found, 50 kept, T ms",
         "Merge: 5 rows in T ms",
         "  Group by 1 key, 2 aggregates",
         "    Scan of what was sent — 5 rows found, 5 kept, T ms",
@@ -138,7 +141,7 @@ def test_what_is_gathered_is_told_table_by_table(parts: Parts) -> None:
     lines = without_times(parts.select("EXPLAIN ANALYZE SELECT max(a.id) FROM people a, people b WHERE a.level = b.id"))
     assert lines[-4:] == [
         "Merge: 1 row in T ms",
-        "  Group by nothing, 1 aggregate",
+        "  One group of all rows, 1 aggregate",
         "    Scan of what was sent of a — 400 rows found, 400 kept, T ms",
         "    Hash join on (id) of what was sent of b — 400 rows found, 400 kept, T ms",
     ]
@@ -159,8 +162,8 @@ def test_a_statement_that_is_not_analyzed_counts_nothing(parts: Parts) -> None:
             (9,),
             "explain update",
             ["1 row changed", "Update of people",
-             "  Index by_city, or range of the primary key, of people, 2 filters"
-             " — by_city, 2 rows estimated, 2 found, 1 kept"],
+             "  Index scan of people using by_city or the primary key, 2 filters"
+             " — using by_city, 2 rows estimated, 2 found, 1 kept"],
         ),
         (
             "DELETE FROM people WHERE id = 3",
@@ -178,14 +181,14 @@ def test_a_statement_that_is_not_analyzed_counts_nothing(parts: Parts) -> None:
             "INSERT INTO people (id, city) SELECT id + 100, 'new' FROM people WHERE city = 'c2'",
             (),
             "explain insert",
-            ["2 rows changed", "Insert into people", "  Subquery, once:",
-             "    Index by_city of people, 1 filter — by_city, 2 rows estimated, 2 found, 2 kept"],
+            ["2 rows changed", "Insert into people", "  Query:",
+             "    Index scan of people using by_city, 1 filter — using by_city, 2 rows estimated, 2 found, 2 kept"],
         ),
         (
             "INSERT INTO people (id, city) VALUES (1, 'x'), (50, 'y') ON CONFLICT DO NOTHING",
             (),
             "explain insert",
-            ["1 row changed", "Insert into people", "  Subquery, once:", "    Values: 2"],
+            ["1 row changed", "Insert into people", "  Query:", "    2 rows of VALUES"],
         ),
     ],
 )  # fmt: skip
@@ -227,6 +230,37 @@ def test_what_reads_a_view_tells_its_steps_on_borrowed_rows() -> None:
     plan = planned("EXPLAIN ANALYZE SELECT * FROM v", Catalogue(schema))
     assert plan.across is not None
     assert "seen.alone(answer" in plan.across
+
+
+def test_what_ran_on_borrowed_rows_tells_that_no_index_found_them() -> None:
+    sql = "UPDATE people SET score = 1 WHERE city = 'c1' AND level = 3"
+    across = planned(f"EXPLAIN ANALYZE {sql}", Catalogue(SCHEMA)).across
+    assert across is not None
+
+    @procedure
+    def run_it(tx: Any) -> list[list[str]]:
+        _, lines = compiled(across, SCHEMA)(tx, (), ())
+        return [list(line) for line in lines]
+
+    ran = Engine(SCHEMA, [run_it])
+    ran.execute("INSERT INTO people (id, city, level) VALUES (1, 'c1', 3), (2, 'c1', 4), (3, 'c2', 3)")
+    assert without_times([tuple(line) for line in ran.call("run_it")]) == [
+        "Partitions: all; in the coordinator, on borrowed rows",
+        "Partition 0: 1 row changed in T ms",
+        "  Update of people",
+        "    Sequential scan of people, 2 filters — 3 rows estimated, 3 found, 1 kept, T ms",
+    ]
+    assert ran.execute("SELECT id FROM people WHERE score = 1").rows == [(1,)]
+
+
+def test_each_query_of_a_union_is_told(db: Engine) -> None:
+    assert [line for (line,) in db.execute("EXPLAIN SELECT 1 UNION SELECT id FROM people").rows][1:] == [
+        "UNION",
+        "  Query:",
+        "    Result, of no table",
+        "  Query:",
+        "    Sequential scan of people — 400 rows estimated",
+    ]
 
 
 def test_errors_of_the_statement_are_told(db: Engine) -> None:

@@ -258,14 +258,19 @@ def test_explain_names_the_indexes(loaded: Engine) -> None:
         return [line.split(" — ")[0] for (line,) in loaded.execute(f"EXPLAIN {sql}").rows][1:]
 
     assert explained("SELECT * FROM people WHERE level = ? AND owner = ?") == [
-        "Index by_owner, by_level, names of people, 2 filters"
+        "Index scan of people using by_owner or by_level or names, 2 filters"
     ]
-    assert explained("SELECT * FROM people WHERE score > ?") == ["Index range by_score of people, 1 filter"]
+    assert explained("SELECT * FROM people WHERE score > ?") == ["Index range scan of people using by_score, 1 filter"]
     assert explained("SELECT id FROM people WHERE ok ORDER BY score LIMIT 1") == [
-        "The first rows by by_score, or else:", "Index oks of people, 1 filter", "Sort, and keep the first",
-    ]  # fmt: skip
-    assert explained("SELECT count(*) FROM people WHERE city = 'c1'")[0] == "Count in by_city, in_city, or else:"
-    assert explained("SELECT * FROM people WHERE score = RANDOM()") == ["Scan of people, 1 filter"]
+        "First rows of people in the order of by_score, or else:",
+        "Index scan of people using oks, 1 filter",
+        "Sort, and keep the first rows",
+    ]
+    assert (
+        explained("SELECT count(*) FROM people WHERE city = 'c1'")[0]
+        == "Count of people using by_city, in_city, or else:"
+    )
+    assert explained("SELECT * FROM people WHERE score = RANDOM()") == ["Sequential scan of people, 1 filter"]
 
 
 def test_not_a_number_equals_nothing_and_is_in_no_range() -> None:

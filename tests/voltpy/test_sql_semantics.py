@@ -229,7 +229,9 @@ def test_parameters_take_the_type_of_their_place(db: Engine, sql: str, parameter
     assert db.execute(sql, parameters).rows == expected
 
 
-@pytest.mark.parametrize("value", [1 << 63, -(1 << 63) - 1, 1 << 64, 10**5000], ids=["over", "under", "65 bits", "5000 digits"])
+@pytest.mark.parametrize(
+    "value", [1 << 63, -(1 << 63) - 1, 1 << 64, 10**5000], ids=["over", "under", "65 bits", "5000 digits"]
+)
 @pytest.mark.parametrize(
     "sql",
     [

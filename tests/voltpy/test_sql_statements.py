@@ -139,17 +139,17 @@ def test_explain_says_how_rows_are_found(db: Engine) -> None:
     ]
     assert explained("SELECT * FROM accounts WHERE id BETWEEN 1 AND 2 AND city = 'x'") == [
         "Partitions: all; each sends its rows",
-        "Index accounts_city, accounts_balance, or range of the primary key, of accounts, 3 filters"
-        " — accounts_city, 0 rows estimated",
+        "Index scan of accounts using accounts_city or accounts_balance or the primary key, 3 filters"
+        " — using accounts_city, 0 rows estimated",
     ]
     assert explained("SELECT count(*) FROM accounts") == [
         "Partitions: all; each sends its groups, with partial aggregates",
-        "Count of accounts — 3 rows estimated",
+        "Count of all rows of accounts — 3 rows estimated",
     ]
     assert explained("SELECT a.id FROM accounts a JOIN branches b ON a.city = b.city ORDER BY 1 LIMIT 1")[1:] == [
-        "Scan of accounts as a — scan, 3 rows estimated",
-        "Hash join on (city) of branches as b — scan, 0 rows estimated",
-        "Sort, and keep the first",
+        "Sequential scan of accounts as a — 3 rows estimated",
+        "Hash join on (city) of branches as b — 0 rows estimated",
+        "Sort, and keep the first rows",
     ]
 
 

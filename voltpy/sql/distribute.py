@@ -499,7 +499,7 @@ def _gathered(query: BoundQuery) -> Pieces:
         return renumbered.get((expr.source, expr.column)) if isinstance(expr, Column) else None
 
     map_query(query, change)
-    return Pieces(Gather(queries, copies), query, "each sends the rows that are needed, and all else is done at once")
+    return Pieces(Gather(queries, copies), query, "each sends the rows that are needed, and the merge does all else")
 
 
 def _own_conditions(query: BoundQuery) -> tuple[dict[int, list[Expr]], dict[int, Source]]:

@@ -50,7 +50,8 @@ def emit(
     analyze: Analyze | None = None,
 ) -> tuple[str, list[str]]:
     """(the source, what the plan does in words). `fragment`: keys that it looks up may live in other partitions."""
-    program = Program(parameters, catalogue, fragment, analyze is not None)
+    borrowed = analyze is not None and analyze.borrowed
+    program = Program(parameters, catalogue, fragment, analyze is not None, borrowed=borrowed)
     if analyze is not None:
         return _observed(program, statement, analyze), program.notes
     body = _StatementFunction(program, 1)
@@ -78,10 +79,14 @@ def emit_estimates(
 
 
 class Analyze(NamedTuple):
-    """How EXPLAIN ANALYZE begins, and the lines of the fragments that a merge is of."""
+    """How EXPLAIN ANALYZE begins, and the lines of the fragments that a merge is of.
+
+    `borrowed`: it runs on borrowed rows, which no index finds.
+    """
 
     routed: str = ""
     parts: tuple[str, ...] | None = None
+    borrowed: bool = False
 
 
 def _observed(program: Program, statement: BoundStatement | Gather, analyze: Analyze) -> str:
@@ -140,7 +145,9 @@ class _StatementFunction(QueryFunction):
         else:
             for position in range(len(statement.given.fields)):
                 self.program.texts[statement.given_source, position] = (f"{given}[{position}]", given)
+            self.title = "Query:"
             rows = self.rows_of(statement.given)
+            self.title = "Subquery, once:"
             same = all(
                 isinstance(each, Column) and each.source == statement.given_source and each.column == position
                 for position, each in enumerate(statement.row)

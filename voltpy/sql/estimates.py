@@ -6,7 +6,7 @@ read, and nothing of the statement runs. A step is a line of the plan in words. 
     rows         that its access path would give
     most         that it can't be more than in all partitions together, or None
     each_time    they are those of one time: the step runs for each row of the steps before it
-    used         the indexes that would be asked, or `scan`
+    used         the indexes that would be asked, or what would be used instead; nothing where there is no choice
 
 Where a statement may need several partitions, each of them answers for its own rows, and the merge puts them together.
 """
@@ -17,7 +17,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from voltpy.schema import INT_MAX
-from voltpy.sql.search import HALF_OPEN_SHARE, NARROW_SHARE, UNKNOWN, Ends, Foreseen, Search, ints_within
+from voltpy.sql.search import (
+    HALF_OPEN_SHARE,
+    HASH,
+    NARROW_SHARE,
+    PRIMARY_KEY,
+    UNKNOWN,
+    Ends,
+    Foreseen,
+    Search,
+    ints_within,
+    told,
+)
 
 
 class _Step(NamedTuple):
@@ -41,7 +52,7 @@ class Estimates:
     # What the program calls.
 
     def scan(self, number: int, table: Any) -> None:
-        self._add(number, table.count(), used=("scan",))
+        self._add(number, table.count())
 
     def count(self, number: int, table: Any) -> None:
         self._add(number, table.count())
@@ -73,13 +84,13 @@ class Estimates:
         """By indexes; by a key range where that has fewer keys; or by a hash, of a table that has no index for it."""
         if hashed and not search.helps(table):
             self._each_time.discard(number)  # the hash is made once
-            self.scan(number, table)
+            self._add(number, table.count(), used=(HASH,))
             return
         foreseen = search.foreseen(table, values, first)
         if ranged is not None:
             rows, most = _between(table, *ranged)
             if not search.helps(table) or foreseen.rows > (rows if most is None else most):
-                self._add(number, rows, most)
+                self._add(number, rows, most, (PRIMARY_KEY,))
                 return
         self._add(number, foreseen.rows, used=foreseen.used)
 
@@ -176,7 +187,7 @@ def _described(notes: Sequence[str], steps: dict[int, _Step]) -> list[str]:
         if step is None:
             lines.append(note)
             continue
-        used = ", ".join((*step.used, ""))
+        used = f"{told(step.used)}, " if step.used else ""
         rows = "1 row" if step.rows == 1 else f"{step.rows:,} rows"
         lines.append(f"{note} — {used}{rows} estimated{' each time' if step.each_time else ''}")
     return lines

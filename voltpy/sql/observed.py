@@ -6,7 +6,7 @@ statement alone has nothing of this. A step is a line of the plan in words. Of e
     estimated    rows, by what indexes and tables say of themselves, where they were asked: the sum over all times
     found        rows that its access path gave, over all times
     kept         of these, those that its filters let through
-    used         the indexes that were asked, or `scan`
+    used         the indexes that were asked, or what was used instead; nothing where there was no choice
     seconds      spent in the access path alone, not in what is done with its rows
 
 In a statement over several partitions each fragment sends its steps along, as one more list of one row, in the order of
@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
+
+from voltpy.sql.search import SCAN, told
 
 _ASKED = frozenset({"find", "found", "found_any", "found_between", "range", "count"})
 
@@ -98,10 +100,13 @@ class Observed:
         return count
 
     def scanned(self, number: int, table: Any) -> Any:
-        step = self._steps[number]
-        step.estimate(table.count())
-        step.used["scan"] = None
+        self._steps[number].estimate(table.count())
         return table.scan()
+
+    def instead(self, number: int, used: str, rows: Any) -> Any:
+        """The rows, which something else than an index has given."""
+        self._steps[number].used[used] = None
+        return rows
 
     def estimated(self, number: int, rows: int, table: Any, given: Iterable[Any]) -> Iterable[Any]:
         """`given`, of which there are about `rows`, and never more than the table has."""
@@ -193,7 +198,7 @@ class _Table:
         self.lookups = None if lookups is None else _Lookups(lookups, step)
 
     def scan(self) -> Any:
-        self._step.used["scan"] = None
+        self._step.used[SCAN] = None
         return self._table.scan()
 
 
@@ -225,7 +230,7 @@ class _Lookups:
 def _described(notes: Sequence[str], steps: Sequence[Sequence[Any]]) -> list[str]:
     lines = []
     for note, (estimated, found, kept, seconds, used) in zip(notes, steps, strict=True):
-        said = [", ".join(used)] if used else []
+        said = [told(used)] if used else []
         if estimated is not None:
             said.append(f"{_count(estimated)} estimated")
         if found is not None:

@@ -18,6 +18,7 @@ from voltpy.sql.plan import Kind, Plan, Routing
 _ANALYZED: dict[Kind, Kind] = {
     "select": "explain", "insert": "explain insert", "update": "explain update", "delete": "explain delete",
 }  # fmt: skip
+_BORROWED = "in the coordinator, on borrowed rows"
 _PLAN_IN_WORDS = (Field("plan", "STRING", False),)
 
 
@@ -59,7 +60,7 @@ class _Planner:
         if self.pieces is not None:
             self.routed += f"; {self.pieces.how}"
         elif not self.in_one:
-            self.routed += "; on borrowed rows, if they are several"
+            self.routed += f"; {_BORROWED}, if they are several"
 
     def plan(self) -> Plan:
         fragment = merge = across = None
@@ -90,7 +91,7 @@ class _Planner:
             then = [] if self.pieces is None else emit(self.pieces.merge, self.types, self.catalogue)[1]
             merge = _estimates_merged(self.routed, steps, then, not borrowed, self.routing)
         _, steps = emit_estimates(self.without_views or self.bound, self.types, self.catalogue, borrowed=True)
-        across = _told([f"Partitions: {_routed(self.routing)}; on borrowed rows", *steps])
+        across = _told([f"Partitions: {_routed(self.routing)}; {_BORROWED}", *steps])
         return replace(
             self.plan(), kind="explain", fields=_PLAN_IN_WORDS, source=source, fragment=fragment, merge=merge,
             across=across, writes=(), reads=tuple(sorted({*self.reads, *self.writes})), returns_rows=True,
@@ -100,14 +101,14 @@ class _Planner:
     def analyzed(self) -> Plan:
         """The statement's programs, observing themselves; what they answer is the plan in words."""
         alone = Analyze(self.routed)
-        fragment = merge = across = None
+        fragment = merge = None
         if self.pieces is not None:
             fragment, steps = emit(self.pieces.fragment, self.types, self.catalogue, fragment=True, analyze=Analyze())
             together = Analyze(self.routed, tuple(steps))
             merge, _ = emit(self.pieces.merge, self.types, self.catalogue, analyze=together)
         source, _ = emit(self.bound, self.types, self.catalogue, analyze=alone)
-        if self.without_views is not None:
-            across, _ = emit(self.without_views, self.types, self.catalogue, analyze=alone)
+        borrowed = Analyze(f"Partitions: {_routed(self.routing)}; {_BORROWED}", borrowed=True)
+        across, _ = emit(self.without_views or self.bound, self.types, self.catalogue, analyze=borrowed)
         return replace(
             self.plan(), kind=_ANALYZED[self.kind], fields=_PLAN_IN_WORDS, source=source, fragment=fragment,
             merge=merge, across=across, returns_rows=True,

@@ -36,7 +36,7 @@ class Program:
         self.fragment = fragment
         self.observed = observed  # for EXPLAIN ANALYZE: `seen` counts what each step does
         self.estimating = estimating  # for EXPLAIN: only `estimates` are wanted …
-        self.borrowed = borrowed  # … of a statement that would run on borrowed rows, which no index finds
+        self.borrowed = borrowed  # for both: it runs, or would run, on borrowed rows, which no index finds
         self.estimates: list[str] = []  # lines that ask for counts
         self.each_time: set[int] = set()  # lines of the plan that run often
         self.copies: set[int] = set()  # … that read a table which every partition has whole

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from voltpy.schema import PYTHON_TYPES, Table, TypeName
-from voltpy.sql.access import Path, Step, ordering, steps_of
+from voltpy.sql.access import Path, PathKind, Step, ordering, steps_of
 from voltpy.sql.aggregate_states import final_value, first_states, taken_in
 from voltpy.sql.bound import (
     Aggregate,
@@ -33,8 +33,10 @@ from voltpy.sql.bound import (
 )
 from voltpy.sql.expression import Expressions, is_atom
 from voltpy.sql.program import Program, tuple_text
+from voltpy.sql.search import HASH, PRIMARY_KEY, SCAN
 
 _MANY = ("index", "key_range", "index_range", "scan")  # paths whose rows a loop runs over
+_INSTEAD: dict[PathKind, str] = {"key_range": PRIMARY_KEY, "hash": HASH, "scan": SCAN}
 LOOPS = 8  # in each other, before their rows are put into a list: Python allows 20
 
 _SET_OPERATIONS = {
@@ -86,7 +88,7 @@ class QueryFunction:
             return
         if isinstance(body, Rows):
             rows = "[" + ", ".join(tuple_text([self.value(each) for each in row]) for row in body.rows) + "]"
-            self.note(f"Values: {len(body.rows)}")
+            self.note(f"{_counted(len(body.rows), 'row')} of VALUES")
         else:
             rows = self.set_operation(body)
         self.finished(rows, query, limit, offset, len(query.fields), exists)
@@ -113,7 +115,7 @@ class QueryFunction:
             most = f", {_most(limit, offset)}" if limit else ""
             unless = f"if {self.walked} is None: " if self.walked else ""
             self.line(f"{unless}out = ordered(out, {self.program.constant(repr(orders))}{most})")
-            self.note("Sort" + (", and keep the first" if limit else ""))
+            self.note("Sort" + (", and keep the first rows" if limit else ""))
         if limit or offset:
             self.line(f"out = sliced(out, {limit or None}, {offset or None})")
         if width != len(query.fields):
@@ -124,9 +126,9 @@ class QueryFunction:
     def set_operation(self, body: SetOp) -> str:
         """An expression for its rows."""
         self.note(f"{body.operator}{' ALL' if body.all else ''}")
-        self.depth += 1
+        title, self.title = self.title, "Query:"
         left, right = self.rows_of(body.left), self.rows_of(body.right)
-        self.depth -= 1
+        self.title = title
         if (body.operator, body.all) == ("UNION", True):
             return f"[*{left}, *{right}]"
         return f"{_SET_OPERATIONS[body.operator, body.all]}({left}, {right})"
@@ -253,12 +255,12 @@ class QueryFunction:
         names = self.program.place_variables(group.results_source, "a", len(group.aggregates))
         self.own.update(names)
         if path.kind == "scan":
-            number = self.note(f"Count of {_table(source).name}")
+            number = self.note(f"Count of all rows of {_table(source).name}")
             count = f"seen.table_count({number}, {table})" if self.program.observed else f"{table}.count()"
             self.estimate(number, source, f"count({number}, {table})")
             self.line(f"{' = '.join(names)} = {count}")
         else:
-            number = self.note(f"Count in {', '.join(path.indexes)}, or else:")
+            number = self.note(f"Count of {_table(source).name} using {', '.join(path.indexes)}, or else:")
             search, values = self.search(source, path), self.search_values(path)
             count = f"{search}.count({table}, {values})"
             if self.program.observed:
@@ -302,7 +304,7 @@ class QueryFunction:
         table = self.program.table(_table(source).name)
         self.line(f"most = {_most(limit, offset)}")
         self.walked = self.program.new("w")
-        number = self.note(f"The first rows by {', '.join(path.indexes)}, or else:")
+        number = self.note(f"First rows of {_table(source).name} in the order of {' or '.join(path.indexes)}, or else:")
         found = f"{search}.in_order({table}, {self.search_values(path)}, most)"
         if self.program.observed:
             found = f"seen.in_order({number}, {search}, {table}, {self.search_values(path)}, most)"
@@ -315,6 +317,8 @@ class QueryFunction:
     def pipeline(self, block: Block, sink: Callable[[], None]) -> None:
         """Loops over the block's sources, and what `sink` writes for each row that the conditions let through."""
         first, steps = self.steps(block)
+        if not steps:
+            self.note("Result, of no table")
         if first:
             self.open(f"if {self.all_true(first)}:")
         start, indent = len(self.lines), self.indent
@@ -531,14 +535,18 @@ class QueryFunction:
                 if path.ranged is not None:
                     ends = self.ends(path.ranged)
                     more = f"{search}.gives_more({table}, {self.search_values(path)}, keys_between({ends}))"
-                    ranged = (
-                        self.unwatched(source, path.ranged) if self.program.observed else f"key_range({table}, {ends})"
-                    )
-                    rows = f"({ranged} if {more} else {rows})"
+                    rows = f"({self.instead(source, path.ranged)} if {more} else {rows})"
                 if path.otherwise is None:
                     return rows
-                return f"({rows} if {search}.helps({table}) else {self.unwatched(source, path.otherwise)})"
+                return f"({rows} if {search}.helps({table}) else {self.instead(source, path.otherwise)})"
         return f"seen.scanned({self.watched}, {table})" if self.program.observed else f"{table}.scan()"
+
+    def instead(self, source: Source, path: Path) -> str:
+        """What another path than that of indexes gives."""
+        rows = self.unwatched(source, path)
+        if not self.program.observed:
+            return rows
+        return f"seen.instead({self.watched}, {_INSTEAD[path.kind]!r}, {rows})"
 
     def ends(self, path: Path, value: Callable[[Expr], str] | None = None) -> str:
         """The lower and the upper bounds of a key range."""
@@ -617,10 +625,8 @@ class QueryFunction:
             names = [self.program.new("s") for _ in range(count)]
             for name, initial in zip(names, (each for state in states for each in state), strict=True):
                 self.line(f"{name} = {initial}")
-        self.note(
-            f"Group by {_counted(len(group.keys), 'key') if group.keys else 'nothing'},"
-            f" {_counted(len(results), 'aggregate')}"
-        )
+        groups = f"Group by {_counted(len(group.keys), 'key')}" if group.keys else "One group of all rows"
+        self.note(f"{groups}, {_counted(len(results), 'aggregate')}")
         self.depth += 1
 
         def update() -> None:
@@ -734,16 +740,16 @@ def _described(step: Step) -> str:
     else:
         name = f"{'query' if source.kind == 'query' else 'catalog'} {source.name}"
     columns = ", ".join(source.fields[column].name for column in path.columns)
-    indexes = ", ".join(path.indexes)
-    how = {
-        "get": f"Get by key ({columns})",
-        "gets": f"Get by a list of keys ({columns})",
-        "hash": f"Hash join on ({columns})",
-        "key_range": "Range of the primary key",
-        "index": f"Index {indexes}" + (", or range of the primary key," if path.ranged else ""),
-        "index_range": f"Index range {indexes}",
-        "scan": "Scan",
+    indexes = " or ".join([*path.indexes, PRIMARY_KEY] if path.ranged else path.indexes)
+    found = {
+        "get": f"Get by key ({columns}) of {name}",
+        "gets": f"Get by a list of keys ({columns}) of {name}",
+        "hash": f"Hash join on ({columns}) of {name}",
+        "key_range": f"Range scan of {name} using {PRIMARY_KEY}",
+        "index": f"Index scan of {name} using {indexes}",
+        "index_range": f"Index range scan of {name} using {indexes}",
+        "scan": f"{'Scan' if source.table is None else 'Sequential scan'} of {name}",
     }[path.kind]
     filters = len(step.filters) + len(step.on) + len(path.local)
     left = ", left join" if source.left else ""
-    return f"{how} of {name}{left}" + (f", {_counted(filters, 'filter')}" if filters else "")
+    return f"{found}{left}" + (f", {_counted(filters, 'filter')}" if filters else "")

@@ -84,6 +84,17 @@ class _Probe(NamedTuple):
         return {*self.terms, self.last} - {-1}
 
 
+# What a step of a plan may use beside indexes, none of which has such a name.
+PRIMARY_KEY, SCAN, HASH = "the primary key", "a sequential scan", "a hash"
+
+
+def told(used: Iterable[str]) -> str:
+    """Of a step for which indexes may be used, what is, in words."""
+    names = [name for name in used if name not in (SCAN, HASH)]
+    instead = [name for name in used if name in (SCAN, HASH)]
+    return ", ".join([f"using {', '.join(names)}"] * bool(names) + [f"{name} instead" for name in instead])
+
+
 class _Share(NamedTuple):
     """The key of a range that is unknown: about this share of the rows."""
 
@@ -101,7 +112,7 @@ class _Unknown:
 
 
 class Foreseen(NamedTuple):
-    """What a run would do: read about so many rows, and use these indexes, or `scan`."""
+    """What a run would do: read about so many rows, and use these indexes, or SCAN."""
 
     rows: int
     used: tuple[str, ...]
@@ -252,7 +263,7 @@ class Search:
         """What `rows` would. Where several indexes make the rows fewer, as many as the one with the fewest gives."""
         lookups = self._lookups(table)
         if lookups is None or not self._probes:
-            return Foreseen(table.count(), ("scan",))
+            return Foreseen(table.count(), (SCAN,))
         keys = self._keys_known(values)
         if keys is None:
             return Foreseen(0, ())
@@ -260,7 +271,7 @@ class Search:
         ranked = sorted([(_estimate(lookups, probe, keys), probe) for probe in self._useful(keys)], key=_first)
         way = _way(lookups, ranked, first) if ranked else "scan"
         if way == "scan":
-            return Foreseen(table.count(), ("scan",))
+            return Foreseen(table.count(), (SCAN,))
         estimate, best = ranked[0]
         if way != "common":
             return Foreseen(estimate, (best.name,))
