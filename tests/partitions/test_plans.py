@@ -10,11 +10,15 @@ import pytest
 from msgspec import Raw
 
 from partitions.executor import LENT_WAIT_S
-from tests.partitions.one_server import COORDINATOR_AT, OneServer, raw
+from tests.partitions.one_server import COORDINATOR_AT, TOKEN, OneServer, raw
+from voltpy.door import COORDINATOR
 from voltpy.messages import (
+    PROTOCOL_VERSION,
+    Attach,
     Borrow,
     Decide,
     Fragment,
+    Hello,
     PlanReply,
     PlanRequest,
     Read,
@@ -135,6 +139,23 @@ def test_a_coordinator_that_attaches_later_is_asked_then(server: OneServer) -> N
     server.say(COORDINATOR_AT, planned(COUNT))
     server.turn(2)
     assert server.answers(1) == {number: [[0]]}
+
+
+def test_a_plan_whose_request_was_lost_with_its_connection_is_asked_for_again(server: OneServer) -> None:
+    attached = server.attach()
+    number = server.call(1, "put_and_read", 1, 10)
+    server.turn(2)
+    assert asked(server) == [BY_KEY]
+    server.sockets.ended.append(COORDINATOR_AT)  # both processes live, and the coordinator connects anew
+    server.say("its next connection", Hello(PROTOCOL_VERSION, 0, COORDINATOR, TOKEN))
+    server.turn()
+    server.say("its next connection", Attach(attached.epoch, attached.session + 1))
+    server.turn(2)
+    (again,) = server.heard("its next connection", PlanRequest)
+    assert again.texts == [BY_KEY]
+    server.say("its next connection", planned(BY_KEY))
+    server.turn(2)
+    assert server.answers(1) == {number: [[10]]}
 
 
 def test_without_a_coordinator_a_call_gives_up(server: OneServer) -> None:

@@ -407,9 +407,6 @@ class Run:
         elif kind == "break":
             lane = f"p{self.options.partitions}"  # between it and the partitions the protocol mends what breaks
             lines = [line for line in network.connections if not line.reconnects or line.caller_name == lane]
-            if self.changes is not None and self.options.partitions == 1:
-                # There the coordinator plans statements, and never speaks first: so it does not learn that it broke.
-                lines = [line for line in lines if line.caller_name != lane]
             if not lines:
                 return
             line = rng.choice(lines)
