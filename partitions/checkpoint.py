@@ -118,7 +118,7 @@ class Root(Struct, array_like=True, forbid_unknown_fields=True):
 
     Of the coordinator's batches: what is prepared and undecided, by their numbers; the numbers of those whose outcomes
     are among `outcomes`, by LSN; and the highest number of those whose outcomes were there once. Roots that were
-    written before there were such batches end before these. `unbuilt`: the numbers of views that a
+    written before there were such batches end before these. `views_behind`: the numbers of views that a
     recovery was still to build.
     """
 
@@ -128,7 +128,7 @@ class Root(Struct, array_like=True, forbid_unknown_fields=True):
     prepared: list[tuple[int, list[TableChanges]]] = []
     batches: list[tuple[int, int]] = []
     batches_reach: Annotated[int, Meta(ge=0)] = 0
-    unbuilt: list[int] = []
+    views_behind: list[int] = []
 
 
 class Checkpoint(NamedTuple):
@@ -201,8 +201,8 @@ def load(directory: Path, partition: int, checkpoint: Checkpoint, store: Store) 
     if [root.name for root in roots] != [table.name for table in store.tables[: len(roots)]]:
         raise Corruption(f"{directory / 'checkpoint'}: its tables are not those of the schema")
     views = [table.number for table in store.tables if table.schema.view is not None]
-    store.unbuilt = {number for number in views if number >= len(roots) or number in checkpoint.root.unbuilt}
-    for number in store.unbuilt.intersection(range(len(roots))):  # what there was of it is built again
+    store.views_behind = {number for number in views if number >= len(roots) or number in checkpoint.root.views_behind}
+    for number in store.views_behind.intersection(range(len(roots))):  # what there was of it is built again
         roots[number] = msgspec.structs.replace(
             roots[number], pages=b"", rows=0, image_bytes=0, runs=[], collisions={}, image="", stale_pages=b""
         )
@@ -501,7 +501,8 @@ class Checkpointer:
         batches_reach, batches = self._window.batches
         prepared = list(self._store.prepared.items())
         tables = [part.root for part in parts]
-        return lsn, parts, Root(tables, reach, outcomes, prepared, batches, batches_reach, sorted(self._store.unbuilt))
+        behind = sorted(self._store.views_behind)
+        return lsn, parts, Root(tables, reach, outcomes, prepared, batches, batches_reach, behind)
 
     def _write_pages(self, generation: int, part: _Part) -> Iterator[None]:
         """Writes the pages that have changed; the heap's own page table says at once where they are now.

@@ -665,7 +665,7 @@ class Loans:
             else:
                 table.put(keys, images, deleted)
         self._make_room(changes)
-        return self._store.derived_changes() if self._store.viewed else []
+        return self._store.derived_changes() if self._store.bases else []
 
     def _try_views(self, changes: list[Changes]) -> None:
         """Raises DataError or ConstraintViolation for changes that views could not follow when they are decided."""

@@ -83,7 +83,7 @@ class SchemaChange:
         for index in self._added:
             self._store.drop_index(index.table, index.name)
         self._added = []
-        self._store.forget_coming()
+        self._store.forget_views_ahead()
 
     def _check_indexes(self) -> None:
         """Raises SchemaError for an index that can't be built before the switch."""
@@ -122,7 +122,7 @@ class SchemaChange:
             yield from self._store.add_index(index)
             crash_point("schema_change.index_built")
         for base, views in self._views.items():
-            yield from self._store.add_views(self.schema, base, views)
+            yield from self._store.build_views_ahead(self.schema, base, views)
             crash_point("schema_change.view_built")
 
 

@@ -38,12 +38,23 @@ DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
 TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
 BUILD_ROWS = 1024  # of a turn at building views, at most
 BESIDE_PAGES = 4  # of a step at building them beside calls
-COMING_SHARE = 4  # the pages of views that are in no schema yet: a quarter of those that there may be
+AHEAD_SHARE = 4  # the pages of views that are ahead: a quarter of those that there may be
 TRIM_S = 10.0  # at most so often while pages are squeezed
 
 
 class Store:
-    """`tables` in the order of their numbers. `undo_log` entries: see partitions.table."""
+    """`tables` in the order of their numbers. `undo_log` entries: see partitions.table.
+
+    `bases` are the tables that views are over. A view is at one of three stages; those before the last one are the work
+    of a ViewBuild (partitions.view_build):
+
+        stage   means                                            begins with           ends with
+        ahead   no schema has it yet: it is built beside         build_views_ahead     add_table: it is live;
+                calls, then follows as if it were live                                 forget_views_ahead: it is gone
+        behind  the schema has it, the last checkpoint has       the checkpoint's      build_views: it is live
+                not: its rows are missing, replay leaves them    load
+        live    it follows its base, and is read                                       drop_table: it is gone
+    """
 
     __slots__ = (
         "_empty_bytes",
@@ -54,8 +65,8 @@ class Store:
         "_trimmed_s",
         "_unlimited_until",
         "arena",
+        "bases",
         "by_name",
-        "coming",
         "condemned",
         "left_out_images",
         "lookups",
@@ -68,9 +79,9 @@ class Store:
         "readers",
         "schema",
         "tables",
-        "unbuilt",
         "undo_log",
-        "viewed",
+        "views_ahead",
+        "views_behind",
     )
 
     def __init__(self, schema: Schema, partition: int, partitions: int, memory_bytes: int) -> None:
@@ -90,10 +101,10 @@ class Store:
         self.by_name = {
             table.name: self.tables[number] for number, table in enumerate(schema.tables) if not table.dropped
         }
-        self.viewed: list[ViewedTable] = []  # that views are over
+        self.bases: list[ViewedTable] = []  # with views that follow: live, or ahead and built
         self.readers: dict[str, ViewReader] = {}  # of views, by name
-        self.unbuilt: set[int] = set()  # views that don't follow their tables yet: see `build_views`
-        self.coming: list[Table] = []  # views that are in no schema yet: see `add_views`
+        self.views_behind: set[int] = set()  # their numbers
+        self.views_ahead: list[Table] = []
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
@@ -157,7 +168,7 @@ class Store:
     def undo_batch(self) -> None:
         """Undoes everything since the last `apply`."""
         self.undo_to(0)
-        for table in (*self.tables, *self.coming):
+        for table in (*self.tables, *self.views_ahead):
             table.forget_changes()
 
     def changes(self) -> list[TableChanges]:
@@ -172,8 +183,8 @@ class Store:
                 pages_needed += table.pages_needed(images)
                 if table.lookups is not None:
                     table.lookups.make_sure_of_row_ids(pages_needed)
-        if self.coming:
-            pages_needed += self._pages_coming()
+        if self.views_ahead:
+            pages_needed += self._pages_of_views_ahead()
         self.make_room(pages_needed)  # for none, too: the pool may have become smaller
         return changed
 
@@ -200,25 +211,25 @@ class Store:
         """What the batch changed in views. Raises ReadOnly as `changes` does."""
         changed = []
         pages_needed = 0
-        for base in self.viewed:
+        for base in self.bases:
             for view in base.views:
-                if view.changed and view not in self.coming:
+                if view.changed and view not in self.views_ahead:
                     images, deleted = view.changes()
                     pages_needed += view.pages_needed(images)
                     changed.append(TableChanges(view.number, images, deleted))
-        pages_needed += self._pages_coming()
+        pages_needed += self._pages_of_views_ahead()
         if pages_needed:
             self.make_room(pages_needed)
         return changed
 
-    def _pages_coming(self) -> int:
-        """What the batch needs for views that are in no schema yet: nobody hears of those changes, the WAL neither."""
-        return sum(view.pages_needed(view.changes()[0]) for view in self.coming if view.changed)
+    def _pages_of_views_ahead(self) -> int:
+        """What the batch needs for views that are ahead: nobody hears of those changes, the WAL neither."""
+        return sum(view.pages_needed(view.changes()[0]) for view in self.views_ahead if view.changed)
 
     def apply(self) -> None:
         """The batch is in the WAL: its images go into the pages, and nothing can be undone any more."""
         self.undo_log.clear()
-        if self.coming:
+        if self.views_ahead:
             self._apply_beside()
         else:
             self._apply_tables()
@@ -235,15 +246,15 @@ class Store:
         """The same while views are built, which can't keep the batch from being applied, and fail where they could."""
         with self._bringing_at_once():
             self._apply_tables()
-        if any(base.build is not None for base in self._bases()):
+        if any(base.build is not None for base in self._possible_bases()):
             try:
-                self.make_room(self._pages_coming())
+                self.make_room(self._pages_of_views_ahead())
             except ReadOnly as error:
-                self.forget_coming(error)
-        self._apply_coming()
+                self.forget_views_ahead(error)
+        self._apply_views_ahead()
 
-    def _apply_coming(self) -> None:
-        for view in self.coming:
+    def _apply_views_ahead(self) -> None:
+        for view in self.views_ahead:
             view.apply()
             view.storage[0].forget_uses()  # the buffer pool does not know of these pages: they stay
         self.undo_log.clear()
@@ -274,7 +285,7 @@ class Store:
             elif step.kind == ABORT:
                 self.prepared.pop(step.number, None)
         for change in changes:
-            if change.table in self.unbuilt:
+            if change.table in self.views_behind:
                 continue
             try:
                 self.tables[change.table].replay(change.images, change.deleted)
@@ -343,9 +354,9 @@ class Store:
     def add_table(self, schema: Schema, number: int) -> None:
         """Between batches: a table that the schema has behind all that there are."""
         made = schema.tables[number]
-        coming = [view for view in self.coming if view.number == number]
-        table = coming[0] if coming else self._made(schema, number)
-        self.coming = [view for view in self.coming if view is not table]
+        ahead = [view for view in self.views_ahead if view.number == number]
+        table = ahead[0] if ahead else self._made(schema, number)
+        self.views_ahead = [view for view in self.views_ahead if view is not table]
         self.tables.append(table)
         self.by_name[made.name] = table
         if self._note is not None:
@@ -413,25 +424,25 @@ class Store:
                 pass
 
     def build_views(self) -> Iterator[None]:
-        """At the end of a recovery: fills the views that the checkpoint did not have, from their tables.
+        """At the end of a recovery: fills the views that are behind, from their tables, so that they are live.
 
         In turns, applied each, and not logged: until the next checkpoint has them, a recovery builds them again. Raises
         DataError or ConstraintViolation for rows that a view can't follow.
         """
-        for base in self.viewed:
-            unbuilt = [view for view in base.views if view.number in self.unbuilt]
-            if unbuilt:
+        for base in self.bases:
+            behind = [view for view in base.views if view.number in self.views_behind]
+            if behind:
                 # The pages of the groups that a turn changes must be in memory together.
-                pages = BUILD_ROWS if self.pool is None else self.pool.capacity // (4 * len(unbuilt))
+                pages = BUILD_ROWS if self.pool is None else self.pool.capacity // (4 * len(behind))
                 # Some of them may have followed their table for long, and were in no checkpoint yet.
-                build = base.new_build(unbuilt, self.schema, self.undo_to, self._own_key, MOST_SUM_EVER)
+                build = base.new_build(behind, self.schema, self.undo_to, self._own_key, MOST_SUM_EVER)
                 for _ in build.read_all(min(max(pages, 1), BUILD_ROWS)):
                     self.changes()
                     self.apply()
                     if self.pool is not None:
                         self.pool.end_batch()
                     yield
-                self.unbuilt.difference_update(view.number for view in unbuilt)
+                self.views_behind.difference_update(view.number for view in behind)
 
     def try_prepared(self) -> None:
         """At the end of a recovery: what is prepared must be taken when it is decided, also by new views and indexes.
@@ -458,29 +469,29 @@ class Store:
             table.is_decided = False
             self.undo_batch()
 
-    def add_views(self, schema: Schema, base_name: str, views: list[TableSchema]) -> Iterator[None]:
+    def build_views_ahead(self, schema: Schema, base_name: str, views: list[TableSchema]) -> Iterator[None]:
         """Builds views that the schema has beside this store's, in steps between batches.
 
-        They are `coming` until their tables are added. Raises DataError or ConstraintViolation for what they can't
-        hold, ReadOnly without room, Unavailable; then, or if nothing comes of it, `forget_coming`.
+        They are ahead until their tables are added. Raises DataError or ConstraintViolation for what they can't
+        hold, ReadOnly without room, Unavailable; then, or if nothing comes of it, `forget_views_ahead`.
         """
         base = self.by_name[base_name]
         assert isinstance(base, ViewedTable)
         made = [self._made(schema, schema.numbers[view.name]) for view in views]
-        self.coming += made
+        self.views_ahead += made
         build = base.build = base.new_build(made, schema, self.undo_to, self._own_key, MOST_SUM)
         while build.failed is None and build.read_pages(BESIDE_PAGES):
-            self._keep_coming()
+            self._keep_views_ahead()
             yield
         if build.failed is not None:
             raise build.failed
         with self._bringing_at_once():
             build.end()
-            self._keep_coming()
+            self._keep_views_ahead()
             # From here on they follow calls, and refuse what they can't hold, though they may still come to nothing.
             base.build = None
             base.follow_with([*base.views, *made], schema, self.undo_to, self._own_key)
-            self._list_viewed()
+            self._list_bases()
             undecided = [each for changes in self.prepared.values() for each in changes if each.table == base.number]
             if undecided and len(self.prepared) > MOST_PREPARED:
                 raise Unavailable(f"{len(self.prepared)} batches are prepared and undecided")
@@ -496,38 +507,38 @@ class Store:
         finally:
             self.misses.bring = bring
 
-    def forget_coming(self, error: Error | None = None) -> None:
-        """Nothing comes of the views that are in no schema yet. Between batches."""
-        if not self.coming:
+    def forget_views_ahead(self, error: Error | None = None) -> None:
+        """Nothing comes of the views that are ahead. Between batches."""
+        if not self.views_ahead:
             return
         self.undo_batch()
-        for base in self._bases():
+        for base in self._possible_bases():
             if base.build is not None and error is not None:
                 base.build.failed = error
             base.build = None
-            if not set(self.coming).isdisjoint(base.views):
-                kept = [view for view in base.views if view not in self.coming]
+            if not set(self.views_ahead).isdisjoint(base.views):
+                kept = [view for view in base.views if view not in self.views_ahead]
                 base.follow_with(kept, self.schema, self.undo_to, self._own_key)
-        for view in self.coming:
+        for view in self.views_ahead:
             view.bury()
-        self.coming = []
-        self._list_viewed()
+        self.views_ahead = []
+        self._list_bases()
 
-    def _keep_coming(self) -> None:
+    def _keep_views_ahead(self) -> None:
         """What has been built goes into pages, which can't leave memory: no checkpoint writes them. Raises ReadOnly."""
-        self.make_room(self._pages_coming())
-        self._apply_coming()
-        limit = (self.arena.frames if self.pool is None else self.pool.capacity) // COMING_SHARE
-        pages = sum(view.pages for view in self.coming)
-        if pages > max(limit, 2 * len(self.coming)):
+        self.make_room(self._pages_of_views_ahead())
+        self._apply_views_ahead()
+        limit = (self.arena.frames if self.pool is None else self.pool.capacity) // AHEAD_SHARE
+        pages = sum(view.pages for view in self.views_ahead)
+        if pages > max(limit, 2 * len(self.views_ahead)):
             raise ReadOnly(
-                f"view {self.coming[-1].name}, which is being made, needs more than a quarter of the memory "
+                f"view {self.views_ahead[-1].name}, which is being made, needs more than a quarter of the memory "
                 f"({limit * PAGE_BYTES >> 20:,} MiB): start with a larger --memory, or with a schema that has it"
             )
 
     def check(self) -> None:
         """Raises Corruption unless every invariant of every table holds. Between batches only."""
-        for table in (*self.tables, *self.coming):
+        for table in (*self.tables, *self.views_ahead):
             table.check()
 
     def metrics(self) -> dict[str, object]:
@@ -558,18 +569,18 @@ class Store:
             if table.view is not None:
                 views.setdefault(table.view.base, []).append(self.by_name[table.name])
         self.readers.clear()
-        for base in self._bases():
+        for base in self._possible_bases():
             of_base = views.get(base.name, [])
             if of_base != base.views:
                 base.follow_with(of_base, self.schema, self.undo_to, self._own_key)
             for view in of_base:
                 self.readers[view.name] = ViewReader(view, base, self.misses, self._own_key)
-        self._list_viewed()
+        self._list_bases()
 
-    def _list_viewed(self) -> None:
-        self.viewed = [table for table in self._bases() if table.views]
+    def _list_bases(self) -> None:
+        self.bases = [table for table in self._possible_bases() if table.views]
 
-    def _bases(self) -> list[ViewedTable]:
+    def _possible_bases(self) -> list[ViewedTable]:
         """All tables that views may be over."""
         return [table for table in self.by_name.values() if isinstance(table, ViewedTable)]
 

@@ -1,4 +1,5 @@
-"""New views of a table that has rows: filled from them page by page, while calls go on and change them.
+"""Views of a table that has rows, filled from them: those ahead page by page, while calls go on and change the rows;
+those behind at once, at a recovery's end. See partitions.store.Store for what comes before and behind that.
 
 What has been counted are the rows on the pages that were read, as with an index that is being built. When a batch is
 applied, a row that it has changed leaves its group if it stood on such a page, and enters one if it stands on one now;

@@ -206,8 +206,8 @@ def test_a_row_that_a_view_can_not_hold_refuses_the_view_whenever_it_comes(
         prepared(building)
     building.abandon()
     partition.call("put", 600, ["Oslo", 0, 1, 1, float("nan")])  # nothing refuses it
-    assert not partition.store.coming
-    assert partition.store.viewed == []
+    assert not partition.store.views_ahead
+    assert partition.store.bases == []
     frames = partition.store.arena.frames_in_use
     partition.call("put", 250, ["Oslo", 0, 1, 1, None])
     with pytest.raises(DataError):
@@ -313,7 +313,7 @@ def test_a_view_goes_and_its_table_is_as_if_it_had_never_been(tmp_path: Path) ->
     partition.store.check()
     made(partition, "DROP VIEW by_shop")
     partition.store.bury()
-    assert partition.store.viewed == []
+    assert partition.store.bases == []
     assert partition.table("sales").maintain is None
     assert partition.call("delete", 2) is True
     partition.store.check()
@@ -342,7 +342,7 @@ def test_a_view_that_the_memory_has_no_room_for_beside_calls_is_given_up(tmp_pat
     with pytest.raises(ReadOnly, match="view v, which is being made, needs more than a quarter of the memory"):
         made(partition, BY_TOTAL)
     assert partition.store.arena.frames_in_use <= frames
-    assert partition.store.viewed == []
+    assert partition.store.bases == []
     partition.call("delete", 5)
     closed(partition)
 

@@ -562,7 +562,7 @@ def test_a_view_over_rows_that_are_there_is_built_when_it_comes(with_checkpoint:
     make_checkpoint(partition)
     closed(partition)
     partition = OnePartition(SCHEMA, PROCEDURES, tmp_path)
-    assert partition.store.unbuilt == set()
+    assert partition.store.views_behind == set()
     partition.store.check()
     assert found(partition)["by_region"] == {None: (None, 1, 3)}
     assert found(partition)["by_shop"]["Oslo"][1] == 2
@@ -602,19 +602,19 @@ def test_a_view_that_was_half_built_when_a_checkpoint_was_made_is_built_anew(
             partition.seal()
     make_checkpoint(partition)
     closed(partition)
-    unbuilt: list[set[int]] = []
+    behind: list[set[int]] = []
     make = Checkpointer.make
 
     def noted(checkpointer: Checkpointer, lsn: int) -> None:
-        unbuilt.append(set(checkpointer._store.unbuilt))
+        behind.append(set(checkpointer._store.views_behind))
         make(checkpointer, lsn)
 
     monkeypatch.setattr(Checkpointer, "make", noted)
     for _ in range(2):  # nothing but the checkpoints on the way knows of the views
         partition = OnePartition(SCHEMA, PROCEDURES, tmp_path, frames=9)
-        assert unbuilt
-        assert all(unbuilt)
-        unbuilt.clear()
+        assert behind
+        assert all(behind)
+        behind.clear()
         assert len(found(partition)["by_id"]) == 1500
         partition.store.check()
         closed(partition)
@@ -622,7 +622,7 @@ def test_a_view_that_was_half_built_when_a_checkpoint_was_made_is_built_anew(
     make_checkpoint(partition)
     closed(partition)
     partition = OnePartition(SCHEMA, PROCEDURES, tmp_path)
-    assert partition.store.unbuilt == set()
+    assert partition.store.views_behind == set()
     partition.table("by_id")  # cold pages come by themselves
     partition.store.check()
     closed(partition)

@@ -293,8 +293,9 @@ class Run:
                     server._store.check()
                     lookups = server._store.lookups
                     indexes = {index for table in lookups for index in table.indexes}
-                    if indexes != {index.name for index in schema.indexes} or server._store.coming:
-                        self.violations.append(f"{name} has the indexes {sorted(indexes)}, and {server._store.coming}")
+                    ahead = server._store.views_ahead
+                    if indexes != {index.name for index in schema.indexes} or ahead:
+                        self.violations.append(f"{name} has the indexes {sorted(indexes)}, and {ahead}")
                 except Corruption as error:
                     self.violations.append(f"{name}: {error}")
         door = self.processes["router"].server.router.door
