@@ -49,6 +49,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.executor import Executor, Part
+from partitions.order_session import OrderSession, bytes_of_changes
+from partitions.read_rounds import ReadRounds
 from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
@@ -107,14 +109,13 @@ from voltpy.row import encode
 DECIDED_S = 0.05
 RETRY_S = 0.1  # after a decision that found no room
 REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
-FRAME_BYTES = MAX_FRAME_BYTES // 4  # a frame of reports is closed once it holds so much
 PATIENCE = 3  # times that an order waits for cold pages before it waits for each here and now
 BATCHES_LOST = 4096  # remembered as such, at most
 
 _decode_equalities = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_values = msgspec.msgpack.Decoder(tuple[Any, ...]).decode
 _decode_bounds = msgspec.msgpack.Decoder(tuple[Any, Any]).decode
-_NOTHING = None, None, None
+_NO_ENTRY = None, None, None
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -130,13 +131,6 @@ class Loan(Struct, eq=False):
     entries: dict[int, set[Entry]] = {}  # once more, by table
 
 
-class Round(Struct, eq=False):
-    """A read round that is open: replies of what runs after it, `opened` counts the rounds before, wait."""
-
-    opened: int
-    until_s: float
-
-
 class Changes(NamedTuple):
     """What a batch changes in one table, with the keys that stand in its images."""
 
@@ -149,6 +143,10 @@ class Changes(NamedTuple):
 class Loans:
     """`append` writes a record to the WAL and returns its LSN; it raises DiskFull, or ReadOnly for what is too large.
 
+    A batch has a Loan while it borrows; it is lost when that ended by itself, and prepared between its vote and the
+    decision. Which frames of orders count, and how reports are framed: partitions.order_session. Which replies wait for
+    reads: partitions.read_rounds.
+
     `attach`, then `take` each frame of orders, then `obey` as long as one `is_due`; `step` when it is `due_s`.
     `reports` has what is to be sent, once the WAL is flushed as far as it `rests_on`.
     """
@@ -158,10 +156,7 @@ class Loans:
         self._executor = executor
         self._window = window
         self._append = append
-        self._last_session = 0, 0  # (epoch, session) of the last that was begun
-        self._in_session = False
-        self._ended_epoch = 0  # up to which coordinators are dead
-        self._frames_taken = self._frames_made = 0  # of this session
+        self._session = OrderSession()
         self._orders: deque[Order] = deque()
         self._attempts = 0  # at the first of them
         self._awaited: set[Miss] = set()  # pages that it needs, and plans
@@ -174,11 +169,11 @@ class Loans:
         self._loans: dict[int, Loan] = {}  # by batch
         self._lost: dict[int, None] = {}  # batches whose loan ended by itself, the first one first
         self._lent_tables: dict[int, int] = {}  # table → batch
-        self._prepared: dict[int, list[Changes]] = {}  # by batch; what Store.prepared has, decoded
-        self._undone: dict[int, bool] = {}  # decisions that found no room → whether this session waits for Decided
+        self._prepared: dict[int, list[Changes]] = {}  # by batch: Store.prepared, decoded
+        # Batches whose decision found no room, and is tried again → whether this session waits for the word of it.
+        self._without_room: dict[int, bool] = {}
         self._retry_s = inf
-        self._rounds: dict[int, Round] = {}
-        self.rounds_opened = 0
+        self._rounds = ReadRounds()
         for batch, changes in store.prepared.items():
             self._keep_away(batch, changes)
 
@@ -190,34 +185,27 @@ class Loans:
         What is answered has no `incarnation` yet.
         """
         epoch, session = message.epoch, message.session
-        if epoch <= self._ended_epoch or (epoch, session) <= self._last_session:
+        if not self._session.may_begin(epoch, session):
             return None
         self._end_session()
-        if epoch > self._last_session[0]:
+        if epoch > self._session.last[0]:
             self._lost.clear()
-        self._last_session = epoch, session
-        self._in_session = True
-        self._frames_taken = self._frames_made = 0
+        self._session.begin(epoch, session)
         crash_point("lending.attached")
         return Attached(epoch, session, 0, sorted(self._store.prepared))
 
     def detach(self, message: Detach) -> None:
         """The coordinator of this epoch is dead, and so is every one before it."""
-        self._ended_epoch = max(self._ended_epoch, message.epoch)
-        if self._last_session[0] <= message.epoch:
+        if self._session.bury(message.epoch):
             self._end_session()
 
     def take(self, frame: Orders) -> None:
         """A frame of orders; after one that is missing nothing more is done or told until the next session."""
-        if not self._in_session or (frame.epoch, frame.session) != self._last_session:
-            return
-        if frame.number <= self._frames_taken:
-            return
-        if frame.number > self._frames_taken + 1:
+        what = self._session.takes(frame)
+        if what == "next":
+            self._orders.extend(frame.orders)
+        elif what == "gap":
             self._end_session()
-            return
-        self._frames_taken = frame.number
-        self._orders.extend(frame.orders)
 
     def rests_on(self, written_lsn: int, now_s: float) -> int:
         """Up to where the WAL must be flushed before what is reported now may leave."""
@@ -235,31 +223,22 @@ class Loans:
             self._decided_due_s = inf
         if not self._reports:
             return []
-        frames: list[Reports] = []
-        frame_bytes = FRAME_BYTES + 1
-        for report in self._reports:
-            if frame_bytes > FRAME_BYTES:
-                self._frames_made += 1
-                frames.append(Reports(*self._last_session, self._frames_made, []))
-                frame_bytes = 0
-            frames[-1].reports.append(report)
-            frame_bytes += _bytes_of(report)
-        self._reports = []
-        return frames
+        reports, self._reports = self._reports, []
+        return self._session.frames(reports)
 
     def _end_session(self) -> None:
         """Nobody waits for what it was to do; what it only borrowed is here again, its rounds are over."""
-        self._in_session = False
+        self._session.is_open = False
         self._orders.clear()
         self._attempts = 0
         self._awaited.clear()
         self._reports.clear()
         self._decided.clear()
         self._decided_due_s = inf
-        self._rounds.clear()
+        self._rounds.end_all()
         for batch in list(self._loans):
             self._lose(batch)
-        self._undone = dict.fromkeys(self._undone, False)
+        self._without_room = dict.fromkeys(self._without_room, False)
 
     # Orders, and when it is their turn.
 
@@ -306,7 +285,7 @@ class Loans:
         if isinstance(order, Read):
             return self._read(order, now_s)
         if isinstance(order, Release):
-            return Released(order.round, self._rounds.pop(order.round, None) is not None)
+            return Released(order.round, self._rounds.release(order.round))
         if isinstance(order, Recall):
             return self._recall(order)
         return self._run_directed(order, now_s)
@@ -332,9 +311,7 @@ class Loans:
             return due_s
         for loan in self._loans.values():
             due_s = min(due_s, loan.until_s)
-        for round_ in self._rounds.values():
-            due_s = min(due_s, round_.until_s)
-        return due_s
+        return min(due_s, self._rounds.due_s)
 
     def step(self, now_s: float) -> None:
         """Takes back what was lent for too long, ends rounds that are overdue, tries again what found no room.
@@ -344,13 +321,12 @@ class Loans:
         for batch in [batch for batch, loan in self._loans.items() if loan.until_s <= now_s]:
             self._lose(batch)
             crash_point("lending.expired")
-        for number in [number for number, round_ in self._rounds.items() if round_.until_s <= now_s]:
-            del self._rounds[number]
+        self._rounds.end_overdue(now_s)
         if now_s >= self._retry_s:
             self._retry_s = inf
-            for batch, is_waited_for in list(self._undone.items()):
-                if self._make_count_here_and_now(batch, now_s) and is_waited_for:
-                    self._is_decided(batch, now_s)
+            for batch, is_waited_for in list(self._without_room.items()):
+                if self._commit_prepared_at_once(batch, now_s) and is_waited_for:
+                    self._tell_decided(batch, now_s)
 
     # Pages that an order waits for.
 
@@ -431,7 +407,8 @@ class Loans:
         for encoded in asked.values:
             try:
                 values = _decode_values(encoded)
-                entry, key, row = _NOTHING if table.lookups is None else table.lookups.unique.entry(asked.index, values)
+                unique = None if table.lookups is None else table.lookups.unique
+                entry, key, row = _NO_ENTRY if unique is None else unique.entry(asked.index, values)
             except (*_UNREADABLE, TypeError) as error:
                 raise ProtocolError(f"table {table.name}: not a value of index {asked.index:.100}: {error}") from None
             if entry is not None:
@@ -592,19 +569,19 @@ class Loans:
             self._give_back(loan)
         if batch in self._prepared:
             if not order.commits:
-                self._forget_prepared(batch)
-            elif not self._make_count(batch, now_s):
-                self._undone[batch] = True
+                self._abort_prepared(batch)
+            elif not self._commit_prepared(batch, now_s):
+                self._without_room[batch] = True
                 return
-        self._is_decided(batch, now_s)
+        self._tell_decided(batch, now_s)
 
-    def _is_decided(self, batch: int, now_s: float) -> None:
-        """Here, though perhaps not on disk: also where it was decided before, and the word of it was lost."""
+    def _tell_decided(self, batch: int, now_s: float) -> None:
+        """Decided will be reported, once that is on disk: also for what was decided before, if the word was lost."""
         if not self._decided:
             self._decided_due_s = now_s + DECIDED_S
         self._decided.append(Decided(batch))
 
-    def _make_count(self, batch: int, now_s: float) -> bool:
+    def _commit_prepared(self, batch: int, now_s: float) -> bool:
         """What is prepared counts from now on. False when there is no room: it is tried again."""
         changes = self._prepared[batch]
         try:
@@ -621,18 +598,18 @@ class Loans:
         crash_point("lending.decide.applied")
         return True
 
-    def _make_count_here_and_now(self, batch: int, now_s: float) -> bool:
+    def _commit_prepared_at_once(self, batch: int, now_s: float) -> bool:
         """The same, when no order waits for it: pages that are cold are waited for."""
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
         misses.bring = None if pool is None else pool.bring
         try:
-            return self._make_count(batch, now_s)
+            return self._commit_prepared(batch, now_s)
         finally:
             misses.bring = bring
             self._store.raise_if_failed()
 
-    def _forget_prepared(self, batch: int) -> None:
+    def _abort_prepared(self, batch: int) -> None:
         """What is prepared never happened. Without a record of that, the coordinator would say so again."""
         try:
             crash_point("lending.abort.before_append")
@@ -644,7 +621,7 @@ class Loans:
 
     def _end_prepared(self, batch: int) -> None:
         del self._store.prepared[batch]
-        self._undone.pop(batch, None)
+        self._without_room.pop(batch, None)
         for table, keys, _, deleted in self._prepared.pop(batch):
             if table.lookups is not None:
                 table.lookups.unique.release(keys)
@@ -707,7 +684,7 @@ class Loans:
             part, changes = self._executor.run_part(call)
             self._check_missed(part)
             copies = [_sorted(change) for change in changes if self._is_copy(self._store.tables[change.table])]
-            if sum(map(_bytes_of_changes, copies)) > REPORT_BYTES:
+            if sum(map(bytes_of_changes, copies)) > REPORT_BYTES:
                 raise ConstraintViolation(f"{order.procedure} changes more than {REPORT_BYTES:,} bytes of copied rows")
             if changes and part.error is None:
                 self._log_prepare(batch, changes, self._decoded(changes))
@@ -717,7 +694,7 @@ class Loans:
             part = Part(error=call_error(order.client_id, order.number, error))
         if part.error is not None:
             return Ran(batch, Raw(b"\xc0"), [], part.error)
-        self._open_round(batch, now_s + order.hold_s)
+        self._rounds.open(batch, now_s + order.hold_s)
         return Ran(batch, Raw(part.result), copies)
 
     def _check_missed(self, part: Part) -> None:
@@ -741,14 +718,9 @@ class Loans:
         fragments = self._run_fragments(order.fragments) if order.fragments else []
         if fragments is None:
             return ReadAnswer(order.round, [], [], is_here=False)
-        self._open_round(order.round, now_s + order.hold_s)
+        self._rounds.open(order.round, now_s + order.hold_s)
         crash_point("lending.read")
         return ReadAnswer(order.round, images, answers, fragments=fragments)
-
-    def _open_round(self, number: int, until_s: float) -> None:
-        """Replies of what runs from here on wait."""
-        self.rounds_opened += 1
-        self._rounds[number] = Round(self.rounds_opened, until_s)
 
     def _run_fragments(self, fragments: list[Fragment]) -> list[FragmentAnswer] | None:
         """What these say; None where something that they touch is lent or in doubt. Raises NotHere for pages and plans.
@@ -781,7 +753,11 @@ class Loans:
     @property
     def first_open_round(self) -> float:
         """Replies of what ran when so many rounds had been opened, or more, must wait; infinity when none is open."""
-        return min([round_.opened for round_ in self._rounds.values()]) if self._rounds else inf
+        return self._rounds.first_open
+
+    @property
+    def rounds_opened(self) -> int:
+        return self._rounds.opened
 
     def _read_images(
         self,
@@ -804,7 +780,7 @@ class Loans:
 
     def end_rounds(self) -> None:
         """Whoever reads is told that nothing was held, if it can be told anything."""
-        self._rounds.clear()
+        self._rounds.end_all()
 
     def _recall(self, order: Recall) -> Recalled:
         reaches, _ = self._window.batches
@@ -887,24 +863,3 @@ def _check_outcomes(outcomes: bytes) -> None:
         decoded_outcomes(outcomes, 0)
     except Corruption as error:
         raise ProtocolError(str(error)) from None
-
-
-def _bytes_of(report: Report) -> int:
-    """About what it takes in a frame."""
-    size = 64
-    if isinstance(report, Lent):
-        size += sum(9 if image is None else len(image) for images in report.entries for image in images)
-    if isinstance(report, Lent | ReadAnswer):
-        size += sum(9 if image is None else len(image) for images in report.images for image in images)
-        size += sum(len(image) for answer in report.scans for image in answer.images)
-        if isinstance(report, ReadAnswer):
-            size += sum(len(answer.streams) for answer in report.fragments)
-    elif isinstance(report, Ran):
-        size += len(bytes(report.result)) + sum(map(_bytes_of_changes, report.copies))
-    elif isinstance(report, Recalled):
-        size += sum(map(len, report.results.values()))
-    return size
-
-
-def _bytes_of_changes(changes: TableChanges) -> int:
-    return sum(map(len, changes.images)) + sum(map(len, changes.deleted))

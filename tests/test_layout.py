@@ -29,7 +29,8 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = {
     "partitions": (
         "copier", "verify", "schema_trial",
-        "__main__", "server", "lending", "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
+        "__main__", "server", "lending", "order_session", "read_rounds",
+        "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
         "buffer_pool", "accessors", "heap",
         "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",

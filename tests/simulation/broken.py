@@ -183,14 +183,15 @@ def _replies_are_not_held_behind_reads(put: Put) -> None:
 
 
 def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
-    real = Loans._open_round
+    real = Loans._run_directed
 
-    def open_round(loans: Any, number: int, until_s: float) -> None:
-        real(loans, number, until_s)
-        if number in loans._prepared:
-            loans._rounds[number].opened = 1 << 62
+    def run_directed(loans: Any, order: Any, now_s: float) -> Any:
+        ran = real(loans, order, now_s)
+        if order.batch in loans._prepared:
+            loans._rounds._open[order.batch].opened = 1 << 62
+        return ran
 
-    put(Loans, "_open_round", open_round)
+    put(Loans, "_run_directed", run_directed)
 
 
 def _released_early_does_not_matter(put: Put) -> None:
@@ -350,7 +351,7 @@ def _restarted_partitions_answer_old_orders(put: Put) -> None:
     """Whose orders they are, and of which session, is not looked at."""
 
     def take(loans: Any, frame: Any) -> None:
-        loans._in_session = True
+        loans._session.is_open = True
         loans._orders.extend(frame.orders)
 
     put(Loans, "take", take)
@@ -383,9 +384,9 @@ def _nobody_is_released(put: Put) -> None:
         from voltpy.messages import Release
 
         if isinstance(order, Release):
-            for round_ in loans._rounds.values():
-                round_.until_s = inf
-            return Released(order.round, order.round in loans._rounds)
+            for each in loans._rounds._open.values():
+                each.until_s = inf
+            return Released(order.round, order.round in loans._rounds._open)
         return real(loans, order, now_s)
 
     put(Loans, "_obeyed", obeyed)
