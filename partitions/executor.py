@@ -18,27 +18,39 @@ A call ends in one of these ways (each undoes what it must):
     ran too long, or took too   its changes are undone; ProcedureTimeout or ConstraintViolation is a reply
     much memory
 
+Beside it: set_aside, the calls that wait; first_results, for retried calls; transaction_kinds, what `tx` is.
+
 The words of `running` say which call is running, for whoever watches from outside: see voltpy.heartbeat.
 """
 
 from __future__ import annotations
 
-from binascii import crc_hqx
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from types import CodeType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from partitions.first_results import FirstResults
 from partitions.heap import Heap
 from partitions.lookups import Lookups
+from partitions.ownership import SEVERAL_KEYS
 from partitions.plans import Plans
 from partitions.secondary_index import SecondaryIndex
+from partitions.set_aside import (
+    CALLS_SET_ASIDE,
+    CALLS_WAIT_FOR_LENT,
+    TIMES_SET_ASIDE,
+    CallsSetAside,
+    Origin,
+    SetAside,
+)
 from partitions.store import Store
 from partitions.table import Table
+from partitions.transaction_kinds import TransactionKinds
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES, Answers
 from voltpy.builtin import QUERY_ALL, builtins
@@ -52,11 +64,9 @@ from voltpy.errors import (
     Overloaded,
     ProcedureTimeout,
     ProtocolError,
-    ReadOnly,
     Unavailable,
     UnknownProcedure,
 )
-from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
 from voltpy.messages import (
     ELSEWHERE,
@@ -69,27 +79,19 @@ from voltpy.messages import (
     ReplyGroup,
     TableChanges,
 )
-from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, Misses, NotHere
+from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
 from voltpy.procedure import Procedure, Registry
 from voltpy.routing import no_such
 from voltpy.row import encode
 from voltpy.sql.plan import FILE
 from voltpy.sql.statements import Statements
-from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
+from voltpy.transaction import CallContext
 from voltpy.wire import joined
 
-Origin: TypeAlias = Hashable  # whoever gets the replies: the shell knows who that is
-
-CALLS_SET_ASIDE = 8192  # for pages from disk
-CALLS_WAIT_FOR_LENT = 4096  # fewer than a client may have in flight
 LENT_WAIT_S = 3.0  # in all its runs, after which a call that waits for what is lent is told so
-CALLS_A_RERUN = 128
-TIMES_SET_ASIDE = 4  # then a call waits for each page that it needs, and all others with it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_INTS = {int}
-_SEVERAL_KEYS = (list, tuple)
 _PART: Origin = object()  # who gets the answer of one partition's part of a joint call: see `run_part`
 _decode_raws = msgspec.msgpack.Decoder(list[Raw]).decode
 _decode_values = msgspec.msgpack.Decoder(list[Any]).decode
@@ -103,26 +105,6 @@ _READERS: frozenset[CodeType] = frozenset(
         *(Lookups._read, Lookups._read_some, Lookups._merged, Lookups._unchanged, SecondaryIndex.postings),
     )
 )
-
-
-class SetAside(Struct, eq=False):
-    """A call that waits. `missing` of what it missed are still to come; `times` counts how often it has been set aside.
-
-    Its arguments are kept encoded: the run that was undone may have changed a list among them.
-    """
-
-    origin: Origin
-    client_id: int
-    number: int
-    procedure: Procedure
-    arguments: bytes
-    directed_now: datetime | None
-    generated: Generated | None
-    missed: tuple[Miss, ...]
-    missing: int
-    arrival: int
-    times: int
-    lent_since_s: float | None  # since when it has waited for what is lent, on `Executor.now_s`; None: for pages only
 
 
 class Part(Struct):
@@ -152,35 +134,26 @@ class Executor:
         self.now_s = 0.0  # of a clock that only goes forward, as of this batch: how long calls have waited
         self._store = store
         self._is_alone = store.partitions == 1  # then every key lives here, and of every table this is the only copy
-        self._owned = store.owner.owned
-        self._lent_tables: set[int] = set()  # which are lent whole
-        self._full: str | None = None  # why nothing may be written
         self.window = window
         self._running = running
         self._context = CallContext(running, ids, clock)
+        self._kinds = TransactionKinds(store, self._context)
+        self._tx_of = self._kinds.local  # by kind of procedure; the joint ones while a part of a joint call runs
         self._ids = ids
         self._outcomes: list[ReplyGroup] = []
         self._unlogged: list[Unlogged] = []  # answers of this batch that are no outcomes: see outcome_window
-        self._batch_index: dict[tuple[int, int], bytes | CallError] = {}  # both of them, for retries
-        self._batch_looked_at = (0, 0)
+        self._first_results = FirstResults(window)
         self._answers: dict[Origin, Answers] = {}  # of this batch, which may still be undone
         self._settled: dict[Origin, Answers] = {}  # of those before it
-        self._views: dict[tuple[bool, bool], Transaction] = {}
         self._large_bytes = 0  # of results that `replies` has not handed out
         self._large_bytes_before = 0  # this batch
         self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
-        self._waiting: dict[tuple[int, int], SetAside] = {}  # by call id
-        self.waiting_for_lent = 0  # of those
-        self._ready: deque[SetAside] = deque()  # in order of arrival
-        # Calls that this batch set aside or ran again: as they waited when it began, None if they did not.
-        self._waited: dict[tuple[int, int], SetAside | None] = {}
-        self._joined: list[tuple[SetAside, Origin]] = []  # whose retry this batch has seen, and who waited before
-        self._rerunning: dict[int, SetAside] = {}  # by call number; all of one client
-        self._awaiting: dict[Miss, list[SetAside]] = {}  # who waits for what is still to come
-        self._awaited: dict[Miss, int] = {}  # by how many calls that have not run again, come or not
-        self._missed_pages: list[int] = []  # since `missed_pages` was asked
-        self._missed_plans: list[str] = []  # since `missed_plans` was asked
-        self._arrivals = 0
+        self._set_aside = set_aside = CallsSetAside()
+        # Asked in every turn of the partition, so without a method of ours between.
+        self.missed_pages = set_aside.missed_pages
+        self.missed_plans = set_aside.missed_plans
+        self.is_awaited = set_aside.is_awaited
+        self._rerunning: dict[int, SetAside] = {}  # the calls that run again now, by number; all of one client
         self._split_group: CallGroup | None = None
         self._split_arguments: dict[int, Raw] = {}
         self._plans = Plans(store.misses)
@@ -210,7 +183,7 @@ class Executor:
             numbers, arguments = [n for n, _ in kept], [a for _, a in kept]
         if not self._is_alone and arguments:
             positions = procedure.key_positions
-            if len(positions) > 1 or type(arguments[0][positions[0]]) in _SEVERAL_KEYS:
+            if len(positions) > 1 or type(arguments[0][positions[0]]) in SEVERAL_KEYS:
                 numbers, arguments = self._at_home(origin, group, procedure, numbers, arguments)
         self._run_each(origin, group, procedure, numbers, arguments, None)
 
@@ -223,24 +196,13 @@ class Executor:
         arguments: list[tuple[Any, ...]],
     ) -> tuple[list[int], list[tuple[Any, ...]]]:
         """The calls all of whose keys live here; the others are answered ELSEWHERE."""
-        owned, are_here = self._owned, True
-        for position in procedure.key_positions:
-            keys = [values[position] for values in arguments]
-            if set(map(type, keys)) == _INTS:
-                slots: Iterable[int] = [crc_hqx(b"%d" % key, 0) & 16383 for key in keys]
-            else:
-                slots = (hash_slot(key) for keys_of_call in map(_each_key, keys) for key in keys_of_call)
-            are_here &= all(map(owned.__getitem__, slots))
-        if are_here:
+        foreign = self._store.owner.foreign(procedure.key_positions, arguments)
+        if not foreign:
             return numbers, arguments
-        calls = [
-            all(owned[hash_slot(key)] for position in procedure.key_positions for key in _each_key(values[position]))
-            for values in arguments
-        ]
-        foreign = [number for number, is_here in zip(numbers, calls, strict=True) if not is_here]
-        self._send_elsewhere(origin, group, foreign, f"{procedure.name}: not all of its keys live in one partition")
-        here = [(n, a) for n, a, is_here in zip(numbers, arguments, calls, strict=True) if is_here]
-        return [n for n, _ in here], [a for _, a in here]
+        reason = f"{procedure.name}: not all of its keys live in one partition"
+        self._send_elsewhere(origin, group, [numbers[index] for index in sorted(foreign)], reason)
+        here = [index for index in range(len(numbers)) if index not in foreign]
+        return [numbers[index] for index in here], [arguments[index] for index in here]
 
     def _send_elsewhere(self, origin: Origin, group: CallGroup, numbers: list[int], reason: str) -> None:
         errors = self._answers_to(origin).errors
@@ -252,14 +214,13 @@ class Executor:
 
         Between two batches. Raises ReadOnly when memory has no room for its changes, and as `seal` does.
         """
-        views = self._views
-        self._views = self._joint_views
+        self._tx_of = self._kinds.joint
         try:
             if (call.client_id, call.number) in self.runaways:
                 error = ProcedureTimeout(f"{call.procedure} could only be ended with its partition")
                 return Part(error=call_error(call.client_id, call.number, error)), []
             self.run_everywhere(_PART, call)
-            set_aside = self._waiting.get((call.client_id, call.number))
+            set_aside = self._set_aside.get((call.client_id, call.number))
             if set_aside is not None:
                 return Part(missed=set_aside.missed), []
             answers = self._answers_to(_PART)
@@ -270,7 +231,7 @@ class Executor:
             changes = [change for change in changes if tables[change.table].schema.view is None]
             return Part(bytes(_decode_raws(answers.groups[0].results)[0])), changes
         finally:
-            self._views = views
+            self._tx_of = self._kinds.local
             self.undo_batch()
 
     def run_everywhere(self, origin: Origin, call: EverywhereCall) -> None:
@@ -315,7 +276,7 @@ class Executor:
         """The hot loop: everything that every call pays for is in here."""
         client_id = group.client_id
         body, running, undo, missed = procedure.body, self._running, self._store.undo_log, self._store.misses
-        tx = self._views[procedure.everywhere, procedure.read_only]
+        tx = self._tx_of[procedure.everywhere, procedure.read_only]
         results: list[bytes] = []
         returned = results.append
         unanswered: set[int] = set()  # positions
@@ -382,22 +343,13 @@ class Executor:
             self.failed(raised)
             return
         is_lent = any(type(miss) is not int for miss in missed)
-        is_taken = (group.client_id, number) in self._waiting  # the client's fault: its numbers are its call ids
-        if missed and not interrupted and not is_taken and self._may_wait(is_lent):
-            arguments = self._encoded_arguments(group, number)
+        # Two calls with one id would be their client's fault, which numbers them.
+        is_taken = self._set_aside.get((group.client_id, number)) is not None
+        if missed and not interrupted and not is_taken and self._set_aside.has_room(for_lent=is_lent):
+            arguments, generated = self._encoded_arguments(group, number), self._context.set_aside()
+            call = SetAside(origin, group.client_id, number, procedure, arguments, directed_now, generated, missed)
+            self._set_aside.add(call, self._rerunning.get(number), self.now_s if is_lent else None)
             self.counts["set_aside"] += 1
-            self._arrivals += 1
-            again = self._rerunning.get(number)
-            call = SetAside(
-                origin, group.client_id, number, procedure, arguments, directed_now, self._context.set_aside(),
-                missed, len(missed),
-                self._arrivals if again is None else again.arrival, 1 if again is None else again.times + 1,
-                self.now_s if is_lent and (again is None or again.lent_since_s is None) else
-                None if again is None else again.lent_since_s,
-            )  # fmt: skip
-            self._put_waiting(call)
-            self._await(call)
-            self._waited.setdefault((group.client_id, number), None)
             self.failed(raised)
             return
         if interrupted:
@@ -419,21 +371,6 @@ class Executor:
         self._unlogged.append(answer)
         self.failed(raised)
 
-    def _may_wait(self, is_lent: bool) -> bool:
-        """Whether one more may wait. One key that is in doubt must not keep out whoever waits for disk."""
-        if is_lent:
-            return self.waiting_for_lent < CALLS_WAIT_FOR_LENT
-        return len(self._waiting) - self.waiting_for_lent < CALLS_SET_ASIDE
-
-    def _put_waiting(self, call: SetAside) -> None:
-        self._waiting[call.client_id, call.number] = call
-        self.waiting_for_lent += call.lent_since_s is not None
-
-    def _take_waiting(self, call_id: tuple[int, int]) -> SetAside | None:
-        call = self._waiting.pop(call_id, None)
-        self.waiting_for_lent -= call is not None and call.lent_since_s is not None
-        return call
-
     def _encoded_arguments(self, group: CallGroup, number: int) -> bytes:
         """The arguments of one call. All calls of a group may miss the same key, so it is split once."""
         if self._split_group is not group:
@@ -445,40 +382,30 @@ class Executor:
 
     def keys_arrived(self, table: int, keys: Iterable[Any]) -> None:
         """These keys are here again: calls that waited only for them may run, in the order in which they came."""
-        self._store.tables[table].bring_all_back(keys)
-        if self._awaiting:
-            for key in keys:
-                self._here((table, key))
-            if self._store.tables[table].all_here and table not in self._lent_tables:
-                self._here((table, WHOLE_TABLE))
-            self._put_in_order()
+        known = self._store.tables[table]
+        known.bring_all_back(keys)
+        here: Iterable[Miss] = zip(repeat(table), keys)
+        if known.all_here and table not in self._kinds.lent:
+            here = chain(here, [(table, WHOLE_TABLE)])
+        self._set_aside.arrived(here)
 
     def lend_table(self, table: int) -> None:
         """From now on whatever touches this table is set aside, until `table_arrived`. Between batches only."""
-        self._lent_tables.add(table)
-        self._make_views()
+        self._kinds.lend(table)
 
     def table_arrived(self, table: int) -> None:
         """The table is here again, but for keys that are away."""
-        self._lent_tables.remove(table)
-        self._make_views()
-        self._here((table, WHOLE_TABLE))
-        self._put_in_order()
+        self._kinds.take_back(table)
+        self._set_aside.arrived([(table, WHOLE_TABLE)])
 
     def give_up(self) -> bool:
         """Answers the calls that have waited for too long, at `now_s`, for what is lent. Whether there were any.
 
         Between batches only; the answers are among the next `replies`.
         """
-        overdue_s = self.now_s - LENT_WAIT_S
-        overdue = [
-            call
-            for call in self._waiting.values()
-            if call.lent_since_s is not None and call.lent_since_s <= overdue_s and call.missing
-        ]
+        overdue = self._set_aside.overdue(self.now_s - LENT_WAIT_S)
         for call in overdue:
-            self._take_waiting((call.client_id, call.number))
-            self._stop_waiting(call)
+            self._set_aside.drop(call)
             error = Unavailable(f"{call.procedure.name}: {self._what_it_lacks(call)}")
             answer = call_error(call.client_id, call.number, error)
             self.window.remember([answer])
@@ -502,98 +429,38 @@ class Executor:
 
     def pages_arrived(self, pages: list[int]) -> None:
         """These pages are in memory: calls that waited only for them may run, in the order in which they came."""
-        for page in pages:
-            self._here(page)
-        self._put_in_order()
-
-    def missed_pages(self) -> list[int]:
-        """The pages that calls have been set aside for since the last time."""
-        missed, self._missed_pages = self._missed_pages, []
-        return missed
-
-    def missed_plans(self) -> list[str]:
-        """The statements that calls have been set aside for, since the last time: their plans are needed."""
-        missed, self._missed_plans = self._missed_plans, []
-        return missed
+        self._set_aside.arrived(pages)
 
     def plan_arrived(self, reply: PlanReply) -> None:
         """This is how a statement is run, or what is wrong with it: calls that waited for it run again."""
         self._plans.arrived(reply)
-        self._here((PLAN, reply.text))
-        self._put_in_order()
-
-    def is_awaited(self, miss: Miss) -> bool:
-        """Whether a call that is set aside, and has not run again, has missed this."""
-        return miss in self._awaited
-
-    def _await(self, call: SetAside) -> None:
-        awaiting, awaited = self._awaiting, self._awaited
-        for miss in call.missed:
-            awaited[miss] = awaited.get(miss, 0) + 1
-            if miss in awaiting:
-                awaiting[miss].append(call)
-            else:
-                awaiting[miss] = [call]
-                if isinstance(miss, int):
-                    self._missed_pages.append(miss)
-                elif miss[0] == PLAN:
-                    self._missed_plans.append(miss[1])
-
-    def _here(self, miss: Miss) -> None:
-        for call in self._awaiting.pop(miss, ()):
-            call.missing -= 1
-            if not call.missing:
-                self._ready.append(call)
-
-    def _put_in_order(self) -> None:
-        if len(self._ready) > 1:
-            self._ready = deque(sorted(self._ready, key=lambda call: call.arrival))
-
-    def _forget_misses(self, call: SetAside) -> None:
-        """The call runs again."""
-        awaited = self._awaited
-        for miss in call.missed:
-            calls = awaited[miss]
-            if calls == 1:
-                del awaited[miss]
-            else:
-                awaited[miss] = calls - 1
-
-    def _stop_waiting(self, call: SetAside) -> None:
-        """The call was never set aside."""
-        for miss in call.missed:
-            calls = self._awaiting.get(miss, [])
-            if call in calls:
-                calls.remove(call)
-        self._forget_misses(call)
+        self._set_aside.arrived([(PLAN, reply.text)])
 
     @property
     def has_ready(self) -> bool:
-        return bool(self._ready)
+        return bool(self._set_aside.ready)
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        """How many calls are set aside."""
+        return len(self._set_aside)
+
+    @property
+    def waiting_for_lent(self) -> int:
+        """How many of these wait, or have waited, for what is lent."""
+        return self._set_aside.for_lent
 
     def run_ready(self) -> None:
         """Reruns the calls that have what they missed. One that misses something else is set aside again."""
-        while self._ready:
+        while self._set_aside.ready:
             self.run_next_ready()
 
     def run_next_ready(self) -> None:
-        """Reruns the first of them, and with it those that follow and may be in one group with it: that costs half."""
-        first = self._ready.popleft()
-        calls = [first]
-        if _may_be_grouped(first):
-            while self._ready and len(calls) < CALLS_A_RERUN and _belong_together(first, self._ready[0]):
-                calls.append(self._ready.popleft())
-        rerunning, waited = self._rerunning, self._waited
-        for call in calls:
-            call_id = call.client_id, call.number
-            self._take_waiting(call_id)
-            self._forget_misses(call)
-            waited.setdefault(call_id, call)
-            rerunning[call.number] = call
+        """Reruns the first of them, and with it those that follow and may run in one group with it."""
+        calls = self._set_aside.next_group()
+        first = calls[0]
+        rerunning = self._rerunning
+        rerunning.update((call.number, call) for call in calls)
         self.counts["reruns"] += len(calls)
         self._running[CLIENT_ID], self._running[CALL_NUMBER] = first.client_id, first.number
         self._context.resume(first.generated)
@@ -620,7 +487,7 @@ class Executor:
         Raises NotHere, with the misses; SqlError, DataError, ProcedureTimeout, ConstraintViolation for too much.
         """
         context, running = self._context, self._running
-        tx = self._views[False, True]
+        tx = self._tx_of[False, True]
         running[CLIENT_ID], running[CALL_NUMBER], now = fragment.call or (0, 0, None)
         running[PROCEDURE] = self._places.get(QUERY_ALL, 0)
         context.resume(None)
@@ -651,17 +518,18 @@ class Executor:
         """Answers retried calls with their first results; runs those that surely never ran."""
         for number, raw in self._split(origin, group):
             one = CallGroup(group.client_id, group.procedure, 0, 0, [number], [0], joined([bytes(raw)]))
-            pending = self._waiting.get((group.client_id, number))
-            if pending is not None:
-                self._answers_to(pending.origin).drop(group.client_id, 1)
-                self._joined.append((pending, pending.origin))
-                pending.origin = origin
+            waiting = self._set_aside.get((group.client_id, number))
+            if waiting is not None:
+                self._answers_to(waiting.origin).drop(group.client_id, 1)
+                self._set_aside.answer_to(waiting, origin)
                 continue
             if (group.client_id, number) in self.runaways:
                 self._refuse(origin, one, ProcedureTimeout(f"{procedure.name} could only be ended with its partition"))
                 continue
             try:
-                first = self._first_result(group.client_id, number, group.retry_floor)
+                first = self._first_results.of(
+                    group.client_id, number, group.retry_floor, self._outcomes, self._unlogged
+                )
             except Indeterminate as error:
                 self._refuse(origin, one, error)
                 continue
@@ -672,25 +540,6 @@ class Executor:
             else:
                 self._answers_to(origin).groups.append(ReplyGroup(group.client_id, [number], joined([first])))
             self.window.retried(group.client_id, number)
-
-    def _first_result(self, client_id: int, number: int, floor: int) -> bytes | CallError | None:
-        first = self._answered_in_batch().get((client_id, number))
-        return self.window.first_result(client_id, number, floor) if first is None else first
-
-    def _answered_in_batch(self) -> dict[tuple[int, int], bytes | CallError]:
-        """By call id. What was added since the last look is indexed now: a client may retry thousands at once."""
-        index, looked_at = self._batch_index, self._batch_looked_at
-        for group in self._outcomes[looked_at[0] :]:
-            results = map(bytes, _decode_raws(group.results))
-            index.update(zip([(group.client_id, number) for number in group.numbers], results, strict=True))
-        for answer in self._unlogged[looked_at[1] :]:
-            if isinstance(answer, CallError):
-                index[answer.client_id, answer.number] = answer
-            else:
-                results = map(bytes, _decode_raws(answer.results))
-                index.update(zip([(answer.client_id, number) for number in answer.numbers], results, strict=True))
-        self._batch_looked_at = (len(self._outcomes), len(self._unlogged))
-        return index
 
     # Batches.
 
@@ -729,30 +578,17 @@ class Executor:
         self._context.resume(None)
         self._answers.clear()
         self._large_bytes = self._large_bytes_before
-        for call_id, waited in self._waited.items():
-            set_aside = self._take_waiting(call_id)
-            if set_aside is not None:
-                self._stop_waiting(set_aside)
-            if waited is not None:
-                self._put_waiting(waited)
-                for miss in waited.missed:
-                    self._awaited[miss] = self._awaited.get(miss, 0) + 1
-        # Run again, the retry must find who waited before it, or that one's calls would never be told as dropped.
-        for waited, origin in reversed(self._joined):
-            waited.origin = origin
-        self._ready = deque(call for call in self._waiting.values() if not call.missing)
-        self._put_in_order()
+        self._set_aside.undo_batch()
         self._begin_batch()
 
     def _begin_batch(self) -> None:
         self._outcomes = []
         self._unlogged = []
-        if self._batch_index:
-            self._batch_index = {}
-        self._batch_looked_at = (0, 0)
+        if self._first_results.index:
+            self._first_results.begin_batch()
+        if self._set_aside.is_changed:
+            self._set_aside.begin_batch()
         self._large_bytes_before = self._large_bytes
-        self._waited = {}
-        self._joined = []
         self._split_group, self._split_arguments = None, {}
 
     def replies(self) -> dict[Origin, Answers]:
@@ -763,8 +599,7 @@ class Executor:
 
     def refuse_writes(self, reason: str) -> None:
         """Until `accept_writes`, a procedure that writes gets ReadOnly."""
-        self._full = reason
-        self._make_views()
+        self._kinds.refuse_writes(reason)
 
     def may_be_interrupted(self, code: CodeType) -> bool:
         """Whether an Interruption may be raised in a frame of this code: the user's, a statement's, a read of ours."""
@@ -802,37 +637,7 @@ class Executor:
 
     def accept_writes(self) -> None:
         """Procedures may write what their declarations allow."""
-        self._full = None
-        self._make_views()
-
-    def _make_views(self) -> None:
-        """What `tx` is, for each kind of procedure."""
-        misses, lent, full = self._store.misses, self._lent_tables, self._full
-        read_only: dict[str, Table | ReadOnlyTable] = {}
-        local: dict[str, Table | ReadOnlyTable] = {}
-        joint: dict[str, Table | ReadOnlyTable] = {}
-        for name, table in self._store.by_name.items():
-            if table.number in lent:
-                read_only[name] = local[name] = joint[name] = _Lent(table, misses)
-                continue
-            view = table.schema.view
-            if view is not None:
-                base = self._store.by_name[view.base]
-                reader = _Lent(base, misses) if base.number in lent else self._store.readers[name]
-                read_only[name] = local[name] = joint[name] = reader
-                continue
-            read_only[name] = ReadOnlyTable(table, "the procedure is declared read_only")
-            if full is not None:
-                local[name] = joint[name] = read_only[name] = _Full(table, full)
-                continue
-            local[name] = joint[name] = table
-            if table.schema.partition_column is None and not self._is_alone:
-                local[name] = _Copy(table, misses)
-        reading = Transaction(read_only, self._context)
-        # By (everywhere, read_only). What a directed call writes to copies, it must write to all or none of them.
-        self._views = dict.fromkeys(((True, True), (False, True)), reading)
-        self._views[True, False] = self._views[False, False] = Transaction(local, self._context)
-        self._joint_views = {**self._views, (True, False): Transaction(joint, self._context)}
+        self._kinds.accept_writes()
 
     # Replies.
 
@@ -903,68 +708,6 @@ class Executor:
             raise ResultsWait(
                 f"more than {LARGE_RESULTS_A_BATCH_BYTES:,} bytes of large results are under way; retry later"
             )
-
-
-class _Full(ReadOnlyTable):
-    """A table while there is no room: reads work, writes raise ReadOnly."""
-
-    __slots__ = ()
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise ReadOnly(self._reason)
-
-    insert = update = upsert = delete = _refuse
-
-
-class _Copy(ReadOnlyTable):
-    """A table that other partitions have copies of: reads work; a call that writes needs the coordinator."""
-
-    __slots__ = ("_misses",)
-
-    def __init__(self, table: Table, misses: Misses) -> None:
-        super().__init__(table, "every partition has a copy")
-        self._misses = misses
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        self._misses.raise_for(COORDINATOR)
-
-    insert = update = upsert = delete = _refuse
-
-
-class _Lent(ReadOnlyTable):
-    """A table that is lent whole: whoever touches it is set aside."""
-
-    __slots__ = ("_misses", "_number")
-    lookups = None  # a statement scans it, and is set aside
-
-    def __init__(self, table: Table, misses: Misses) -> None:
-        super().__init__(table, "it is lent")
-        self._misses = misses
-        self._number = table.number
-        self.get = self.where = self.range = self.scan = self.count = self._refuse
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        self._misses.raise_for((self._number, WHOLE_TABLE))
-
-    insert = update = upsert = delete = _refuse
-
-
-def _each_key(keys: Any) -> Iterable[Any]:
-    """The keys of an argument: itself, or the elements of a list."""
-    return keys if type(keys) in _SEVERAL_KEYS else (keys,)
-
-
-def _may_be_grouped(call: SetAside) -> bool:
-    return call.directed_now is None and call.generated is None and call.times < TIMES_SET_ASIDE
-
-
-def _belong_together(first: SetAside, call: SetAside) -> bool:
-    return (
-        call.procedure is first.procedure
-        and call.client_id == first.client_id
-        and call.origin == first.origin
-        and _may_be_grouped(call)
-    )
 
 
 def _not_callable(

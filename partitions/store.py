@@ -16,8 +16,9 @@ from partitions.buffer_pool import LEAST_PAGES, BufferPool
 from partitions.heap import Heap
 from partitions.index import INDEX_BYTES
 from partitions.lookups import Lookups
+from partitions.ownership import Ownership
 from partitions.page import PAGE_BYTES, Arena, page_id
-from partitions.table import Ownership, Table, UndoLog
+from partitions.table import Table, UndoLog
 from partitions.view_build import MOST_SUM_EVER
 from partitions.view_reader import ViewReader
 from partitions.view_source import MOST_SUM

@@ -49,9 +49,10 @@ from partitions.buffer_pool import BufferPool
 from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.lookups import Lookups
+from partitions.ownership import Ownership
 from partitions.page import Arena, page_id
-from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError, WrongPartition
-from voltpy.hash_slot import HASH_SLOTS, hash_slot, slots_in
+from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError
+from voltpy.hash_slot import hash_slot
 from voltpy.not_here import WHOLE_TABLE, Misses
 from voltpy.row import MAX_ROW_BYTES, RowFormat, encode
 from voltpy.schema import Index, tombstone
@@ -66,29 +67,6 @@ RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
 # (table, key, row before; None = there was none; or UNTOUCHED). A miss appends (None, None, None): see Store.undo_to.
 UndoLog = list[tuple[Any, Any, Any]]
-
-
-class Ownership:
-    """Which partition keys live here. The last key that was checked is remembered: a transaction repeats its own."""
-
-    __slots__ = ("owned", "partition", "verified")
-
-    def __init__(self, partition: int, partitions: int) -> None:
-        self.partition = partition
-        slots = slots_in(partition, partitions)
-        self.owned = bytes(slots.start) + b"\1" * len(slots) + bytes(HASH_SLOTS - slots.stop)
-        self.verified: Any = None
-
-    def verify(self, key: Any, table: str) -> None:
-        """Raises WrongPartition unless the key's hash slot belongs to this partition."""
-        # hash_slot, spelled out for integers: nearly every transaction passes here once.
-        slot = crc_hqx(b"%d" % key, 0) & 16383 if type(key) is int else hash_slot(key)
-        if not self.owned[slot]:
-            raise WrongPartition(
-                f"table {table}: key {key!r:.100} (hash slot {slot}) does not live in partition {self.partition}, "
-                "where this procedure was routed by its partition_by argument"
-            )
-        self.verified = key
 
 
 class Table:

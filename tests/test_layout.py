@@ -30,9 +30,10 @@ LAYERS = {
     "partitions": (
         "copier", "verify", "schema_trial",
         "__main__", "server", "lending", "order_session", "read_rounds",
-        "rates", "executor", "plans", "recovery", "checkpoint", "pace", "warm_up",
-        "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "lookups",
-        "buffer_pool", "accessors", "heap",
+        "rates", "executor", "set_aside", "first_results", "transaction_kinds",
+        "plans", "recovery", "checkpoint", "pace", "warm_up",
+        "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",
+        "lookups", "buffer_pool", "accessors", "heap",
         "unique_indexes", "index_image", "secondary_index", "index", "index_key", "posting_list",
         "classic_policies", "tiny_lfu", "eviction", "frequency_sketch", "lru_shadow",
         "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",

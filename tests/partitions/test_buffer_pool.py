@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from partitions.buffer_pool import SIZES_REMEMBERED
-from partitions.executor import TIMES_SET_ASIDE
 from partitions.page import PAGE_BYTES
+from partitions.set_aside import TIMES_SET_ASIDE
 from tests.partitions.one_partition import OnePartition
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.procedure import procedure

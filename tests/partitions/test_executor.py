@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 import voltpy.errors as errors
-from partitions.executor import CALLS_WAIT_FOR_LENT, MAX_RESULT_BYTES
+from partitions.executor import MAX_RESULT_BYTES
 from partitions.page import PAGE_BYTES
+from partitions.set_aside import CALLS_WAIT_FOR_LENT
 from tests.partitions.one_partition import CLIENT, ORIGIN, Clock, OnePartition
 from voltpy.answers import Answers
 from voltpy.errors import (

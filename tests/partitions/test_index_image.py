@@ -225,7 +225,7 @@ def test_cold_rows_that_are_looked_up_are_missed_together(people: People, monkey
 
     evict()
     number = partition.run("namesakes", 1, "Kari")
-    missed = partition.executor._missed_pages
+    missed = partition.executor._set_aside._missed_pages
     assert len(missed) > 5
     partition.seal()
     partition.turn_pages()

@@ -17,7 +17,8 @@ from msgspec import Raw
 
 from partitions import lending
 from partitions.checkpoint import read_root
-from partitions.executor import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT, LENT_WAIT_S
+from partitions.executor import LENT_WAIT_S
+from partitions.set_aside import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
 from voltpy.errors import Aborted, DuplicateKey, Overloaded, ProtocolError, Unavailable

@@ -133,7 +133,7 @@ def _unique_values_are_not_lent(put: Put) -> None:
 
 
 def _lent_tables_are_not_guarded(put: Put) -> None:
-    put(Executor, "lend_table", lambda executor, table: executor._lent_tables.add(table))
+    put(Executor, "lend_table", lambda executor, table: executor._kinds.lent.add(table))
 
 
 def _prepared_keys_are_free_after_a_crash(put: Put) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from partitions.table import Ownership
+from partitions.ownership import Ownership
 from voltpy.errors import BadArguments
 from voltpy.hash_slot import HASH_SLOTS, hash_slot, slot_owners, slots_in
 from voltpy.messages import Parameter, ProcedureInfo

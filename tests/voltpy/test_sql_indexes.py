@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from partitions.executor import _Lent
 from partitions.lookups import Lookups
 from partitions.store import Store
 from partitions.table import Table
+from partitions.transaction_kinds import LentTable
 from voltpy import procedure
 from voltpy.not_here import NotHere
 from voltpy.schema import Index
@@ -330,7 +330,7 @@ def test_an_index_that_is_being_built_is_used_when_it_is_ready(reads: Reads) -> 
 
 def test_a_table_that_is_lent_whole_lets_nobody_at_its_indexes() -> None:
     store = Store(parse_schema(SCHEMA), 0, 1, 8 << 20)
-    lent = _Lent(store.by_name["people"], store.misses)
+    lent = LentTable(store.by_name["people"], store.misses)
     search = Search([("equal", "city", "STRING")])
     assert search.helps(store.by_name["people"])
     assert not search.helps(lent)
