@@ -17,7 +17,7 @@ from voltpy import wire
 from voltpy.calls import MAX_CALL_BYTES, UNENCODABLE, Pending, too_large, unencodable
 from voltpy.errors import BadArguments, Error, Unavailable
 from voltpy.hash_slot import hash_slot
-from voltpy.lane import ROUTER, Lane
+from voltpy.lane import ROUTER, Lane, Lanes
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 from voltpy.routing import SLOT_MASK, route
 
@@ -69,19 +69,19 @@ class Batch:
     def first_error(self) -> Error | None:
         return next((result for result in self.results if isinstance(result, Error)), None)
 
-    def deal(self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
+    def deal(self, rows: list[Any], lanes: Lanes) -> list[Group]:
         """Deals rows out to the lanes of their keys, and returns the groups that are full.
 
-        `owners` has the lane of each hash slot. A row that can't be routed fails.
+        A row that can't be routed fails.
         """
         if len(self.info.key_positions) == 1:
-            return self._deal_by_key(rows, lanes, owners, coordinator)
+            return self._deal_by_key(rows, lanes)
         if len(self.info.key_positions) == 2:
-            return self._deal_by_two_keys(rows, lanes, owners, coordinator)
-        self._deal_singly(rows, self._awaited(rows), lanes, owners, coordinator)
+            return self._deal_by_two_keys(rows, lanes)
+        self._deal_singly(rows, self._awaited(rows), lanes)
         return self._take_full()
 
-    def _deal_by_key(self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
+    def _deal_by_key(self, rows: list[Any], lanes: Lanes) -> list[Group]:
         position = self._awaited(rows)
         key_position = self.info.key_positions[0]
         try:
@@ -92,9 +92,10 @@ class Batch:
             else:
                 slots = list(map(hash_slot, keys))
         except (TypeError, IndexError, UnicodeEncodeError):
-            self._deal_singly(rows, position, lanes, owners, coordinator)
+            self._deal_singly(rows, position, lanes)
             return self._take_full()
-        self.reopen(lanes, owners, coordinator)
+        self.reopen(lanes)
+        owners = lanes.owners
         columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self.open.items()}
         for row, slot in zip(rows, slots, strict=True):
             group_slots, group_rows, group_positions = columns[owners[slot]]
@@ -104,9 +105,7 @@ class Batch:
             position += 1
         return self._take_full()
 
-    def _deal_by_two_keys(
-        self, rows: list[Any], lanes: list[Lane], owners: list[Lane], coordinator: Lane
-    ) -> list[Group]:
+    def _deal_by_two_keys(self, rows: list[Any], lanes: Lanes) -> list[Group]:
         """The same for what moves something from one key to another, where both are integers."""
         position = self._awaited(rows)
         first, second = self.info.key_positions
@@ -116,9 +115,10 @@ class Batch:
             if not set(map(type, keys)) == set(map(type, others)) == _INT_KEYS:
                 raise TypeError
         except (TypeError, IndexError):
-            self._deal_singly(rows, position, lanes, owners, coordinator)
+            self._deal_singly(rows, position, lanes)
             return self._take_full()
-        self.reopen(lanes, owners, coordinator)
+        self.reopen(lanes)
+        owners, coordinator = lanes.owners, lanes.coordinator
         columns = {lane: (group.slots, group.rows, group.positions) for lane, group in self.open.items()}
         for row, key, other in zip(rows, keys, others, strict=True):
             slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK
@@ -139,7 +139,7 @@ class Batch:
         self.left += len(rows)
         return position
 
-    def reopen(self, lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> None:
+    def reopen(self, lanes: Lanes) -> None:
         """Has one open group for each of these lanes; what is dealt out already moves to them."""
         if list(self.open) == lanes:
             return
@@ -147,7 +147,7 @@ class Batch:
         self.open = {lane: Group(self, self.info, lane, [], [], []) for lane in lanes}
         for group in former.values():
             for row, position in zip(group.rows, group.positions, strict=True):
-                lane, slot = route(group.info, row, owners, coordinator)
+                lane, slot = route(group.info, row, lanes.owners, lanes.coordinator)
                 self.open[lane].append(slot, row, position)
 
     def take(self, lane: Lane) -> Group:
@@ -156,9 +156,9 @@ class Batch:
         self.open[lane] = Group(self, self.info, lane, [], [], [])
         return group
 
-    def change(self, info: ProcedureInfo, lanes: list[Lane], owners: list[Lane], coordinator: Lane) -> list[Group]:
+    def change(self, info: ProcedureInfo, lanes: Lanes) -> list[Group]:
         """The procedure was replaced: what is dealt out already leaves by the old signature, and is checked there."""
-        self.reopen(lanes, owners, coordinator)
+        self.reopen(lanes)
         self.info = info
         return [group for group in map(self.take, list(self.open)) if group.rows]
 
@@ -169,16 +169,14 @@ class Batch:
             group.fail(OTHER_ROW_FAILED)
         self.open = {}
 
-    def _deal_singly(
-        self, rows: list[Any], position: int, lanes: list[Lane], owners: list[Lane], coordinator: Lane
-    ) -> None:
-        self.reopen(lanes, owners, coordinator)
+    def _deal_singly(self, rows: list[Any], position: int, lanes: Lanes) -> None:
+        self.reopen(lanes)
         for place, row in enumerate(rows, position):
             try:
                 if not isinstance(row, tuple | list):
                     raise BadArguments(f"{self.procedure}: a row is a tuple of arguments, not {type(row).__name__}")
                 args = tuple(row)
-                lane, slot = route(self.info, args, owners, coordinator)
+                lane, slot = route(self.info, args, lanes.owners, lanes.coordinator)
             except BadArguments as error:
                 self.place(place, error)
                 continue

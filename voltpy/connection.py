@@ -8,10 +8,16 @@ in `settled`; a batch's results are in the batch.
       ▲                 │ partition or connection lost, or answered "stale"
       └──── requeued ───┴─────────────► settled: Indeterminate, ProcedureTimeout, …
 
-Each partition has a lane (`voltpy.lane`), where calls wait for room, and so has the coordinator; `voltpy.routing` says
-which one is a call's. They leave in frames of at most CALLS_A_FRAME calls and about FRAME_BYTES, and are then in flight
-(`voltpy.in_flight`) until they are answered or lost. A lane is served by a direct connection to its process once that
-has welcomed us, else by the router.
+A call is in one of these places, each a part of its own with the calls' deadlines:
+
+    voltpy.lane           each partition has a lane, where calls wait until its window has room, and so has the
+                          coordinator; `voltpy.routing` says which one is a call's
+    voltpy.router_lane    what is for the router itself, and calls of procedures that we have not heard of
+    voltpy.in_flight      sent, and neither answered nor lost
+    voltpy.held           turned away, to be sent again in a moment
+
+Calls leave in frames of at most CALLS_A_FRAME calls and about FRAME_BYTES. A lane is served by a direct connection to
+its process once that has welcomed us, else by the router.
 
 Numbers are given to calls when they are sent. A call that is sent again keeps its number: with the client id it is the
 call id by which the partition knows whether it ran. Once one attempt of a call was lost it carries `floor`, and from
@@ -45,9 +51,10 @@ from voltpy.errors import (
     from_wire,
 )
 from voltpy.frame import Frame, frame_of_calls
-from voltpy.hash_slot import hash_slot, slot_owners
+from voltpy.hash_slot import hash_slot
+from voltpy.held import Held
 from voltpy.in_flight import InFlight
-from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane, lanes_of
+from voltpy.lane import FRAME_BYTES, ROUTER, WINDOW_CALLS, Lane, Lanes
 from voltpy.messages import (
     CALLS_A_FRAME,
     ELSEWHERE,
@@ -71,6 +78,7 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
+from voltpy.router_lane import RouterLane
 from voltpy.routing import no_such, not_everywhere, route, routes_alike
 
 ROUTER_WAIT_S = 1.0  # how long calls wait for a router that we are connecting to
@@ -95,27 +103,21 @@ class Connection:
         self.topology: Topology | None = None
         self.topologies = 0  # how many were taken in: a shell compares it to see that something changed
         self.procedures: dict[str, ProcedureInfo] = {}
-        self.lanes: list[Lane] = []
-        self.router_ready = False
-        self._router_wait_until = 0.0
+        self.lanes = Lanes(0)
+        self.router = RouterLane()
         self.rejected: Error | None = None  # why the router refused our Hello
         self.settled: list[Pending] = []
         self.outstanding = 0  # single calls that are not settled
         self.urgent = False  # a lane holds a full frame, and has room for it
         self.next_time = inf  # when `expire` has something to do
         self.catalog_version = 0  # names the set of procedures that it routes by
-        self._partitions = 0
-        self._owners: list[Lane] = []  # the lane of each hash slot
-        self._coordinator = Lane(0, 1)  # the lane of what belongs to no partition; with one partition it is that one's
+        self._owners = self.lanes.owners  # at hand, for each call
+        self._coordinator = self.lanes.coordinator  # likewise
         self._last_number = 0
         self._in_flight = InFlight()
         self._calls = self._in_flight.calls  # at hand, for lone calls
-        self._outbox: list[Everywhere | Command] = []  # not sent yet
-        self._due: dict[Lane, None] = {}
-        self._held: list[tuple[float, Pending]] = []
-        self._unknown: list[Pending] = []
-        self._hello_wanted = False
-        self._hellos_unanswered = 0
+        self._due: dict[Any, None] = {}  # lanes where something waits to be sent, the router's among them
+        self._held = Held()
         self._runaways: set[int] = set()
 
     # ── calls come in ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,7 +161,7 @@ class Connection:
         It saves a third of what a lone call costs here, which is worth the second copy of the usual path.
         """
         info = self.procedures.get(procedure)
-        if info is None or self._due or self._outbox or self._hello_wanted:
+        if info is None or self._due:
             return None
         if len(info.key_positions) != 1:
             return None
@@ -222,13 +224,13 @@ class Connection:
         if len(call.args) > MAX_CALL_BYTES:
             self._fail(call, too_large(procedure, len(call.args)))
             return
-        self._outbox.append(call)
+        self._post(call)
 
     def admin(self, call: Command, command: str, body: dict[str, Any], now: float, timeout: float) -> None:
         """Queues a command to the supervisor."""
         self._start_other(call, command, now, timeout)
         call.body = body
-        self._outbox.append(call)
+        self._post(call)
 
     def withdraw(self, call: Pending) -> None:
         """Forgets a call that nobody waits for any more. If it was sent it may run all the same."""
@@ -240,18 +242,18 @@ class Connection:
 
     def room(self, batch: Batch) -> int:
         """How many more rows of the batch it is worth reading now: half a window more than can be under way."""
-        return (3 * WINDOW_CALLS * self._partitions) // 2 - batch.left
+        return (3 * WINDOW_CALLS * self.lanes.partitions) // 2 - batch.left
 
     def fill(self, batch: Batch, rows: list[Any], now: float) -> None:
         """Deals rows (tuples or lists of arguments) out to the lanes of their keys."""
         if batch.info is not self.procedures.get(batch.procedure):
             self._route_batch_again(batch, now)
-        for group in batch.deal(rows, self.lanes, self._owners, self._coordinator):
+        for group in batch.deal(rows, self.lanes):
             self._line_up(group, now)
 
     def push(self, batch: Batch, now: float) -> None:
         """Lets groups go that are not full: of lanes about to run dry, and all of them when no more rows will come."""
-        batch.reopen(self.lanes, self._owners, self._coordinator)
+        batch.reopen(self.lanes)
         for lane, group in batch.open.items():
             if group.rows and (batch.finished or (lane.unanswered < CALLS_A_FRAME and not lane.ready)):
                 self._line_up(batch.take(lane), now)
@@ -276,7 +278,7 @@ class Connection:
         info = self.procedures.get(batch.procedure)
         if info is None:
             return  # the rows fail as they leave
-        for group in batch.change(info, self.lanes, self._owners, self._coordinator):
+        for group in batch.change(info, self.lanes):
             self._line_up(group, now)
 
     def _line_up(self, group: Group, now: float) -> None:
@@ -296,33 +298,28 @@ class Connection:
 
     def frames(self, now: float) -> list[Frame]:
         """What can be sent now. Everything in a frame counts as sent from here on, unless `unsend` takes it back."""
-        if not (self._due or self._outbox or self._hello_wanted):
+        if not self._due:
             return []
-        out: list[Frame] = []
         self.urgent = False
-        if self.router_ready:
-            if self._hello_wanted:
-                self._hello_wanted = False
-                self._hellos_unanswered += 1
-                out.append(Frame(ROUTER, self.hello()))
-            if self._outbox:
-                self._take_outbox(out, now)
-        if self._due:
-            through_router: list[Pending] = []
-            due, self._due = self._due, {}
-            for lane in due:
-                self._take_lane(lane, out, through_router, now)
-                if lane.queue or lane.ready:
-                    self._due[lane] = None
-            while through_router:
-                count = size = 0
-                for call in through_router[:CALLS_A_FRAME]:
-                    size += len(call.args)
-                    if size > FRAME_BYTES and count:
-                        break
-                    count += 1
-                out.append(frame_of_calls(self.client_id, self.catalog_version, ROUTER, through_router[:count]))
-                del through_router[:count]
+        due, self._due = self._due, {}
+        out: list[Frame] = []
+        if self.router in due:
+            del due[self.router]
+            self._take_router_lane(out, now)
+        through_router: list[Pending] = []
+        for lane in due:
+            self._take_lane(lane, out, through_router, now)
+            if lane.queue or lane.ready:
+                self._due[lane] = None
+        while through_router:
+            count = size = 0
+            for call in through_router[:CALLS_A_FRAME]:
+                size += len(call.args)
+                if size > FRAME_BYTES and count:
+                    break
+                count += 1
+            out.append(frame_of_calls(self.client_id, self.catalog_version, ROUTER, through_router[:count]))
+            del through_router[:count]
         return out
 
     def unsend(self, frame: Frame) -> None:
@@ -340,34 +337,32 @@ class Connection:
             self._due[group.lane] = None
         for other in frame.others:
             del self._in_flight.others[other.number]
-            self._outbox.append(other)
+            self._post(other)
 
-    def _take_outbox(self, out: list[Frame], now: float) -> None:
-        outbox, self._outbox = self._outbox, []
-        for call in outbox:
+    def _take_router_lane(self, out: list[Frame], now: float) -> None:
+        router = self.router
+        if not router.ready:
+            if router.outbox or router.hello_wanted:
+                self._due[router] = None
+            return
+        if router.hello_wanted:
+            router.hello_wanted = False
+            router.hellos_unanswered += 1
+            out.append(Frame(ROUTER, self.hello()))
+        for call in router.take_outbox():
             if call.done:
                 continue
             if not call.begin():
                 self.withdraw(call)
                 continue
-            message: EverywhereCall | Admin
+            number = self._last_number + 1
+            message: Admin | EverywhereCall | None
             if isinstance(call, Command):
-                message = Admin(self._last_number + 1, call.procedure, call.body)
+                message = Admin(number, call.procedure, call.body)
             else:
-                info = self.procedures.get(call.procedure)
-                if info is None:
-                    self._ask_for(call, now)
-                    continue
-                if not info.everywhere:
-                    self._fail(call, not_everywhere(call.procedure))
-                    continue
-                lanes = self.lanes[: self._partitions]
-                if info.joint and self._partitions > 1:
-                    lanes = [self._coordinator]
-                call.expect({lane.partition: lane.incarnation for lane in lanes}, self._partitions)
-                message = EverywhereCall(
-                    self.catalog_version, self.client_id, call.procedure, self._last_number + 1, Raw(call.args)
-                )
+                message = self._directed(call, number, now)
+            if message is None:
+                continue
             try:
                 frame = Frame(ROUTER, _encode(message))
             except UNENCODABLE as error:
@@ -376,14 +371,27 @@ class Connection:
             if len(frame.data) > MAX_FRAME_BYTES:
                 self._fail(call, too_large(call.procedure, len(frame.data)))
                 continue
-            self._last_number += 1
-            call.number = self._last_number
-            self._in_flight.others[call.number] = call
+            self._last_number = call.number = number
+            self._in_flight.others[number] = call
             frame.others.append(call)
             out.append(frame)
 
+    def _directed(self, call: Everywhere, number: int, now: float) -> EverywhereCall | None:
+        """A directed call as it is sent; None when it can't be: it has failed then, or is asked for."""
+        info = self.procedures.get(call.procedure)
+        if info is None:
+            self._ask_for(call, now)
+            return None
+        if not info.everywhere:
+            self._fail(call, not_everywhere(call.procedure))
+            return None
+        partitions = self.lanes.partitions
+        lanes = [self._coordinator] if info.joint and partitions > 1 else self.lanes.of_partitions
+        call.expect({lane.partition: lane.incarnation for lane in lanes}, partitions)
+        return EverywhereCall(self.catalog_version, self.client_id, call.procedure, number, Raw(call.args))
+
     def _take_lane(self, lane: Lane, out: list[Frame], through_router: list[Pending], now: float) -> None:
-        if lane.incarnation == 0 or not (lane.direct or self.router_ready):
+        if lane.incarnation == 0 or not (lane.direct or self.router.ready):
             self._turn_away(lane, now)
             return
         via = lane.partition if lane.direct else ROUTER
@@ -402,25 +410,9 @@ class Connection:
             if not lane.ready:
                 return
         while queue and lane.has_room():
-            calls: list[Pending] = []
-            size = 0
-            limit = min(CALLS_A_FRAME, lane.window - lane.unanswered)
-            while queue and len(calls) < limit:
-                call = queue[0]
-                if size + len(call.args) > FRAME_BYTES and calls:
-                    break
-                queue.popleft()
-                if call.done:
-                    continue
-                if call.number == 0 and not call.begin():
-                    self.withdraw(call)
-                    continue
-                size += len(call.args)
-                calls.append(call)
+            calls = lane.take_calls(self.withdraw)
             if not calls:
                 break
-            lane.unanswered += len(calls)
-            lane.unanswered_bytes += size
             for call in calls:
                 self._send(call, lane, via)
             if via == ROUTER:
@@ -494,7 +486,7 @@ class Connection:
         if lane.incarnation == 0:
             why, patience = f"{lane.name} is down", 0.0
         else:
-            why, patience = "the router is not connected", self._router_wait_until
+            why, patience = "the router is not connected", self.router.wait_until
         waiting: deque[Pending] = deque()
         for call in lane.queue:
             until = max(call.retry_until, patience)
@@ -544,12 +536,13 @@ class Connection:
         if source == ROUTER:
             if welcome.topology is None:
                 raise ProtocolError("a router's Welcome without topology")
-            first = not self.router_ready
-            self.router_ready = True
-            if self._hellos_unanswered > 0:
-                self._hellos_unanswered -= 1
+            router = self.router
+            first = not router.ready
+            router.ready = True
+            if router.hellos_unanswered > 0:
+                router.hellos_unanswered -= 1
             self._take_topology(welcome.topology, now, fresh=first)
-            if self._hellos_unanswered == 0 and not self._hello_wanted:
+            if router.has_told_all:
                 self._settle_unknown()
         elif source < len(self.lanes):
             lane = self.lanes[source]
@@ -586,7 +579,7 @@ class Connection:
     def _replies(self, replies: Replies, now: float) -> None:
         partition = replies.partition
         if partition >= len(self.lanes):
-            raise ProtocolError(f"replies of partition {partition}, of {self._partitions}")
+            raise ProtocolError(f"replies of partition {partition}, of {self.lanes.partitions}")
         if partition >= 0:
             lane = self.lanes[partition]
             if replies.incarnation == lane.incarnation and replies.lsn > lane.lsn:
@@ -637,7 +630,7 @@ class Connection:
         if self.catalog_version != call.catalog_version:
             self._requeue(call)
             return
-        self._hello_wanted = True
+        self._ask_router()
         self._hold(call, now)
 
     def _go_elsewhere(self, call: Pending) -> None:
@@ -656,7 +649,7 @@ class Connection:
 
     def _hold(self, call: Pending, now: float) -> None:
         when = now + RESEND_WAIT_S
-        self._held.append((when, call))
+        self._held.add(call, when)
         self.next_time = min(self.next_time, when)
 
     def _other_error(self, partition: int, reply: CallError) -> None:
@@ -667,7 +660,7 @@ class Connection:
         if reply.code == STALE:
             # Not sent again: another partition may have run it.
             error = Unavailable(f"{call.procedure}: the procedures or the schema changed meanwhile")
-            self._hello_wanted = True
+            self._ask_router()
         if partition < 0:
             del self._in_flight.others[reply.number]
             self._fail(call, error)
@@ -687,7 +680,7 @@ class Connection:
         error = from_wire(refusal.code, refusal.message)
         if not isinstance(error, ProtocolError):
             error = ProtocolError(f"{refusal.code}: {refusal.message}")
-        if source == ROUTER and not self.router_ready:
+        if source == ROUTER and not self.router.ready:
             self.rejected = error
         self._fail_all_through(source, ProtocolError(f"{self._place(source)} refused a frame: {error}"))
 
@@ -695,15 +688,13 @@ class Connection:
 
     def opening_router(self, now: float) -> None:
         """A connection to the router is being made: calls for it wait up to ROUTER_WAIT_S."""
-        self._router_wait_until = now + ROUTER_WAIT_S
+        self.router.wait_until = now + ROUTER_WAIT_S
 
     def lost(self, destination: int, now: float) -> None:
         """The connection is gone. What went through the router is settled at once; what went straight to a partition
         waits up to TOPOLOGY_WAIT_S for the router to say what became of it."""
         if destination == ROUTER:
-            self.router_ready = False
-            self._router_wait_until = 0.0
-            self._hellos_unanswered = 0
+            self.router.lose()
             why = "the connection to the router was lost"
             for call in self._in_flight.single_out(lambda call: call.via == ROUTER):
                 self._lose(call, why, now)
@@ -724,7 +715,7 @@ class Connection:
         """What went to a partition through the router will not be answered."""
         partition = message.partition
         if not 0 <= partition < len(self.lanes):
-            raise ProtocolError(f"partition {partition} is lost, of {self._partitions}")
+            raise ProtocolError(f"partition {partition} is lost, of {self.lanes.partitions}")
         lane = self.lanes[partition]
         if lane.incarnation != message.incarnation:
             return  # it was settled when that one died
@@ -743,12 +734,8 @@ class Connection:
         for lane in self.lanes:
             if lane.limbo_until <= now:
                 self._end_limbo(lane, now)
-        held, self._held = self._held, []
-        for when, call in held:
-            if when > now:
-                self._held.append((when, call))
-            else:
-                self._requeue(call)
+        for call in self._held.take_due(now):
+            self._requeue(call)
         self._expire_sent(now)
         self._expire_unsent(now)
         self._reset_next_time()
@@ -765,8 +752,7 @@ class Connection:
             self._fail(call, Indeterminate(f"{call.procedure}: {why}; it may have run"))
         for other in self._in_flight.take_others():
             self._fail(other, Indeterminate(f"{other.procedure}: {why}; it may have happened"))
-        unsent = [*self._unknown, *self._outbox, *(call for _when, call in self._held)]
-        self._outbox.clear()
+        unsent = [*self.router.take_unknown(), *self.router.take_outbox(), *self._held.take(lambda call: True)]
         for lane in self.lanes:
             unsent.extend(lane.queue)
             lane.queue.clear()
@@ -775,28 +761,20 @@ class Connection:
             lane.ready.clear()
         for call in unsent:
             self._fail(call, call.never_ran(Unavailable(f"{call.procedure}: {why}")))
-        self._unknown.clear()
-        self._held.clear()
         self._due.clear()
-        self.router_ready = False
+        self.router.ready = False
 
     def _take_topology(self, topology: Topology, now: float, *, fresh: bool = False) -> None:
         """Only a connection's first topology may be older than ours: the cluster began anew."""
         known = self.topology
         if known is not None and not fresh and topology.version < known.version:
             return
-        addresses = sorted(topology.partitions, key=lambda address: address.partition)
-        if not addresses or [address.partition for address in addresses] != list(range(len(addresses))):
-            raise ProtocolError("a topology without partitions 0, 1, …")
-        partitions = len(addresses)
-        if partitions > 1:
-            addresses.append(topology.coordinator or PartitionAddress(partitions, 0, "", 0, 0))
-            if addresses[-1].partition != partitions:
-                raise ProtocolError("a topology whose coordinator has not the number after the last partition's")
+        addresses = _addresses_in(topology)
         self.topology = topology
         self.topologies += 1
         self._runaways = {runaway.call_number for runaway in topology.runaways if runaway.client_id == self.client_id}
-        if self._partitions != partitions or (known is not None and known.cluster_id != topology.cluster_id):
+        partitions = len(topology.partitions)
+        if self.lanes.partitions != partitions or (known is not None and known.cluster_id != topology.cluster_id):
             self._replace_lanes(partitions, now)
         for lane, address in zip(self.lanes, addresses, strict=True):
             lane.address = address
@@ -806,17 +784,18 @@ class Connection:
                 lane.lsn = address.lsn
         if self.catalog_version != topology.catalog_version or known is None:
             self._change_catalog(topology)
-        held, self._held = self._held, []
-        for _when, call in held:
-            if call.catalog_version != self.catalog_version or call.incarnation != call.lane.incarnation:
-                self._requeue(call)
-            else:
-                self._held.append((_when, call))
-        found = [call for call in self._unknown if call.procedure in self.procedures]
+        for call in self._held.take(self._may_go_again):
+            self._requeue(call)
+        router = self.router
+        found = [call for call in router.unknown if call.procedure in self.procedures]
         if found:
-            self._unknown = [call for call in self._unknown if call.procedure not in self.procedures]
+            router.unknown = [call for call in router.unknown if call.procedure not in self.procedures]
             for call in found:
                 self._found(call)
+
+    def _may_go_again(self, call: Pending) -> bool:
+        """Whether what has turned a call away is over: there are other procedures now, or another process."""
+        return call.catalog_version != self.catalog_version or call.incarnation != call.lane.incarnation
 
     def _replace_lanes(self, partitions: int, now: float) -> None:
         """Another cluster, as far as calls go: nothing of the old one can be asked again."""
@@ -827,11 +806,10 @@ class Connection:
         for lane in self.lanes:
             for group in lane.ready:
                 unsent.extend(group.singly())
-        self.lanes = lanes_of(partitions)
-        self._partitions = partitions
-        self._owners = [self.lanes[partition] for partition in slot_owners(partitions)]
-        self._coordinator = self.lanes[-1]
-        self._due.clear()
+        self.lanes = Lanes(partitions)
+        self._owners = self.lanes.owners
+        self._coordinator = self.lanes.coordinator
+        self._due = {self.router: None}
         for call in unsent:
             if call.floor != NEVER_SENT:
                 self._fail(call, call.never_ran(Unavailable("another cluster answers at this address")))
@@ -892,8 +870,7 @@ class Connection:
         self._enqueue(call)
 
     def _settle_unknown(self) -> None:
-        unknown, self._unknown = self._unknown, []
-        for call in unknown:
+        for call in self.router.take_unknown():
             if call.procedure in self.procedures or not call.procedure:
                 self._found(call)
             else:
@@ -903,7 +880,7 @@ class Connection:
         if isinstance(call, Lookup):
             self._settle(call, self.procedures.get(call.procedure), None)
         elif isinstance(call, Everywhere):
-            self._outbox.append(call)
+            self._post(call)
         else:
             self._route_again(call)
 
@@ -957,14 +934,18 @@ class Connection:
         self.next_time = min(self.next_time, call.deadline)
 
     def _ask_for(self, call: Pending, now: float) -> None:
-        self._unknown.append(call)
-        self._hello_wanted = True
-        if not self.router_ready:
-            self.next_time = min(self.next_time, max(now, self._patience(call)))
+        self.router.unknown.append(call)
+        self._ask_router()
+        if not self.router.ready:
+            self.next_time = min(self.next_time, max(now, self.router.patience(call)))
 
-    def _patience(self, call: Pending) -> float:
-        """Until when a call waits for a router that is not connected."""
-        return max(call.retry_until, self._router_wait_until)
+    def _ask_router(self) -> None:
+        self.router.hello_wanted = True
+        self._due[self.router] = None
+
+    def _post(self, call: Everywhere | Command) -> None:
+        self.router.outbox.append(call)
+        self._due[self.router] = None
 
     def _start_other(self, call: Pending, procedure: str, now: float, timeout: float) -> None:
         self.outstanding += 1
@@ -973,8 +954,8 @@ class Connection:
         call.deadline = now + timeout
         call.retry_until = now
         self.next_time = min(self.next_time, call.deadline)
-        if not self.router_ready:
-            self.next_time = min(self.next_time, max(now, self._patience(call)))
+        if not self.router.ready:
+            self.next_time = min(self.next_time, max(now, self.router.patience(call)))
 
     def _fail_all_through(self, destination: int, error: ProtocolError) -> None:
         for call in self._in_flight.single_out(lambda call: call.via == destination):
@@ -995,25 +976,32 @@ class Connection:
         for lane in self.lanes:
             for call in lane.take_expired(now):
                 self._fail(call, call.never_left())
-        for when, call in [entry for entry in self._held if entry[1].deadline <= now]:
-            self._held.remove((when, call))
+        for call in self._held.take(lambda call: call.deadline <= now):
             self._fail(call, call.never_left())
-        for call in [*self._unknown, *self._outbox]:
-            if call.deadline <= now:
-                self._fail(call, call.never_left())
-            elif not self.router_ready and self._patience(call) <= now:
-                self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
-        self._unknown = [call for call in self._unknown if not call.done]
-        self._outbox = [other for other in self._outbox if not other.done]
+        late, impatient = self.router.take_expired(now)
+        for call in late:
+            self._fail(call, call.never_left())
+        for call in impatient:
+            self._fail(call, Unavailable(f"{call.procedure}: the router is not connected"))
 
     def _reset_next_time(self) -> None:
-        times = self._in_flight.deadlines()
-        for call in [*self._unknown, *self._outbox]:
-            times.append(call.deadline if self.router_ready else min(call.deadline, self._patience(call)))
-        times += [min(when, call.deadline) for when, call in self._held]
+        times = [*self._in_flight.deadlines(), *self.router.times(), *self._held.times()]
         for lane in self.lanes:
             times += lane.deadlines()
         self.next_time = min(times, default=inf)
 
     def _place(self, destination: int) -> str:
         return self.lanes[destination].name if 0 <= destination < len(self.lanes) else "the router"
+
+
+def _addresses_in(topology: Topology) -> list[PartitionAddress]:
+    """Where the partitions are, in order, and then the coordinator where there is one. Raises ProtocolError."""
+    addresses = sorted(topology.partitions, key=lambda address: address.partition)
+    partitions = len(addresses)
+    if not addresses or [address.partition for address in addresses] != list(range(partitions)):
+        raise ProtocolError("a topology without partitions 0, 1, …")
+    if partitions > 1:
+        addresses.append(topology.coordinator or PartitionAddress(partitions, 0, "", 0, 0))
+        if addresses[-1].partition != partitions:
+            raise ProtocolError("a topology whose coordinator has not the number after the last partition's")
+    return addresses

@@ -6,10 +6,12 @@ Calls are counted, not frames: replies coalesce. Bytes are counted too, so that 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from voltpy.calls import Pending
+from voltpy.hash_slot import slot_owners
 from voltpy.messages import CALLS_A_FRAME, CALLS_IN_FLIGHT_A_CLIENT, FRAMES_IN_FLIGHT, PartitionAddress
 
 if TYPE_CHECKING:
@@ -68,6 +70,31 @@ class Lane:
     def has_room(self) -> bool:
         return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
 
+    def take_calls(self, withdraw: Callable[[Pending], None]) -> list[Pending]:
+        """Takes the next frame's calls out of the queue, and counts them as unanswered; none when none is left.
+
+        `withdraw` is told of those that their callers have cancelled.
+        """
+        queue = self.queue
+        calls: list[Pending] = []
+        size = 0
+        limit = min(CALLS_A_FRAME, self.window - self.unanswered)
+        while queue and len(calls) < limit:
+            call = queue[0]
+            if size + len(call.args) > FRAME_BYTES and calls:
+                break
+            queue.popleft()
+            if call.done:
+                continue
+            if call.number == 0 and not call.begin():
+                withdraw(call)
+                continue
+            size += len(call.args)
+            calls.append(call)
+        self.unanswered += len(calls)
+        self.unanswered_bytes += size
+        return calls
+
     def take_expired(self, now: float) -> list[Pending]:
         """The calls that have waited until their deadline, those of groups too: they wait no longer."""
         expired = [call for call in self.queue if call.deadline <= now]
@@ -83,10 +110,27 @@ class Lane:
         return [self.limbo_until, *(call.deadline for call in self.queue), *(group.deadline for group in self.ready)]
 
 
-def lanes_of(partitions: int) -> list[Lane]:
-    """A lane to each partition and, where there are several, one to the coordinator."""
-    if partitions == 1:
-        return [Lane(0, WINDOW_CALLS)]
-    window = max(min(WINDOW_CALLS, (CALLS_IN_FLIGHT_A_CLIENT - WINDOW_CALLS) // partitions), 1)
-    lanes = [Lane(partition, window) for partition in range(partitions)]
-    return [*lanes, Lane(partitions, WINDOW_CALLS, "the coordinator", COORDINATOR_WINDOW_CALLS)]
+class Lanes(list[Lane]):
+    """A cluster's lanes: one to each partition, in the order of their numbers, then the coordinator's.
+
+    `owners` has the lane of each hash slot; `coordinator` is the lane of calls that belong to no one partition. One
+    partition is its own coordinator. Before the first topology there is no lane, and `coordinator` leads nowhere.
+    """
+
+    __slots__ = ("coordinator", "owners", "partitions")
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        super().__init__()
+        if partitions == 1:
+            self.append(Lane(0, WINDOW_CALLS))
+        elif partitions > 1:
+            window = max(min(WINDOW_CALLS, (CALLS_IN_FLIGHT_A_CLIENT - WINDOW_CALLS) // partitions), 1)
+            self.extend(Lane(partition, window) for partition in range(partitions))
+            self.append(Lane(partitions, WINDOW_CALLS, "the coordinator", COORDINATOR_WINDOW_CALLS))
+        self.owners = [self[partition] for partition in slot_owners(partitions)] if partitions else []
+        self.coordinator = self[-1] if partitions else Lane(0, 1)
+
+    @property
+    def of_partitions(self) -> list[Lane]:
+        return self[: self.partitions]

@@ -258,7 +258,7 @@ def test_a_restarted_router_is_found_again(cluster: FakeCluster) -> None:
         with pytest.raises((voltpy.Indeterminate, voltpy.Unavailable)):
             await db.call("echo", 1)
         cluster.restart_router()
-        await until(lambda: db._connection.router_ready, "connected again")
+        await until(lambda: db._connection.router.ready, "connected again")
         assert await db.call("echo", 2) == 2
 
     run(cluster, body, query="?affinity=off")
