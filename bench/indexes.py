@@ -34,21 +34,30 @@ TABLE = """
 CREATE TABLE t (id INT PRIMARY KEY, city STRING, plan STRING, open BOOL, name STRING, score INT, note STRING);
 PARTITION TABLE t ON COLUMN id;
 """
-THREE = """
+TWO = """
 CREATE INDEX cities ON t USING INVERTED (city);
 CREATE INDEX names ON t USING HASH (name);
-CREATE INDEX scores ON t USING BTREE (score);
 """
+THREE = TWO + "CREATE INDEX scores ON t USING BTREE (score);"
+PREFIX = "customer-of-the-company-"
 UNIQUE = "CREATE UNIQUE INDEX ids ON t USING HASH (id, name);"
 SETS = "CREATE INDEX cities ON t (city); CREATE INDEX plans ON t (plan); CREATE INDEX open ON t (open);"
-SIZES: list[tuple[str, IndexKind, str, int]] = [
-    ("5 distinct INT", "INVERTED", "score", 5),
-    ("5 distinct STRING of 12", "INVERTED", "name", 5),
-    ("1,000 distinct STRING of 12", "INVERTED", "name", 1000),
-    ("all distinct INT", "HASH", "score", 0),
-    ("all distinct INT", "BTREE", "score", 0),
-    ("all distinct STRING of 12", "HASH", "name", 0),
-    ("all distinct STRING of 12", "BTREE", "name", 0),
+IN_ORDER = [
+    ("STRING of 12", "CREATE INDEX sorted ON t USING BTREE (name);", ""),
+    ("STRING of 36, 24 the same", "CREATE INDEX sorted ON t USING BTREE (name);", PREFIX),
+    ("STRING, INT", "CREATE INDEX sorted ON t USING BTREE (city, score);", ""),
+]
+SIZES: list[tuple[str, IndexKind, tuple[str, ...], int, str]] = [
+    ("5 distinct INT", "INVERTED", ("score",), 5, ""),
+    ("5 distinct STRING of 12", "INVERTED", ("name",), 5, ""),
+    ("1,000 distinct STRING of 12", "INVERTED", ("name",), 1000, ""),
+    ("all distinct INT", "HASH", ("score",), 0, ""),
+    ("all distinct INT", "BTREE", ("score",), 0, ""),
+    ("all distinct STRING of 12", "HASH", ("name",), 0, ""),
+    ("all distinct STRING of 12", "BTREE", ("name",), 0, ""),
+    ("all distinct STRING of 36, 24 the same", "BTREE", ("name",), 0, PREFIX),
+    ("all distinct STRING, INT", "BTREE", ("city", "score"), 0, ""),
+    ("all distinct STRING of 36, INT", "BTREE", ("name", "score"), 0, PREFIX),
 ]
 CITIES = ["Oslo", "Bergen", "Paris", "Rome", "Lima"]
 
@@ -67,10 +76,11 @@ def _rows(count: int) -> list[tuple[Any, ...]]:
 @click.option("--directory", default=tempfile.gettempdir(), type=click.Path(path_type=Path), show_default=True)
 def indexes(rows: int, directory: Path) -> None:
     """Secondary indexes: bytes a row, cost of a write, look-ups, start."""
-    click.echo(f"| {rows:,} rows | MB |\n| --- | ---: |")
-    _size(1000, "INVERTED", "score", 2)  # what comes with the first one is not counted
-    for name, kind, column, distinct in SIZES:
-        click.echo(f"| {kind}, {name} | {_size(rows, kind, column, distinct) / 1e6:.2f} |")
+    click.echo(f"| {rows:,} rows | MB | CPU µs to add one |\n| --- | ---: | ---: |")
+    _size(1000, "INVERTED", ("score",), 2, "")  # what comes with the first one is not counted
+    for name, kind, columns, distinct, prefix in SIZES:
+        size_bytes, add_us = _size(rows, kind, columns, distinct, prefix)
+        click.echo(f"| {kind}, {name} | {size_bytes / 1e6:.2f} | {add_us:.2f} |")
     data = _rows(rows)
     click.echo("\n| what | CPU µs |\n| --- | ---: |")
     for name, text in (("none", ""), ("3", THREE), ("3 and a unique one", THREE + UNIQUE)):
@@ -79,6 +89,13 @@ def indexes(rows: int, directory: Path) -> None:
         if name == "3":
             _look_up(store, data)
         del store
+        gc.collect()
+    for name, text, prefix in IN_ORDER:
+        store = Store(parse_schema(TABLE + TWO + text), 0, 1, MEMORY_BYTES)
+        named = [(*row[:4], prefix + row[4], *row[5:]) for row in data] if prefix else data
+        click.echo(f"| insert, indexes: 3, one a BTREE of {name} | {_loaded(store, named):.2f} |")
+        _in_order(store, name, named)
+        del store, named
         gc.collect()
     store = Store(parse_schema(TABLE + SETS), 0, 1, MEMORY_BYTES)
     _loaded(store, data)
@@ -89,20 +106,23 @@ def indexes(rows: int, directory: Path) -> None:
         _start(text, data, directory)
 
 
-def _size(rows: int, kind: IndexKind, column: str, distinct: int) -> int:
-    """Resident bytes of one index, with row ids as a table of such rows has them."""
+def _size(rows: int, kind: IndexKind, columns: tuple[str, ...], distinct: int, prefix: str) -> tuple[int, float]:
+    """(resident bytes of one index, with row ids as a table of such rows has them; CPU microseconds to add a row)"""
     table = parse_schema(TABLE).tables[0]
     make = RowFormat(table).struct
     row_ids = [page << 7 | slot for page in range(rows // 120 + 1) for slot in range(120)]
     rng = random.Random(1)
     scores = [rng.randrange(distinct) for _ in range(rows)] if distinct else rng.sample(range(rows * 10), rows)
     gc.collect()
-    before = _resident_bytes()
-    index = SecondaryIndex(table, Index("i", "t", kind, (column,)))
+    before, took_s = _resident_bytes(), 0.0
+    index = SecondaryIndex(table, Index("i", "t", kind, columns))
     for start in range(0, rows, BATCH):
-        made = [make(0, "", "", True, f"{score:012d}", score, "") for score in scores[start : start + BATCH]]
+        some = scores[start : start + BATCH]
+        made = [make(0, CITIES[score % 5], "", True, f"{prefix}{score:012d}", score, "") for score in some]
+        began = process_time()
         index.add([index.of_row(row) for row in made], row_ids[start : start + len(made)])
-    return max(_resident_bytes() - before, index.measured_bytes())
+        took_s += process_time() - began
+    return max(_resident_bytes() - before, index.measured_bytes()), took_s / rows * 1e6
 
 
 def _loaded(store: Store, data: list[tuple[Any, ...]]) -> float:
@@ -142,6 +162,28 @@ def _look_up(store: Store, data: list[tuple[Any, ...]]) -> None:
             store.changes()
             store.apply()
         click.echo(f"| update of a column with {name} index | {(process_time() - began) / len(some) * 1e6:.2f} |")
+
+
+def _in_order(store: Store, name: str, data: list[tuple[Any, ...]]) -> None:
+    table, some = store.tables[0], random.Random(2).sample(data, min(5000, len(data)))
+    lookups = table.lookups
+    assert lookups is not None
+    places = [table.schema.positions[column] for column in lookups.indexes["sorted"].format.columns]
+    values = [tuple(row[place] for place in places) for row in some]
+
+    def after(these: tuple[Any, ...]) -> list[Any]:
+        return list(lookups.range("sorted", these[-1], prefix=these[:-1], limit=100))
+
+    def before(these: tuple[Any, ...]) -> list[Any]:
+        return list(lookups.range("sorted", high=these[-1], prefix=these[:-1], limit=100, reverse=True))
+
+    for what, look in [
+        ("one row", lambda these: lookups.find("sorted", these)),
+        ("100 rows in order, the first time", after),
+        ("100 rows in order", after),
+        ("100 rows in reverse", before),
+    ]:
+        click.echo(f"| {what}, by BTREE of {name} | {_timed(look, values):.2f} |")
 
 
 def _three_columns(store: Store, data: list[tuple[Any, ...]]) -> None:

@@ -2,7 +2,7 @@
 
     image      = header chunk*                  lookups-<table>-<n>-<g>.image, as the n-th checkpoint wrote it
     header       0  magic      8 bytes  b"voltpySX"       16  table         u32
-                 8  version    u32      1                 20  CRC           u32   over 0 to 19
+                 8  version    u32      2                 20  CRC           u32   over 0 to 19
                 12  owner      u32      partition
     chunk        0  length     u32                         8  payload       MessagePack
                  4  CRC        u32      of the payload
@@ -41,7 +41,7 @@ CHUNK_ENTRIES = 1 << 12
 MAX_CHUNK_BYTES = 1 << 30
 
 _MAGIC = b"voltpySX"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sIIII")
 _CHUNK_HEADER = struct.Struct("<II")
 

@@ -7,11 +7,11 @@
     else                       87 bits of a hash of the values
 
     part       = 0x01 body | 0x02                              the second is NULL: behind all values, as in PostgreSQL
-    body       = number + 2**63, 8 bytes, big-endian
-               | UTF-8 with 0x00 written as 0x00 0xFF, 0x00 0x00      of a STRING
+    body       = number + 2**63, 8 bytes, big-endian, with 0xFE written as 0xFE 0x01, 0xFF as 0xFE 0x02
+               | UTF-8 with 0x00 written as 0x00 0x01, 0x00 0x00      of a STRING
 
-No key contains more than eight bytes 0xFF in a row (the greatest number), so sixteen of them behind the beginning of a
-key are behind all that begin so, and `before` can name the place just before a key.
+No key contains 0xFF, as no UTF-8 does, so one behind the beginning of a key is behind all that begin so, and
+partitions.packed_tree can have it between keys.
 
 In one column alone NULL has no key. It is a value like others among several columns; whether two rows with it are equal
 is for the one who asks to say.
@@ -43,8 +43,9 @@ _HALF = 1 << 63
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAN = 0x7FF8000000000000  # greater than all numbers, as in PostgreSQL, and equal to itself
 _NULL = b"\x02"
-_ONES = b"\xff" * 16  # more than any key has in a row
+_BEHIND = b"\xff"  # behind the beginning of a key: greater than all that begin so
 _bits_of = struct.Struct("<q").unpack
+_number_bytes = struct.Struct(">BQ").pack
 _float_bytes = struct.Struct("<d").pack
 
 
@@ -77,13 +78,18 @@ def _string_part(value: str | None) -> bytes:
         return _NULL
     body = value.encode()
     if b"\0" in body:
-        body = body.replace(b"\0", b"\0\xff")
+        body = body.replace(b"\0", b"\0\1")
     return b"\x01%b\0\0" % body
 
 
 def _number_part(number_of: Callable[[Any], int]) -> Callable[[Any], bytes]:
     def part(value: Any) -> bytes:
-        return _NULL if value is None else b"\x01" + (number_of(value) + _HALF).to_bytes(8, "big")
+        if value is None:
+            return _NULL
+        bare = _number_bytes(1, number_of(value) + _HALF)
+        if b"\xfe" in bare or b"\xff" in bare:
+            return bare.replace(b"\xfe", b"\xfe\1").replace(b"\xff", b"\xfe\2")
+        return bare
 
     return part
 
@@ -201,13 +207,13 @@ class KeyFormat:
         canonical = [self._canonical(position, value) for position, value in enumerate(prefix)]
         head = b"".join([make(value) for make, value in zip(self._parts, canonical, strict=False)])
         if low is None and high is None:
-            return (head or None, head + _ONES if head else None, False, False)
+            return (head or None, head + _BEHIND if head else None, False, False)
         first = head + b"\x01" if low is None else head + self._parts[at](low)
         last = head + _NULL if high is None else head + self._parts[at](high)
         # A key begins with the parts of its first columns: those that begin with `first` are behind it.
         return (
-            first if low is None or low_included else first + _ONES,
-            last if high is None or not high_included else last + _ONES,
+            first if low is None or low_included else first + _BEHIND,
+            last if high is None or not high_included else last + _BEHIND,
             False,
             True,
         )
@@ -222,11 +228,11 @@ class KeyFormat:
         self._canonical(at, text)
         if len(self._types) == 1:
             body = text.encode()
-            return body, body + _ONES
+            return body, body + _BEHIND
         canonical = [self._canonical(position, value) for position, value in enumerate(prefix)]
         head = b"".join([make(value) for make, value in zip(self._parts, canonical, strict=False)])
         body = head + _string_part(text)[:-2]
-        return body, body + _ONES
+        return body, body + _BEHIND
 
     def _canonical(self, position: int, value: Any) -> Any:
         """The value as rows of the column hold it."""
@@ -251,17 +257,3 @@ class KeyFormat:
             except OverflowError:
                 raise UnfitValue(f"{value!r:.100} is behind the calendar's ends in UTC") from None
         raise UnfitValue(f"column {self.columns[position]} is {type_name}, and {value!r:.100} is no such value")
-
-
-def before(key: Key) -> Key:
-    """The greatest key that is less than this one, or a key that is behind that and before this one.
-
-    Raises ValueError for the least key of all.
-    """
-    if isinstance(key, int):
-        if key == INT_MIN:
-            raise ValueError(key)
-        return key - 1
-    if not key:
-        raise ValueError(key)
-    return key[:-1] + bytes((key[-1] - 1,)) + _ONES if key[-1] else key[:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -146,3 +147,12 @@ def test_a_million_distinct_values_take_less_than_48_megabytes() -> None:
     strings.add([strings.of_row(ROW(0, 0, f"value {n}")) for n in range(100_000)], [*range(100_000)])
     assert strings.measured_bytes() <= 4_800_000
     assert secondary_index.INDEX_BYTES <= 48
+
+
+@pytest.mark.parametrize("text", ["{:012d}", "customer-of-the-company-{:012d}"])
+@pytest.mark.parametrize("columns", [("s",), ("s", "n")])
+def test_a_million_texts_in_order_take_less_than_48_megabytes(text: str, columns: tuple[str, ...]) -> None:
+    numbers = random.Random(1).sample(range(10**12), 100_000)
+    index = SecondaryIndex(TABLE, Index("i", "t", "BTREE", columns))
+    index.add([index.of_row(ROW(0, -number, text.format(number))) for number in numbers], [*range(100_000)])
+    assert index.measured_bytes() <= index.bytes <= 4_800_000
