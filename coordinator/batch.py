@@ -177,28 +177,35 @@ class JointBatch:
     """A batch of one directed call: its part runs in every partition.
 
     The parts read at moments of their own. So each partition holds back the replies of what runs after its part until
-    all parts have run, as in a read round: `releasing` are those that have not said that they did. Then it is decided.
+    all parts have run, and that they have is believed under the same conditions as in a read round (coordinator.reads).
+    Then it is decided.
     """
 
-    __slots__ = ("commit", "number", "of", "outcomes", "ran", "releasing")
+    __slots__ = ("commit", "due_s", "is_believed", "number", "of", "outcomes", "ran")
 
-    def __init__(self, number: int, of: Joint, partitions: int) -> None:
+    def __init__(self, number: int, of: Joint, partitions: int, now_s: float) -> None:
         self.number = number
         self.of = of
+        self.due_s = now_s + self.hold_s
+        self.is_believed = False
         self.commit = TwoPhase((), range(partitions), is_joint=True)
         self.ran: dict[int, Ran] = {}
-        self.releasing: set[int] = set()
         self.outcomes: bytes = NO_OUTCOMES
 
     @property
     def hold_s(self) -> float:
-        """For how long a partition holds replies back, at most."""
+        """For how long a partition holds replies back."""
         return MAX_HOLD_S if self.of.attempts else PARTS_HOLD_S
 
     @property
     def is_open(self) -> bool:
         """Whether nobody may be answered: a part that has not run might see what somebody does who hears of it."""
-        return bool(self.commit.awaited or self.releasing)
+        return not self.is_believed
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all parts have run, and may be believed if all partitions are still there now."""
+        return not (self.commit.awaited or self.is_believed)
 
     @property
     def result_bytes(self) -> int:

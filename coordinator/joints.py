@@ -1,6 +1,6 @@
 """Directed calls whose parts commit together: each partition runs its part, one decision is about all of them. Pure.
 
-RunDirected → Ran of all → Release → Released of all, who held replies back meanwhile? → decision → Decide
+RunDirected → Ran of all, in time, and all are still there? → Release, decision → Decide
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from coordinator.two_phase import State
 from coordinator.waiting import Waiting
 from voltpy.answers import REPLY_BYTES
 from voltpy.errors import ConstraintViolation, Error, ReadOnly, Unavailable
-from voltpy.messages import CallError, Ran, Release, Released, RunDirected
+from voltpy.messages import CallError, Ran, Release, RunDirected
 from voltpy.outcome_window import OutcomeWindow
 
 ATTEMPTS = 8  # then a call is given up
@@ -58,7 +58,9 @@ class Joints:
         if joint is None:
             return False
         participants = self._participants
-        work = self.work = JointBatch(participants.next_batch(), joint, len(participants.everywhere))
+        work = self.work = JointBatch(
+            participants.next_batch(), joint, len(participants.everywhere), participants.now_s
+        )
         call = joint.call
         for partition, _ in work.commit.take_asks():
             order = RunDirected(
@@ -77,10 +79,19 @@ class Joints:
         work.commit.voted(partition, yes=ran.error is None)
         if ran.error is not None:
             self._abort(work, ran.error)
-        elif work.commit.state is State.LOGGING:
-            self._all_ran(work)
+        elif self._participants.now_s >= work.due_s:
+            self._abort(work, None)
 
-    def _all_ran(self, work: JointBatch) -> None:
+    @property
+    def is_answered(self) -> bool:
+        """Whether all parts have run, and may be believed if all partitions are still there now."""
+        return self.work is not None and self.work.is_answered
+
+    def believe(self) -> None:
+        """It is decided, unless something is wrong with what the parts have done."""
+        work = self.work
+        if work is None or not work.is_answered:
+            return
         differing = work.differing()
         if differing is not None:
             text = (
@@ -93,21 +104,10 @@ class Joints:
             text = f"results of {work.result_bytes:,} bytes together; the limit is {REPLY_BYTES:,}"
             self._abort(work, ConstraintViolation(text))
             return
-        work.releasing = set(work.commit.writers)
+        work.is_believed = True
         self._release(work)
-
-    def released(self, partition: int, released: Released) -> None:
-        """Whether the partition has held replies back until all parts had run. If not, the parts may fit no order."""
-        work = self.work
-        if work is None or released.round != work.number or partition not in work.releasing:
-            return
-        if not released.was_held:
-            self._abort(work, None)
-            return
-        work.releasing.remove(partition)
-        if not work.releasing:
-            work.close()
-            self.decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))
+        work.close()
+        self.decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))
 
     def _release(self, work: JointBatch) -> None:
         for partition in sorted(work.commit.writers):
@@ -140,7 +140,7 @@ class Joints:
 
     def _abort(self, work: JointBatch, error: Error | CallError | None) -> None:
         """`error` None: through no fault of its own, so it runs again."""
-        if not work.releasing:
+        if not work.is_believed:
             self._release(work)
         self._participants.abort(work.number, work.commit.writers)
         self.decision = self.work = None

@@ -1,16 +1,21 @@
 """A read round: everything that the waiting read-only calls want is read in all partitions at once, nothing is lent.
 
     state      means                                        left when
-    reading    Read was sent                                all have read → releasing; one could not → failed
-    releasing  everything is read; until all say that they  all say so → read; one let go before → failed
-               held back what came later, it may be missing
-               something that somebody has heard of
+    reading    Read was sent                                all have read in time → answered; one could not → failed
+    answered   everything is read; whether all partitions   `believe` → read
+               still live is looked at once more
     read       bodies run on what was read                  –
     failed     it is to be released, and tried again        –
 
-While it is reading or releasing no body runs here and nobody is answered: an answer could tell of something that the
-round does not see. A session that ends, and an overdue round, fail it. The partitions hold nothing back for longer
-than it takes to be overdue: HOLD_S; where statements run STATEMENTS_HOLD_S, and MAX_HOLD_S once that was too little.
+Until it is read no body runs here and nobody is answered: an answer could tell of something that the round does not
+see. A session that ends, and an overdue round, fail it.
+
+Why the answers are one moment's: each partition, from when it has read, holds back the replies of what it runs later,
+until it hears Release, or for `hold_s` at least: HOLD_S; where statements run STATEMENTS_HOLD_S, and MAX_HOLD_S once
+that was too little. All of them began to do so after the round had begun. So when the last answer is here before
+`hold_s` are over since then, nobody had heard of anything later than the first read when the last one was made. All
+clocks are the same machine's. What a partition held back may only be heard of sooner if that partition dies, and a
+retry finds its successor; then its connection had ended before the last read was made: hence the second look.
 """
 
 from __future__ import annotations
@@ -24,18 +29,18 @@ from coordinator.fetch import Fetch, one_fetch_each
 from coordinator.participants import Participants
 from coordinator.waiting import Waiting
 from voltpy.errors import Unavailable
-from voltpy.messages import HOLD_S, MAX_HOLD_S, Read, ReadAnswer, Release, Released
+from voltpy.messages import HOLD_S, MAX_HOLD_S, Read, ReadAnswer, Release
 
 TRIES = 3  # then a call borrows what it reads
 SLOW_KEPT = 4096
 READ_BYTES = 4 << 20  # what a round may ask of one partition: it travels in one frame
 STATEMENTS_HOLD_S = 1.0
 
-READING, RELEASING, READ, FAILED = "reading", "releasing", "read", "failed"
+READING, ANSWERED, READ, FAILED = "reading", "answered", "read", "failed"
 
 
 class Round:
-    """`awaited`: who is still to answer in this state."""
+    """`awaited`: who is still to answer."""
 
     __slots__ = ("awaited", "calls", "due_s", "fetches", "hold_s", "is_overdue", "number", "state", "texts")
 
@@ -57,25 +62,22 @@ class Round:
 
     @property
     def is_open(self) -> bool:
-        return self.state in (READING, RELEASING)
+        return self.state in (READING, ANSWERED)
 
-    def answered(self, partition: int, *, is_here: bool) -> None:
+    def answered(self, partition: int, now_s: float, *, is_here: bool) -> None:
+        """`now_s`: no time before the answer was here."""
+        self.look(now_s)
         if self.state != READING or partition not in self.awaited:
             return
         self.awaited.remove(partition)
         if not is_here:
             self.state = FAILED
         elif not self.awaited:
-            self.state = RELEASING
-            self.awaited = set(self.fetches)
+            self.state = ANSWERED
 
-    def released(self, partition: int, *, was_held: bool) -> None:
-        if self.state != RELEASING or partition not in self.awaited:
-            return
-        self.awaited.remove(partition)
-        if not was_held:
-            self.state = FAILED
-        elif not self.awaited:
+    def believe(self) -> None:
+        """Every partition was still there after the last answer had come."""
+        if self.state == ANSWERED:
             self.state = READ
 
     def lost(self, partition: int) -> None:
@@ -84,7 +86,7 @@ class Round:
             self.state = FAILED
 
     def look(self, now_s: float) -> None:
-        if self.is_open and now_s > self.due_s:
+        if self.state == READING and now_s >= self.due_s:
             self.is_overdue = True
             self.state = FAILED
 
@@ -109,6 +111,11 @@ class Reads:
     def is_open(self) -> bool:
         """Whether nobody may be answered, and no body may run."""
         return self.round is not None and self.round.is_open
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it may be believed, if all partitions are still there now."""
+        return self.round is not None and self.round.state == ANSWERED
 
     def begin(self) -> bool:
         participants = self._participants
@@ -149,16 +156,13 @@ class Reads:
         if answer.is_here:
             work.fetches[partition].learn(self._tables, answer.images, answer.scans)
             work.fetches[partition].learn_fragments(self._tables, answer.fragments)
-        work.answered(partition, is_here=answer.is_here)
-        if work.state == RELEASING:
-            self._release(work)
+        work.answered(partition, self._participants.now_s, is_here=answer.is_here)
         self._moved(work)
 
-    def released(self, partition: int, released: Released) -> None:
-        work = self.round
-        if work is not None and released.round == work.number:
-            work.released(partition, was_held=released.was_held)
-            self._moved(work)
+    def believe(self) -> None:
+        if self.round is not None:
+            self.round.believe()
+            self._moved(self.round)
 
     def lost(self, partition: int) -> None:
         """The session with this partition is over."""
@@ -173,22 +177,21 @@ class Reads:
 
     def _moved(self, work: Round) -> None:
         """The bodies run when everything has been read; a round that failed is released, and its calls try again."""
+        if work.is_open:
+            return
+        for partition in work.fetches:
+            self._participants.order(partition, Release(work.number))
         if work.state == FAILED:
-            self._release(work)
             if work.is_overdue and work.texts:
                 self._took_too_long(work)
             self._end(work.calls)
-        elif work.state == READ:
+        else:
             missed = self._bodies.run(work.calls)
             again = set(map(id, missed))
             done = [call for call in work.calls if id(call) not in again]
             self._end(missed)
             self._callers.answer_reads(done, [(origin, group) for (origin, _, _), group in groups_of(done).items()])
             self.counts["reads"] += len(done)
-
-    def _release(self, work: Round) -> None:
-        for partition in work.fetches:
-            self._participants.order(partition, Release(work.number))
 
     def _took_too_long(self, work: Round) -> None:
         if len(self._slow) >= SLOW_KEPT:

@@ -1,6 +1,7 @@
 """The coordinator's loop: sockets, clocks and the decision log around coordinator.transactions.
 
 drain     what the partitions report, then what clients, router and supervisor send: at most CALLS_A_TURN calls
+believe   what all partitions have read, if after the last answer every connection is still there
 step      the core does what can be done about it
 decide    a decision goes to the decision log, and is flushed, before anything else leaves
 send      replies first, that somebody waits for; then orders to the partitions
@@ -150,6 +151,8 @@ class Server:
         self._sockets.wait(wait_s)
         self._timeout.arm()
         self._drain_partitions()
+        if self.core.is_answered:
+            self._believe()
         self._drain_door()
         self.core.step(time.monotonic())
         self._timeout.disarm()
@@ -181,6 +184,12 @@ class Server:
                 elif link.is_lost():
                     self._lose(partition, connection)
             reading = left
+
+    def _believe(self) -> None:
+        """The look before may have found an answer, and been older than the end of the connection beside it."""
+        self._sockets.wait(0.0)
+        self._drain_partitions()
+        self.core.believe(time.monotonic())
 
     def _lose(self, partition: int, connection: Connection) -> None:
         self._disconnect(connection)

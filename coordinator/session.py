@@ -13,7 +13,7 @@ not reported in it is unknown.
 
 from __future__ import annotations
 
-from voltpy.messages import Attach, Attached, Order, Orders, PartitionAddress, Report, Reports
+from voltpy.messages import Attach, Attached, Order, Orders, PartitionAddress, Release, Report, Reports
 
 ATTACH_DUE_S = 2.0
 REPORTS_DUE_S = 5.0  # at least
@@ -105,7 +105,7 @@ class Session:
         return message.reports
 
     def order(self, order: Order, order_bytes: int, now_s: float, takes_s: float = 0.0) -> None:
-        """Gives an order. Each is answered by one report; `takes_s` is how long this one may take of itself."""
+        """Gives an order. Each but Release is answered by one report; this one may take `takes_s` of itself."""
         if not self._unreported:
             self._since_s = now_s
         self._since_s = max(self._since_s, now_s + takes_s) if takes_s else self._since_s
@@ -113,7 +113,7 @@ class Session:
             self._close_frame()
         self._orders.append(order)
         self._orders_bytes += order_bytes
-        self._unreported += 1
+        self._unreported += type(order) is not Release
 
     def is_overdue(self, now_s: float) -> bool:
         if self.state == ATTACHING:

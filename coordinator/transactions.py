@@ -56,7 +56,6 @@ from voltpy.messages import (
     Ran,
     ReadAnswer,
     Refusal,
-    Released,
     Report,
     Reports,
     Topology,
@@ -214,6 +213,17 @@ class Transactions:
             if isinstance(call, Call):
                 call.wants, call.guessed = None, False
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether partitions have read, or run their parts, what counts if all of them are still there now."""
+        return self.reads.is_answered or self.joints.is_answered
+
+    def believe(self, now_s: float) -> None:
+        """They are: the sessions that are over have been told of since."""
+        self.participants.now_s = now_s
+        self.reads.believe()
+        self.joints.believe()
+
     # What comes out.
 
     def take_decision(self) -> Decision | None:
@@ -328,9 +338,6 @@ class Transactions:
             self.participants.decided(partition, report.batch)
         elif isinstance(report, ReadAnswer):
             self.reads.answered(partition, report)
-        elif isinstance(report, Released):
-            self.reads.released(partition, report)
-            self.joints.released(partition, report)
         elif isinstance(report, Ran):
             self.joints.ran(partition, report)
         else:

@@ -17,7 +17,7 @@ ever sees half of what one order does.
                  only borrowed, or not known            all is here again                                Decided
     Read         all is here                            reads; replies of what runs after it wait        ReadAnswer
                  some is lent or in doubt               nothing                                          … is_here False
-    Release      that round is open, or is not          the replies may go                               Released
+    Release                                             the replies may go                               –
     Recall                                              looks for outcomes                               Recalled
 
 An order that needs cold pages waits for them, and those behind it wait too; calls run meanwhile. The second time round
@@ -90,7 +90,6 @@ from voltpy.messages import (
     Recall,
     Recalled,
     Release,
-    Released,
     Report,
     Reports,
     RunDirected,
@@ -188,6 +187,7 @@ class Loans:
         if not self._session.may_begin(epoch, session):
             return None
         self._end_session()
+        self._rounds.end_all()  # who attaches anew believes nothing that was read before
         if epoch > self._session.last[0]:
             self._lost.clear()
         self._session.begin(epoch, session)
@@ -198,6 +198,7 @@ class Loans:
         """The coordinator of this epoch is dead, and so is every one before it."""
         if self._session.bury(message.epoch):
             self._end_session()
+            self._rounds.end_all()
 
     def take(self, frame: Orders) -> None:
         """A frame of orders; after one that is missing nothing more is done or told until the next session."""
@@ -205,7 +206,7 @@ class Loans:
         if what == "next":
             self._orders.extend(frame.orders)
         elif what == "gap":
-            self._end_session()
+            self._end_session()  # not the rounds: the coordinator does not know yet, and may still believe them
 
     def rests_on(self, written_lsn: int, now_s: float) -> int:
         """Up to where the WAL must be flushed before what is reported now may leave."""
@@ -227,7 +228,7 @@ class Loans:
         return self._session.frames(reports)
 
     def _end_session(self) -> None:
-        """Nobody waits for what it was to do; what it only borrowed is here again, its rounds are over."""
+        """Nobody waits for what it was to do; what it only borrowed is here again."""
         self._session.is_open = False
         self._orders.clear()
         self._attempts = 0
@@ -235,7 +236,6 @@ class Loans:
         self._reports.clear()
         self._decided.clear()
         self._decided_due_s = inf
-        self._rounds.end_all()
         for batch in list(self._loans):
             self._lose(batch)
         self._without_room = dict.fromkeys(self._without_room, False)
@@ -285,7 +285,8 @@ class Loans:
         if isinstance(order, Read):
             return self._read(order, now_s)
         if isinstance(order, Release):
-            return Released(order.round, self._rounds.release(order.round))
+            self._rounds.release(order.round)
+            return None
         if isinstance(order, Recall):
             return self._recall(order)
         return self._run_directed(order, now_s)
@@ -779,7 +780,7 @@ class Loans:
         return images, answers
 
     def end_rounds(self) -> None:
-        """Whoever reads is told that nothing was held, if it can be told anything."""
+        """Replies may go. The coordinator must have been hung up on before: see coordinator.reads."""
         self._rounds.end_all()
 
     def _recall(self, order: Recall) -> Recalled:

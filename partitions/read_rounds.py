@@ -1,8 +1,8 @@
 """The read rounds that are open in this partition: replies of what runs after one has read wait until it is over.
 
 A round is opened when this partition has done its part of it, a Read's or a joint call's. It is over when the
-coordinator releases it; when it has been held for as long as it may be; with its session. What was let go before its
-release does not count for those who read: `release` tells them so. Pure: whoever calls says what time it is.
+coordinator releases it; when it has been held for as long as was promised; when a new session begins. Why that is
+enough for those who read: see coordinator.reads. Pure: whoever calls says what time it is.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ReadRounds:
         self.opened += 1
         self._open[number] = Round(self.opened, until_s)
 
-    def release(self, number: int) -> bool:
-        """The round is over. Whether it was open until now."""
-        return self._open.pop(number, None) is not None
+    def release(self, number: int) -> None:
+        """The round is over, if it was open."""
+        self._open.pop(number, None)
 
     def end_overdue(self, now_s: float) -> None:
         for number in [number for number, each in self._open.items() if each.until_s <= now_s]:

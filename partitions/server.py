@@ -191,7 +191,8 @@ class Server:
         if control is not None:
             self._obey(*control)
         if loans.is_due or now_s >= loans.due_s:
-            self._lend(now_s)
+            self._lend()
+            self._reply()  # what was held back, and is not any more
         if self._unreported:
             crash_point("server.report.before_flush")
             self._flush_in_background()
@@ -231,6 +232,8 @@ class Server:
     def end(self) -> None:
         """The last turn is over: everything is flushed, and every reply sent."""
         self._flush()
+        self._reply()
+        self._sockets.hang_up(self._coordinator)
         self._loans.end_rounds()
         self._reply()
         self._warm_up.dump(flush=True)
@@ -499,9 +502,13 @@ class Server:
 
     # What the coordinator asks for.
 
-    def _lend(self, now_s: float) -> None:
-        """Obeys its orders, up to one that waits for pages, and takes back what is overdue."""
-        executor, loans = self._executor, self._loans
+    def _lend(self) -> None:
+        """Obeys its orders, up to one that waits for pages, and takes back what is overdue.
+
+        How long a round holds replies counts from a time that is later than its order's arrival.
+        """
+        executor, loans, clock = self._executor, self._loans, self._clock
+        now_s = clock()
         if now_s >= loans.due_s:
             loans.step(now_s)
         while loans.is_due:
@@ -509,10 +516,10 @@ class Server:
                 self._execute([])
             if loans.runs_a_body:
                 self._timeout.arm()
-                loans.obey(now_s)
+                loans.obey(clock())
                 self._timeout.disarm()
             else:
-                loans.obey(now_s)
+                loans.obey(clock())
         lsn = loans.rests_on(self._wal.written_lsn, now_s)
         self._unreported.extend((lsn, frame) for frame in loans.reports(lsn))
 

@@ -160,6 +160,11 @@ class Sockets:
             return False
         return True
 
+    def hang_up(self, identity: Hashable) -> None:
+        """Ends a stream. What it was sent and its socket has taken arrives; nothing else ever will."""
+        if isinstance(identity, Stream):
+            self._end(identity)
+
     def close(self, linger_ms: int) -> None:
         """Replies that are on their way have `linger_ms` to leave."""
         deadline_s = time.monotonic() + linger_ms / 1000

@@ -567,7 +567,7 @@ class FragmentAnswer(Struct, array_like=True, forbid_unknown_fields=True, gc=Fal
 class Read(Struct, array_like=True, tag="read", forbid_unknown_fields=True):
     """Reads these without borrowing, at once. Until Release the partition holds back the replies of what runs after.
 
-    Answered by ReadAnswer. The partition lets the replies go by itself after `hold_s`, and tells so in Released.
+    Answered by ReadAnswer. The partition lets the replies go by itself after `hold_s`.
     """
 
     round: int
@@ -588,16 +588,9 @@ class ReadAnswer(Struct, array_like=True, tag="read_answer", forbid_unknown_fiel
 
 
 class Release(Struct, array_like=True, tag="release", forbid_unknown_fields=True):
-    """The replies may go. Answered by Released. `round` may be a joint call's batch."""
+    """The replies may go. Not answered. `round` may be a joint call's batch."""
 
     round: int
-
-
-class Released(Struct, array_like=True, tag="released", forbid_unknown_fields=True):
-    """`was_held`: from the read up to now, without a gap, so that nobody heard of anything that the read missed."""
-
-    round: int
-    was_held: bool
 
 
 class Recall(Struct, array_like=True, tag="recall", forbid_unknown_fields=True):
@@ -619,7 +612,7 @@ class Recalled(Struct, array_like=True, tag="recalled", forbid_unknown_fields=Tr
 
 
 Order = Borrow | RunDirected | Prepare | Commit | Decide | Read | Release | Recall
-Report = Lent | Ran | Vote | Decided | ReadAnswer | Released | Recalled
+Report = Lent | Ran | Vote | Decided | ReadAnswer | Recalled
 
 
 class Attach(Struct, array_like=True, tag=22, forbid_unknown_fields=True):

@@ -45,7 +45,6 @@ from voltpy.messages import (
     Recall,
     Recalled,
     Release,
-    Released,
     ReplyGroup,
     Reports,
     RunDirected,
@@ -108,9 +107,6 @@ class FakePartition:
         self.broken |= self.borrowed_by
         self._take_back()
 
-    def expire_holds(self) -> None:
-        self.held_round = None
-
     def is_free(self, key: Key) -> bool:
         return key not in self.lent and key[0] not in self.lent_tables and not self.is_locked(key)
 
@@ -134,7 +130,7 @@ class FakePartition:
             return None
         self.number_in += 1
         self.number_out += 1
-        reports = [self._carry_out(order) for order in frame.orders]
+        reports = [report for order in frame.orders if (report := self._carry_out(order)) is not None]
         return Reports(frame.epoch, frame.session, self.number_out, reports)
 
     def _take_back(self) -> None:
@@ -157,9 +153,8 @@ class FakePartition:
         if isinstance(order, Read):
             return self._read(order)
         if isinstance(order, Release):
-            was_held = self.held_round == order.round
             self.held_round = None
-            return Released(order.round, was_held)
+            return None
         if isinstance(order, Recall):
             found = {n: self.alone[order.client_id, n] for n in order.numbers if (order.client_id, n) in self.alone}
             return Recalled(order.client_id, found, self.reaches)
@@ -383,6 +378,8 @@ class FakeCluster:
     # What happens, one thing at a time.
 
     def step(self) -> None:
+        if self.core.is_answered:
+            self.core.believe(self.now)
         self.core.step(self.now)
         decision = self.core.take_decision()
         if decision is not None:

@@ -49,6 +49,7 @@ class ListSockets:
 
     def __init__(self) -> None:
         self.ended: list[Hashable] = []
+        self.hung_up: list[tuple[Hashable, int]] = []  # on whom, and how many frames had been sent by then
         self.held_bytes = 0
         self.arriving: deque[tuple[Hashable, bytes]] = deque()
         self.sent: dict[Hashable, list[Message]] = {}
@@ -66,6 +67,9 @@ class ListSockets:
 
     def admit(self, identity: Hashable, *, first: bool = False) -> None:
         pass
+
+    def hang_up(self, identity: Hashable) -> None:
+        self.hung_up.append((identity, sum(map(len, self.sent.values()))))
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
         message = decode(frame)

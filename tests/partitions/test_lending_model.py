@@ -34,7 +34,6 @@ from voltpy.messages import (
     Recall,
     Recalled,
     Release,
-    Released,
     ReplyGroup,
     Scan,
     TableChanges,
@@ -366,9 +365,11 @@ class World:
         scans = [Scan(ITEMS, "count")] if self.rng.random() < 0.3 else []
         is_here = self.whole is None and not (self.away & set(keys)) and not (scans and self.away)
         order = Read(self.round, [TableKeys(ITEMS, [encode(key) for key in keys])], scans)
-        (answer, released) = self.partition.order(order, Release(self.round))
+        (answer,) = self.partition.order(order)
         assert isinstance(answer, ReadAnswer)
-        assert released == Released(self.round, is_here)
+        assert (self.partition.loans.first_open_round < float("inf")) == is_here
+        assert self.partition.order(Release(self.round)) == []
+        assert self.partition.loans.first_open_round == float("inf")
         assert answer.is_here == is_here
         if is_here:
             assert answer.images == [[None if key not in self.rows else item(key, self.rows[key]) for key in keys]]

@@ -24,7 +24,6 @@ from voltpy.messages import (
     Read,
     ReadAnswer,
     Release,
-    Released,
     Scan,
 )
 from voltpy.procedure import procedure
@@ -183,9 +182,12 @@ def test_a_read_waits_for_the_plan_of_its_fragment(server: OneServer) -> None:
     assert isinstance(answer, ReadAnswer)
     assert answer.is_here
     assert [bytes(each.streams) for each in answer.fragments] == [encode([[[3]]])]
+    held = server.call(1, "put", 4, 4)
     server.now_s += 0.9  # as long as the order says
-    server.turn()
-    assert server.ordered(Release(1)) == [Released(1, True)]
+    server.turn(2)
+    assert held not in server.answers(1)
+    server.ordered(Release(1))
+    assert held in server.answers(1)
 
 
 def test_a_fragment_does_not_read_what_is_lent(server: OneServer) -> None:

@@ -9,6 +9,7 @@ send has left, what it was about to flush may not be flushed.
     heard by nobody             calls have written    nobody hears of it; the partition makes a checkpoint, and dies
     prepared and gone           a Prepare is obeyed   the partition loses its power at once
     a read comes late           a round is sent       one partition gets its part late
+    read and gone               a round is sent       the same; meanwhile another one, which has read, dies
     decided and gone            a Decide is obeyed    the partition loses its power, soon
     borrowed in vain            a batch borrows again one of its partitions dies; every second time when the
                                                       coordinator tells somebody something meanwhile
@@ -154,8 +155,15 @@ def _prepared_and_gone(scene: Scene) -> None:
 
 
 def _a_read_comes_late(scene: Scene) -> None:
-    time_s = scene.rng.choice((0.005, 0.02, 0.1, 0.3))
+    time_s = scene.rng.choice((0.005, 0.02, 0.1, 0.3, 0.45))
     scene.run.network.cut(scene.coordinator.name, scene.partitions()[0].name, time_s)
+
+
+def _read_and_gone(scene: Scene) -> None:
+    late, *others = scene.partitions()
+    scene.run.network.cut(scene.coordinator.name, late.name, scene.rng.choice((0.2, 0.5)))
+    if others:
+        scene.soon(1e-3, 0.05, lambda: scene.kill(others[0]))
 
 
 def _decided_and_gone(scene: Scene) -> None:
@@ -276,6 +284,7 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
     "prepared and gone": ("lending.prepare.appended", _prepared_and_gone),
     "a read comes late": ("coordinator.read.before_send", _a_read_comes_late),
+    "read and gone": ("coordinator.read.before_send", _read_and_gone),
     "decided and gone": ("lending.decide.applied", _decided_and_gone),
     "borrowed in vain": ("coordinator.borrow.sent", _borrowed_in_vain),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
@@ -322,6 +331,8 @@ CALLS: dict[str, dict[str, float]] = {
 # How many calls return at least before it is over, and for how many seconds more it lasts, where a run needs longer.
 LONG: dict[str, tuple[int, float]] = {
     "a part has run": (300, 1.5),
+    "a read comes late": (300, 1.0),
+    "read and gone": (300, 1.0),
     "a table is lent": (300, 0.5),
     "between two rounds": (300, 0.5),
     "borrowed in vain": (300, 0.5),

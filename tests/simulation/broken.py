@@ -11,13 +11,13 @@ from math import inf
 from typing import Any
 from unittest import mock
 
+from coordinator.batch import JointBatch
 from coordinator.batches import Batches
 from coordinator.borrowed import Table as BorrowedTable
 from coordinator.borrowed import Tables
 from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
-from coordinator.joints import Joints
-from coordinator.reads import Reads
+from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.lending import Loans
@@ -27,7 +27,7 @@ from partitions.table import Table
 from partitions.unique_indexes import Entry
 from partitions.wal import Wal
 from tests.simulation.broken_schema import SCHEMA_BROKEN
-from voltpy.messages import Orders, Released, Vote
+from voltpy.messages import Orders, Vote
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.record_log import RecordLog
 
@@ -41,8 +41,8 @@ def _replies_before_flush(put: Put) -> None:
 def _reports_before_flush(put: Put) -> None:
     real = Server._lend
 
-    def lend(server: Any, now_s: float) -> None:
-        real(server, now_s)
+    def lend(server: Any) -> None:
+        real(server)
         while server._unreported:
             server._send(server._coordinator, server._unreported.popleft()[1])
 
@@ -87,8 +87,8 @@ def _decisions_are_not_flushed(put: Put) -> None:
 def _decides_are_acknowledged_before_flush(put: Put) -> None:
     real = Server._lend
 
-    def lend(server: Any, now_s: float) -> None:
-        real(server, now_s)
+    def lend(server: Any) -> None:
+        real(server)
         server._unreported.extend((0, frame) for frame in server._loans.reports(inf))
 
     put(Server, "_lend", lend)
@@ -194,16 +194,27 @@ def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
     put(Loans, "_run_directed", run_directed)
 
 
-def _released_early_does_not_matter(put: Put) -> None:
-    """Of read rounds, and of the parts of joint calls. Only the latter show it: who lets go of a round does so when it
-    is overdue, which the coordinator finds too, before it believes the round.
-    """
+def _late_answers_are_believed(put: Put) -> None:
+    """Of read rounds, and of the parts of joint calls: when somebody may have heard of what the first one missed."""
+    put(Round, "look", lambda *_: None)
+    real = JointBatch.__init__
 
-    def believing(real: Callable[[Any, int, Released], None]) -> Callable[[Any, int, Released], None]:
-        return lambda work, partition, released: real(work, partition, Released(released.round, True))
+    def begin(work: Any, *arguments: Any) -> None:
+        real(work, *arguments)
+        work.due_s = inf
 
-    for kind in (Joints, Reads):
-        put(kind, "released", believing(kind.released))
+    put(JointBatch, "__init__", begin)
+
+
+def _answers_of_the_lost_are_believed(put: Put) -> None:
+    """Of read rounds: a successor lets out what was held back."""
+    real = Round.lost
+
+    def lost(work: Any, partition: int) -> None:
+        if partition in work.awaited:
+            real(work, partition)
+
+    put(Round, "lost", lost)
 
 
 def _bodies_run_while_a_round_is_open(put: Put) -> None:
@@ -386,7 +397,7 @@ def _nobody_is_released(put: Put) -> None:
         if isinstance(order, Release):
             for each in loans._rounds._open.values():
                 each.until_s = inf
-            return Released(order.round, order.round in loans._rounds._open)
+            return None
         return real(loans, order, now_s)
 
     put(Loans, "_obeyed", obeyed)

@@ -128,6 +128,9 @@ class Door:
         peer.line.send_down(frame)
         return True
 
+    def hang_up(self, identity: Hashable) -> None:
+        pass  # no process ends by itself
+
     def close(self, linger_ms: int) -> None:
         pass
 

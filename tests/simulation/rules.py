@@ -48,12 +48,21 @@ RULES: dict[int, Rule] = {
         ("replies_are_not_held_behind_reads", "parts_of_joint_calls_hold_nothing_back"),
     ),
     4: Rule(
-        "No body runs while a round is open. Overdue ones are given up; what was let go too early does not count.",
+        "No body runs while a round is open. Overdue ones are given up: replies may have been let go.",
         (
             _TRANSACTIONS + "test_rule_4_no_body_runs_while_a_round_is_open_and_overdue_ones_are_cancelled",
-            _TRANSACTIONS + "test_a_round_whose_replies_were_let_go_before_its_end_is_not_believed",
+            _TRANSACTIONS + "test_answers_that_come_when_replies_may_have_been_let_go_are_not_believed",
+            _TRANSACTIONS + "test_a_round_is_not_believed_when_a_partition_was_lost_before_the_last_answer",
+            _LENDING + "test_a_round_outlives_a_session_that_ends_without_the_coordinator_s_knowledge",
+            _TURNS + "test_replies_are_held_for_as_long_as_the_order_says_from_when_it_came",
+            _TURNS + "test_a_partition_that_stops_hangs_up_on_the_coordinator_before_held_replies_leave",
         ),
-        ("bodies_run_while_a_round_is_open", "released_early_does_not_matter", "nobody_is_released"),
+        (
+            "bodies_run_while_a_round_is_open",
+            "late_answers_are_believed",
+            "answers_of_the_lost_are_believed",
+            "nobody_is_released",
+        ),
     ),
     5: Rule(
         "What is reported or replied has been flushed, in the same life of its process.",

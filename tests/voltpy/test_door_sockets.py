@@ -273,6 +273,17 @@ def test_what_a_client_that_is_gone_did_not_take_leaves_nothing_in_the_count(doo
     assert door.sockets.ended == [stream]
 
 
+def test_whoever_is_hung_up_on_has_what_was_sent_and_then_the_end(door: Door) -> None:
+    client, other = door.client(first=True), door.client()
+    (stream, _) = door.sockets._streams.values()
+    assert door.sockets.send(stream, b"last")
+    door.sockets.hang_up(stream)
+    assert client.recv(100) == packed(b"last")
+    assert is_closed(client)
+    assert not is_closed(other)
+    assert not door.sockets.send(stream, b"more")
+
+
 def test_who_was_admitted_first_goes_last_where_somebody_has_to_go(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets_module, "UNSENT_BYTES", 33 << 20)
     coordinator, client = door.client(first=True), door.client()
