@@ -20,6 +20,7 @@ from bench import (
     isolation,
     larger_than_memory,
     machine,
+    memory,
     recovery,
     report,
     scan_resistance,
@@ -152,6 +153,7 @@ main.add_command(checkpoint_latency.main)
 main.add_command(scan_resistance.main)
 main.add_command(warm_restart.main)
 main.add_command(recovery.main)
+main.add_command(memory.main)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

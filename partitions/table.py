@@ -59,10 +59,12 @@ from voltpy.schema import Index, tombstone
 from voltpy.schema import Table as TableSchema
 
 _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeError)
-ASKED_KEYS = 1 << 16  # remembered as asked for once, at most: 100 bytes each
+ASKED_KEYS = 1 << 16  # remembered as asked for once, at most
+ASKED_BYTES = 100  # that each of them takes
 PLACES = 1 << 14  # of rows that were changed, remembered between two batches at most: 100 bytes each
 TURN_ROWS = 1024  # written at a time during recovery
-SAMPLED_READS = 32  # to say what a read costs
+SAMPLED_READS = 32  # to say what a read costs, or a decoded row takes
+LEAST_DECODED = 256  # rows of a generation, however large they are
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
 # (table, key, row before; None = there was none; or UNTOUCHED). A miss appends (None, None, None): see Store.undo_to.
@@ -141,7 +143,7 @@ class Table:
         self._old: dict[Any, Any] = {}
         self._dying: dict[Any, Any] = {}
         self._decoded_bytes = 8 << 20  # what a generation of decoded rows may take
-        self._rows_limit = 1 << 14
+        self._rows_limit = LEAST_DECODED
         self._asked_limit = ASKED_KEYS
         self._inserted: dict[Any, bytes | None] = {}
         self._updated: dict[Any, bytes | None] = {}
@@ -557,11 +559,17 @@ class Table:
             self.lookups.forget_changes()
 
     def limit_decoded(self, decoded_bytes: int) -> None:
-        """Bounds each generation of decoded rows to about so many bytes."""
+        """Bounds each generation of decoded rows, with the keys that were asked for, to about so many bytes.
+
+        It is looked at between batches: one batch may decode more.
+        """
         self._decoded_bytes = decoded_bytes
-        sample = next(iter(self._rows.values()), None) if self._rows else None
-        self._rows_limit = max(decoded_bytes // (500 if sample is None else _decoded_bytes(sample)), 256)
-        self._asked_limit = min(4 * self._rows_limit, ASKED_KEYS)
+        row_bytes = self._decoded_row_bytes()
+        if not row_bytes:  # it is known as soon as there are a few
+            self._rows_limit = LEAST_DECODED
+            return
+        self._rows_limit = max(decoded_bytes // (row_bytes + ASKED_BYTES), LEAST_DECODED)
+        self._asked_limit = min(2 * self._rows_limit, ASKED_KEYS)  # as many as there are rows in both generations
 
     def add_index(self, index: Index, may_end: Callable[[], bool] = lambda: True) -> Generator[None, None, None]:
         """Builds another index, some pages a step, between batches; the last step makes it ready.
@@ -671,8 +679,12 @@ class Table:
     @property
     def decoded_bytes(self) -> int:
         """About what the decoded rows take."""
-        sample = next(iter(self._rows.values()), None) if self._rows else None
-        return 0 if sample is None else self.decoded_rows * _decoded_bytes(sample)
+        return self.decoded_rows * self._decoded_row_bytes()
+
+    def _decoded_row_bytes(self) -> int:
+        """About what a decoded row takes, by a sample; 0 when there is none."""
+        sample = list(islice(self._rows.values() or self._old.values(), SAMPLED_READS))
+        return sum(map(_decoded_bytes, sample)) // len(sample) if sample else 0
 
     def check(self) -> None:
         """Raises Corruption unless heap, index, counts and decoded rows agree. Between batches only."""

@@ -213,6 +213,24 @@ def test_decoded_rows_are_bounded_and_old_ones_are_found_again(store: Store) -> 
     store.check()
 
 
+def test_how_many_rows_are_kept_decoded_follows_from_what_they_take(store: Store) -> None:
+    """Before there is one, nobody knows: a guess of their size let the first generation take five times its share."""
+    strings = store.by_name["strings"]
+    for i in range(4000):
+        strings.insert(f"{i:04d}", i, "x" * 2000)
+    store.changes()
+    store.apply()
+    strings.limit_decoded(1 << 20)
+    most = 0
+    for first in range(0, 4000, 50):
+        for i in range(first, first + 50):
+            keep_decoded(strings, f"{i:04d}")
+        store.changes()
+        store.apply()
+        most = max(most, strings.decoded_bytes)
+    assert 1 << 20 < most < 2.2 * (1 << 20)
+
+
 def test_a_tombstone_that_aged_does_not_hide_a_new_row(store: Store) -> None:
     ints = store.by_name["ints"]
     ints._rows_limit = 0
