@@ -56,6 +56,7 @@ ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 
 _EMPTY = struct.Struct("<Q6xHxxH8172x")  # page id, flags, floor; old rows in the free space would go to disk with it
 _SEAL = struct.Struct("<QI10xH")  # page id, checksum, generation
+_CHECKED_HEAD = struct.Struct("<Q4x")  # what the checksum covers in front of it: page id, and itself as 0
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the mmap module names it from Python 3.13 on
 
 # Word positions within the header.
@@ -184,14 +185,23 @@ def check_sealed(image: bytes, page_id: int, generation: int, where: str) -> Non
     """Raises Corruption unless this is the page, whole, as the checkpoint of this generation wrote it."""
     if len(image) != PAGE_BYTES:
         raise Corruption(f"{where}: {len(image)} bytes instead of a page")
-    found_id, checksum, found_generation = _SEAL.unpack_from(image)
-    if extend(crc32c(image[:8] + b"\0\0\0\0"), image[12:]) != checksum:
-        raise Corruption(f"{where}: the page's checksum is wrong")
+    fault = seal_fault(image, 0, page_id, generation)
+    if fault is not None:
+        raise Corruption(f"{where}: {fault}")
+
+
+def seal_fault(memory: bytes | mmap.mmap, start: int, page_id: int, generation: int) -> str | None:
+    """What keeps the bytes from `start` on from being the page, as the checkpoint of this generation wrote it."""
+    found_id, checksum, found_generation = _SEAL.unpack_from(memory, start)
+    # Of its own 12 bytes the checksum covers the page id; the rest is copied once, since crc32c wants bytes.
+    if extend(crc32c(_CHECKED_HEAD.pack(found_id)), memory[start + 12 : start + PAGE_BYTES]) != checksum:
+        return "the page's checksum is wrong"
     if (found_id, found_generation) != (page_id, generation & 0xFFFF):
-        raise Corruption(
-            f"{where}: holds {_named(found_id)} of generation {found_generation}, "
+        return (
+            f"holds {_named(found_id)} of generation {found_generation}, "
             f"not {_named(page_id)} of generation {generation & 0xFFFF}"
         )
+    return None
 
 
 def check_page(image: bytes, page_id: int, where: str) -> None:

@@ -9,14 +9,14 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from partitions import page_reader
 from partitions.page import PAGE_BYTES
-from partitions.page_reader import PageReader
+from partitions.page_reader import NO_FRAME, RUN_PAGES, PageReader
 
 PLACES = 200
 FRAMES = 256
@@ -370,6 +370,42 @@ def test_the_process_works_while_pages_are_read(asynchronous: PageReader, path: 
             asynchronous.finished()
             asked += 1
     assert asked > 20  # start returned while some were under way, at least once
+
+
+def test_a_run_goes_into_its_frames_and_leaves_out_the_gaps(opens: Opens, path: Path, memory: mmap.mmap) -> None:
+    reader = opens(path, memory)
+    reader.start_runs([(1, 10, (240, 3, NO_FRAME, 77)), (2, 0, range(101, 101 + RUN_PAGES)), (3, 199, (9,))])
+    assert (reader.in_flight, reader.room) == (3, 61)
+    assert sorted(drain(reader)) == [1, 2, 3]
+    wanted = {240: 10, 3: 11, 77: 13, 9: 199} | {101 + place: place for place in range(RUN_PAGES)}
+    for frame in range(FRAMES):
+        assert frame_of(memory, frame) == (page(wanted[frame]) if frame in wanted else UNTOUCHED)
+
+
+@pytest.mark.parametrize(
+    "frames", [(), (NO_FRAME, 1), (1, NO_FRAME), (1, -2, 2), (0, FRAMES, 1), range(RUN_PAGES + 1)], ids=str
+)
+def test_a_run_that_is_none_is_refused(opens: Opens, path: Path, memory: mmap.mmap, frames: Sequence[int]) -> None:
+    reader = opens(path, memory)
+    with pytest.raises(ValueError, match=r"a run of|outside the arena"):
+        reader.start_runs([(0, 0, (5,)), (1, 1, frames)])
+    assert (reader.in_flight, memory[:]) == (0, UNTOUCHED * FRAMES)
+
+
+def test_the_page_of_a_run_that_can_not_be_read_is_named(opens: Opens, path: Path, memory: mmap.mmap) -> None:
+    os.truncate(path, 10 * PAGE_BYTES)
+    reader = opens(path, memory)
+    reader.start_runs([(1, 6, (1, NO_FRAME, 2, 3, 4, 5)), (2, 0, (6, 7))])
+    tags: list[int] = []
+    failed: list[str] = []
+    while reader.in_flight:
+        try:
+            tags += reader.wait(10)
+        except OSError as error:
+            failed.append(str(error))
+    assert tags == [2]
+    assert failed == [f"[Errno {errno.EIO}] {path} offset {10 * PAGE_BYTES}: 0 bytes instead of a page"]
+    assert reader.room == 64
 
 
 def test_closing_waits_for_what_is_in_flight(opens: Opens, path: Path, memory: mmap.mmap) -> None:
