@@ -24,15 +24,16 @@ most (`needs_cleaning` when the last one began, `must_clean` since), and what it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
 from partitions.eviction import Policy
 from partitions.heap import Heap
-from partitions.page import PAGE_BYTES, PAGE_NUMBERS, TABLE_SHIFT, Arena, check_sealed, page_id
-from partitions.page_file import generation_of, place_of
+from partitions.page import PAGE_BYTES, PAGE_NUMBERS, TABLE_SHIFT, Arena, check_sealed, page_id, seal_fault
+from partitions.page_file import generation_of, place_of, runs_across_gaps
+from partitions.page_reader import NO_FRAME, RUN_PAGES
 from partitions.prefetch import Prefetch
 from partitions.tiny_lfu import WTinyLfu
 from voltpy.crash_point import crash_point
@@ -42,6 +43,9 @@ LEAST_PAGES = 16  # the pages have at least a sixteenth of the frames, whatever 
 SIZES_REMEMBERED = 8  # of the process
 FREE_FRAMES = 256  # that keep their memory, besides an eighth of those in use
 READS = 64  # at a time
+# In runs: so many pages are under way at a time, about; so many that nobody wants are read along, where they lie
+# between two that are wanted: that takes less time than one more read does.
+PAGES_AHEAD, GAP_PAGES = 1024, 4
 TOUCHES_TOLD = 256  # of a batch that the policy is told, about: each costs it as much as the read itself
 LEAST_SHARE = 16  # the policy's capacity is at least a sixteenth of the pool's, however many pages are dirty
 CAPACITY_STEPS = 64  # the policy's capacity changes by so small a part, and no smaller
@@ -57,6 +61,7 @@ class Reader(Protocol):
     @property
     def room(self) -> int: ...
     def start(self, reads: list[tuple[int, int, int]]) -> None: ...
+    def start_runs(self, runs: list[tuple[int, int, Sequence[int]]]) -> None: ...
     def finished(self) -> list[int]: ...
     def wait(self, timeout_s: float, least: int = 1) -> list[int]: ...
     def read(self, place: int, frame: int) -> None: ...
@@ -229,19 +234,86 @@ class BufferPool:
         self._admit(page, frame)
         crash_point("buffer_pool.bring")
 
+    # Between batches, while nothing else is read: recovery.
+
     def bring_all(self, pages: Iterable[int]) -> None:
-        """The same for many pages at a time, in the order of their places; they stay until `end_batch`."""
-        heaps = self._heaps
+        """Brings many pages, with the rest of their rows; they stay until `end_batch`."""
+        by_table: dict[int, list[int]] = {}
         for page in pages:
-            heaps[page >> TABLE_SHIFT].needed.add(page & PAGE_NUMBERS)
-        cold = [page for page in pages if heaps[page >> TABLE_SHIFT].is_on_disk_only(page & PAGE_NUMBERS)]
-        cold.sort(key=lambda page: heaps[page >> TABLE_SHIFT].entries[page & PAGE_NUMBERS])
-        self.fetch(cold)
-        while self._coming:
-            self.make_room(min(len(self._queue), self._reader.room))
-            self._start_reads()
-            self._take_in(self._reader.wait(1.0))
-        self._arrived.clear()
+            by_table.setdefault(page >> TABLE_SHIFT, []).append(page & PAGE_NUMBERS)
+        for table, wanted in by_table.items():
+            heap = self._heaps[table]
+            heap.needed.update(wanted)
+            while wanted:
+                following = []
+                for come in self.bring_in_runs(table, wanted):
+                    following += [page for page in map(heap.next_of_row, come) if page >= 0]
+                heap.needed.update(following)
+                wanted = following
+
+    def bring_in_runs(self, table: int, pages: Iterable[int]) -> Iterator[list[int]]:
+        """Brings pages of one table, by number, in the order of their places, and hands them out as they come.
+
+        Those that are in memory already come first. The next runs are read while the caller works on the last; until
+        then the policy does not know of them, and will only hear of those that the caller has not changed. Raises
+        Corruption, OSError; ReadOnly without room: then the process must end, since reads may be under way.
+        """
+        heap = self._heaps[table]
+        cold: list[int] = []
+        there: list[int] = []
+        for page in pages:
+            (cold if heap.is_on_disk_only(page) else there).append(page)
+        # The frames of what is read ahead must be there beside those of what the caller changes.
+        ahead = max(min(PAGES_AHEAD, self.capacity // 16), 1)
+        most = min(RUN_PAGES, (ahead + 1) // 2)
+        for at in range(0, len(there), most):
+            yield there[at : at + most]
+        entries = heap.entries
+        cold.sort(key=entries.__getitem__)
+        places = [place_of(entries[page]) for page in cold]
+        runs = runs_across_gaps(places, GAP_PAGES, most)
+        flying: dict[int, tuple[list[int], list[int]]] = {}  # by tag, the index of the first: pages, frames
+        landed: deque[int] = deque()
+        count = 0  # of pages in flying
+        while True:
+            while count < ahead and self._reader.room and (run := next(runs, None)):
+                first, length = run
+                frames = self._start_run(places[first : first + length], first)
+                flying[first] = cold[first : first + length], frames
+                count += length
+            if not flying:
+                return
+            if not landed:
+                landed.extend(self._reader.wait(1.0))
+                continue
+            came, frames = flying[landed[0]]
+            self._check_all(table, came, frames)
+            del flying[landed.popleft()]
+            count -= len(came)
+            heap.admit_all(came, frames)
+            self.faults += len(came)
+            crash_point("buffer_pool.run.taken_in")
+            yield came
+            self.adopt(page_id(table, page) for page in came if not heap.is_pinned(page))
+
+    def _start_run(self, places: list[int], tag: int) -> list[int]:
+        """Begins to read the pages in these places, which are close together, into frames, which it returns."""
+        self.make_room(len(places))
+        taken = [self._arena.take() for _ in places]
+        frames = [NO_FRAME] * (places[-1] - places[0] + 1)
+        for place, frame in zip(places, taken, strict=True):
+            frames[place - places[0]] = frame
+        self._reader.start_runs([(tag, places[0], frames)])
+        return taken
+
+    def _check_all(self, table: int, pages: list[int], frames: list[int]) -> None:
+        """Raises Corruption for the first of the pages that is not what the page file should have."""
+        memory, entries, base = self._arena.memory, self._heaps[table].entries, page_id(table, 0)
+        for page, frame in zip(pages, frames, strict=True):
+            entry = entries[page]
+            fault = seal_fault(memory, frame * PAGE_BYTES, base | page, generation_of(entry))
+            if fault is not None:
+                raise Corruption(f"{self._where(entry)}: {fault}")
 
     def make_room(self, frames: int) -> None:
         """Sees to it that so many frames are free, in the middle of a batch. Raises ReadOnly when nothing can leave."""
@@ -338,10 +410,7 @@ class BufferPool:
 
     def _admit(self, page: int, frame: int) -> None:
         heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS
-        entry = heap.entries[number]
-        start = frame * PAGE_BYTES
-        image = self._arena.memory[start : start + PAGE_BYTES]
-        check_sealed(image, page, generation_of(entry), self._where(entry))
+        self._check_all(page >> TABLE_SHIFT, [number], [frame])
         heap.admit(number, frame)
         # A page that was prefetched does not count as used before it is.
         if self.prefetch is None or page not in self.prefetch:

@@ -490,12 +490,20 @@ class Heap:
 
     def admit(self, page: int, frame: int) -> None:
         """The page, which was cold, is in this frame from now on."""
-        self._frames[page] = frame
-        self.cold -= 1
-        words, base = self._words, frame * PAGE_WORDS
-        # Most are full: the dead bytes and the gap in the middle say so without a closer look.
-        if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
-            self._mark_if_roomy(page, frame)
+        self.admit_all((page,), (frame,))
+
+    def admit_all(self, pages: Iterable[int], frames: Iterable[int]) -> None:
+        """`admit` for many pages."""
+        of_page, words = self._frames, self._words
+        count = 0
+        for page, frame in zip(pages, frames, strict=True):
+            of_page[page] = frame
+            count += 1
+            base = frame * PAGE_WORDS
+            # Most are full: the dead bytes and the gap in the middle say so without a closer look.
+            if words[base + DEAD] + words[base + FLOOR] >= ROOMY_BYTES and not words[base + FLAGS] & OVERFLOW_PAGE:
+                self._mark_if_roomy(page, frame)
+        self.cold -= count
 
     def forget_uses(self) -> None:
         """Where there is no buffer pool to tell."""

@@ -131,6 +131,15 @@ def runs_of(places: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = at
 
 
+def runs_across_gaps(places: Sequence[int], gap_pages: int, most_pages: int) -> Iterator[tuple[int, int]]:
+    """The same for ascending places, also across gaps of at most so many; a run spans `most_pages` at most."""
+    first = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or places[at] - places[at - 1] > gap_pages + 1 or places[at] - places[first] >= most_pages:
+            yield first, at - first
+            first = at
+
+
 def write_all(fd: int, data: bytes, offset: int) -> None:
     """Writes all of it, or raises OSError. On a nearly full disk one call may write a part and raise nothing."""
     view = memoryview(data)

@@ -1,8 +1,9 @@
 """A partition comes back: the last checkpoint, then every WAL record after it, in order.
 
-Records are gathered and written in turns: of each turn only the last image of a key goes into a page, page by page,
-since most pages are cold: one at a time, records would come at 14,000 a second. A torn tail has been cut by the time
-the replay ends (voltpy.record_log); damage that is no torn tail stops it.
+Records are gathered and written in turns, as long as memory allows: of each turn only the last image of a key goes into
+a page. Most pages are cold: one at a time, records would come at 14,000 a second. So a turn goes through the page file
+once, in long runs of pages, and changes those that have come while the next ones are read. A torn tail has been cut by
+the time the replay ends (voltpy.record_log); damage that is no torn tail stops it.
 
 What was prepared for a batch of the coordinator's, and not decided, is in `Store.prepared` afterwards: see
 partitions.lending, which keeps its keys from everybody until the decision is known.
@@ -11,13 +12,10 @@ partitions.lending, which keeps its keys from everybody until the decision is kn
 from __future__ import annotations
 
 from partitions.checkpoint import Checkpoint, Checkpointer
-from partitions.page import PAGE_BYTES
 from partitions.store import Store
 from partitions.wal import COMMIT, NO_OUTCOMES, Wal, decode_batch
 from voltpy.crash_point import crash_point
 from voltpy.outcome_window import OutcomeWindow
-
-TURN_IMAGES = 100_000
 
 
 def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindow, checkpointer: Checkpointer) -> int:
@@ -33,8 +31,8 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
     for lsn, outcomes in root.outcomes:
         window.add(lsn, outcomes, batches.get(lsn, 0))
     store.take_prepared(root.prepared)
-    replayed = in_this_turn = gathered_bytes = 0
-    turn_images = min(TURN_IMAGES, store.turn_bytes // PAGE_BYTES)
+    replayed = 0
+    turn_bytes, turn_keys = store.turn_bytes, store.turn_keys
     lsn = checkpoint.lsn
     for lsn, payload in wal.replay(checkpoint.lsn):
         batch = decode_batch(payload, lsn)
@@ -42,12 +40,11 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
         step = batch.step
         if outcomes != NO_OUTCOMES:
             window.add(lsn, outcomes, step.number if step is not None and step.kind == COMMIT else 0)
-        in_this_turn += store.replay(batch, lsn)
-        gathered_bytes += len(payload)
-        if in_this_turn >= turn_images or gathered_bytes > store.turn_bytes:
+        replayed += store.replay(batch, lsn)
+        if store.gathered_bytes > turn_bytes or store.gathered_keys >= turn_keys:
             store.apply_turn()
             crash_point("recovery.turn.applied")
-            replayed, in_this_turn, gathered_bytes = replayed + in_this_turn, 0, 0
+            turn_bytes, turn_keys = store.turn_bytes, store.turn_keys
             if pool is not None and pool.must_clean:
                 checkpointer.make(lsn)
                 crash_point("recovery.checkpoint")
@@ -58,4 +55,4 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
             checkpointer.make(lsn)
     store.try_prepared()
     store.misses.bring = None
-    return replayed + in_this_turn
+    return replayed

@@ -268,7 +268,7 @@ class Store:
             self.prepared[number] = self._of_live_tables(changes, f"the prepared batch {number}")
 
     def replay(self, record: Record, lsn: int) -> int:
-        """Takes one WAL batch during recovery; how many changes. `apply` from time to time writes what has gathered.
+        """Takes one WAL batch during recovery; how many changes. `apply_turn`, from time to time, writes them.
 
         Raises Corruption for what can't have been written by a partition with this schema.
         """
@@ -304,13 +304,29 @@ class Store:
         return [change for change in changes if not tables[change.table].dropped]
 
     def apply_turn(self) -> None:
-        """`apply` during recovery, when pages of changed rows may be cold. Raises ReadOnly when they don't fit."""
-        if self.pool is None:
-            self.apply()
-            return
+        """Writes what `replay` has gathered; pages of changed rows may be cold. Raises ReadOnly when they don't fit."""
         for table in self.tables:
             table.apply_turn(self.pool)
         self.apply()
+
+    @property
+    def gathered_bytes(self) -> int:
+        """What a turn of the recovery holds in memory by now."""
+        return sum(table.gathered_bytes for table in self.tables)
+
+    @property
+    def gathered_keys(self) -> int:
+        return sum(table.gathered_keys for table in self.tables)
+
+    @property
+    def turn_keys(self) -> int:
+        """How many keys a turn of the recovery may change, since each might change another page.
+
+        Where half of the memory holds all pages there are, as many as there are.
+        """
+        if self.pool is None or 2 * sum(table.pages for table in self.tables) <= self.pool.capacity:
+            return sys.maxsize
+        return self.pool.capacity // 8
 
     @property
     def turn_bytes(self) -> int:
@@ -319,7 +335,7 @@ class Store:
         With no room left it is 0, and every batch is written at once: in a longer turn rows that came would stand
         beside rows that went.
         """
-        return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES // 2) // 4
+        return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES) // 16
 
     def trim(self, now_s: float) -> None:
         """Gives back to the system what malloc keeps: many rows have gone, or pages are squeezed by other things."""

@@ -62,7 +62,7 @@ _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeErro
 ASKED_KEYS = 1 << 16  # remembered as asked for once, at most
 ASKED_BYTES = 100  # that each of them takes
 PLACES = 1 << 14  # of rows that were changed, remembered between two batches at most: 100 bytes each
-TURN_ROWS = 1024  # written at a time during recovery
+GATHERED_BYTES = 256  # that a change takes during recovery, besides its image: key, dict entry, row id, their lists
 SAMPLED_READS = 32  # to say what a read costs, or a decoded row takes
 LEAST_DECODED = 256  # rows of a generation, however large they are
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
@@ -86,6 +86,7 @@ class Table:
         "_forget_last_seen",
         "_forget_seen",
         "_format",
+        "_gathered",
         "_heap",
         "_index",
         "_inserted",
@@ -103,6 +104,7 @@ class Table:
         "_undo",
         "_updated",
         "follow",
+        "gathered_bytes",
         "get",
         "insert",
         "lookups",
@@ -149,6 +151,9 @@ class Table:
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
         self._places: dict[Any, int] = {}
+        # Of a turn of the recovery: the last image of each key, None where its row went; and what they take.
+        self._gathered: dict[Any, bytes | None] = {}
+        self.gathered_bytes = 0
         self._unchanged_rows = 0  # rows that the batch had changed before that was undone
         self._undo = undo
         self.owner = owner
@@ -470,7 +475,8 @@ class Table:
         updated = self._updated
         self._forget_seen()
         if updated and None in updated.values():  # first: what they leave is room for the rest
-            self._delete([key for key, image in updated.items() if image is None])
+            gone = [key for key, image in updated.items() if image is None]
+            self._delete_at(gone, self._places_of(gone))
             updated = {key: image for key, image in updated.items() if image is not None}
         if self._inserted:
             images = [*filter(None, self._inserted.values())]
@@ -484,7 +490,8 @@ class Table:
                     self.lookups.add(row_ids, images)
             self._inserted.clear()
         if updated:
-            self._replace(list(updated), list(updated.values()))
+            keys = list(updated)
+            self._replace_at(keys, self._places_of(keys), list(updated.values()))
         self._updated.clear()
         self._unchanged_rows = 0
         if len(self._places) > PLACES:
@@ -500,55 +507,77 @@ class Table:
             self._asked.clear()
 
     def replay(self, images: list[bytes], deleted: list[bytes]) -> None:
-        """Takes a WAL batch's changes during recovery; `apply` writes them, the last image of each key."""
-        inserted, updated, key_of, loaded = self._inserted, self._updated, self._key_of, self._format.loaded
-        find = self._find
-        for image in images:
-            key = key_of(loaded(image))
-            if key in inserted:
-                inserted[key] = image
-            elif key in updated or (find(key, NOWHERE) != NOWHERE and self._seems_stored(key)):
-                updated[key] = image
-            else:
-                inserted[key] = image
-        for encoded in deleted:
-            try:
-                key = self._format.decode_key(encoded)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
-            if key in inserted:
-                inserted[key] = None
-            elif key in updated or self._seems_stored(key):
-                updated[key] = None
+        """Takes a WAL batch's changes during recovery; `apply_turn` writes them, the last image of each key."""
+        gathered, format_ = self._gathered, self._format
+        keys = list(map(self._key_of, map(format_.loaded, images)))
+        try:
+            gone = list(map(format_.decode_key, deleted))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
+        before = len(gathered)
+        replaced = chain(map(gathered.get, keys), map(gathered.get, gone))
+        self.gathered_bytes += sum(map(len, images)) - sum(map(len, filter(None, replaced)))
+        gathered.update(zip(keys, images, strict=True))
+        gathered.update(zip(gone, repeat(None)))
+        self.gathered_bytes += GATHERED_BYTES * (len(gathered) - before)
 
-    def apply_turn(self, pool: BufferPool) -> None:
-        """Writes what a turn of the recovery gathered, where it is about rows that exist, in the order of their pages.
+    @property
+    def gathered_keys(self) -> int:
+        return len(self._gathered)
 
-        Some pages at a time, so that those which must be in memory together are few. What is under a hash may have been
-        another key: only the page knows.
+    def apply_turn(self, pool: BufferPool | None) -> None:
+        """Writes what a turn of the recovery gathered: what is about rows that exist page by page, as the pages come.
+
+        What is under a hash may have been another key: only the page knows, and that key's row is new.
         """
-        changes = [(self._find(key, NOWHERE), key, image) for key, image in self._updated.items()]
-        changes.sort(key=itemgetter(0))
-        self._updated.clear()
-        for start in range(0, len(changes), TURN_ROWS):
-            chunk = changes[start : start + TURN_ROWS]
-            pages = {page_id(self.number, self._heap.page_of(row_id)) for row_id, _, _ in chunk if row_id >= 0}
-            pool.bring_all(pages)
-            for _, key, image in chunk:
-                row_id = self._locate(key, NOWHERE)
-                if row_id != NOWHERE:
-                    self._heap.need(row_id)
-                    self._updated[key] = image
-                elif image is not None:
-                    self._inserted[key] = image
-            images = self.changes()[0]
-            pool.make_room(self.pages_needed(images))
-            self.apply()
-            pool.end_batch()
-        if self._inserted:
+        gathered, self._gathered, self.gathered_bytes = self._gathered, {}, 0
+        if not gathered:
+            return
+        keys = sorted(gathered) if self._index.ordered else list(gathered)
+        places = sorted(zip(map(self._find, keys, repeat(NOWHERE)), keys, strict=True), key=itemgetter(0))
+        fresh = [key for row_id, key in places if row_id == NOWHERE]
+        collided = [key for row_id, key in places if row_id == COLLIDED]
+        del places[: len(fresh) + len(collided)]  # both are less than any row id
+        of_page = _slices_by_page([self._heap.page_of(row_id) for row_id, _ in places])
+        for come in (of_page,) if pool is None else pool.bring_in_runs(self.number, of_page):
+            fresh += self._change_stored([place for page in come for place in places[of_page[page]]], gathered, pool)
+        for key in collided:
+            row_id = self._locate(key, NOWHERE)
+            fresh += [key] if row_id == NOWHERE else self._change_stored([(row_id, key)], gathered, pool)
+        self._inserted.update((key, image) for key in fresh if (image := gathered[key]) is not None)
+        if pool is not None:
             pool.make_room(self.pages_needed(self.changes()[0]))
-            self.apply()
+        self.apply()
+        self._places.clear()
+        if pool is not None:
             pool.end_batch()
+
+    def _change_stored(
+        self, places: list[tuple[int, Any]], gathered: dict[Any, bytes | None], pool: BufferPool | None
+    ) -> list[Any]:
+        """Writes what was gathered where rows are, by (row id, key). Keys that the rows there turn out not to have."""
+        self._heap.need_all([row_id for row_id, _ in places])
+        strangers = [] if self._index.ordered else self._strangers(places)
+        if strangers:
+            places = [place for place in places if place[1] not in strangers]
+        gone = [place for place in places if gathered[place[1]] is None]
+        if gone:
+            self._delete_at([key for _, key in gone], [row_id for row_id, _ in gone])
+            places = [place for place in places if gathered[place[1]] is not None]
+        keys = [key for _, key in places]
+        images: list[Any] = list(map(gathered.__getitem__, keys))
+        if pool is not None:
+            pool.make_room(self.pages_needed(images))
+        self._replace_at(keys, [row_id for row_id, _ in places], images)
+        if pool is not None:
+            pool.end_batch()
+        return strangers
+
+    def _strangers(self, places: list[tuple[int, Any]]) -> list[Any]:
+        """The keys, of (row id, key), that the rows there do not have."""
+        images = self._heap.read_all([row_id for row_id, _ in places])
+        found = map(self._key_of, map(self._format.loaded, images))
+        return [key for (_, key), there in zip(places, found, strict=True) if key != there]
 
     def forget_changes(self) -> None:
         """The whole batch was undone: pages and index are as they were before it."""
@@ -825,8 +854,7 @@ class Table:
         """Raises WrongPartition unless rows with this value in the partition column live here."""
         self.owner.verify(part, self.name)
 
-    def _replace(self, keys: list[Any], images: list[Any]) -> None:
-        row_ids = self._places_of(keys)
+    def _replace_at(self, keys: list[Any], row_ids: list[int], images: list[Any]) -> None:
         olds = None if self.lookups is None else self.lookups.read_committed(row_ids)
         new_row_ids = self._heap.update(row_ids, images)
         if self.lookups is not None and olds is not None:
@@ -837,14 +865,13 @@ class Table:
                     self._index.move(key, row_id, new_row_id)
                     self._places[key] = new_row_id
 
-    def _delete(self, keys: list[Any]) -> None:
-        row_ids = self._places_of(keys)
+    def _delete_at(self, keys: list[Any], row_ids: list[int]) -> None:
         if self.lookups is not None:
             self.lookups.remove(row_ids)
         for key, row_id in zip(keys, row_ids, strict=True):
             self._heap.delete(row_id)
             self._index.remove(key, row_id)
-            del self._places[key]
+            self._places.pop(key, None)
 
     def _places_of(self, keys: list[Any]) -> list[int]:
         """The row ids of committed rows, which are in `_places` from now on."""
@@ -872,11 +899,6 @@ class Table:
             raise Corruption(f"table {self.name}: key {key!r:.100} is not in the index")
         return default
 
-    def _seems_stored(self, key: Any) -> bool:
-        """Whether there is a row with this key; if its page is cold, with this key's hash: see `apply_turn`."""
-        row_id = self._find(key, NOWHERE)
-        return (row_id >= 0 and self._heap.is_cold(row_id)) or self._locate(key, NOWHERE) != NOWHERE
-
     def _age(self) -> None:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
         self.limit_decoded(self._decoded_bytes)  # by what rows are like now
@@ -889,6 +911,13 @@ class Table:
         forget = self._dying.popitem
         for _ in repeat(None, min(rows, len(self._dying))):
             forget()
+
+
+def _slices_by_page(pages: list[int]) -> dict[int, slice]:
+    """Where the rows of each page are, in lists that are sorted by page."""
+    begins = dict(zip(reversed(pages), reversed(range(len(pages))), strict=True))
+    ends = dict(zip(pages, range(1, len(pages) + 1), strict=True))
+    return {page: slice(begin, ends[page]) for page, begin in begins.items()}
 
 
 def _nothing() -> None:

@@ -93,6 +93,7 @@ CRASH_POINTS: tuple[str, ...] = (
     "buffer_pool.evict",
     "buffer_pool.read.started",
     "buffer_pool.read.taken_in",
+    "buffer_pool.run.taken_in",
     "buffer_pool.bring",
     # A recovery in turns, with checkpoints on the way
     "recovery.turn.applied",

@@ -721,7 +721,7 @@ class WalBatch(Target):
         try:
             batch = decode_batch(frame, self.lsn)
             self.store.replay(batch, self.lsn)
-            self.store.apply()
+            self.store.apply_turn()
         except Corruption:  # the partition would not start
             return False
         # Outcomes are kept as they are; only a retry looks inside.

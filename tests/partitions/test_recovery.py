@@ -10,13 +10,15 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from partitions import recovery as recovery_module
+from partitions import index
 from partitions.page import PAGE_BYTES
+from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_executor import PROCEDURES, SCHEMA, contents
 from voltpy.errors import Corruption, Error, ReadOnly
 from voltpy.messages import TableChanges
+from voltpy.procedure import procedure
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 
@@ -49,10 +51,10 @@ def run_at_random(partition: OnePartition, rng: random.Random, batches: int) -> 
         partition.seal()
 
 
-@pytest.mark.parametrize("turn_images", [1, 7, 100_000])
-def test_a_reopened_store_is_as_it_was(tmp_path: Path, turn_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery_module, "TURN_IMAGES", turn_images)
-    rng = random.Random(turn_images)
+@pytest.mark.parametrize("turn_keys", [1, 7, 100_000])
+def test_a_reopened_store_is_as_it_was(tmp_path: Path, turn_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "turn_keys", turn_keys)
+    rng = random.Random(turn_keys)
     partition = opened(tmp_path, segment_bytes=8192)
     epoch = 0
     for round_ in range(6):
@@ -160,3 +162,101 @@ def test_the_wal_is_locked_while_a_partition_has_it(tmp_path: Path) -> None:
     with pytest.raises(Error, match="in use"):
         Wal.open(tmp_path, 0, "always")
     abandoned(partition)
+
+
+TEXTS = parse_schema(
+    """CREATE TABLE texts (name STRING PRIMARY KEY, n INT, pad STRING); PARTITION TABLE texts ON COLUMN name;
+    CREATE TABLE numbers (id INT PRIMARY KEY, n INT, pad STRING); PARTITION TABLE numbers ON COLUMN id;"""
+)
+
+
+@procedure(partition_by="key")
+def write(tx: Any, key: int, n: int, size: int) -> None:
+    tx.numbers.upsert(key, n, "x" * size)
+
+
+@procedure(partition_by="name")
+def name(tx: Any, name: str, n: int, size: int) -> None:
+    if n < 0:
+        tx.texts.delete(name)
+    else:
+        tx.texts.upsert(name, n, "x" * size)
+
+
+def with_texts(directory: Path, **options: Any) -> OnePartition:
+    return OnePartition(TEXTS, [write, name], directory, **options)
+
+
+def checkpointed(partition: OnePartition) -> None:
+    partition.checkpointer.make(partition.lsn)
+
+
+def rows_of(partition: OnePartition) -> tuple[dict[str, int], dict[int, int]]:
+    texts, numbers = partition.table("texts"), partition.table("numbers")
+    return {row.name: row.n for row in texts.scan()}, {row.id: row.n for row in numbers.scan()}
+
+
+def test_a_page_of_a_run_that_is_damaged_is_named_by_its_own_offset(tmp_path: Path) -> None:
+    partition = with_texts(tmp_path)
+    for key in range(160):
+        partition.run("write", key, key, 1000)
+    partition.seal()
+    checkpointed(partition)
+    for key in range(160):
+        partition.run("write", key, -key, 1000)
+    partition.seal()
+    path = partition.pool._path
+    abandoned(partition)
+    sound = path.read_bytes()
+    for place in (3, 11):
+        with path.open("r+b") as file:
+            file.seek(place * PAGE_BYTES + 5000)
+            file.write(bytes([sound[place * PAGE_BYTES + 5000] ^ 1]))
+        with pytest.raises(Corruption, match=f"{path} offset {place * PAGE_BYTES}: the page's checksum is wrong"):
+            with_texts(tmp_path)
+        with path.open("r+b") as file:  # a whole page, and another one
+            file.seek(place * PAGE_BYTES)
+            file.write(sound[:PAGE_BYTES])
+        with pytest.raises(Corruption, match=f"{path} offset {place * PAGE_BYTES}: holds page"):
+            with_texts(tmp_path)
+        path.write_bytes(sound)
+    again = with_texts(tmp_path)
+    assert rows_of(again)[1] == {key: -key for key in range(160)}
+    abandoned(again)
+
+
+@pytest.mark.parametrize("hashes", [1 << 64, 5], ids=["few collide", "most collide"])
+@pytest.mark.parametrize("frames", [24, 4096], ids=["less memory than pages", "enough memory"])
+def test_a_turn_over_cold_pages_leaves_the_last_image_of_each_key(
+    frames: int, hashes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = index.xxh3_64_intdigest
+    monkeypatch.setattr(index, "xxh3_64_intdigest", lambda key: digest(key) % hashes)
+    rng = random.Random(frames)
+    partition = with_texts(tmp_path, memory_bytes=4096 * PAGE_BYTES)
+    texts = {f"k{n}": n for n in range(60 if hashes == 5 else 300)}
+    for key in range(300):
+        partition.run("write", key, key, 900)
+    for key, n in texts.items():
+        partition.run("name", key, n, 900)
+    partition.seal()
+    checkpointed(partition)
+    numbers = {key: key for key in range(300)}
+    for round_ in range(30):
+        for _ in range(4):
+            key, n = rng.randrange(310), rng.randrange(1000)
+            numbers[key] = n
+            partition.run("write", key, n, rng.choice([900, 900, 100, 1500]))
+        for key in rng.sample([*texts, f"new{round_}"], 3):
+            n = rng.randrange(-300, 1000)
+            texts.pop(key, None)
+            if n >= 0:
+                texts[key] = n
+            partition.run("name", key, n, rng.choice([900, 100, 1500]))
+        partition.seal()
+    abandoned(partition)
+    again = with_texts(tmp_path, memory_bytes=frames * PAGE_BYTES, frames=frames)
+    assert again.pool.faults > 16
+    assert rows_of(again) == (texts, numbers)
+    again.store.check()
+    abandoned(again)

@@ -152,9 +152,9 @@ def test_every_method_equals_the_dict(name: str, seed: int, store: Store) -> Non
         model.compare()
         copy.replay(Record(b"\x90", changes), 1)  # type: ignore[arg-type]  # Raw only on the wire
         if model.rng.random() < 0.3:
-            copy.apply()
+            copy.apply_turn()
             copy.check()
-    copy.apply()
+    copy.apply_turn()
     copy.check()
     assert sorted(map(repr, copy.by_name[name].scan())) == sorted(map(repr, model.table.scan()))
 
@@ -406,7 +406,7 @@ def test_an_equal_key_of_another_type_harms_nothing(
             assert not decoded
             table.update(key, n=2)
         copy.replay(Record(b"\x90", store.changes()), 2)  # type: ignore[arg-type]  # Raw only on the wire
-        copy.apply()
+        copy.apply_turn()
         copy.check()
         begin()
         assert [row.n for row in copy.by_name[name].scan()] == [row.n for row in table.scan()]
@@ -789,9 +789,9 @@ def test_replay_twice_is_replay_once(store: Store) -> None:
     for at in (*range(40), *range(20, 40), *range(40)):
         copy.replay(Record(b"\x90", batches[at]), at)  # type: ignore[arg-type]  # Raw only on the wire
         if at % 7 == 0:
-            copy.apply()
+            copy.apply_turn()
             copy.check()
-    copy.apply()
+    copy.apply_turn()
     copy.check()
     assert sorted(map(as_tuple, copy.by_name["ints"].scan())) == sorted(model.rows.values())
 
