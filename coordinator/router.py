@@ -240,20 +240,24 @@ class Router:
             return
         size = size_bytes(group)
         calls = len(group.numbers)
+        client_id = group.client_id
+        owed = lane.owed.get(client_id, 0)
+        # No client may have more here than it leaves free: those that flood can't take the last place from one that
+        # makes a call now and then, however many they are.
         if (
-            lane.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
+            owed + calls > CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
             or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
         ):
-            text = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes) wait for {lane.name}"
+            waiting = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes), {owed} of them this client's,"
+            text = f"{waiting} wait for {lane.name}"
             refuse(group, "Overloaded", text, errors)
             return
         if size > MAX_FRAME_BYTES:
             refuse(group, "BadArguments", f"too large: a group of about {size} bytes", errors)
             return
-        client_id = group.client_id
         lane.in_flight += calls
         lane.bytes_in_flight += size
-        lane.owed[client_id] = lane.owed.get(client_id, 0) + calls
+        lane.owed[client_id] = owed + calls
         lane.groups.append(group)
         lane.waiting_calls += calls
         lane.waiting_bytes += size
