@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from voltpy import procedure
 from voltpy.errors import BadArguments, ConstraintViolation, DataError, DuplicateKey, SqlError
+from voltpy.sql.functions import FUNCTIONS
 from voltpy.testing import Engine
 
 SCHEMA = """
@@ -34,6 +36,15 @@ def db() -> Engine:
 
 def value(db: Engine, expression: str, parameters: Sequence[Any] = ()) -> Any:
     return db.execute(f"SELECT {expression}", parameters).rows[0][0]
+
+
+@pytest.mark.parametrize("name", [name for name, function in FUNCTIONS.items() if function.takes])
+def test_a_function_of_null_alone_is_null_and_python_warns_of_nothing(db: Engine, name: str) -> None:
+    types = {"N": "INT", "I": "INT", "F": "FLOAT", "S": "STRING", "B": "BOOL", "T": "TIMESTAMP"}
+    arguments = ", ".join(f"CAST(NULL AS {types[kind]})" for kind in FUNCTIONS[name].takes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert value(db, f"{name}({arguments})") is None
 
 
 @pytest.mark.parametrize(

@@ -375,7 +375,8 @@ class Expressions:
     def strict(self, args: Sequence[Expr], write: Callable[[list[str]], str]) -> str:
         """What `write` makes of the arguments, or None when one of them is."""
         checks, texts = self.checked(args, "is None")
-        made = write(texts)
+        # Python warns of what it sees can't be done to None, though it never comes to that.
+        made = "None" if "None is None" in checks else write(texts)
         return f"(None if {' or '.join(checks)} else {made})" if checks else f"({made})"
 
     def checked(self, args: Sequence[Expr], test: str) -> tuple[list[str], list[str]]:
