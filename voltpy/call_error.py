@@ -17,6 +17,7 @@ from voltpy.errors import (
     DataError,
     Overloaded,
     ProcedureError,
+    ProcedureTimeout,
     ReadOnly,
     SchemaError,
     SqlError,
@@ -37,8 +38,12 @@ class ResultsWait(Overloaded):
     """A call whose result found no room beside the others that wait to be sent. It is undone, and may be retried."""
 
 
-# What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran.
-BELIEVED = (Aborted, ConstraintViolation, WrongPartition, SchemaError, SqlError, DataError, ReadOnly, ResultsWait)
+# What may come out of a procedure and be believed; a plain Overloaded, say, would claim that it never ran. A
+# ProcedureTimeout comes from a partition that ended its part of a statement of the procedure.
+BELIEVED = (
+    Aborted, ConstraintViolation, WrongPartition, SchemaError, SqlError, DataError, ReadOnly, ResultsWait,
+    ProcedureTimeout,
+)  # fmt: skip
 
 
 def call_error(client_id: int, number: int, error: BaseException) -> CallError:

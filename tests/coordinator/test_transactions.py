@@ -963,6 +963,15 @@ def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -
     assert fresh.row("accounts", A).balance == 5
 
 
+def test_a_statement_whose_part_a_partition_has_ended_is_a_procedure_timeout(cluster: FakeCluster) -> None:
+    @procedure
+    def asks(tx: Any) -> None:
+        raise ProcedureTimeout("the statement ran past the procedure timeout and was ended")  # as coordinator.across
+
+    with pytest.raises(ProcedureTimeout, match="the statement ran past"):
+        FakeCluster(SCHEMA, [asks]).call("asks")
+
+
 def test_a_body_on_borrowed_rows_is_to_end_before_they_are_taken_back(cluster: FakeCluster) -> None:
     limits: list[Any] = []
 
