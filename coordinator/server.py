@@ -186,9 +186,15 @@ class Server:
             reading = left
 
     def _believe(self) -> None:
-        """The look before may have found an answer, and been older than the end of the connection beside it."""
-        self._sockets.wait(0.0)
-        self._drain_partitions()
+        """The look before may have found an answer, and been older than the end of the connection beside it.
+
+        Each connection is read to where there is nothing more: one may have ended right behind a frame, and a wait
+        tells of so many descriptors only.
+        """
+        for connection in self._connections.values():
+            if connection.link is not None:
+                connection.link.read_all()
+        self._drain_partitions(all_of_them=True)
         self.core.believe(time.monotonic())
 
     def _lose(self, partition: int, connection: Connection) -> None:

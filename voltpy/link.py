@@ -193,21 +193,31 @@ class StreamLink:
         if self._empty:
             self._empty = False
             return None
+        self._read()
+        if self._frames:
+            return self._frames.popleft()
+        self._empty = False  # this was the look that found nothing
+        return None
+
+    def read_all(self) -> None:
+        """Takes in whatever has arrived until now, its end too: `receive`, then `is_lost`, have it without a look."""
+        while not self._lost and self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Whether there was something to read."""
         try:
             data = self._recv(READ_BYTES)
             self._empty = 0 < len(data) < READ_BYTES
             self._frames.extend(self._reader.feed(data))
         except BlockingIOError:
-            return None
+            return False
         except (OSError, ProtocolError):
             self._lost = True
-            return None
+            return False
         if not data:
             self._lost = True
-        if self._frames:
-            return self._frames.popleft()
-        self._empty = False  # this was the look that found nothing
-        return None
+        return bool(data)
 
     def write_on(self) -> None:
         """The socket takes more now."""

@@ -12,17 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 import zmq
 
-from coordinator.session import ATTACH_DUE_S
+from coordinator.server import Connection, Server
+from coordinator.session import ATTACH_DUE_S, ATTACHED
 from tests.coordinator.fake_partition import CLIENT, FakePartition, decode
 from voltpy import heartbeat, wire
 from voltpy.builtin import builtins
 from voltpy.data_directory import DataDirectory
-from voltpy.door_sockets import Stream, opened
+from voltpy.door_sockets import Stream, listen, opened
+from voltpy.link import StreamLink
 from voltpy.messages import (
     NEVER_SENT,
     PROTOCOL_VERSION,
@@ -37,6 +40,7 @@ from voltpy.messages import (
     PartitionAddress,
     PrepareLoad,
     Replies,
+    Reports,
     ResumeBatches,
     StatusReply,
     StatusRequest,
@@ -46,6 +50,7 @@ from voltpy.messages import (
 )
 from voltpy.row import encode
 from voltpy.schema import Schema
+from voltpy.stream import packed
 from voltpy.wire import joined
 
 TOKEN = "secret"
@@ -356,3 +361,36 @@ def test_a_damaged_decision_log_ends_it_with_status_3(process: Process) -> None:
         check=False,
     )  # fmt: skip
     assert (run.returncode, "damaged" in run.stderr) == (3, True), run.stderr
+
+
+@pytest.mark.parametrize("last", [b"", packed(wire.encode(Reports(1, 1, 1, []))), b"\0"], ids=["", "frame", "part"])
+def test_a_round_is_not_believed_whose_partition_has_ended_right_behind_what_it_sent_last(
+    last: bytes, tmp_path: Path
+) -> None:
+    context = zmq.Context()
+    sockets, _ = opened(context, tmp_path / "p1", "127.0.0.1")
+    listener = listen(str(tmp_path / "p0.s"))
+    happened: list[str] = []
+    core: Any = SimpleNamespace(
+        epoch=1,
+        bodies=SimpleNamespace(plan_with=lambda plan_of: None),
+        sessions=[SimpleNamespace(connection=1, state=ATTACHED)],
+        receive=lambda partition, message, now_s: None,
+        connection_lost=lambda partition, now_s: happened.append("lost"),
+        believe=lambda now_s: happened.append("believed"),
+    )
+    nothing: Any = None
+    server = Server(sockets, 0, "", nothing, core, nothing, nothing, nothing, nothing, lambda schema: nothing)
+    link = StreamLink(0, 1, str(tmp_path / "p0.s"), 0.0)
+    server._connections[0] = Connection(1, link)
+    server._watch(link)
+    partition, _ = listener.accept()
+    server._believe()
+    assert happened == ["believed"]
+    partition.sendall(last)
+    partition.close()
+    server._believe()
+    assert happened == ["believed", "lost", "believed"]
+    listener.close()
+    sockets.close(0)
+    context.destroy(linger=0)

@@ -132,6 +132,9 @@ class StreamToPartition:
         self._process.step("receive")
         return self._line.arrived.popleft()
 
+    def read_all(self) -> None:
+        self._process.work(1e-5)
+
     def is_lost(self) -> bool:
         return self._line.is_broken
 

@@ -22,3 +22,19 @@ def test_what_came_before_the_end_is_received_after_a_frame_that_came_in_two_par
     assert link.receive() == b"answer"
     link.close()
     listener.close()
+
+
+def test_the_end_is_known_that_came_right_behind_a_frame_once_all_is_read(tmp_path: Path) -> None:
+    listener = listen(str(tmp_path / "s"))
+    link = StreamLink(0, 1, str(tmp_path / "s"), 0.0)
+    partition, _ = listener.accept()
+    partition.sendall(packed(b"answer") + packed(b"another")[:3])
+    link.read_all()
+    assert not link.is_lost()
+    partition.close()
+    link.read_all()
+    assert link.is_lost()
+    assert link.receive() == b"answer"
+    assert link.receive() is None
+    link.close()
+    listener.close()
