@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from math import inf
 from operator import sub
 from typing import NoReturn
 
@@ -194,8 +195,12 @@ class Heap:
                     self.bring(following)
                 following = self._next_piece(following)
 
-    def need_all(self, row_ids: list[int]) -> None:
-        """The same for many rows: each page is seen to once."""
+    def need_all(self, row_ids: list[int], overflow_pages: float = inf) -> int:
+        """The same for many rows: each page is seen to once. How many of the rows it is true of now.
+
+        Those behind are for later: with them, what continues rows would be on more than so many pages. It is true of
+        one row at least.
+        """
         frames, words, slot_bits, slot_mask = self._frames, self._words, self._slot_bits, self._slot_mask
         pages = {row_id >> slot_bits for row_id in row_ids}
         self.needed |= pages
@@ -203,10 +208,16 @@ class Heap:
             if frames[page] < 0:
                 self.bring(page)
             self._note_use(page)
-        for row_id in row_ids:
+        left = overflow_pages
+        for position, row_id in enumerate(row_ids):
             at = frames[row_id >> slot_bits] * PAGE_WORDS + HEADER_WORDS + 2 * (row_id & slot_mask)
             if words[at + 1] & OVERFLOWS:
+                stub = self._stub(row_id)
+                left -= -(-int.from_bytes(self._memory[stub + 8 : stub + 12], "little") // OVERFLOW_BYTES)
+                if left < 0 and position:
+                    return position
                 self.need(row_id)
+        return len(row_ids)
 
     def pages_of(self, row_id: int) -> Iterator[int]:
         """Every page of a row, as far as they are in frames."""

@@ -37,6 +37,7 @@ from binascii import crc_hqx
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice, repeat
+from math import inf
 from operator import attrgetter, itemgetter
 from time import perf_counter
 from typing import Any
@@ -63,6 +64,7 @@ ASKED_KEYS = 1 << 16  # remembered as asked for once, at most
 ASKED_BYTES = 100  # that each of them takes
 PLACES = 1 << 14  # of rows that were changed, remembered between two batches at most: 100 bytes each
 GATHERED_BYTES = 256  # that a change takes during recovery, besides its image: key, dict entry, row id, their lists
+OVERFLOW_SHARE = 8  # of the frames, for what continues the rows that are changed at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs, or a decoded row takes
 LEAST_DECODED = 256  # rows of a generation, however large they are
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
@@ -555,8 +557,22 @@ class Table:
     def _change_stored(
         self, places: list[tuple[int, Any]], gathered: dict[Any, bytes | None], pool: BufferPool | None
     ) -> list[Any]:
-        """Writes what was gathered where rows are, by (row id, key). Keys that the rows there turn out not to have."""
-        self._heap.need_all([row_id for row_id, _ in places])
+        """Writes what was gathered where rows are, by (row id, key). Keys that the rows there turn out not to have.
+
+        Of rows that are larger than a page only some at a time are in memory, however small what they become is.
+        """
+        overflow_pages = inf if pool is None else pool.capacity // OVERFLOW_SHARE
+        strangers = []
+        while places:
+            count = self._heap.need_all([row_id for row_id, _ in places], overflow_pages)
+            strangers += self._change_needed(places[:count], gathered, pool)
+            places = places[count:]
+        return strangers
+
+    def _change_needed(
+        self, places: list[tuple[int, Any]], gathered: dict[Any, bytes | None], pool: BufferPool | None
+    ) -> list[Any]:
+        """The same, of rows that are in memory with all their pages."""
         strangers = [] if self._index.ordered else self._strangers(places)
         if strangers:
             places = [place for place in places if place[1] not in strangers]

@@ -260,3 +260,20 @@ def test_a_turn_over_cold_pages_leaves_the_last_image_of_each_key(
     assert rows_of(again) == (texts, numbers)
     again.store.check()
     abandoned(again)
+
+
+@pytest.mark.parametrize("then", [-1, 7], ids=["went", "became small"])
+def test_a_turn_in_which_more_large_rows_go_than_memory_holds_is_replayed(then: int, tmp_path: Path) -> None:
+    partition = with_texts(tmp_path, memory_bytes=2048 * PAGE_BYTES)
+    for n in range(40):
+        partition.run("name", f"k{n}", n, 100_000)
+        partition.seal()
+    checkpointed(partition)
+    for n in range(39):
+        partition.run("name", f"k{n}", then, 10)
+        partition.seal()
+    abandoned(partition)
+    again = with_texts(tmp_path, memory_bytes=64 * PAGE_BYTES, frames=64)
+    assert rows_of(again)[0] == {**({} if then < 0 else dict.fromkeys([f"k{n}" for n in range(39)], then)), "k39": 39}
+    again.store.check()
+    abandoned(again)
