@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
     Attached,
+    CallGroup,
     Calls,
     CheckpointBegun,
     CheckpointHeld,
@@ -86,7 +87,7 @@ STEER_S = 0.1  # between two looks at the size of the process
 CHECKPOINT_WAIT_S = 0.001  # between two looks at whether its last chunk is on disk
 UPKEEP_S = 0.001  # between two looks, while calls come one after another, at what is due by time or by size
 
-Request = tuple[Account[Hashable], Calls | EverywhereCall]
+Request = tuple[Callable[[Any, Any], None], Account[Hashable], CallGroup | EverywhereCall]  # what runs it, for whom
 Control = tuple[Hashable, Message]
 
 
@@ -190,12 +191,13 @@ class Server:
         self._reply()
         if control is not None:
             self._obey(*control)
-        if loans.is_due or now_s >= loans.due_s:
+        lends = loans.is_due or now_s >= loans.due_s
+        if lends:
             self._lend()
-            self._reply()  # what was held back, and is not any more
         if self._unreported:
             crash_point("server.report.before_flush")
             self._flush_in_background()
+        if lends or self._unreported:
             self._reply()
         if executor.waiting_for_lent and now_s >= self._give_up_s:
             self._give_up_s = now_s + GIVE_UP_S
@@ -232,7 +234,7 @@ class Server:
     def end(self) -> None:
         """The last turn is over: everything is flushed, and every reply sent."""
         self._flush()
-        self._reply()
+        self._report()  # as long as it can be told
         self._sockets.hang_up(self._coordinator)
         self._loans.end_rounds()
         self._reply()
@@ -274,7 +276,7 @@ class Server:
 
     def _drain(self) -> tuple[list[Request], Control | None]:
         """Calls that have arrived, up to the first control message, which is for after them."""
-        receive, door, welcome = self._sockets.receive, self._door, self._welcome
+        receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         requests: list[Request] = []
         control: Control | None = None
         calls = 0
@@ -289,11 +291,12 @@ class Server:
                 continue
             message = door.receive(identity, frame, welcome)
             if type(message) is Calls:
-                requests.append((door.accounts[identity], message))
+                account = door.accounts[identity]
                 for group in message.groups:
+                    requests.append((executor.run, account, group))
                     calls += len(group.numbers)
             elif type(message) is EverywhereCall:
-                requests.append((door.accounts[identity], message))
+                requests.append((executor.run_everywhere, door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
         while self._sockets.ended:
@@ -303,8 +306,8 @@ class Server:
             for identity, answer in outbox:
                 if type(answer) is Welcome:
                     # Whole batches wait for what the coordinator orders: it does not queue behind clients' frames.
-                    account = door.accounts.get(identity)
-                    self._sockets.admit(identity, first=account is not None and account.role == COORDINATOR)
+                    welcomed = door.accounts.get(identity)
+                    self._sockets.admit(identity, first=welcomed is not None and welcomed.role == COORDINATOR)
                 self._send(identity, answer)
         return requests, control
 
@@ -316,12 +319,8 @@ class Server:
         self._timeout.arm()
         if executor.has_ready:
             executor.run_ready()
-        for account, message in requests:
-            if isinstance(message, Calls):
-                for group in message.groups:
-                    executor.run(account, group)
-            else:
-                executor.run_everywhere(account, message)
+        for run, account, request in requests:
+            run(account, request)
         self._timeout.disarm()
         crash_point("server.execute.ran")
         try:
@@ -330,8 +329,8 @@ class Server:
             executor.undo_batch()
             while executor.has_ready:
                 self._execute_alone(executor.run_next_ready)
-            for run in self._runs(requests):
-                self._execute_alone(run)
+            for run, account, request in requests:
+                self._execute_alone(partial(run, account, request))
             self._refused = None
         self._settle()
         self._batches += 1
@@ -339,16 +338,6 @@ class Server:
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""
         self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._loans.rounds_opened))
-
-    def _runs(self, requests: list[Request]) -> Iterator[Callable[[], None]]:
-        """What runs each group of calls, in the order in which they came."""
-        executor = self._executor
-        for account, message in requests:
-            if isinstance(message, Calls):
-                for group in message.groups:
-                    yield partial(executor.run, account, group)
-            else:
-                yield partial(executor.run_everywhere, account, message)
 
     def _execute_alone(self, run: Callable[[], None]) -> None:
         """One group of a batch that had no room as a whole: what does not fit runs again with writes refused.
