@@ -178,16 +178,17 @@ class JointBatch:
 
     The parts read at moments of their own. So each partition holds back the replies of what runs after its part until
     all parts have run, and that they have is believed under the same conditions as in a read round (coordinator.reads).
-    Then it is decided.
+    Then it is decided. Until then it `is_open`: nobody may be answered, since a part that has not run might see what
+    somebody does who hears of it.
     """
 
-    __slots__ = ("commit", "due_s", "is_believed", "number", "of", "outcomes", "ran")
+    __slots__ = ("commit", "due_s", "is_open", "number", "of", "outcomes", "ran")
 
     def __init__(self, number: int, of: Joint, partitions: int, now_s: float) -> None:
         self.number = number
         self.of = of
         self.due_s = now_s + self.hold_s
-        self.is_believed = False
+        self.is_open = True
         self.commit = TwoPhase((), range(partitions), is_joint=True)
         self.ran: dict[int, Ran] = {}
         self.outcomes: bytes = NO_OUTCOMES
@@ -198,14 +199,9 @@ class JointBatch:
         return MAX_HOLD_S if self.of.attempts else PARTS_HOLD_S
 
     @property
-    def is_open(self) -> bool:
-        """Whether nobody may be answered: a part that has not run might see what somebody does who hears of it."""
-        return not self.is_believed
-
-    @property
     def is_answered(self) -> bool:
         """Whether all parts have run, and may be believed if all partitions are still there now."""
-        return not (self.commit.awaited or self.is_believed)
+        return self.is_open and not self.commit.awaited
 
     @property
     def result_bytes(self) -> int:

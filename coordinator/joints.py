@@ -104,7 +104,7 @@ class Joints:
             text = f"results of {work.result_bytes:,} bytes together; the limit is {REPLY_BYTES:,}"
             self._abort(work, ConstraintViolation(text))
             return
-        work.is_believed = True
+        work.is_open = False
         self._release(work)
         work.close()
         self.decision = Decision(work.number, sorted(work.commit.writers), Raw(work.outcomes))
@@ -140,7 +140,7 @@ class Joints:
 
     def _abort(self, work: JointBatch, error: Error | CallError | None) -> None:
         """`error` None: through no fault of its own, so it runs again."""
-        if not work.is_believed:
+        if work.is_open:
             self._release(work)
         self._participants.abort(work.number, work.commit.writers)
         self.decision = self.work = None
