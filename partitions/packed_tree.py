@@ -30,7 +30,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from operator import lt
 from sys import getsizeof
 
@@ -100,11 +99,9 @@ class PackedTree:
         high_excluded: bool = False,
     ) -> Iterator[tuple[bytes, int]]:
         """(key, entry) between the bounds, in order."""
-        (first, start), (last, end) = self._bounds(lowest, highest, low_excluded, high_excluded)
-        for number in range(first, last + 1):
+        for number, some in self._slices(lowest, highest, low_excluded, high_excluded):
             keys, entries = self._contents(number)
-            low, high = start if number == first else 0, end if number == last else None
-            yield from zip(keys[low:high], entries[low:high], strict=True)
+            yield from zip(keys[some], entries[some], strict=True)
 
     def reversed_items(
         self,
@@ -114,17 +111,20 @@ class PackedTree:
         high_excluded: bool = False,
     ) -> Iterator[tuple[bytes, int]]:
         """The same, from the last to the first."""
-        (first, start), (last, end) = self._bounds(lowest, highest, low_excluded, high_excluded)
-        for number in range(last, first - 1, -1):
+        for number, some in self._slices(lowest, highest, low_excluded, high_excluded, reverse=True):
             keys, entries = self._contents(number)
-            low, high = start if number == first else 0, end if number == last else None
-            yield from zip(reversed(keys[low:high]), reversed(entries[low:high]), strict=True)
+            yield from zip(reversed(keys[some]), reversed(entries[some]), strict=True)
 
     def itervalues(
         self, lowest: bytes | None, highest: bytes | None, low_excluded: bool, high_excluded: bool
     ) -> Iterator[int]:
         """The entries between the bounds, in the order of their keys."""
-        return chain.from_iterable(self._runs(lowest, highest, low_excluded, high_excluded))
+        leaves = self._leaves
+        for number, some in self._slices(lowest, highest, low_excluded, high_excluded):
+            leaf = leaves[number]
+            if not leaf.in_order:
+                leaf.suffixes()
+            yield from leaf.entries[some]
 
     def count(self, lowest: bytes | None, highest: bytes | None, low_excluded: bool, high_excluded: bool) -> int:
         """How many keys are between the bounds."""
@@ -275,16 +275,20 @@ class PackedTree:
         suffixes, suffix = leaf.suffixes(), bound[leaf.skip :]
         return number, bisect_right(suffixes, suffix) if behind else bisect_left(suffixes, suffix)
 
-    def _runs(
-        self, lowest: bytes | None, highest: bytes | None, low_excluded: bool, high_excluded: bool
-    ) -> Iterator[array[int]]:
-        """What `itervalues` gives, leaf by leaf."""
+    def _slices(
+        self,
+        lowest: bytes | None,
+        highest: bytes | None,
+        low_excluded: bool,
+        high_excluded: bool,
+        *,
+        reverse: bool = False,
+    ) -> Iterator[tuple[int, slice]]:
+        """(number of a leaf, which of its keys): what is between the bounds. The leaves in order, or in reverse."""
         (first, start), (last, end) = self._bounds(lowest, highest, low_excluded, high_excluded)
-        for number in range(first, last + 1):
-            leaf = self._leaves[number]
-            if not leaf.in_order:
-                leaf.suffixes()
-            yield leaf.entries[start if number == first else 0 : end if number == last else None]
+        numbers = range(first, last + 1)
+        for number in reversed(numbers) if reverse else numbers:
+            yield number, slice(start if number == first else 0, end if number == last else None)
 
     def _split(self, number: int) -> None:
         leaf, first, last = self._leaves[number], self._fences[number], self._fence_behind(number)
