@@ -69,6 +69,8 @@ class Store:
         "bases",
         "by_name",
         "condemned",
+        "gathered_bytes",
+        "gathered_keys",
         "left_out_images",
         "lookups",
         "lost_images",
@@ -106,6 +108,7 @@ class Store:
         self.readers: dict[str, ViewReader] = {}  # of views, by name
         self.views_behind: set[int] = set()  # their numbers
         self.views_ahead: list[Table] = []
+        self.gathered_keys = self.gathered_bytes = 0  # by a turn of the recovery, and what that takes
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
@@ -289,9 +292,11 @@ class Store:
             if change.table in self.views_behind:
                 continue
             try:
-                self.tables[change.table].replay(change.images, change.deleted)
+                keys, size = self.tables[change.table].replay(change.images, change.deleted)
             except Corruption as error:
                 raise Corruption(f"WAL record {lsn}: {error}") from None
+            self.gathered_keys += keys
+            self.gathered_bytes += size
             replayed += len(change.images) + len(change.deleted)
         return replayed
 
@@ -308,15 +313,7 @@ class Store:
         for table in self.tables:
             table.apply_turn(self.pool)
         self.apply()
-
-    @property
-    def gathered_bytes(self) -> int:
-        """What a turn of the recovery holds in memory by now."""
-        return sum(table.gathered_bytes for table in self.tables)
-
-    @property
-    def gathered_keys(self) -> int:
-        return sum(table.gathered_keys for table in self.tables)
+        self.gathered_keys = self.gathered_bytes = 0
 
     @property
     def turn_keys(self) -> int:

@@ -6,7 +6,7 @@ the index) and `_updated` (keys that are; None = deleted), and goes into pages a
 (`apply`): a row that is updated a hundred times in a batch is written to its page once, and new rows are appended in
 bulk.
 
-So there are three places, and a key is looked for in this order:
+So there are four places, and a key is looked for in this order:
 
     _rows      decoded rows of the young generation
     _inserted, _updated
@@ -88,6 +88,7 @@ class Table:
         "_forget_last_seen",
         "_forget_seen",
         "_format",
+        "_former_accessors",
         "_gathered",
         "_heap",
         "_index",
@@ -99,14 +100,12 @@ class Table:
         "_old",
         "_partition_of_key",
         "_places",
-        "_replaced",
         "_rows",
         "_rows_limit",
         "_unchanged_rows",
         "_undo",
         "_updated",
         "follow",
-        "gathered_bytes",
         "get",
         "insert",
         "lookups",
@@ -153,9 +152,8 @@ class Table:
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
         self._places: dict[Any, int] = {}
-        # Of a turn of the recovery: the last image of each key, None where its row went; and what they take.
+        # Of a turn of the recovery: the last image of each key, None where its row went.
         self._gathered: dict[Any, bytes | None] = {}
-        self.gathered_bytes = 0
         self._unchanged_rows = 0  # rows that the batch had changed before that was undone
         self._undo = undo
         self.owner = owner
@@ -168,7 +166,7 @@ class Table:
         self.maintain: Callable[..., None] | None = None  # makes views follow: see partitions.viewed_table
         self._forget_seen: Callable[[], None] = _nothing
         # Accessors that have been: `get`, and what makes it forget the row that it has read last.
-        self._replaced: list[tuple[ref[Any], Callable[[], None]]] = []
+        self._former_accessors: list[tuple[ref[Any], Callable[[], None]]] = []
         self._make_accessors()
 
     # What procedures call, besides get, insert, upsert and update, which partitions.accessors makes.
@@ -504,12 +502,15 @@ class Table:
             self._age()
         if self._dying:
             # Gone by the time that the young generation is half full.
-            self._bury(len(self._dying) - self._rows_limit + 2 * len(self._rows))
+            self._drop_dying(len(self._dying) - self._rows_limit + 2 * len(self._rows))
         if len(self._asked) > self._asked_limit:
             self._asked.clear()
 
-    def replay(self, images: list[bytes], deleted: list[bytes]) -> None:
-        """Takes a WAL batch's changes during recovery; `apply_turn` writes them, the last image of each key."""
+    def replay(self, images: list[bytes], deleted: list[bytes]) -> tuple[int, int]:
+        """Takes a WAL batch's changes during recovery; `apply_turn` writes them, the last image of each key.
+
+        (keys, bytes): how much more it has gathered by that.
+        """
         gathered, format_ = self._gathered, self._format
         keys = list(map(self._key_of, map(format_.loaded, images)))
         try:
@@ -518,21 +519,18 @@ class Table:
             raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
         before = len(gathered)
         replaced = chain(map(gathered.get, keys), map(gathered.get, gone))
-        self.gathered_bytes += sum(map(len, images)) - sum(map(len, filter(None, replaced)))
+        image_bytes = sum(map(len, images)) - sum(map(len, filter(None, replaced)))
         gathered.update(zip(keys, images, strict=True))
         gathered.update(zip(gone, repeat(None)))
-        self.gathered_bytes += GATHERED_BYTES * (len(gathered) - before)
-
-    @property
-    def gathered_keys(self) -> int:
-        return len(self._gathered)
+        more = len(gathered) - before
+        return more, image_bytes + GATHERED_BYTES * more
 
     def apply_turn(self, pool: BufferPool | None) -> None:
         """Writes what a turn of the recovery gathered: what is about rows that exist page by page, as the pages come.
 
         What is under a hash may have been another key: only the page knows, and that key's row is new.
         """
-        gathered, self._gathered, self.gathered_bytes = self._gathered, {}, 0
+        gathered, self._gathered = self._gathered, {}
         if not gathered:
             return
         keys = sorted(gathered) if self._index.ordered else list(gathered)
@@ -774,21 +772,21 @@ class Table:
     def _make_accessors(self) -> None:
         """For the columns, and again when a unique index has come or gone."""
         if self.schema.dropped:  # nobody calls what it has no columns for
-            self._forget_seen, self._replaced = _nothing, []
+            self._forget_seen, self._former_accessors = _nothing, []
             return
         if self._forget_seen is not _nothing:
-            self._replaced.append((ref(self.get), self._forget_last_seen))
+            self._former_accessors.append((ref(self.get), self._forget_last_seen))
         made = accessors(self, self._format, self._index, self._heap)
         self.get, self.insert, self.upsert, self.update, self.follow, self._forget_last_seen = made
-        self._forget_seen = self._forget_all_seen if self._replaced else self._forget_last_seen
+        self._forget_seen = self._forget_all_seen if self._former_accessors else self._forget_last_seen
 
     def _forget_all_seen(self) -> None:
         """Somebody may still read by accessors that have been replaced, such as a read-only view of this table."""
         self._forget_last_seen()
-        self._replaced = [(get, forget) for get, forget in self._replaced if get() is not None]
-        for _, forget in self._replaced:
+        self._former_accessors = [(get, forget) for get, forget in self._former_accessors if get() is not None]
+        for _, forget in self._former_accessors:
             forget()
-        if not self._replaced:
+        if not self._former_accessors:
             self._forget_seen = self._forget_last_seen
 
     def _check_fixed(self, changes: dict[str, Any]) -> None:
@@ -919,11 +917,11 @@ class Table:
         """The young generation becomes the old one. Dropping a large dict at once would stall, so it goes in slices."""
         self.limit_decoded(self._decoded_bytes)  # by what rows are like now
         self.note(self.number, self._rows)
-        self._bury(len(self._dying))
+        self._drop_dying(len(self._dying))
         self._dying, self._old = self._old, self._rows.copy()
         self._rows.clear()  # it stays the same object: the accessors hold it
 
-    def _bury(self, rows: int) -> None:
+    def _drop_dying(self, rows: int) -> None:
         forget = self._dying.popitem
         for _ in repeat(None, min(rows, len(self._dying))):
             forget()
