@@ -93,18 +93,23 @@ def main(megabytes: int) -> None:
     """Resident bytes of pages ÷ bytes of their rows, and what decoded rows take."""
     here = machine.describe(Path(tempfile.gettempdir()))
     click.echo(f"{here.cpu}, {here.cores} cores, {here.kernel}, {here.python}; {megabytes} MB of rows of each shape\n")
-    click.echo("| rows | bytes a row | pages full | resident ÷ rows' bytes | decoded rows, MB | of MB |")
-    click.echo("| --- | ---: | ---: | ---: | ---: | ---: |")
+    click.echo("| rows | bytes a row | pages full | resident ÷ rows' bytes | | decoded rows, MB | of MB | |")
+    click.echo("| --- | ---: | ---: | ---: | --- | ---: | ---: | --- |")
     for place, shape in enumerate(SHAPES):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             found = fresh.submit(measure, place, megabytes * 10**6).result()
         click.echo(
             f"| {shape.name} | {found.encoded_bytes / found.rows:.0f} | {found.fill:.2f} | {found.resident:.2f} | "
-            f"{found.decoded_bytes / 1e6:.1f} | {found.decoded_may_bytes / 1e6:.1f} |"
+            f"{_verdict(found.resident <= WANTED_RESIDENT)} | {found.decoded_bytes / 1e6:.1f} | "
+            f"{found.decoded_may_bytes / 1e6:.1f} | {_verdict(found.decoded_bytes <= found.decoded_may_bytes)} |"
         )
     click.echo(
         f"\nWanted: at most {WANTED_RESIDENT} at {WANTED_FILL:.0%} full; decoded rows within what they may take."
     )
+
+
+def _verdict(is_held: bool) -> str:
+    return "held" if is_held else "SHORT"
 
 
 def measure(place: int, rows_bytes: int) -> Measured:

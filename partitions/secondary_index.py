@@ -58,7 +58,6 @@ from voltpy.errors import Corruption
 from voltpy.schema import INT_MAX, INT_MIN, Index
 from voltpy.schema import Table as TableSchema
 
-NULLS: None = None  # the key of NULL, where it has one of its own
 LIST_BYTES, LIST_ROW_BYTES = 160, 4  # of a posting list, at most
 _HALF = 1 << 63
 _ENTRY_BITS = 40

@@ -55,7 +55,7 @@ from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES
 TICK_MS = 100
 RECONNECT_MS = 20
 IPC_PATH_BYTES = 107  # what a Unix socket address holds
-LONGEST_SOCKET = "/voltpy-XXXXXXXX/p9999"  # in the place for sockets: what mkdtemp makes there, and in it a partition's
+LONGEST_SOCKET = f"/voltpy-{'-' * 8}/p9999"  # in the place for sockets: what mkdtemp makes there, and a partition's
 LAST_WORDS_BYTES = 4096
 LAST_EVENTS_S = 1.0  # for the reader of stderr to take what still waits, at the end
 ROUTER_COMMAND = (sys.executable, "-I", "-m", "coordinator", "router")
