@@ -19,7 +19,7 @@ from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import BadArguments, Unavailable
+from voltpy.errors import Error, Unavailable
 from voltpy.known_statements import KnownStatements, changes_schema, checked_parameters, in_its_words, schema_changed
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
@@ -184,15 +184,15 @@ class AsyncClient:
         given = checked_parameters(parameters)
         while True:
             version = self._connection.catalog_version
-            statement = self._statements.get(sql, version)
-            if statement is None:
-                if changes_schema(sql, given):
-                    return schema_changed((await self._admin("change_schema", {"text": sql}, timeout))["kind"])
-                statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
-            name, args = statement.call(given, self._statements.any_key())
             try:
+                statement = self._statements.get(sql, version)
+                if statement is None:
+                    if changes_schema(sql, given):
+                        return schema_changed((await self._admin("change_schema", {"text": sql}, timeout))["kind"])
+                    statement = self._statements.learn(sql, await self.call(PLAN, sql, timeout=timeout))
+                name, args = statement.call(given, self._statements.any_key())
                 answer = await self.call(name, *args, timeout=timeout)
-            except BadArguments as error:
+            except Error as error:
                 raise in_its_words(error, given) from None
             if not statement.writes and version != self._connection.catalog_version:
                 continue  # what it was known to answer may have been so under another schema

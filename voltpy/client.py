@@ -32,7 +32,7 @@ from voltpy.batch import Batch
 from voltpy.builtin import PLAN
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import BadArguments, Error, SqlError, Unavailable
+from voltpy.errors import Error, SqlError, Unavailable
 from voltpy.known_statements import (
     MANY,
     KnownStatement,
@@ -262,13 +262,13 @@ class Client:
         given = checked_parameters(parameters)
         while True:
             version = self._connection.catalog_version
-            known = self._statement(sql, timeout, given)
-            if isinstance(known, Result):
-                return known
-            name, args = known.call(given, self._statements.any_key())
             try:
+                known = self._statement(sql, timeout, given)
+                if isinstance(known, Result):
+                    return known
+                name, args = known.call(given, self._statements.any_key())
                 answer = self.call(name, *args, timeout=timeout)
-            except BadArguments as error:
+            except Error as error:
                 raise in_its_words(error, given) from None
             if not known.writes and version != self._connection.catalog_version:
                 continue  # what it was known to answer may have been so under another schema

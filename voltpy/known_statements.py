@@ -17,6 +17,7 @@ from voltpy.sql.plan import Routing
 from voltpy.sql.values import beyond_int
 from voltpy.wire import encode
 
+_OURS = re.compile(r"voltpy\.\w+(?=[: ])")  # what a message begins with that is about the call
 # What may stand before a statement's first word. Only the planner reads comments in each other.
 _BLANKS = r"(?:\s|--[^\r\n]*|/\*.*?\*/)*+"
 _CHANGES_SCHEMA = re.compile(rf"{_BLANKS}(?:CREATE|DROP|ALTER|PARTITION)\b", re.IGNORECASE | re.DOTALL)
@@ -190,16 +191,19 @@ def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
 def in_its_words(error: Error, parameters: Sequence[Any]) -> Error:
     """What a statement with these parameters raises where the call that was to run it raises this error.
 
-    The call is of a procedure that nobody but us has heard of, so what can't be sent is named as a parameter.
+    The call is of a procedure that nobody but us has heard of: it is called the statement, and what can't be sent is
+    named as a parameter.
     """
-    if not isinstance(error, BadArguments):
-        return error
-    for position, value in enumerate(parameters, 1):
-        try:
-            encode(value)
-        except UNENCODABLE as reason:
-            if isinstance(value, int):
-                return DataError(f"parameter {position}: {beyond_int(value)}")
-            return DataError(f"parameter {position}: {type(value).__name__} can't be sent: {reason}")
-    procedure, _, what = str(error).partition(": ")
-    return BadArguments(f"the statement: {what}") if procedure.startswith("voltpy.") else error
+    if isinstance(error, BadArguments):
+        for position, value in enumerate(parameters, 1):
+            try:
+                encode(value)
+            except UNENCODABLE as reason:
+                if isinstance(value, int):
+                    return DataError(f"parameter {position}: {beyond_int(value)}")
+                return DataError(f"parameter {position}: {type(value).__name__} can't be sent: {reason}")
+    text = str(error)
+    ours = _OURS.match(text)
+    if ours is not None:
+        error.args = (f"the statement{text[ours.end() :]}",)
+    return error

@@ -151,8 +151,11 @@ class Engine:
             return schema_changed(self._change_schema(sql))
         try:
             self.call_everywhere(_EXECUTE, sql, list(parameters))
-        except BadArguments as error:
-            raise in_its_words(error, parameters) from None
+        except Error as error:
+            told = in_its_words(error, parameters)
+            if told is error:
+                raise  # with its cause
+            raise told from None
         result, self._result = self._result, None
         assert result is not None  # the call would have raised
         return result

@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from tests.voltpy.sql_split import Parts
-from voltpy.errors import BadArguments, DataError, SqlError
-from voltpy.known_statements import KnownStatement
+from voltpy.errors import (
+    BadArguments,
+    ConstraintViolation,
+    DataError,
+    Error,
+    Indeterminate,
+    ProcedureError,
+    ProcedureTimeout,
+    SqlError,
+)
+from voltpy.known_statements import KnownStatement, in_its_words
 from voltpy.schema import Schema
 from voltpy.sql.ddl import parse_schema
 from voltpy.sql.statements import Prepared
@@ -252,3 +261,29 @@ def test_a_client_runs_an_analyzed_change_as_the_change() -> None:
     assert known.result((2, [("a",), ("b",)])).rows == [("a",), ("b",)]
     with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):
         known.call((), 9)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ProcedureTimeout("voltpy.query_all ran past the procedure timeout and was ended"),
+            "the statement ran past the procedure timeout and was ended",
+        ),
+        (
+            Indeterminate("voltpy.execute: timed out after 1 s; it may have run"),
+            "the statement: timed out after 1 s; it may have run",
+        ),
+        (BadArguments("voltpy.query: arguments are too large"), "the statement: arguments are too large"),
+        (ConstraintViolation("voltpython: no call of ours"), "voltpython: no call of ours"),
+        (
+            ProcedureError("ValueError: voltpy.query: in the middle", "ValueError", "trace"),
+            "ValueError: voltpy.query: in",
+        ),
+    ],
+)
+def test_an_error_of_the_call_that_ran_a_statement_is_about_the_statement(error: Error, told: str) -> None:
+    found = in_its_words(error, (1,))
+    assert type(found) is type(error)
+    assert str(found).startswith(told)
+    assert vars(found) == vars(error)
