@@ -34,7 +34,7 @@ from voltpy.errors import (
 )
 from voltpy.frame import Frame
 from voltpy.hash_slot import hash_slot, slot_owners
-from voltpy.lane import ROUTER, WINDOW_CALLS
+from voltpy.lane import COORDINATOR_WINDOW_CALLS, ROUTER, WINDOW_CALLS
 from voltpy.messages import (
     CALLS_A_FRAME,
     CALLS_IN_FLIGHT_A_CLIENT,
@@ -1186,6 +1186,19 @@ def test_a_call_whose_keys_are_in_several_partitions_goes_to_the_coordinator(clu
     assert not cluster.connection.busy()
 
 
+def test_the_coordinator_gets_two_batches_of_calls_and_no_more_before_it_answers(cluster: Cluster) -> None:
+    for _ in range(COORDINATOR_WINDOW_CALLS + 88):
+        cluster.submit("move", key_of(0), key_of(1))
+    frames = cluster.frames()
+    assert {frame.destination for frame in frames} == {COORDINATOR}
+    lane = cluster.connection.lanes.coordinator
+    assert sum(len(frame.calls) for frame in frames) == lane.unanswered == COORDINATOR_WINDOW_CALLS == 2 * WINDOW_CALLS
+    assert cluster.frames() == []
+    cluster.answer(frames[0])
+    (frame,) = cluster.frames()
+    assert len(frame.calls) == 88
+
+
 def test_a_lone_call_with_two_keys_goes_the_long_way(cluster: Cluster) -> None:
     assert cluster.connection.submit_alone(Pending(), "move", (1, 2), 0.0, 10.0) is None
     assert cluster.connection.submit_alone(Pending(), "total", (), 0.0, 10.0) is None
@@ -1640,8 +1653,12 @@ class AnyHistory(RuleBasedStateMachine):
     @invariant()
     def windows_hold(self) -> None:
         if hasattr(self, "cluster"):
-            for lane in self.cluster.connection.lanes:
+            lanes = self.cluster.connection.lanes
+            for lane in lanes.of_partitions:
                 assert 0 <= lane.unanswered <= WINDOW_CALLS
+            for lane in lanes[lanes.partitions :]:
+                assert 0 <= lane.unanswered <= COORDINATOR_WINDOW_CALLS
+            for lane in lanes:
                 assert lane.unanswered_bytes >= 0
             for batch, _keys in self.batches:
                 assert batch.left == sum(result is UNSETTLED for result in batch.results)
