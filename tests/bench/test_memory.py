@@ -1,10 +1,10 @@
 """The benchmark of what rows take in memory runs, on few rows."""
 
-from bench.memory import SHAPES, measure
+from bench.memory import SHAPES, measured
 
 
 def test_it_measures_what_pages_and_decoded_rows_take() -> None:
-    found = measure(2, 4_000_000)
+    found = measured(2, 4_000_000)
     assert SHAPES[2].name == "10 strings of 48"
     assert 500 < found.encoded_bytes / found.rows < 510
     assert 0.8 < found.fill < 0.95
