@@ -33,7 +33,8 @@ import procedures
 from bench import machine, measure
 from bench.measure import pairwise_ratio, percentile
 from bench.options import peers_option
-from bench.peers.statements import Peer, Postgres, Sqlite, Voltpy
+from bench.peers.statements import Asked, AwakeVoltpy, Peer, Postgres, Sqlite, Voltpy
+from bench.peers.voltpy import BUSY_POLL_US
 from bench.table import data_directory, errors_for_the_command_line, say
 from bench.workload import BenchError, NotInstalled
 from voltpy.client import Client
@@ -41,6 +42,7 @@ from voltpy.schema import Schema, TypeName, Value
 from voltpy.sql.ddl import parse_schema
 
 BASELINE = "voltpy"
+AWAKE = "voltpy, awake"
 PEERS = (BASELINE, "postgres", "sqlite")
 FLIGHTS_TABLES = ("airports", "planes", "flights")
 PARAMETERS = 500  # drawn for each line, used in turn
@@ -159,8 +161,14 @@ def main(
                 continue
             with ExitStack() as stack:
                 loaded = dict(_loaded(peers, parent / name, partitions, schema, data, notes, stack))
-                runs += _measured(lines, loaded, rows, seconds, repeat)
                 ours = loaded.get(BASELINE)
+                asked: dict[str, Asked] = {}
+                for peer_name, peer in loaded.items():
+                    asked[peer_name] = peer
+                    if isinstance(peer, Voltpy):
+                        asked[AWAKE] = AwakeVoltpy(peer)
+                        notes.append(f"{AWAKE}: the same cluster, a client with busy_poll_us={BUSY_POLL_US:g}")
+                runs += _measured(lines, asked, rows, seconds, repeat)
                 if isinstance(ours, Voltpy):
                     extra += _in_the_engine(lines, ours, rows)
                     if name == "people":
@@ -262,7 +270,7 @@ def _make(name: str, directory: Path, partitions: int, schema: Schema) -> Peer:
 # -- Measuring
 
 
-def _measured(lines: Sequence[Line], peers: Mapping[str, Peer], rows: int, seconds: float, repeat: int) -> list[Run]:
+def _measured(lines: Sequence[Line], peers: Mapping[str, Asked], rows: int, seconds: float, repeat: int) -> list[Run]:
     runs = []
     for line in lines:
         rng = random.Random(3)
@@ -273,7 +281,7 @@ def _measured(lines: Sequence[Line], peers: Mapping[str, Peer], rows: int, secon
             for name, ask in askers.items():
                 run = _run(line.name, name, ask, parameters, seconds, peers[name].cpu_s)
                 runs.append(run)
-                say(f"{run.line:28} {run.peer:9} p50 {run.p50_ms:10.3f} ms, CPU {_by_role(run.cpu_ms)}")
+                say(f"{run.line:28} {run.peer:13} p50 {run.p50_ms:10.3f} ms, CPU {_by_role(run.cpu_ms)}")
     return runs
 
 
@@ -381,14 +389,20 @@ def _ratio_row(what: str, ours: list[float], theirs: list[float]) -> str:
 
 def _table(runs: Sequence[Run]) -> str:
     lines = [
-        "| line | peer | p50, ms | p99, ms | CPU, ms a statement | p50, it ÷ voltpy |",
+        f"| line | peer | p50, ms | p99, ms | CPU, ms a statement | p50, it ÷ voltpy / ÷ {AWAKE} |",
         "| --- | --- |" + " ---: |" * 4,
     ]
     for name in dict.fromkeys(run.line for run in runs):
-        ours = [run.p50_ms for run in runs if (run.line, run.peer) == (name, BASELINE)]
+        ours = [
+            (peer, [run.p50_ms for run in runs if (run.line, run.peer) == (name, peer)]) for peer in (BASELINE, AWAKE)
+        ]
         for peer in dict.fromkeys(run.peer for run in runs if run.line == name):
             mine = [run for run in runs if (run.line, run.peer) == (name, peer)]
-            ratio = f"{pairwise_ratio([run.p50_ms for run in mine], ours):.2f}" if ours and peer != BASELINE else ""
+            ratio = " / ".join(
+                f"{pairwise_ratio([run.p50_ms for run in mine], theirs):.2f}"
+                for baseline, theirs in ours
+                if theirs and peer != baseline
+            )
             cpu = {role: median(run.cpu_ms[role] for run in mine) for role in mine[0].cpu_ms}
             lines.append(
                 f"| {name} | {peer} | {median(run.p50_ms for run in mine):,.3f} "

@@ -30,6 +30,7 @@ from typing import Any, Self, cast
 from voltpy.address import LISTENS_AGAIN_S, Address
 from voltpy.batch import Batch
 from voltpy.builtin import PLAN
+from voltpy.busy_poll import BusyPoll
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
 from voltpy.errors import Error, SqlError, Unavailable
@@ -47,6 +48,7 @@ from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 from voltpy.result import Result
 
+BUSY_POLL_MAX_US = 100_000
 IO_IDLE_S = 0.2
 SLICE_S = 0.2  # the longest sleep: what is due by time is looked after at least as often
 FRESH_S = 0.001  # sockets that were looked at this recently hold no news worth a look before a call
@@ -105,25 +107,35 @@ class _Submitted(Pending):
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
-def connect(url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, retry_s: float = 0.0) -> Client:
+def connect(
+    url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, retry_s: float = 0.0, busy_poll_us: float = 0.0
+) -> Client:
     """Connects to the cluster at `url`, `voltpy://HOST[:PORT][?affinity=on|off]`.
 
     `timeout` is the limit in seconds for connecting, and for each call that sets no other. With `retry_s` a call whose
     partition or router is lost is sent again, under its call id so that it can't run twice, until it is answered or
     `retry_s` seconds have passed since it was made; without, it fails at once. A cluster that is being started
-    is waited for as long. Raises Unavailable when nobody answers, ProtocolError when what answers is no voltpy of this
-    version, ValueError for a wrong URL.
+    is waited for as long.
+
+    With `busy_poll_us` a thread that is alone with its call waits awake at first, for so many microseconds at most and
+    only while answers come so fast and nobody else wants the core (voltpy.busy_poll): a call from memory is answered
+    sooner, and the core is busy meanwhile.
+
+    Raises Unavailable when nobody answers, ProtocolError when what answers is no voltpy of this version, ValueError for
+    a wrong URL.
     """
-    return Client(Address(url), timeout=timeout, retry_s=retry_s)
+    return Client(Address(url), timeout=timeout, retry_s=retry_s, busy_poll_us=busy_poll_us)
 
 
 class Client:
     """A connection to a cluster, for any number of threads. Made by `voltpy.connect`."""
 
-    def __init__(self, address: Address, *, timeout: float, retry_s: float) -> None:
+    def __init__(self, address: Address, *, timeout: float, retry_s: float, busy_poll_us: float) -> None:
         self._timeout = _positive(timeout)
         if not 0 <= retry_s < inf:
             raise ValueError(f"retry_s is a number of seconds, not {retry_s!r}")
+        if not 0 <= busy_poll_us <= BUSY_POLL_MAX_US:
+            raise ValueError(f"busy_poll_us is from 0 to {BUSY_POLL_MAX_US:,} microseconds, not {busy_poll_us!r}")
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
         self._statements = KnownStatements()
@@ -143,6 +155,7 @@ class Client:
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._poll = select.poll()
+        self._busy_poll = BusyPoll(busy_poll_us / 1e6)
         self._by_fd: dict[int, Link | StreamLink] = {}
         self._generation = -1
         try:
@@ -409,8 +422,7 @@ class Client:
         """
         events: list[tuple[int, int]] | None = None
         if sleep is not None:
-            poll, wait_ms = sleep
-            events = poll.poll(wait_ms)
+            events = self._busy_poll.wait(*sleep)
         while True:
             with self._mutex:
                 if events is not None:
@@ -421,8 +433,8 @@ class Client:
                     self._leave()
                     settled = self._take_settled()
                     break
-                poll, wait_ms = self._prepare_sleep(monotonic())
-            events = poll.poll(wait_ms)
+                sleep = self._prepare_sleep(monotonic())
+            events = self._busy_poll.wait(*sleep)
         _deliver(settled)
 
     def _take_turn(self, now: float) -> bool:

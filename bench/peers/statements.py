@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 import voltpy
 from bench import measure
 from bench.peers.server import Server, free_port
-from bench.peers.voltpy import START
+from bench.peers.voltpy import BUSY_POLL_US, START
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.schema import Schema, Table, TypeName, describe
 
@@ -31,16 +31,21 @@ LOAD_BATCH = 500
 TIMEOUT_S = 120.0
 
 
-class Peer(Protocol):
-    """Used as a context. `cpu_s`: processor time by role, the client's own left out; SQLite has none of its own."""
+class Asked(Protocol):
+    """`cpu_s`: processor time by role, the client's own left out; SQLite has none of its own."""
+
+    def asker(self, sql: str) -> Ask: ...
+    def cpu_s(self) -> dict[str, float]: ...
+
+
+class Peer(Asked, Protocol):
+    """Used as a context."""
 
     @property
     def settings(self) -> str: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     def load(self, schema: Schema, rows: Mapping[str, Iterable[Row]]) -> None: ...
-    def asker(self, sql: str) -> Ask: ...
-    def cpu_s(self) -> dict[str, float]: ...
 
 
 class Voltpy:
@@ -62,6 +67,7 @@ class Voltpy:
     def __exit__(self, *_: object) -> None:
         if hasattr(self, "client"):
             self.client.close()
+            self.awake.close()
         if hasattr(self, "_server"):
             self._server.stop()
 
@@ -75,7 +81,9 @@ class Voltpy:
             command += ["--procedures", self._directory / "procedures.py"]
         self._server = Server(command, self._directory)
         self._server.wait_until(lambda: re.search(r"voltpy://\S+", self._server.output()) is not None)
-        self.client = voltpy.connect(f"voltpy://127.0.0.1:{self._port}", timeout=TIMEOUT_S)
+        url = f"voltpy://127.0.0.1:{self._port}"
+        self.client = voltpy.connect(url, timeout=TIMEOUT_S)
+        self.awake = voltpy.connect(url, timeout=TIMEOUT_S, busy_poll_us=BUSY_POLL_US)
         for name, each in rows.items():
             table = schema.table(name)
             if table.partition_column is None:
@@ -108,6 +116,19 @@ class Voltpy:
             role = "coordinator" if "coordinator" in measure.command_line(pid) else "partitions"
             seconds[role] += measure.cpu_s([pid])
         return seconds
+
+
+class AwakeVoltpy:
+    """The same cluster, asked by a client that waits awake."""
+
+    def __init__(self, cluster: Voltpy) -> None:
+        self._cluster = cluster
+
+    def asker(self, sql: str) -> Ask:
+        return lambda parameters: self._cluster.awake.execute(sql, parameters).rows
+
+    def cpu_s(self) -> dict[str, float]:
+        return self._cluster.cpu_s()
 
 
 class Postgres:

@@ -23,6 +23,8 @@ from voltpy.messages import CALLS_A_FRAME, FRAMES_IN_FLIGHT
 
 STRAIGHT = "straight to the partitions"
 ROUTED = "through the router"
+AWAKE = "straight to the partitions, awake while it waits"
+BUSY_POLL_US = 1000.0
 
 # As the `voltpy` command, without asking where it was installed.
 START = "from voltpy.cli import main; main()"
@@ -43,7 +45,10 @@ class Voltpy:
 
     @property
     def settings(self) -> str:
-        return f"--fsync {self._fsync} --partitions {self._partitions}"
+        return (
+            f"--fsync {self._fsync} --partitions {self._partitions}; "
+            f"a client that is awake while it waits has busy_poll_us={BUSY_POLL_US:g}"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +80,8 @@ class Voltpy:
         return seconds
 
     def ways(self, line: Line) -> tuple[str, ...]:
-        return {"on": (STRAIGHT,), "off": (ROUTED,), "both": (STRAIGHT, ROUTED)}[self._affinity]
+        straight = (STRAIGHT, AWAKE) if line.drive == "lone" else (STRAIGHT,)
+        return {"on": straight, "off": (ROUTED,), "both": (*straight, ROUTED)}[self._affinity]
 
     def load(self, line: Line) -> None:
         name = line.voltpy.procedures
@@ -111,7 +117,7 @@ class Voltpy:
                 yield lambda stream, seconds: runner.run(drive.tasks(stream, seconds, [await_one] * tasks))
                 runner.run(db.close())
             return
-        with voltpy.connect(url, timeout=60) as client:
+        with voltpy.connect(url, timeout=60, busy_poll_us=BUSY_POLL_US if way == AWAKE else 0.0) as client:
             if line.drive == "lone":
                 yield lambda stream, seconds: drive.lone(stream, seconds, lambda call: client.call(call[0], *call[1]))
                 return

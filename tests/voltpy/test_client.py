@@ -571,6 +571,33 @@ def test_commands_reach_the_cluster(cluster: FakeCluster, db: Client) -> None:
 # ── connecting and closing ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("busy_poll_us", [-1, 1e9, float("inf"), float("nan")])
+def test_nobody_waits_awake_for_ever(cluster: FakeCluster, busy_poll_us: float) -> None:
+    with pytest.raises(ValueError, match="busy_poll_us"):
+        voltpy.connect(cluster.url, busy_poll_us=busy_poll_us)
+
+
+def test_threads_are_answered_beside_one_that_waits_awake(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, busy_poll_us=100_000) as db:
+        assert [db.call("echo", number) for number in range(200)] == list(range(200))
+        in_threads(4, lambda number: [db.call("echo", number) for _ in range(100)])
+        cluster.partition(0).deaf.set()
+        ended = []
+
+        def body(number: int) -> None:
+            if number:
+                wait_until(lambda: db._sleeping, "the other thread waits", 3)
+                assert db.call("where", key_of(1)) == 1
+                assert not ended
+            else:
+                with pytest.raises(voltpy.Indeterminate):
+                    db.call("where", key_of(0), timeout=0.5)
+                ended.append(number)
+
+        in_threads(2, body)
+        assert ended == [0]
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_a_timeout_is_positive(db: Client, timeout: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
