@@ -36,18 +36,12 @@ class StatementsAcross(Statements):
         if not tables.in_round or prepared.plan.merge is None or not tables.allowed:
             return super().run(prepared, tx, parameters)
         prepared.check(parameters)
-        try:
-            encoded = encode(list(parameters))
-        except _UNSENDABLE:
-            return super().run(prepared, tx, parameters)  # which says what is wrong with them
         call = None
         if prepared.uses_generated:
             call = self._running[CLIENT_ID], self._running[CALL_NUMBER], tx.now()
-        first = min(tables.allowed)
-        wishes = [
-            FragmentWish(partition, prepared.plan.text, encoded, partition == first, call)
-            for partition in sorted(tables.allowed)
-        ]
+        wishes = _wishes(prepared, parameters, tables.allowed, call)
+        if wishes is None:
+            return super().run(prepared, tx, parameters)  # which says what is wrong with them
         answers = [tables.fragments.get(wish) for wish in wishes]
         sent: Any = _NOTHING
         if None in answers:
@@ -61,6 +55,28 @@ class StatementsAcross(Statements):
             return prepared.merge(tx, parameters, sent)
         except TypeError as error:
             raise DataError(f"values of different types meet: {error}") from error
+
+    def wishes(self, text: Any, parameters: Any, allowed: frozenset[int]) -> list[FragmentWish] | None:
+        """What a read round is asked for this statement alone; None where only a run can tell."""
+        prepared = self.prepared.get(text)
+        if prepared is None or prepared.plan.merge is None or prepared.uses_generated:
+            return None
+        if len(parameters) != prepared.parameters:
+            return None
+        return _wishes(prepared, parameters, allowed, None)
+
+
+def _wishes(
+    prepared: Prepared, parameters: Sequence[Any], allowed: frozenset[int], call: Any
+) -> list[FragmentWish] | None:
+    """A fragment of each partition, the first of which speaks for what all have a copy of; None: it can't be sent."""
+    try:
+        encoded = encode(list(parameters))
+    except _UNSENDABLE:
+        return None
+    first = min(allowed, default=0)
+    text = prepared.plan.text
+    return [FragmentWish(partition, text, encoded, partition == first, call) for partition in sorted(allowed)]
 
 
 class _Nothing:

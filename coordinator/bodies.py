@@ -27,7 +27,7 @@ from coordinator.borrowed import Table, Tables, Wish
 from coordinator.habits import Habit
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
-from voltpy.builtin import PLAN, builtins, planning
+from voltpy.builtin import PLAN, QUERY_ALL, QUERY_KEYS, builtins, planning
 from voltpy.call_error import BELIEVED, ResultsWait, call_error, described_error, let_go
 from voltpy.errors import BadArguments, ConstraintViolation, Error, ProcedureTimeout, ProtocolError, SchemaError
 from voltpy.hash_slot import hash_slot
@@ -46,6 +46,8 @@ STAND_INS_S = 0.3  # of a run that will be repeated anyway
 CALLS_WITHOUT_STAND_INS = 256  # of a procedure whose body looped on them; after each further time, four times as many
 BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and the calls that run before it
 VERIFIED_KEYS = 1024  # of one call, that are kept with it
+
+SELECTS = (QUERY_KEYS, QUERY_ALL)  # whose last arguments are a statement and its parameters
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
 
@@ -128,6 +130,7 @@ class Bodies:
         self._schema = schema
         self._context = CallContext(running, ids, clock)
         self.tables = Tables(schema, partitions, self._context.next_id)
+        self._statements: StatementsAcross | None = None
         self._large_bytes = 0
         self._allowed: dict[frozenset[int], frozenset[int]] = {}  # one object for all that are equal
         self._habits: dict[Procedure, Habit] = {}
@@ -145,7 +148,8 @@ class Bodies:
 
     def plan_with(self, plan_of: Callable[[str], Plan]) -> None:
         """From the next call on statements run, as they are planned so."""
-        self._context.statements = StatementsAcross(self._schema, plan_of, self.tables, self._running)
+        self._statements = StatementsAcross(self._schema, plan_of, self.tables, self._running)
+        self._context.statements = self._statements
         self._views = self._made_views()
 
     def _made_views(self) -> dict[bool, Transaction]:
@@ -321,11 +325,23 @@ class Bodies:
             call.guessed = call.wants is not None
         return call.wants is not None
 
+    def _read_off(self, call: Call) -> bool:
+        """Finds out what a call that is a SELECT wants, and nothing but one."""
+        if self._statements is None or call.borrows or call.procedure.name not in SELECTS:
+            return False
+        *_, text, parameters = call.arguments
+        wishes = self._statements.wishes(text, parameters, call.allowed)
+        if wishes is None:
+            return False
+        call.wants = dict.fromkeys(wishes)
+        return True
+
     def discover(self, calls: Iterable[Call]) -> None:
-        """Finds out what calls that never ran want: by habit, or by a run on stand-ins that leaves nothing else."""
+        """Finds out what calls that never ran want: by habit, by what their statement is, or by a run on stand-ins that
+        leaves nothing else."""
         tables, habits = self.tables, self._habits
         for call in calls:
-            if call.wants is not None or self.guess(call):
+            if call.wants is not None or self.guess(call) or self._read_off(call):
                 continue
             habit = habits.get(call.procedure)
             if habit is None:

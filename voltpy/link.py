@@ -203,6 +203,7 @@ class StreamLink:
         """Takes in whatever has arrived until now, its end too: `receive`, then `is_lost`, have it without a look."""
         while not self._lost and self._read():
             pass
+        self._empty = True
 
     def _read(self) -> bool:
         """Whether there was something to read."""

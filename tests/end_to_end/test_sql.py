@@ -13,6 +13,7 @@ import pytest
 import voltpy
 from tests.campaigns.bank import COORDINATOR
 from tests.campaigns.cluster import Cluster, happened
+from tests.voltpy.fake_cluster import wait_until
 from voltpy import dbapi
 from voltpy.calls import MAX_CALL_BYTES
 from voltpy.client import connect
@@ -476,3 +477,32 @@ def test_what_changed_procedures_does_not_stop_known_statements(cluster: Cluster
     )
     assert db.call("new", 1) == 1
     assert db.execute("SELECT balance FROM accounts WHERE id = ?", (4,)).rows == [(40,)]
+
+
+def test_what_a_known_select_wants_is_read_off_it_and_not_found_by_a_run(db: voltpy.Client) -> None:
+    wide = "SELECT COUNT(*) FROM accounts WHERE balance > ?"
+    keyed = "SELECT SUM(balance) FROM accounts WHERE id IN (?, ?)"
+    sums = [db.execute(wide, (-1,)).rows, db.execute(keyed, (LEFT[0], RIGHT[0])).rows]
+
+    def counts() -> dict[str, float]:
+        found: dict[str, float] = db.status()["coordinator"]["metrics"]
+        return found
+
+    def fresh_counts() -> dict[str, float]:
+        for _ in range(2):  # the first answer that the supervisor gets may have been on its way already
+            stale = counts()
+            wait_until(lambda: counts()["cpu_s"] != stale["cpu_s"], "the coordinator tells of itself again", 5)  # noqa: B023 — awaited in the loop
+        return counts()
+
+    before = fresh_counts()
+    for _ in range(5):
+        assert [db.execute(wide, (-1,)).rows, db.execute(keyed, (LEFT[0], RIGHT[0])).rows] == sums
+    after = fresh_counts()
+    assert after["reads"] == before["reads"] + 10
+    assert after["reruns"] == before["reruns"]
+    with pytest.raises(DataError):
+        db.execute(wide, (1 << 70,))
+    with pytest.raises(SqlError, match="1 parameters, and 2 were given"):
+        db.execute(wide, (1, 2))
+    with pytest.raises(DataError):
+        db.execute(wide, ("no number",))
