@@ -37,7 +37,8 @@ from voltpy.errors import Corruption
 from voltpy.schema import Index
 from voltpy.schema import Table as TableSchema
 
-CHUNK_ENTRIES = 1 << 12
+CHUNK_ENTRIES = 1 << 12  # at most, and fewer where they are large
+CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 1 << 30
 
 _MAGIC = b"voltpySX"
@@ -65,7 +66,7 @@ def image_of(indexes: list[SecondaryIndex], partition: int, table: int) -> Itera
     for position, index in enumerate(indexes):
         last = None
         while True:
-            last, part = index.part_after(last, CHUNK_ENTRIES)
+            last, part = index.part_after(last, CHUNK_ENTRIES, CHUNK_BYTES)
             yield _chunk(_encode((position, part)))
             if last is None:
                 break

@@ -361,16 +361,19 @@ class SecondaryIndex:
 
     # Images.
 
-    def part_after(self, last: int | bytes | None, count: int) -> tuple[Any, Part]:
-        """About `count` entries that follow this key of the tree, and the last one's key; None at the end.
+    def part_after(self, last: int | bytes | None, count: int, size_bytes: int) -> tuple[Any, Part]:
+        """Entries that follow this key of the tree, and the last one's key; None at the end.
 
-        The index may change between two parts. What does not is in exactly one of them.
+        They are `count`, or as many as reach this size: keys and posting lists may be long. The index may change
+        between two parts. What does not is in exactly one of them.
         """
-        found = list(islice(self._tree.iteritems(*_between(last, None, True, False)), count))
         hashed = self.format.hashed
+        is_bytes = not hashed and not self.format.number
         keys, entries = [], []
         lists: list[tuple[int | bytes | None, int, bytes, bool]] = []
-        for key, marked in found:
+        reached: Any = None
+        for key, marked in islice(self._tree.iteritems(*_between(last, None, True, False)), count):
+            reached = key
             mark, entry = 0, marked
             if hashed:
                 mark, entry = marked >> _ENTRY_BITS, ((marked & _ENTRY_MASK) ^ _SIGN) - _SIGN
@@ -378,17 +381,22 @@ class SecondaryIndex:
                 keys.append(key)
                 entries.append(marked)
             else:
-                lists.append((key, mark, *_packed(self._lists[-2 - entry])))
-        if not found:
+                packed, is_bitmap = _packed(self._lists[-2 - entry])
+                lists.append((key, mark, packed, is_bitmap))
+                size_bytes -= len(packed)
+            if is_bytes:
+                size_bytes -= len(key)
+            if size_bytes <= 0:
+                break
+        if reached is None:
             if self.nulls is not None:
                 lists.append((None, 0, *_packed(self.nulls)))
             if isinstance(self._entries, _HashedEntries):
                 for key, entry in self._entries.aside.items():
                     posting = self._lists[-2 - entry] if entry < NOWHERE else entry
                     lists.append(((key >> MARK_BITS) - _HALF, key & _MARK_MASK, *_packed(posting)))
-        is_bytes = not hashed and not self.format.number
         part = Part(keys if is_bytes else array("q", keys).tobytes(), array("q", entries).tobytes(), lists)
-        return found[-1][0] if found else None, part
+        return reached, part
 
     def take_part(self, part: Part, but: BitMap) -> None:
         """Adds the entries of a part, but for these rows. Raises ValueError when it is no part of this index."""

@@ -240,6 +240,28 @@ def test_cold_rows_that_are_looked_up_are_missed_together(people: People, monkey
     people.verify()
 
 
+@pytest.mark.parametrize("kind", [("BTREE", ("s",)), ("INVERTED", ("n",))])
+def test_large_entries_make_more_chunks_and_not_larger_ones(kind: tuple[Any, tuple[str, ...]], tmp_path: Path) -> None:
+    index = SecondaryIndex(TABLE, Index("i", "t", *kind))
+    if kind[0] == "BTREE":
+        rows = [ROW(i, None, f"{i}" * 50_000) for i in range(100, 160)]
+        ids = list(range(60))
+    else:
+        rows = [ROW(i, i % 5, None) for i in range(600_000)]
+        ids = random.Random(3).sample(range(1 << 26), 600_000)
+    index.add([index.of_row(row) for row in rows], ids)
+    pieces = list(image_of([index], 0, 5))
+    assert len(pieces) > 4
+    assert max(map(len, pieces)) < 1.5 * index_image.CHUNK_BYTES
+    path = tmp_path / "image"
+    path.write_bytes(b"".join(pieces))
+    (again,) = read_image(path, 0, 5, TABLE, [index.schema], BitMap())
+    again.check()
+    assert {key: set(sorted_ids(p)) for key, p in again.items()} == {
+        key: set(sorted_ids(p)) for key, p in index.items()
+    }
+
+
 @pytest.mark.parametrize("kind", INDEXES)
 def test_every_kind_of_index_is_in_an_image(
     kind: tuple[Any, tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
