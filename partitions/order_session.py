@@ -5,7 +5,7 @@
     frames    reports, in numbered frames of bounded size
     end       nobody is there until another begins
 
-Pure: what the orders say, and what becomes of them when a session ends, is partitions.lending's.
+Pure: what the orders say, and what becomes of them when a session ends, is partitions.participant's.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 If the order of the last three changed, a crash could take back what a client has been told.
 
 A message that is no call ends what is drained, and is obeyed after it. Orders of the coordinator come so too
-(partitions.lending). What is reported to it waits for its flush whatever --fsync says, and for nothing else; replies
-wait, besides, for the read rounds that were opened before their batch ran.
+(partitions.participant). What is reported to it waits for its flush whatever --fsync says, and for nothing else;
+replies wait, besides, for the read rounds that were opened before their batch ran.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Executor
 from partitions.hold import Hold
-from partitions.lending import Loans
+from partitions.participant import Participant
 from partitions.rates import Rates
 from partitions.schema_change import SchemaChange
 from partitions.store import Store
@@ -129,7 +129,7 @@ class Server:
         self._warm_up = warm_up
         self._rates = Rates()
         # The last word on what is in the WAL and where its room ends is here.
-        self._loans = Loans(store, executor, executor.window, self._append_step)
+        self._participant = Participant(store, executor, executor.window, self._append_step)
         self._coordinator: Hashable = None  # who attached last
         self._unreported: deque[tuple[int, Attached | Reports]] = deque()  # and the LSN that they rest on
         self._wanted_plans: dict[str, None] = {}  # texts that the coordinator is asked about
@@ -168,11 +168,11 @@ class Server:
 
     def turn(self) -> None:
         """Waits for something to do, not for long, and does it. Any OSError ends the process."""
-        executor, loans = self._executor, self._loans
-        missed_pages = executor.missed_pages() + loans.missed_pages()
+        executor, participant = self._executor, self._participant
+        missed_pages = executor.missed_pages() + participant.missed_pages()
         if missed_pages:
             self._pool.fetch(missed_pages)
-        missed_plans = executor.missed_plans() + loans.missed_plans()
+        missed_plans = executor.missed_plans() + participant.missed_plans()
         if missed_plans:
             self._ask_for_plans(missed_plans)
         is_idle = not self._has_work
@@ -191,7 +191,7 @@ class Server:
         self._reply()
         if control is not None:
             self._obey(*control)
-        lends = loans.is_due or now_s >= loans.due_s
+        lends = participant.is_due or now_s >= participant.due_s
         if lends:
             self._lend()
         if self._unreported:
@@ -236,19 +236,19 @@ class Server:
         self._flush()
         self._report()  # as long as it can be told
         self._sockets.hang_up(self._coordinator)
-        self._loans.end_rounds()
+        self._participant.end_rounds()
         self._reply()
         self._warm_up.dump(flush=True)
 
     @property
     def _has_work(self) -> bool:
         """Whether there is something to do that waits for nobody else."""
-        if self._executor.has_ready or self._loans.is_due or self._must_flush:
+        if self._executor.has_ready or self._participant.is_due or self._must_flush:
             return True
         if self._change is not None and not self._change.is_prepared:
             return True
         unsent = self._unsent
-        return bool(unsent) and unsent[0].rounds < self._loans.first_open_round
+        return bool(unsent) and unsent[0].rounds < self._participant.first_open_round
 
     def _idle_wait_s(self) -> float:
         """How long to wait for calls, with what is due meanwhile: pages to bring in, loans and rounds to end."""
@@ -259,10 +259,10 @@ class Server:
         warm_up_s = self._warm_up.due_s(now_s)
         if warm_up_s is not None:
             wait_s = min(wait_s, max(warm_up_s, WARM_UP_WAIT_S))
-        return min(wait_s, max(self._loans.due_s - now_s, 0.0))
+        return min(wait_s, max(self._participant.due_s - now_s, 0.0))
 
     def _is_wanted(self, page: int) -> bool:
-        return self._executor.is_awaited(page) or self._loans.is_awaited(page)
+        return self._executor.is_awaited(page) or self._participant.is_awaited(page)
 
     def _turn_pages(self, wait_s: float) -> None:
         """Between two batches: pages that were fetched are read, those that came let their calls run again."""
@@ -270,7 +270,7 @@ class Server:
         arrived = pool.step(self._clock(), wait_s)
         if arrived:
             executor.pages_arrived(arrived)
-            self._loans.pages_arrived(arrived)
+            self._participant.pages_arrived(arrived)
         while pool.must_clean and self._checkpointer.clean_some():
             pass
 
@@ -337,7 +337,7 @@ class Server:
 
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""
-        self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._loans.rounds_opened))
+        self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._participant.rounds_opened))
 
     def _execute_alone(self, run: Callable[[], None]) -> None:
         """One group of a batch that had no room as a whole: what does not fit runs again with writes refused.
@@ -418,7 +418,7 @@ class Server:
         unsent, durable_lsn = self._unsent, self._wal.durable_lsn
         if not unsent or unsent[0].lsn > durable_lsn:
             return
-        first_open_round = self._loans.first_open_round
+        first_open_round = self._participant.first_open_round
         while unsent and unsent[0].lsn <= durable_lsn and unsent[0].rounds < first_open_round:
             crash_point("server.reply.before")
             over = unsent.popleft()
@@ -470,9 +470,9 @@ class Server:
             self._hold(identity, message)
         elif isinstance(message, Orders):
             if identity == self._coordinator:
-                self._loans.take(message)
+                self._participant.take(message)
         elif isinstance(message, Attach):
-            attached = self._loans.attach(message)
+            attached = self._participant.attach(message)
             if attached is not None:
                 attached.incarnation = self._wal.epoch
                 self._coordinator = identity
@@ -485,9 +485,9 @@ class Server:
         elif isinstance(message, PlanReply):
             self._wanted_plans.pop(message.text, None)
             self._executor.plan_arrived(message)
-            self._loans.plan_arrived(message.text)
+            self._participant.plan_arrived(message.text)
         elif isinstance(message, Detach):
-            self._loans.detach(message)
+            self._participant.detach(message)
 
     # What the coordinator asks for.
 
@@ -496,21 +496,21 @@ class Server:
 
         How long a round holds replies counts from a time that is later than its order's arrival.
         """
-        executor, loans, clock = self._executor, self._loans, self._clock
+        executor, participant, clock = self._executor, self._participant, self._clock
         now_s = clock()
-        if now_s >= loans.due_s:
-            loans.step(now_s)
-        while loans.is_due:
-            if executor.has_ready and loans.yields:
+        if now_s >= participant.due_s:
+            participant.step(now_s)
+        while participant.is_due:
+            if executor.has_ready and participant.yields:
                 self._execute([])
-            if loans.runs_a_body:
+            if participant.runs_a_body:
                 self._timeout.arm()
-                loans.obey(clock())
+                participant.obey(clock())
                 self._timeout.disarm()
             else:
-                loans.obey(clock())
-        lsn = loans.rests_on(self._wal.written_lsn, now_s)
-        self._unreported.extend((lsn, frame) for frame in loans.reports(lsn))
+                participant.obey(clock())
+        lsn = participant.rests_on(self._wal.written_lsn, now_s)
+        self._unreported.extend((lsn, frame) for frame in participant.reports(lsn))
 
     def _ask_for_plans(self, texts: list[str]) -> None:
         """Of the coordinator; one that attaches later is asked then."""
@@ -620,8 +620,8 @@ class Server:
             "read_only": self._read_only,
             "waiting": executor.waiting,
             "waiting_for_lent": executor.waiting_for_lent,
-            "held_replies": sum(unsent.rounds >= self._loans.first_open_round for unsent in self._unsent),
-            **self._loans.metrics(),
+            "held_replies": sum(unsent.rounds >= self._participant.first_open_round for unsent in self._unsent),
+            **self._participant.metrics(),
             "clients": len(self._door.accounts),
             "cpu_s": time.process_time(),
             "rss_bytes": resident_bytes(),

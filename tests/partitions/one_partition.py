@@ -17,8 +17,8 @@ from msgspec import Raw
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
-from partitions.lending import Loans
 from partitions.page_reader import PageReader
+from partitions.participant import Participant
 from partitions.recovery import recover
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
@@ -129,7 +129,7 @@ class OnePartition:
             self.pool.capacity = frames or self.pool.capacity
             self.pool.is_wanted = self.executor.is_awaited
             self.pool.clean_some = self.checkpointer.clean_some
-        self.loans = Loans(self.store, self.executor, self.window, self._append_step)
+        self.participant = Participant(self.store, self.executor, self.window, self._append_step)
         self.now_s = 0.0
         self.epoch = self.session = self._frames = 0  # of the coordinator
         # Set, calls wait for cold pages instead of missing them.
@@ -260,7 +260,7 @@ class OnePartition:
         self.epoch = epoch
         self.session += 1
         self._frames = 0
-        attached = self.loans.attach(Attach(epoch, self.session))
+        attached = self.participant.attach(Attach(epoch, self.session))
         assert attached is not None
         return attached
 
@@ -269,16 +269,16 @@ class OnePartition:
         if not self.session:
             self.attach()
         self._frames += 1
-        self.loans.take(Orders(self.epoch, self.session, self._frames, list(orders)))
+        self.participant.take(Orders(self.epoch, self.session, self._frames, list(orders)))
         self.obey()
 
     def obey(self) -> None:
         self.store.misses.bring = None
         self.executor.now_s = self.now_s
-        while self.loans.is_due:
-            if self.executor.has_ready and self.loans.yields:
+        while self.participant.is_due:
+            if self.executor.has_ready and self.participant.yields:
                 self.run_ready()
-            self.loans.obey(self.now_s)
+            self.participant.obey(self.now_s)
 
     def order(self, *orders: Order) -> list[Report]:
         """What is reported of these orders, once their pages have come."""
@@ -287,14 +287,14 @@ class OnePartition:
         return self.reports()
 
     def reports(self) -> list[Report]:
-        return [report for frame in self.loans.reports() for report in frame.reports]
+        return [report for frame in self.participant.reports() for report in frame.reports]
 
     def step(self, seconds: float) -> None:
         """Time passes."""
         self.now_s += seconds
         self.executor.now_s = self.now_s
-        if self.now_s >= self.loans.due_s:
-            self.loans.step(self.now_s)
+        if self.now_s >= self.participant.due_s:
+            self.participant.step(self.now_s)
 
     def call_joint(self, batch: int, name: str, *arguments: Any, number: int | None = None, now_us: int = 0) -> Any:
         """This partition's part of a joint call, committed. Raises what the caller would get."""
@@ -319,13 +319,13 @@ class OnePartition:
         if self.wal is None:
             return
         while True:
-            self.pool.fetch(self.executor.missed_pages() + self.loans.missed_pages())
+            self.pool.fetch(self.executor.missed_pages() + self.participant.missed_pages())
             arrived = self.pool.step(0.0, 1.0)
             self.executor.pages_arrived(arrived)
-            self.loans.pages_arrived(arrived)
+            self.participant.pages_arrived(arrived)
             if self.executor.has_ready:
                 self.run_ready()
-            elif self.loans.is_due:
+            elif self.participant.is_due:
                 self.obey()
             elif not self.pool.is_reading:
                 return

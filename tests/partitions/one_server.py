@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Raw
 
-from partitions.lending import DECIDED_S
+from partitions.participant import DECIDED_S
 from partitions.server import Server
 from partitions.warm_up import WarmUp
 from tests.partitions.one_partition import OnePartition
@@ -106,7 +106,7 @@ class OneServer:
             lambda _, __: made.executor.registry,
             clock=lambda: self.now_s,
         )
-        self.loans = self.server._loans
+        self.participant = self.server._participant
         self.number = 0
         self._frames = self.session = 0
         self.say(SUPERVISOR_AT, Hello(PROTOCOL_VERSION, 0, SUPERVISOR, TOKEN))

@@ -15,9 +15,9 @@ import pytest
 from google_crc32c import value as crc32c
 from msgspec import Raw
 
-from partitions import lending
 from partitions.checkpoint import read_root
 from partitions.executor import LENT_WAIT_S
+from partitions.participant import RETRY_S
 from partitions.set_aside import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
@@ -388,7 +388,12 @@ def test_what_another_batch_has_is_refused_and_stays_where_it_is(partition: OneP
 def test_what_makes_no_sense_is_refused(order: Borrow, partition: OnePartition) -> None:
     assert lent(partition, order).refused.startswith("ProtocolError: ")
     assert partition.order(Read(1, order.keys, order.scans)) == [ReadAnswer(1, [], [], is_here=False)]
-    assert partition.loans.metrics() == {"lent_keys": 0, "lent_tables": 0, "prepared_batches": 0, "read_rounds": 0}
+    assert partition.participant.metrics() == {
+        "lent_keys": 0,
+        "lent_tables": 0,
+        "prepared_batches": 0,
+        "read_rounds": 0,
+    }
 
 
 def test_a_key_that_lives_elsewhere_is_refused_rather_than_called_absent() -> None:
@@ -410,7 +415,7 @@ def test_reports_are_parted_into_frames_that_fit(partition: OnePartition) -> Non
     for key in range(8):
         partition.call("fill", key, 1_000_000)
     partition.send(*(borrow(1, key) for key in range(8)))
-    frames = partition.loans.reports()
+    frames = partition.participant.reports()
     assert [frame.number for frame in frames] == [1, 2]
     assert [len(frame.reports) for frame in frames] == [5, 3]
 
@@ -431,7 +436,7 @@ def test_what_is_lent_comes_back_by_itself(partition: OnePartition) -> None:
     assert vote(partition, Prepare(1, [])) == "Unavailable"
     assert partition.order(Decide(1, False)) == [Decided(1)]
     assert items(partition)[1] == 11
-    assert partition.loans.due_s == float("inf")
+    assert partition.participant.due_s == float("inf")
 
 
 # ---------------------------------------------------------------------------------------------- preparing, deciding
@@ -735,7 +740,12 @@ def test_a_new_session_returns_what_the_former_one_borrowed(partition: OnePartit
     partition.run_ready()
     assert partition.answer(second) == 31
     assert first not in partition.answers
-    assert partition.loans.metrics() == {"lent_keys": 0, "lent_tables": 0, "prepared_batches": 1, "read_rounds": 0}
+    assert partition.participant.metrics() == {
+        "lent_keys": 0,
+        "lent_tables": 0,
+        "prepared_batches": 1,
+        "read_rounds": 0,
+    }
     assert vote(partition, Prepare(2, changes((3, 0)))) == "Unavailable"
     assert vote(partition, Prepare(2, [])) == "Unavailable"
     assert partition.order(Release(5), Decide(1, True)) == [Decided(1)]
@@ -746,11 +756,11 @@ def test_a_new_session_returns_what_the_former_one_borrowed(partition: OnePartit
 def test_frames_twice__of_another_session__and_after_a_gap(partition: OnePartition) -> None:
     """PROTOCOL rule 24."""
     partition.attach(3)
-    loans, session = partition.loans, partition.session
+    participant, session = partition.participant, partition.session
     one = Orders(3, session, 1, [borrow(1, 1)])
 
     def told(frame: Orders) -> int:
-        loans.take(frame)
+        participant.take(frame)
         partition.obey()
         return len(partition.reports())
 
@@ -764,9 +774,9 @@ def test_frames_twice__of_another_session__and_after_a_gap(partition: OnePartiti
     partition.run_ready()
     assert partition.answer(waiting) == 11
     assert told(Orders(3, session, 3, [borrow(1, 3)])) == 0
-    assert loans.attach(Attach(3, session)) is None
-    assert loans.attach(Attach(2, session + 5)) is None
-    assert loans.attach(Attach(3, session + 1)) is not None
+    assert participant.attach(Attach(3, session)) is None
+    assert participant.attach(Attach(2, session + 5)) is None
+    assert participant.attach(Attach(3, session + 1)) is not None
     assert told(Orders(3, session + 1, 1, [borrow(9, 1)])) == 1
 
 
@@ -777,16 +787,16 @@ def test_a_dead_coordinators_loans_end_and_it_does_not_come_back(partition: OneP
     lent(partition, borrow(2, 3))
     partition.order(Read(5, [TableKeys(ITEMS, [encode(4)])], []))
     first, second = waits(partition, "add", 3, 1), waits(partition, "add", 1, 1)
-    partition.loans.detach(Detach(2))  # of an earlier one
-    assert partition.loans.metrics()["lent_keys"] == 1
-    partition.loans.detach(Detach(3))
+    partition.participant.detach(Detach(2))  # of an earlier one
+    assert partition.participant.metrics()["lent_keys"] == 1
+    partition.participant.detach(Detach(3))
     partition.run_ready()
     assert partition.answer(first) == 31
     assert second not in partition.answers  # in doubt: the next coordinator knows
-    assert partition.loans.first_open_round == float("inf")
-    assert partition.loans.attach(Attach(3, 99)) is None
-    partition.loans.take(Orders(3, partition.session, 99, [Decide(1, False)]))
-    assert not partition.loans.is_due
+    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.attach(Attach(3, 99)) is None
+    partition.participant.take(Orders(3, partition.session, 99, [Decide(1, False)]))
+    assert not partition.participant.is_due
     partition.session = 0
     assert partition.attach(4).in_doubt == [1]
     partition.order(Decide(1, True))
@@ -838,49 +848,49 @@ def test_a_fragment_never_waits_for_what_is_lent(partition: OnePartition) -> Non
     keys = [TableKeys(ITEMS, [encode(2), encode(1)])]
     assert partition.order(Read(1, keys, [])) == [ReadAnswer(1, [], [], is_here=False)]
     assert partition.order(Read(2, [], [Scan(ITEMS, "count")])) == [ReadAnswer(2, [], [], is_here=False)]
-    assert partition.loans.first_open_round == float("inf")  # nothing is held back
+    assert partition.participant.first_open_round == float("inf")  # nothing is held back
     vote(partition, Prepare(1, changes((1, 11))))
     assert partition.order(Read(3, keys, [])) == [ReadAnswer(3, [], [], is_here=False)]
     partition.order(Decide(1, True))
     assert partition.order(Read(4, keys, [])) == [ReadAnswer(4, [[item(2, 20), item(1, 11)]], [])]
-    assert partition.loans.first_open_round < float("inf")
+    assert partition.participant.first_open_round < float("inf")
     assert partition.order(Release(4)) == []
-    assert partition.loans.first_open_round == float("inf")
+    assert partition.participant.first_open_round == float("inf")
 
 
 def test_several_rounds_are_open_until_each_is_released(partition: OnePartition) -> None:
-    loans = partition.loans
+    participant = partition.participant
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
-    before_second = loans.rounds_opened
+    before_second = participant.rounds_opened
     partition.order(Read(2, [TableKeys(ITEMS, [encode(2)])], []))
-    after_second = loans.rounds_opened
-    assert loans.first_open_round <= before_second
+    after_second = participant.rounds_opened
+    assert participant.first_open_round <= before_second
     assert partition.order(Release(1)) == []
-    assert before_second < loans.first_open_round <= after_second
+    assert before_second < participant.first_open_round <= after_second
     assert partition.call("add", 1, 1) == 11  # it is only told later
     assert partition.order(Release(2), Release(2), Release(9)) == []
-    assert loans.first_open_round > after_second
+    assert participant.first_open_round > after_second
 
 
 def test_a_round_that_nobody_ends_ends_by_itself(partition: OnePartition) -> None:
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
-    assert partition.loans.due_s == HOLD_S
+    assert partition.participant.due_s == HOLD_S
     partition.step(0.999 * HOLD_S)
-    assert partition.loans.first_open_round < float("inf")
+    assert partition.participant.first_open_round < float("inf")
     partition.step(HOLD_S)
-    assert partition.loans.first_open_round == float("inf")
+    assert partition.participant.first_open_round == float("inf")
     assert partition.order(Release(1)) == []
 
 
 def test_a_round_outlives_a_session_that_ends_without_the_coordinator_s_knowledge(partition: OnePartition) -> None:
     """It may have all answers by now, and believe them."""
-    loans = partition.loans
+    participant = partition.participant
     partition.attach(3)
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
-    loans.take(Orders(3, partition.session, 99, []))  # behind a gap
-    assert loans.first_open_round < float("inf")
+    participant.take(Orders(3, partition.session, 99, []))  # behind a gap
+    assert participant.first_open_round < float("inf")
     partition.attach(3)
-    assert loans.first_open_round == float("inf")
+    assert participant.first_open_round == float("inf")
 
 
 # ------------------------------------------------------------------------------------------------------ joint calls
@@ -913,15 +923,15 @@ def test_a_part_of_a_joint_call_is_prepared_and_tells_what_must_be_equal_everywh
 
 
 def test_rule_3_replies_wait_from_the_part_of_a_joint_call_until_it_is_released(partition: OnePartition) -> None:
-    before = partition.loans.rounds_opened
+    before = partition.participant.rounds_opened
     partition.order(directed(2, "set_rates", [], 5))
-    assert partition.loans.first_open_round == before + 1
+    assert partition.participant.first_open_round == before + 1
     assert partition.order(Release(2)) == []
-    assert partition.loans.first_open_round == float("inf")
+    assert partition.participant.first_open_round == float("inf")
     partition.order(directed(3, "set_rates", [], 5, number=2))
-    assert partition.loans.first_open_round < float("inf")
+    assert partition.participant.first_open_round < float("inf")
     partition.step(HOLD_S)
-    assert partition.loans.first_open_round == float("inf")
+    assert partition.participant.first_open_round == float("inf")
 
 
 def test_a_part_that_changes_nothing_is_not_prepared(partition: OnePartition) -> None:
@@ -989,8 +999,8 @@ class Full:
 
     def __init__(self, partition: OnePartition) -> None:
         self.is_full = False
-        self._append = partition.loans._append
-        partition.loans._append = self
+        self._append = partition.participant._append
+        partition.participant._append = self
 
     def __call__(self, record: bytes) -> int:
         if self.is_full:
@@ -1022,11 +1032,11 @@ def test_a_decision_that_finds_no_room_is_tried_again(partition: OnePartition) -
     full.is_full = True
     assert partition.order(Decide(1, True), borrow(2, 2)) == [Lent(2, [[item(2, 20)]], [])]
     assert lent(partition, borrow(2, 1)).refused
-    partition.step(lending.RETRY_S)
+    partition.step(RETRY_S)
     assert partition.reports() == []
     assert not partition.executor.has_ready
     full.is_full = False
-    partition.step(lending.RETRY_S)
+    partition.step(RETRY_S)
     assert partition.reports() == [Decided(1)]
     partition.run_ready()
     assert partition.answer(waiting) == 12
@@ -1041,7 +1051,7 @@ def test_a_decision_that_waits_for_room_outlives_its_session(partition: OneParti
     partition.order(Decide(1, True))
     assert partition.attach().in_doubt == [1]
     full.is_full = False
-    partition.step(lending.RETRY_S)
+    partition.step(RETRY_S)
     assert partition.reports() == []  # of this session nobody asked
     assert items(partition)[1] == 11
     assert partition.order(Decide(1, True)) == [Decided(1)]
@@ -1088,10 +1098,10 @@ def test_a_borrow_waits_for_cold_pages_and_so_do_the_orders_behind_it(tmp_path: 
     partition = with_cold_rows(tmp_path)
     partition.send(borrow(1, *range(40)), Recall(70, [1]))
     assert partition.reports() == []
-    assert not partition.loans.is_due
-    missed = partition.loans.missed_pages()
+    assert not partition.participant.is_due
+    missed = partition.participant.missed_pages()
     assert len(missed) >= 15  # all of them at once
-    partition.loans._missed_pages.extend(missed)
+    partition.participant._missed_pages.extend(missed)
     partition.call("put", 1000, 1)
     first, second = partition.reports()
     assert isinstance(first, Lent)

@@ -367,9 +367,9 @@ class World:
         order = Read(self.round, [TableKeys(ITEMS, [encode(key) for key in keys])], scans)
         (answer,) = self.partition.order(order)
         assert isinstance(answer, ReadAnswer)
-        assert (self.partition.loans.first_open_round < float("inf")) == is_here
+        assert (self.partition.participant.first_open_round < float("inf")) == is_here
         assert self.partition.order(Release(self.round)) == []
-        assert self.partition.loans.first_open_round == float("inf")
+        assert self.partition.participant.first_open_round == float("inf")
         assert answer.is_here == is_here
         if is_here:
             assert answer.images == [[None if key not in self.rows else item(key, self.rows[key]) for key in keys]]
@@ -384,7 +384,7 @@ class World:
         elif how == "session":
             assert self.partition.attach(self.epoch).in_doubt == sorted(self.prepared)
         else:
-            self.partition.loans.detach(Detach(self.epoch))
+            self.partition.participant.detach(Detach(self.epoch))
             self.epoch += 1
         self.lost |= batches
         table_came = self.whole is not None

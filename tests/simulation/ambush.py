@@ -137,7 +137,7 @@ def _checkpoint_in_doubt(scene: Scene) -> None:
     scene.coordinator.pause(0.4)
     partition = scene.partitions()[0]
     scene.until(
-        lambda: partition.server is not None and bool(partition.server._loans._prepared),
+        lambda: partition.server is not None and bool(partition.server._participant._prepared),
         0.05,
         lambda: scene.kill_after_checkpoint(partition),
     )
@@ -353,6 +353,6 @@ def _reads_again(coordinator: Process) -> bool:
 # Whether whoever passes by is the one who is waited for, where not everybody is.
 FITTING: dict[str, Callable[[Process], bool]] = {
     "borrowed in vain": _borrows_again,
-    "a table is lent": lambda process: bool(process.server._loans._lent_tables),
+    "a table is lent": lambda process: bool(process.server._participant._lent_tables),
     "between two rounds": _reads_again,
 }

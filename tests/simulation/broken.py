@@ -20,7 +20,7 @@ from coordinator.inquiries import Inquiries
 from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
-from partitions.lending import Loans
+from partitions.participant import Participant
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
@@ -51,9 +51,9 @@ def _reports_before_flush(put: Put) -> None:
 
 def _votes_are_not_logged(put: Put) -> None:
     """A participant forgets its prepare in a crash."""
-    real = Loans._log
+    real = Participant._log
 
-    def log(loans: Any, kind: int, batch: int, changes: Any, *outcomes: bytes) -> int:
+    def log(participant: Any, kind: int, batch: int, changes: Any, *outcomes: bytes) -> int:
         from partitions.wal import ABORT, DECIDE, PREPARE
 
         if kind in (PREPARE, ABORT):
@@ -61,10 +61,10 @@ def _votes_are_not_logged(put: Put) -> None:
         if kind == DECIDE:  # what was not prepared on disk is written with the decision, so that the WAL stays readable
             from partitions.wal import COMMIT
 
-            return real(loans, COMMIT, batch, loans._store.prepared[batch])
-        return real(loans, kind, batch, changes, *outcomes)
+            return real(participant, COMMIT, batch, participant._store.prepared[batch])
+        return real(participant, kind, batch, changes, *outcomes)
 
-    put(Loans, "_log", log)
+    put(Participant, "_log", log)
 
 
 def _decisions_are_not_logged(put: Put) -> None:
@@ -89,23 +89,23 @@ def _decides_are_acknowledged_before_flush(put: Put) -> None:
 
     def lend(server: Any) -> None:
         real(server)
-        server._unreported.extend((0, frame) for frame in server._loans.reports(inf))
+        server._unreported.extend((0, frame) for frame in server._participant.reports(inf))
 
     put(Server, "_lend", lend)
 
 
 def _lent_keys_are_not_guarded(put: Put) -> None:
-    real = Loans._lend
+    real = Participant._lend
 
-    def lend(loans: Any, order: Any, now_s: float) -> Any:
+    def lend(participant: Any, order: Any, now_s: float) -> Any:
         with mock.patch.object(Table, "send_all_away"):
-            return real(loans, order, now_s)
+            return real(participant, order, now_s)
 
-    put(Loans, "_lend", lend)
+    put(Participant, "_lend", lend)
 
 
 def _absent_keys_are_not_lent(put: Put) -> None:
-    real = Loans._lend
+    real = Participant._lend
     send_all_away = Table.send_all_away
 
     def send_those_that_are_there(table: Any, keys: Any) -> None:
@@ -114,22 +114,22 @@ def _absent_keys_are_not_lent(put: Put) -> None:
         there = zip(rows, table.images_of(rows), strict=True)
         send_all_away(table, entries + [key for key, image in there if image is not None])
 
-    def lend(loans: Any, order: Any, now_s: float) -> Any:
+    def lend(participant: Any, order: Any, now_s: float) -> Any:
         with mock.patch.object(Table, "send_all_away", send_those_that_are_there):
-            return real(loans, order, now_s)
+            return real(participant, order, now_s)
 
-    put(Loans, "_lend", lend)
+    put(Participant, "_lend", lend)
 
 
 def _unique_values_are_not_lent(put: Put) -> None:
     """A body is told that a value is free or taken, and both may change before its outcome."""
-    real = Loans._entries
+    real = Participant._entries
 
-    def entries(loans: Any, asked: Any) -> Any:
-        table, _, _, images = real(loans, asked)
+    def entries(participant: Any, asked: Any) -> Any:
+        table, _, _, images = real(participant, asked)
         return table, [], [], images
 
-    put(Loans, "_entries", entries)
+    put(Participant, "_entries", entries)
 
 
 def _lent_tables_are_not_guarded(put: Put) -> None:
@@ -137,30 +137,30 @@ def _lent_tables_are_not_guarded(put: Put) -> None:
 
 
 def _prepared_keys_are_free_after_a_crash(put: Put) -> None:
-    real = Loans.__init__
+    real = Participant.__init__
 
-    def init(loans: Any, *arguments: Any) -> None:
+    def init(participant: Any, *arguments: Any) -> None:
         with mock.patch.object(Table, "send_all_away"):
-            real(loans, *arguments)
+            real(participant, *arguments)
 
-    put(Loans, "__init__", init)
+    put(Participant, "__init__", init)
 
 
 def _prepared_keys_are_free(put: Put) -> None:
-    real = Loans._prepare
+    real = Participant._prepare
 
-    def prepare(loans: Any, order: Any) -> Any:
-        vote = real(loans, order)
-        for table, keys, _, deleted in loans._prepared.get(order.batch, []):
-            loans._executor.keys_arrived(table.number, [*keys, *deleted])
+    def prepare(participant: Any, order: Any) -> Any:
+        vote = real(participant, order)
+        for table, keys, _, deleted in participant._prepared.get(order.batch, []):
+            participant._executor.keys_arrived(table.number, [*keys, *deleted])
         return vote
 
-    put(Loans, "_prepare", prepare)
+    put(Participant, "_prepare", prepare)
 
 
 def _lost_loans_are_forgotten(put: Put) -> None:
     """A partition votes yes although it took back, or lost in a crash, what it had lent."""
-    put(Loans, "_still_held", lambda loans, batch, changes: loans._decoded(changes))
+    put(Participant, "_still_held", lambda participant, batch, changes: participant._decoded(changes))
 
 
 def _checkpoints_forget_prepares(put: Put) -> None:
@@ -179,19 +179,19 @@ def _checkpoints_forget_prepares(put: Put) -> None:
 
 
 def _replies_are_not_held_behind_reads(put: Put) -> None:
-    put(Loans, "first_open_round", property(lambda loans: inf))
+    put(Participant, "first_open_round", property(lambda participant: inf))
 
 
 def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
-    real = Loans._run_directed
+    real = Participant._run_directed
 
-    def run_directed(loans: Any, order: Any, now_s: float) -> Any:
-        ran = real(loans, order, now_s)
-        if order.batch in loans._prepared:
-            loans._rounds._open[order.batch].opened = 1 << 62
+    def run_directed(participant: Any, order: Any, now_s: float) -> Any:
+        ran = real(participant, order, now_s)
+        if order.batch in participant._prepared:
+            participant._rounds._open[order.batch].opened = 1 << 62
         return ran
 
-    put(Loans, "_run_directed", run_directed)
+    put(Participant, "_run_directed", run_directed)
 
 
 def _late_answers_are_believed(put: Put) -> None:
@@ -243,7 +243,7 @@ def _reads_come_from_several_rounds(put: Put) -> None:
 
 
 def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
-    put(Loans, "_check_free", lambda *_: None)
+    put(Participant, "_check_free", lambda *_: None)
 
 
 def _replies_leave_before_the_outcome(put: Put) -> None:
@@ -361,11 +361,11 @@ def _torn_tails_are_kept(put: Put) -> None:
 def _restarted_partitions_answer_old_orders(put: Put) -> None:
     """Whose orders they are, and of which session, is not looked at."""
 
-    def take(loans: Any, frame: Any) -> None:
-        loans._session.is_open = True
-        loans._orders.extend(frame.orders)
+    def take(participant: Any, frame: Any) -> None:
+        participant._session.is_open = True
+        participant._orders.extend(frame.orders)
 
-    put(Loans, "take", take)
+    put(Participant, "take", take)
     real = Server._obey
 
     def obey(server: Any, identity: Any, message: Any) -> None:
@@ -377,30 +377,30 @@ def _restarted_partitions_answer_old_orders(put: Put) -> None:
 def _leases_end_in_silence(put: Put) -> None:
     """Keys come back by themselves, and the batch may still be prepared."""
 
-    def lose(loans: Any, batch: int) -> None:
-        loan = loans._loans.get(batch)
+    def lose(participant: Any, batch: int) -> None:
+        loan = participant._loans.get(batch)
         if loan is not None:
             loan.until_s = inf
-            loans._give_back(loan)
+            participant._give_back(loan)
             loan.tables.clear()
 
-    put(Loans, "_lose", lose)
+    put(Participant, "_lose", lose)
 
 
 def _nobody_is_released(put: Put) -> None:
     """Replies behind a read are held for ever."""
-    real = Loans._obeyed
+    real = Participant._obeyed
 
-    def obeyed(loans: Any, order: Any, now_s: float) -> Any:
+    def obeyed(participant: Any, order: Any, now_s: float) -> Any:
         from voltpy.messages import Release
 
         if isinstance(order, Release):
-            for each in loans._rounds._open.values():
+            for each in participant._rounds._open.values():
                 each.until_s = inf
             return None
-        return real(loans, order, now_s)
+        return real(participant, order, now_s)
 
-    put(Loans, "_obeyed", obeyed)
+    put(Participant, "_obeyed", obeyed)
 
 
 BROKEN: dict[str, Callable[[Put], None]] = {

@@ -139,7 +139,7 @@ class Changes(NamedTuple):
     deleted: list[Any]
 
 
-class Loans:
+class Participant:
     """`append` writes a record to the WAL and returns its LSN; it raises DiskFull, or ReadOnly for what is too large.
 
     A batch has a Loan while it borrows; it is lost when that ended by itself, and prepared between its vote and the
