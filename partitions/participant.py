@@ -20,8 +20,8 @@ ever sees half of what one order does.
     Release                                             the replies may go                               –
     Recall                                              looks for outcomes                               Recalled
 
-An order that needs cold pages waits for them, and those behind it wait too; calls run meanwhile. The second time round
-it waits for what has left again here and now.
+An order that needs cold pages waits for them, and those behind it wait too (partitions.order_queue); calls run
+meanwhile.
 
 What is borrowed comes back by itself: LEASE_S after the batch's last Borrow, when a new session begins, when the
 supervisor says that the coordinator is dead. Then the batch is *lost*: its vote is no. What is prepared stays away
@@ -39,8 +39,7 @@ while it is prepared.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from math import inf
 from typing import Any, NamedTuple
@@ -49,6 +48,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from partitions.executor import Executor, Part
+from partitions.order_queue import OrderQueue, may_be_awaited
 from partitions.order_session import OrderSession, bytes_of_changes
 from partitions.read_rounds import ReadRounds
 from partitions.store import Store
@@ -100,7 +100,7 @@ from voltpy.messages import (
     UniqueValues,
     Vote,
 )
-from voltpy.not_here import PLAN, Miss, NotHere
+from voltpy.not_here import NotHere
 from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
 from voltpy.record_log import DiskFull
 from voltpy.row import encode
@@ -108,7 +108,6 @@ from voltpy.row import encode
 DECIDED_S = 0.05
 RETRY_S = 0.1  # after a decision that found no room
 REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
-PATIENCE = 3  # times that an order waits for cold pages before it waits for each here and now
 BATCHES_LOST = 4096  # remembered as such, at most
 
 _decode_equalities = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -146,8 +145,8 @@ class Participant:
     decision. Which frames of orders count, and how reports are framed: partitions.order_session. Which replies wait for
     reads: partitions.read_rounds.
 
-    `attach`, then `take` each frame of orders, then `obey` as long as one `is_due`; `step` when it is `due_s`.
-    `reports` has what is to be sent, once the WAL is flushed as far as it `rests_on`.
+    `attach`, then `take` each frame of orders, then `obey` as long as one of `orders` is due; `step` when it is
+    `due_s`. `reports` has what is to be sent, once the WAL is flushed as far as it `rests_on`.
     """
 
     def __init__(self, store: Store, executor: Executor, window: OutcomeWindow, append: Callable[[bytes], int]) -> None:
@@ -156,11 +155,7 @@ class Participant:
         self._window = window
         self._append = append
         self._session = OrderSession()
-        self._orders: deque[Order] = deque()
-        self._attempts = 0  # at the first of them
-        self._awaited: set[Miss] = set()  # pages that it needs, and plans
-        self._missed_pages: list[int] = []  # since `missed_pages` was asked
-        self._missed_plans: list[str] = []  # since `missed_plans` was asked
+        self.orders = OrderQueue()
         self._reports: list[Report] = []
         self._decided: list[Decided] = []  # to be told when the last decision is on disk
         self._decided_due_s = inf
@@ -172,7 +167,7 @@ class Participant:
         # Batches whose decision found no room, and is tried again → whether this session waits for the word of it.
         self._without_room: dict[int, bool] = {}
         self._retry_s = inf
-        self._rounds = ReadRounds()
+        self.rounds = ReadRounds()
         for batch, changes in store.prepared.items():
             self._keep_away(batch, changes)
 
@@ -187,7 +182,7 @@ class Participant:
         if not self._session.may_begin(epoch, session):
             return None
         self._end_session()
-        self._rounds.end_all()  # who attaches anew believes nothing that was read before
+        self.rounds.end_all()  # who attaches anew believes nothing that was read before
         if epoch > self._session.last[0]:
             self._lost.clear()
         self._session.begin(epoch, session)
@@ -198,13 +193,13 @@ class Participant:
         """The coordinator of this epoch is dead, and so is every one before it."""
         if self._session.bury(message.epoch):
             self._end_session()
-            self._rounds.end_all()
+            self.rounds.end_all()
 
     def take(self, frame: Orders) -> None:
         """A frame of orders; after one that is missing nothing more is done or told until the next session."""
         what = self._session.takes(frame)
         if what == "next":
-            self._orders.extend(frame.orders)
+            self.orders.extend(frame.orders)
         elif what == "gap":
             self._end_session()  # not the rounds: the coordinator does not know yet, and may still believe them
 
@@ -230,9 +225,7 @@ class Participant:
     def _end_session(self) -> None:
         """Nobody waits for what it was to do; what it only borrowed is here again."""
         self._session.is_open = False
-        self._orders.clear()
-        self._attempts = 0
-        self._awaited.clear()
+        self.orders.clear()
         self._reports.clear()
         self._decided.clear()
         self._decided_due_s = inf
@@ -242,33 +235,26 @@ class Participant:
 
     # Orders, and when it is their turn.
 
-    @property
-    def is_due(self) -> bool:
-        """Whether `obey` has something to do: there is an order, and no page that it waits for is still to come."""
-        return bool(self._orders) and not self._awaited
-
     def obey(self, now_s: float) -> None:
         """Obeys the next order, or finds that it needs cold pages. Between two batches only.
 
         Raises OSError or Corruption when a page can't be read.
         """
-        order = self._orders[0]
-        misses, pool = self._store.misses, self._store.pool
+        orders, misses, pool = self.orders, self._store.misses, self._store.pool
         bring = misses.bring
-        if self._attempts >= PATIENCE and pool is not None:
+        if not orders.is_patient and pool is not None:
             misses.bring = pool.bring
         try:
-            report = self._obeyed(order, now_s)
+            report = self._obeyed(orders.first, now_s)
         except NotHere:
-            self._await(list(misses))
+            orders.wait_for(misses)
             misses.clear()
             self._store.undo_batch()
             return
         finally:
             misses.bring = bring
             self._store.raise_if_failed()
-        self._orders.popleft()
-        self._attempts = 0
+        orders.done()
         if report is not None:
             self._reports.append(report)
 
@@ -285,34 +271,21 @@ class Participant:
         if isinstance(order, Read):
             return self._read(order, now_s)
         if isinstance(order, Release):
-            self._rounds.release(order.round)
+            self.rounds.release(order.round)
             return None
         if isinstance(order, Recall):
             return self._recall(order)
         return self._run_directed(order, now_s)
 
     @property
-    def yields(self) -> bool:
-        """Whether calls that are ready run before the next order: it may take what they have been waiting for."""
-        return bool(self._orders) and not isinstance(self._orders[0], Decide | Release | Recall)
-
-    @property
-    def runs_a_body(self) -> bool:
-        """Whether the next order runs a procedure or a statement, which may have to be ended."""
-        if not self._orders:
-            return False
-        order = self._orders[0]
-        return isinstance(order, RunDirected) or (isinstance(order, Read) and bool(order.fragments))
-
-    @property
     def due_s(self) -> float:
         """When `step` has something to do."""
         due_s = min(self._retry_s, self._decided_due_s)
-        if not self._loans and not self._rounds:
+        if not self._loans and not self.rounds:
             return due_s
         for loan in self._loans.values():
             due_s = min(due_s, loan.until_s)
-        return min(due_s, self._rounds.due_s)
+        return min(due_s, self.rounds.due_s)
 
     def step(self, now_s: float) -> None:
         """Takes back what was lent for too long, ends rounds that are overdue, tries again what found no room.
@@ -322,41 +295,12 @@ class Participant:
         for batch in [batch for batch, loan in self._loans.items() if loan.until_s <= now_s]:
             self._lose(batch)
             crash_point("lending.expired")
-        self._rounds.end_overdue(now_s)
+        self.rounds.end_overdue(now_s)
         if now_s >= self._retry_s:
             self._retry_s = inf
             for batch, is_waited_for in list(self._without_room.items()):
                 if self._commit_prepared_at_once(batch, now_s) and is_waited_for:
                     self._tell_decided(batch, now_s)
-
-    # Pages that an order waits for.
-
-    def missed_pages(self) -> list[int]:
-        """The pages that orders wait for, since the last time."""
-        missed, self._missed_pages = self._missed_pages, []
-        return missed
-
-    def pages_arrived(self, pages: list[int]) -> None:
-        """These are in memory."""
-        if self._awaited:
-            self._awaited.difference_update(pages)
-
-    def is_awaited(self, page: int) -> bool:
-        return page in self._awaited
-
-    def missed_plans(self) -> list[str]:
-        """The statements whose plans orders wait for, since the last time."""
-        missed, self._missed_plans = self._missed_plans, []
-        return missed
-
-    def plan_arrived(self, text: str) -> None:
-        self._awaited.discard((PLAN, text))
-
-    def _await(self, missed: Iterable[Miss]) -> None:
-        self._awaited = {miss for miss in missed if _may_be_awaited(miss)}
-        self._missed_pages.extend(miss for miss in self._awaited if isinstance(miss, int))
-        self._missed_plans.extend(miss[1] for miss in self._awaited if not isinstance(miss, int))
-        self._attempts += 1
 
     # Lending.
 
@@ -695,13 +639,13 @@ class Participant:
             part = Part(error=call_error(order.client_id, order.number, error))
         if part.error is not None:
             return Ran(batch, Raw(b"\xc0"), [], part.error)
-        self._rounds.open(batch, now_s + order.hold_s)
+        self.rounds.open(batch, now_s + order.hold_s)
         return Ran(batch, Raw(part.result), copies)
 
     def _check_missed(self, part: Part) -> None:
         """Raises NotHere for pages, Unavailable for keys: those come back by an order, and orders don't pass."""
         if part.missed:
-            if not all(map(_may_be_awaited, part.missed)):
+            if not all(map(may_be_awaited, part.missed)):
                 raise Unavailable("a key is lent to another batch, or in doubt")
             self._store.misses.extend(part.missed)
             raise NotHere
@@ -719,7 +663,7 @@ class Participant:
         fragments = self._run_fragments(order.fragments) if order.fragments else []
         if fragments is None:
             return ReadAnswer(order.round, [], [], is_here=False)
-        self._rounds.open(order.round, now_s + order.hold_s)
+        self.rounds.open(order.round, now_s + order.hold_s)
         crash_point("lending.read")
         return ReadAnswer(order.round, images, answers, fragments=fragments)
 
@@ -740,7 +684,7 @@ class Participant:
                 left -= len(streams)
                 answers.append(FragmentAnswer(Raw(streams)))
             except NotHere:
-                if all(map(_may_be_awaited, self._store.misses)):
+                if all(map(may_be_awaited, self._store.misses)):
                     raise
                 self._store.misses.clear()
                 self._store.undo_batch()
@@ -750,15 +694,6 @@ class Participant:
                 answers.append(FragmentAnswer(Raw(b"\x90"), answer.code, answer.message))
             self._store.undo_batch()  # it may have been poisoned
         return answers
-
-    @property
-    def first_open_round(self) -> float:
-        """Replies of what ran when so many rounds had been opened, or more, must wait; infinity when none is open."""
-        return self._rounds.first_open
-
-    @property
-    def rounds_opened(self) -> int:
-        return self._rounds.opened
 
     def _read_images(
         self,
@@ -778,10 +713,6 @@ class Participant:
         if size > REPORT_BYTES:
             raise ConstraintViolation(f"{size:,} bytes of rows at once; the limit is {REPORT_BYTES:,}")
         return images, answers
-
-    def end_rounds(self) -> None:
-        """Replies may go. The coordinator must have been hung up on before: see coordinator.reads."""
-        self._rounds.end_all()
 
     def _recall(self, order: Recall) -> Recalled:
         reaches, _ = self._window.batches
@@ -819,7 +750,7 @@ class Participant:
             "lent_keys": sum(len(keys) for loan in self._loans.values() for keys in loan.keys.values()),
             "lent_tables": len(self._lent_tables),
             "prepared_batches": len(self._prepared),
-            "read_rounds": len(self._rounds),
+            "read_rounds": len(self.rounds),
         }
 
 
@@ -841,11 +772,6 @@ def _scanned(table: Table, scan: Scan) -> ScanAnswer:
     except _UNREADABLE as error:
         raise ProtocolError(f"table {table.name}: not what {scan.kind} takes: {error}") from None
     return ScanAnswer(images, len(images))
-
-
-def _may_be_awaited(miss: Miss) -> bool:
-    """Whether an order waits for it: pages and plans come, keys come back by an order, and orders don't pass."""
-    return isinstance(miss, int) or miss[0] == PLAN
 
 
 def _as_key(bound: Any) -> Any:

@@ -44,6 +44,7 @@ class ReadRounds:
             del self._open[number]
 
     def end_all(self) -> None:
+        """Replies may go. Whoever believes in one of these rounds must know by then that it is over."""
         self._open.clear()
 
     @property

@@ -130,6 +130,7 @@ class Server:
         self._rates = Rates()
         # The last word on what is in the WAL and where its room ends is here.
         self._participant = Participant(store, executor, executor.window, self._append_step)
+        self._orders, self._rounds = self._participant.orders, self._participant.rounds
         self._coordinator: Hashable = None  # who attached last
         self._unreported: deque[tuple[int, Attached | Reports]] = deque()  # and the LSN that they rest on
         self._wanted_plans: dict[str, None] = {}  # texts that the coordinator is asked about
@@ -168,11 +169,11 @@ class Server:
 
     def turn(self) -> None:
         """Waits for something to do, not for long, and does it. Any OSError ends the process."""
-        executor, participant = self._executor, self._participant
-        missed_pages = executor.missed_pages() + participant.missed_pages()
+        executor, participant, orders = self._executor, self._participant, self._orders
+        missed_pages = executor.missed_pages() + orders.missed_pages()
         if missed_pages:
             self._pool.fetch(missed_pages)
-        missed_plans = executor.missed_plans() + participant.missed_plans()
+        missed_plans = executor.missed_plans() + orders.missed_plans()
         if missed_plans:
             self._ask_for_plans(missed_plans)
         is_idle = not self._has_work
@@ -191,7 +192,7 @@ class Server:
         self._reply()
         if control is not None:
             self._obey(*control)
-        lends = participant.is_due or now_s >= participant.due_s
+        lends = orders.is_due or now_s >= participant.due_s
         if lends:
             self._lend()
         if self._unreported:
@@ -236,19 +237,19 @@ class Server:
         self._flush()
         self._report()  # as long as it can be told
         self._sockets.hang_up(self._coordinator)
-        self._participant.end_rounds()
+        self._rounds.end_all()  # the coordinator believes in none of one that has hung up
         self._reply()
         self._warm_up.dump(flush=True)
 
     @property
     def _has_work(self) -> bool:
         """Whether there is something to do that waits for nobody else."""
-        if self._executor.has_ready or self._participant.is_due or self._must_flush:
+        if self._executor.has_ready or self._orders.is_due or self._must_flush:
             return True
         if self._change is not None and not self._change.is_prepared:
             return True
         unsent = self._unsent
-        return bool(unsent) and unsent[0].rounds < self._participant.first_open_round
+        return bool(unsent) and unsent[0].rounds < self._rounds.first_open
 
     def _idle_wait_s(self) -> float:
         """How long to wait for calls, with what is due meanwhile: pages to bring in, loans and rounds to end."""
@@ -262,7 +263,7 @@ class Server:
         return min(wait_s, max(self._participant.due_s - now_s, 0.0))
 
     def _is_wanted(self, page: int) -> bool:
-        return self._executor.is_awaited(page) or self._participant.is_awaited(page)
+        return self._executor.is_awaited(page) or self._orders.is_awaited(page)
 
     def _turn_pages(self, wait_s: float) -> None:
         """Between two batches: pages that were fetched are read, those that came let their calls run again."""
@@ -270,7 +271,7 @@ class Server:
         arrived = pool.step(self._clock(), wait_s)
         if arrived:
             executor.pages_arrived(arrived)
-            self._participant.pages_arrived(arrived)
+            self._orders.pages_arrived(arrived)
         while pool.must_clean and self._checkpointer.clean_some():
             pass
 
@@ -337,7 +338,7 @@ class Server:
 
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""
-        self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._participant.rounds_opened))
+        self._unsent.append(Unsent(self._wal.written_lsn, self._executor.replies(), self._rounds.opened))
 
     def _execute_alone(self, run: Callable[[], None]) -> None:
         """One group of a batch that had no room as a whole: what does not fit runs again with writes refused.
@@ -418,7 +419,7 @@ class Server:
         unsent, durable_lsn = self._unsent, self._wal.durable_lsn
         if not unsent or unsent[0].lsn > durable_lsn:
             return
-        first_open_round = self._participant.first_open_round
+        first_open_round = self._rounds.first_open
         while unsent and unsent[0].lsn <= durable_lsn and unsent[0].rounds < first_open_round:
             crash_point("server.reply.before")
             over = unsent.popleft()
@@ -485,7 +486,7 @@ class Server:
         elif isinstance(message, PlanReply):
             self._wanted_plans.pop(message.text, None)
             self._executor.plan_arrived(message)
-            self._participant.plan_arrived(message.text)
+            self._orders.plan_arrived(message.text)
         elif isinstance(message, Detach):
             self._participant.detach(message)
 
@@ -496,14 +497,14 @@ class Server:
 
         How long a round holds replies counts from a time that is later than its order's arrival.
         """
-        executor, participant, clock = self._executor, self._participant, self._clock
+        executor, participant, orders, clock = self._executor, self._participant, self._orders, self._clock
         now_s = clock()
         if now_s >= participant.due_s:
             participant.step(now_s)
-        while participant.is_due:
-            if executor.has_ready and participant.yields:
+        while orders.is_due:
+            if executor.has_ready and orders.yields:
                 self._execute([])
-            if participant.runs_a_body:
+            if orders.runs_a_body:
                 self._timeout.arm()
                 participant.obey(clock())
                 self._timeout.disarm()
@@ -620,7 +621,7 @@ class Server:
             "read_only": self._read_only,
             "waiting": executor.waiting,
             "waiting_for_lent": executor.waiting_for_lent,
-            "held_replies": sum(unsent.rounds >= self._participant.first_open_round for unsent in self._unsent),
+            "held_replies": sum(unsent.rounds >= self._rounds.first_open for unsent in self._unsent),
             **self._participant.metrics(),
             "clients": len(self._door.accounts),
             "cpu_s": time.process_time(),

@@ -29,7 +29,8 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = {
     "partitions": (
         "copier", "verify", "schema_trial",
-        "__main__", "server", "participant", "order_session", "read_rounds",
+        "__main__", "server", "participant", "order_session", "order_queue",
+        "read_rounds",
         "rates", "executor", "set_aside", "first_results", "transaction_kinds",
         "plans", "recovery", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",

@@ -275,8 +275,8 @@ class OnePartition:
     def obey(self) -> None:
         self.store.misses.bring = None
         self.executor.now_s = self.now_s
-        while self.participant.is_due:
-            if self.executor.has_ready and self.participant.yields:
+        while self.participant.orders.is_due:
+            if self.executor.has_ready and self.participant.orders.yields:
                 self.run_ready()
             self.participant.obey(self.now_s)
 
@@ -319,13 +319,13 @@ class OnePartition:
         if self.wal is None:
             return
         while True:
-            self.pool.fetch(self.executor.missed_pages() + self.participant.missed_pages())
+            self.pool.fetch(self.executor.missed_pages() + self.participant.orders.missed_pages())
             arrived = self.pool.step(0.0, 1.0)
             self.executor.pages_arrived(arrived)
-            self.participant.pages_arrived(arrived)
+            self.participant.orders.pages_arrived(arrived)
             if self.executor.has_ready:
                 self.run_ready()
-            elif self.participant.is_due:
+            elif self.participant.orders.is_due:
                 self.obey()
             elif not self.pool.is_reading:
                 return

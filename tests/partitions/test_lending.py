@@ -793,10 +793,10 @@ def test_a_dead_coordinators_loans_end_and_it_does_not_come_back(partition: OneP
     partition.run_ready()
     assert partition.answer(first) == 31
     assert second not in partition.answers  # in doubt: the next coordinator knows
-    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.rounds.first_open == float("inf")
     assert partition.participant.attach(Attach(3, 99)) is None
     partition.participant.take(Orders(3, partition.session, 99, [Decide(1, False)]))
-    assert not partition.participant.is_due
+    assert not partition.participant.orders.is_due
     partition.session = 0
     assert partition.attach(4).in_doubt == [1]
     partition.order(Decide(1, True))
@@ -848,37 +848,37 @@ def test_a_fragment_never_waits_for_what_is_lent(partition: OnePartition) -> Non
     keys = [TableKeys(ITEMS, [encode(2), encode(1)])]
     assert partition.order(Read(1, keys, [])) == [ReadAnswer(1, [], [], is_here=False)]
     assert partition.order(Read(2, [], [Scan(ITEMS, "count")])) == [ReadAnswer(2, [], [], is_here=False)]
-    assert partition.participant.first_open_round == float("inf")  # nothing is held back
+    assert partition.participant.rounds.first_open == float("inf")  # nothing is held back
     vote(partition, Prepare(1, changes((1, 11))))
     assert partition.order(Read(3, keys, [])) == [ReadAnswer(3, [], [], is_here=False)]
     partition.order(Decide(1, True))
     assert partition.order(Read(4, keys, [])) == [ReadAnswer(4, [[item(2, 20), item(1, 11)]], [])]
-    assert partition.participant.first_open_round < float("inf")
+    assert partition.participant.rounds.first_open < float("inf")
     assert partition.order(Release(4)) == []
-    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.rounds.first_open == float("inf")
 
 
 def test_several_rounds_are_open_until_each_is_released(partition: OnePartition) -> None:
     participant = partition.participant
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
-    before_second = participant.rounds_opened
+    before_second = participant.rounds.opened
     partition.order(Read(2, [TableKeys(ITEMS, [encode(2)])], []))
-    after_second = participant.rounds_opened
-    assert participant.first_open_round <= before_second
+    after_second = participant.rounds.opened
+    assert participant.rounds.first_open <= before_second
     assert partition.order(Release(1)) == []
-    assert before_second < participant.first_open_round <= after_second
+    assert before_second < participant.rounds.first_open <= after_second
     assert partition.call("add", 1, 1) == 11  # it is only told later
     assert partition.order(Release(2), Release(2), Release(9)) == []
-    assert participant.first_open_round > after_second
+    assert participant.rounds.first_open > after_second
 
 
 def test_a_round_that_nobody_ends_ends_by_itself(partition: OnePartition) -> None:
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
     assert partition.participant.due_s == HOLD_S
     partition.step(0.999 * HOLD_S)
-    assert partition.participant.first_open_round < float("inf")
+    assert partition.participant.rounds.first_open < float("inf")
     partition.step(HOLD_S)
-    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.rounds.first_open == float("inf")
     assert partition.order(Release(1)) == []
 
 
@@ -888,9 +888,9 @@ def test_a_round_outlives_a_session_that_ends_without_the_coordinator_s_knowledg
     partition.attach(3)
     partition.order(Read(1, [TableKeys(ITEMS, [encode(1)])], []))
     participant.take(Orders(3, partition.session, 99, []))  # behind a gap
-    assert participant.first_open_round < float("inf")
+    assert participant.rounds.first_open < float("inf")
     partition.attach(3)
-    assert participant.first_open_round == float("inf")
+    assert participant.rounds.first_open == float("inf")
 
 
 # ------------------------------------------------------------------------------------------------------ joint calls
@@ -923,15 +923,15 @@ def test_a_part_of_a_joint_call_is_prepared_and_tells_what_must_be_equal_everywh
 
 
 def test_rule_3_replies_wait_from_the_part_of_a_joint_call_until_it_is_released(partition: OnePartition) -> None:
-    before = partition.participant.rounds_opened
+    before = partition.participant.rounds.opened
     partition.order(directed(2, "set_rates", [], 5))
-    assert partition.participant.first_open_round == before + 1
+    assert partition.participant.rounds.first_open == before + 1
     assert partition.order(Release(2)) == []
-    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.rounds.first_open == float("inf")
     partition.order(directed(3, "set_rates", [], 5, number=2))
-    assert partition.participant.first_open_round < float("inf")
+    assert partition.participant.rounds.first_open < float("inf")
     partition.step(HOLD_S)
-    assert partition.participant.first_open_round == float("inf")
+    assert partition.participant.rounds.first_open == float("inf")
 
 
 def test_a_part_that_changes_nothing_is_not_prepared(partition: OnePartition) -> None:
@@ -1098,10 +1098,10 @@ def test_a_borrow_waits_for_cold_pages_and_so_do_the_orders_behind_it(tmp_path: 
     partition = with_cold_rows(tmp_path)
     partition.send(borrow(1, *range(40)), Recall(70, [1]))
     assert partition.reports() == []
-    assert not partition.participant.is_due
-    missed = partition.participant.missed_pages()
+    assert not partition.participant.orders.is_due
+    missed = partition.participant.orders.missed_pages()
     assert len(missed) >= 15  # all of them at once
-    partition.participant._missed_pages.extend(missed)
+    partition.participant.orders._missed_pages.extend(missed)
     partition.call("put", 1000, 1)
     first, second = partition.reports()
     assert isinstance(first, Lent)

@@ -367,9 +367,9 @@ class World:
         order = Read(self.round, [TableKeys(ITEMS, [encode(key) for key in keys])], scans)
         (answer,) = self.partition.order(order)
         assert isinstance(answer, ReadAnswer)
-        assert (self.partition.participant.first_open_round < float("inf")) == is_here
+        assert (self.partition.participant.rounds.first_open < float("inf")) == is_here
         assert self.partition.order(Release(self.round)) == []
-        assert self.partition.participant.first_open_round == float("inf")
+        assert self.partition.participant.rounds.first_open == float("inf")
         assert answer.is_here == is_here
         if is_here:
             assert answer.images == [[None if key not in self.rows else item(key, self.rows[key]) for key in keys]]

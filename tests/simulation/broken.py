@@ -21,6 +21,7 @@ from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.participant import Participant
+from partitions.read_rounds import ReadRounds
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
@@ -179,7 +180,7 @@ def _checkpoints_forget_prepares(put: Put) -> None:
 
 
 def _replies_are_not_held_behind_reads(put: Put) -> None:
-    put(Participant, "first_open_round", property(lambda participant: inf))
+    put(ReadRounds, "first_open", property(lambda rounds: inf))
 
 
 def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
@@ -188,7 +189,7 @@ def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
     def run_directed(participant: Any, order: Any, now_s: float) -> Any:
         ran = real(participant, order, now_s)
         if order.batch in participant._prepared:
-            participant._rounds._open[order.batch].opened = 1 << 62
+            participant.rounds._open[order.batch].opened = 1 << 62
         return ran
 
     put(Participant, "_run_directed", run_directed)
@@ -363,7 +364,7 @@ def _restarted_partitions_answer_old_orders(put: Put) -> None:
 
     def take(participant: Any, frame: Any) -> None:
         participant._session.is_open = True
-        participant._orders.extend(frame.orders)
+        participant.orders.extend(frame.orders)
 
     put(Participant, "take", take)
     real = Server._obey
@@ -395,7 +396,7 @@ def _nobody_is_released(put: Put) -> None:
         from voltpy.messages import Release
 
         if isinstance(order, Release):
-            for each in participant._rounds._open.values():
+            for each in participant.rounds._open.values():
                 each.until_s = inf
             return None
         return real(participant, order, now_s)
