@@ -15,6 +15,7 @@ from typing import Literal
 
 from voltpy.messages import MAX_FRAME_BYTES, Lent, Orders, Ran, ReadAnswer, Recalled, Report, Reports, TableChanges
 
+REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
 FRAME_BYTES = MAX_FRAME_BYTES // 4  # a frame of reports is closed once it holds so much
 
 

@@ -39,22 +39,22 @@ while it is prepared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from partitions.batch_changes import Changes, changes_of, make_room, put, try_views
 from partitions.executor import Executor, Part
 from partitions.order_queue import OrderQueue, may_be_awaited
-from partitions.order_session import OrderSession, bytes_of_changes
+from partitions.order_session import REPORT_BYTES, OrderSession, bytes_of_changes
 from partitions.read_rounds import ReadRounds
+from partitions.row_images import UNREADABLE, images_of, keys_of, tables_of
 from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
-from partitions.viewed_table import MOST_PREPARED, ViewedTable
 from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
 from voltpy.call_error import call_error
 from voltpy.crash_point import crash_point
@@ -64,12 +64,10 @@ from voltpy.errors import (
     Error,
     ProtocolError,
     ReadOnly,
-    SchemaError,
     Unavailable,
 )
 from voltpy.messages import (
     LEASE_S,
-    MAX_FRAME_BYTES,
     Attach,
     Attached,
     Borrow,
@@ -93,10 +91,7 @@ from voltpy.messages import (
     Report,
     Reports,
     RunDirected,
-    Scan,
-    ScanAnswer,
     TableChanges,
-    TableKeys,
     UniqueValues,
     Vote,
 )
@@ -107,14 +102,10 @@ from voltpy.row import encode
 
 DECIDED_S = 0.05
 RETRY_S = 0.1  # after a decision that found no room
-REPORT_BYTES = MAX_FRAME_BYTES // 2  # what one order may be answered with
 BATCHES_LOST = 4096  # remembered as such, at most
 
-_decode_equalities = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_values = msgspec.msgpack.Decoder(tuple[Any, ...]).decode
-_decode_bounds = msgspec.msgpack.Decoder(tuple[Any, Any]).decode
 _NO_ENTRY = None, None, None
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Loan(Struct, eq=False):
@@ -127,15 +118,6 @@ class Loan(Struct, eq=False):
     keys: dict[int, set[Any]]
     tables: set[int]
     entries: dict[int, set[Entry]] = {}  # once more, by table
-
-
-class Changes(NamedTuple):
-    """What a batch changes in one table, with the keys that stand in its images."""
-
-    table: Table
-    keys: list[Any]
-    images: list[bytes]
-    deleted: list[Any]
 
 
 class Participant:
@@ -312,25 +294,25 @@ class Participant:
         try:
             if batch in self._lost or batch in self._prepared:
                 raise Unavailable(f"what batch {batch} had borrowed has been taken back, or prepared")
-            wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
-            locked = self._decoded_keys(order.locks)
+            wanted, scanned = keys_of(self._store, order.keys), tables_of(self._store, order.scans)
+            locked = keys_of(self._store, order.locks)
             asked = [self._entries(each) for each in order.entries]
-            taken = [(table, keys) for table, keys, _, _ in asked if not self._is_copy(table)]
+            taken = [(table, keys) for table, keys, _, _ in asked if not self._store.is_copied(table)]
             self._check_free(batch, loan, wanted + locked + [(table, keys) for table, keys, _, _ in asked], scanned)
             holders = [images for _, _, _, images in asked]
-            images, answers = self._read_images(wanted, scanned, order.scans, holders)
+            images, answers = images_of(wanted, scanned, order.scans, holders)
         except Error as error:
             return Lent(batch, [], [], f"{type(error).__name__}: {error}")
         for table, _, entries, _ in asked:
-            if table.lookups is not None and not self._is_copy(table):
+            if table.lookups is not None and not self._store.is_copied(table):
                 table.lookups.unique.lend(entries)
                 loan.entries.setdefault(table.number, set()).update(entries)
-        for table, keys in [each for each in wanted if not self._is_copy(each[0])] + locked + taken:
+        for table, keys in [each for each in wanted if not self._store.is_copied(each[0])] + locked + taken:
             table.send_all_away(keys)
             loan.keys.setdefault(table.number, set()).update(keys)
         for table in scanned:
             number = table.number
-            if not self._is_copy(table) and number not in self._lent_tables:
+            if not self._store.is_copied(table) and number not in self._lent_tables:
                 self._lent_tables[number] = batch
                 self._executor.lend_table(number)
                 loan.tables.add(number)
@@ -345,7 +327,7 @@ class Participant:
         A row that has a value is lent with it: who would take it from that row, or read it, waits for the row.
         Raises ProtocolError, Unavailable, NotHere.
         """
-        table = self._table(asked.table)
+        table = self._store.table_of(asked.table)
         taken: list[Any] = []
         entries: list[Entry] = []
         images: list[bytes | None] = []
@@ -354,7 +336,7 @@ class Participant:
                 values = _decode_values(encoded)
                 unique = None if table.lookups is None else table.lookups.unique
                 entry, key, row = _NO_ENTRY if unique is None else unique.entry(asked.index, values)
-            except (*_UNREADABLE, TypeError) as error:
+            except (*UNREADABLE, TypeError) as error:
                 raise ProtocolError(f"table {table.name}: not a value of index {asked.index:.100}: {error}") from None
             if entry is not None:
                 taken.append(entry)
@@ -428,7 +410,7 @@ class Participant:
             changes = self._still_held(batch, order.changes)
             self._check_unique(batch, changes)
             _check_outcomes(outcomes)
-            derived = self._put(changes)
+            derived = put(self._store, changes)
             crash_point("lending.commit.before_append")
             lsn = self._log(COMMIT, batch, order.changes + derived, outcomes)
         except (Error, DiskFull) as error:
@@ -453,14 +435,14 @@ class Participant:
             raise Unavailable(f"what batch {batch} had borrowed has been taken back")
         loan = self._loans.get(batch)
         nothing: set[Any] = set()
-        decoded = self._decoded(changes)
+        decoded = changes_of(self._store, changes)
         for table, keys, _, deleted in decoded:
             self._check_table(table, batch)
             if table.number in self._lent_tables:
                 continue
             own = nothing if loan is None else loan.keys.get(table.number, nothing)
             # What is new by construction, and what only the coordinator changes, it does not borrow first.
-            if self._is_copy(table) or table.schema.hidden_key:
+            if self._store.is_copied(table) or table.schema.hidden_key:
                 if table.away and not table.away & {*keys, *deleted} <= own:
                     raise Unavailable(f"table {table.name}: a key is lent to another batch, or in doubt")
             elif not own.issuperset(keys) or not own.issuperset(deleted):
@@ -484,8 +466,8 @@ class Participant:
 
         Also what views could not follow when it is decided, and NotHere for cold pages of theirs.
         """
-        self._make_room(changes)
-        self._try_views(changes)
+        make_room(self._store, changes)
+        try_views(self._store, changes, len(self._prepared))
         crash_point("lending.prepare.before_append")
         self._log(PREPARE, batch, encoded)
         crash_point("lending.prepare.appended")
@@ -496,7 +478,7 @@ class Participant:
         """The keys of what is prepared are nobody's until it is decided."""
         if changes is None:
             try:
-                changes = self._decoded(encoded)
+                changes = changes_of(self._store, encoded)
             except ProtocolError as error:
                 raise Corruption(f"batch {batch}, which is prepared: {error}") from None
         self._prepared[batch] = changes
@@ -530,7 +512,7 @@ class Participant:
         """What is prepared counts from now on. False when there is no room: it is tried again."""
         changes = self._prepared[batch]
         try:
-            derived = self._put(changes, is_decided=True)
+            derived = put(self._store, changes, is_decided=True)
             crash_point("lending.decide.before_append")
             self._log(DECIDE, batch, derived)
         except (ReadOnly, DiskFull):
@@ -572,46 +554,6 @@ class Participant:
                 table.lookups.unique.release(keys)
             self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
 
-    def _put(self, changes: list[Changes], *, is_decided: bool = False) -> list[TableChanges]:
-        """Makes these the batch's changes. Raises ReadOnly, or NotHere, after either of which it must be undone.
-
-        What they change in views.
-        """
-        for table, keys, images, deleted in changes:
-            if isinstance(table, ViewedTable):
-                table.is_decided = is_decided
-                try:
-                    table.put(keys, images, deleted)
-                finally:
-                    table.is_decided = False
-            else:
-                table.put(keys, images, deleted)
-        self._make_room(changes)
-        return self._store.derived_changes() if self._store.bases else []
-
-    def _try_views(self, changes: list[Changes]) -> None:
-        """Raises DataError or ConstraintViolation for changes that views could not follow when they are decided."""
-        viewed = [each for each in changes if isinstance(each.table, ViewedTable) and each.table.views]
-        if not viewed:
-            return
-        if len(self._prepared) >= MOST_PREPARED:
-            raise Unavailable(f"{len(self._prepared)} batches are prepared and undecided")
-        try:
-            for table, keys, images, deleted in viewed:
-                assert isinstance(table, ViewedTable)
-                table.check_changes(keys, images, deleted)
-        finally:
-            self._store.undo_batch()
-
-    def _make_room(self, changes: list[Changes]) -> None:
-        pages_needed = 0
-        for table, _, images, _ in changes:
-            of_table = table.pages_needed(images)
-            if table.lookups is not None:
-                table.lookups.make_sure_of_row_ids(of_table)
-            pages_needed += of_table
-        self._store.make_room(pages_needed)
-
     def _log(self, kind: int, batch: int, changes: list[TableChanges], outcomes: bytes = NO_OUTCOMES) -> int:
         lsn = self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))
         if kind in (DECIDE, ABORT):
@@ -628,11 +570,11 @@ class Participant:
         try:
             part, changes = self._executor.run_part(call)
             self._check_missed(part)
-            copies = [_sorted(change) for change in changes if self._is_copy(self._store.tables[change.table])]
+            copies = [_sorted(change) for change in changes if self._store.is_copied(self._store.tables[change.table])]
             if sum(map(bytes_of_changes, copies)) > REPORT_BYTES:
                 raise ConstraintViolation(f"{order.procedure} changes more than {REPORT_BYTES:,} bytes of copied rows")
             if changes and part.error is None:
-                self._log_prepare(batch, changes, self._decoded(changes))
+                self._log_prepare(batch, changes, changes_of(self._store, changes))
         except DiskFull as error:
             part = Part(error=call_error(order.client_id, order.number, ReadOnly(f"no room for the write: {error}")))
         except Error as error:
@@ -655,9 +597,9 @@ class Participant:
     def _read(self, order: Read, now_s: float) -> ReadAnswer:
         nothing = Loan(0.0, {}, set())
         try:
-            wanted, scanned = self._decoded_keys(order.keys), self._scanned_tables(order.scans)
+            wanted, scanned = keys_of(self._store, order.keys), tables_of(self._store, order.scans)
             self._check_free(-1, nothing, wanted, scanned)
-            images, answers = self._read_images(wanted, scanned, order.scans)
+            images, answers = images_of(wanted, scanned, order.scans)
         except Error:
             return ReadAnswer(order.round, [], [], is_here=False)
         fragments = self._run_fragments(order.fragments) if order.fragments else []
@@ -695,55 +637,12 @@ class Participant:
             self._store.undo_batch()  # it may have been poisoned
         return answers
 
-    def _read_images(
-        self,
-        wanted: list[tuple[Table, list[Any]]],
-        scanned: list[Table],
-        scans: list[Scan],
-        holders: Sequence[list[bytes | None]] = (),
-    ) -> tuple[list[list[bytes | None]], list[ScanAnswer]]:
-        """What was asked for. Raises ConstraintViolation when it is too much, ProtocolError, NotHere.
-
-        `holders` are sent with it.
-        """
-        images = [table.images_of(keys) for table, keys in wanted]
-        answers = [_scanned(table, scan) for table, scan in zip(scanned, scans, strict=True)]
-        size = sum(len(image) for of_table in chain(images, holders) for image in of_table if image is not None)
-        size += sum(len(image) for answer in answers for image in answer.images)
-        if size > REPORT_BYTES:
-            raise ConstraintViolation(f"{size:,} bytes of rows at once; the limit is {REPORT_BYTES:,}")
-        return images, answers
-
     def _recall(self, order: Recall) -> Recalled:
         reaches, _ = self._window.batches
         results = self._window.recalled(order.client_id, order.numbers)
         if sum(map(len, results.values())) > REPORT_BYTES:
             results, reaches = {}, (1 << 63) - 1  # as if they were forgotten
         return Recalled(order.client_id, results, reaches)
-
-    # What messages hold.
-
-    def _is_copy(self, table: Table) -> bool:
-        """Whether other partitions have one too: then nobody but the coordinator changes it."""
-        return table.schema.partition_column is None and self._store.partitions > 1
-
-    def _table(self, number: int) -> Table:
-        if not 0 <= number < len(self._store.tables):
-            raise ProtocolError(f"there is no table number {number}")
-        return self._store.tables[number]
-
-    def _decoded_keys(self, keys: list[TableKeys]) -> list[tuple[Table, list[Any]]]:
-        return [(table := self._table(each.table), table.keys_of(each.keys)) for each in keys]
-
-    def _scanned_tables(self, scans: list[Scan]) -> list[Table]:
-        return [self._table(scan.table) for scan in scans]
-
-    def _decoded(self, changes: list[TableChanges]) -> list[Changes]:
-        return [
-            Changes(table := self._table(each.table), table.keys_of_images(each.images), each.images,
-                    table.keys_of(each.deleted))
-            for each in changes
-        ]  # fmt: skip
 
     def metrics(self) -> dict[str, object]:
         return {
@@ -752,31 +651,6 @@ class Participant:
             "prepared_batches": len(self._prepared),
             "read_rounds": len(self.rounds),
         }
-
-
-def _scanned(table: Table, scan: Scan) -> ScanAnswer:
-    try:
-        if scan.kind == "count":
-            return ScanAnswer([], table.row_count)
-        if scan.kind == "scan":
-            images = table.scan_images()
-        elif scan.kind == "where":
-            images = table.where_images(_decode_equalities(scan.arguments))
-        elif scan.kind == "range":
-            low, high = _decode_bounds(scan.arguments)
-            images = table.range_images(_as_key(low), _as_key(high))
-        else:
-            raise ProtocolError(f"a read of a kind that there is not: {scan.kind[:40]!r}")
-    except (SchemaError, ConstraintViolation) as error:
-        return ScanAnswer([], 0, type(error).__name__, str(error))
-    except _UNREADABLE as error:
-        raise ProtocolError(f"table {table.name}: not what {scan.kind} takes: {error}") from None
-    return ScanAnswer(images, len(images))
-
-
-def _as_key(bound: Any) -> Any:
-    """A key of several columns is a tuple."""
-    return tuple(bound) if isinstance(bound, list) else bound
 
 
 def _sorted(changes: TableChanges) -> TableChanges:

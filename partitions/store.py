@@ -24,7 +24,7 @@ from partitions.view_reader import ViewReader
 from partitions.view_source import MOST_SUM
 from partitions.viewed_table import MOST_PREPARED, ViewedTable
 from partitions.wal import ABORT, DECIDE, PREPARE, Record
-from voltpy.errors import Corruption, Error, ReadOnly, Unavailable
+from voltpy.errors import Corruption, Error, ProtocolError, ReadOnly, Unavailable
 from voltpy.messages import TableChanges
 from voltpy.not_here import Misses
 from voltpy.resident import resident_bytes
@@ -147,6 +147,16 @@ class Store:
     @property
     def index_bytes(self) -> int:
         return INDEX_BYTES * sum(table.row_count for table in self.tables) + sum(each.bytes for each in self.lookups)
+
+    def table_of(self, number: int) -> Table:
+        """The table with this number, dropped or not. Raises ProtocolError where there is none."""
+        if not 0 <= number < len(self.tables):
+            raise ProtocolError(f"there is no table number {number}")
+        return self.tables[number]
+
+    def is_copied(self, table: Table) -> bool:
+        """Whether other partitions have one too: then nobody but the coordinator changes it."""
+        return table.schema.partition_column is None and self.partitions > 1
 
     def use(self, pool: BufferPool) -> None:
         """From now on pages may leave memory, and come back."""

@@ -62,7 +62,6 @@ class TransactionKinds:
     def make(self) -> None:
         """Makes each `tx` anew: tables, their accessors or `tx.execute` have changed. Between two calls only."""
         misses, no_room = self._store.misses, self._no_room
-        is_only_copy = self._store.partitions == 1
         reading: dict[str, Any] = {}
         local: dict[str, Any] = {}
         joint: dict[str, Any] = {}
@@ -79,7 +78,7 @@ class TransactionKinds:
             else:
                 reading[name] = ReadOnlyTable(table, "the procedure is declared read_only")
                 local[name] = joint[name] = table
-                if table.schema.partition_column is None and not is_only_copy:
+                if self._store.is_copied(table):
                     local[name] = CopiedTable(table, misses)
         tx = Transaction(reading, self._context)
         self.local[False, True] = self.local[True, True] = tx

@@ -29,7 +29,7 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = {
     "partitions": (
         "copier", "verify", "schema_trial",
-        "__main__", "server", "participant", "order_session", "order_queue",
+        "__main__", "server", "participant", "batch_changes", "row_images", "order_session", "order_queue",
         "read_rounds",
         "rates", "executor", "set_aside", "first_results", "transaction_kinds",
         "plans", "recovery", "checkpoint", "pace", "warm_up",

@@ -19,6 +19,7 @@ from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
 from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
+from partitions.batch_changes import changes_of
 from partitions.executor import Executor
 from partitions.participant import Participant
 from partitions.read_rounds import ReadRounds
@@ -161,7 +162,7 @@ def _prepared_keys_are_free(put: Put) -> None:
 
 def _lost_loans_are_forgotten(put: Put) -> None:
     """A partition votes yes although it took back, or lost in a crash, what it had lent."""
-    put(Participant, "_still_held", lambda participant, batch, changes: participant._decoded(changes))
+    put(Participant, "_still_held", lambda participant, batch, changes: changes_of(participant._store, changes))
 
 
 def _checkpoints_forget_prepares(put: Put) -> None:
