@@ -46,8 +46,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from partitions.batch_changes import Changes, changes_of, make_room, put, try_views
+from partitions.batch_changes import Changes, changes_of, put
+from partitions.batch_steps import BatchSteps
 from partitions.executor import Executor, Part
+from partitions.in_doubt import InDoubt
 from partitions.order_queue import OrderQueue, may_be_awaited
 from partitions.order_session import REPORT_BYTES, OrderSession, bytes_of_changes
 from partitions.read_rounds import ReadRounds
@@ -55,7 +57,7 @@ from partitions.row_images import UNREADABLE, images_of, keys_of, tables_of
 from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
-from partitions.wal import ABORT, COMMIT, DECIDE, NO_OUTCOMES, PREPARE, Record, Step, encode_batch
+from partitions.wal import COMMIT
 from voltpy.call_error import call_error
 from voltpy.crash_point import crash_point
 from voltpy.errors import (
@@ -73,7 +75,6 @@ from voltpy.messages import (
     Borrow,
     Commit,
     Decide,
-    Decided,
     Detach,
     EverywhereCall,
     Fragment,
@@ -100,8 +101,6 @@ from voltpy.outcome_window import OutcomeWindow, decoded_outcomes
 from voltpy.record_log import DiskFull
 from voltpy.row import encode
 
-DECIDED_S = 0.05
-RETRY_S = 0.1  # after a decision that found no room
 BATCHES_LOST = 4096  # remembered as such, at most
 
 _decode_values = msgspec.msgpack.Decoder(tuple[Any, ...]).decode
@@ -135,23 +134,15 @@ class Participant:
         self._store = store
         self._executor = executor
         self._window = window
-        self._append = append
-        self._session = OrderSession()
         self.orders = OrderQueue()
+        self.rounds = ReadRounds()
+        self._session = OrderSession()
+        self._steps = BatchSteps(append)
         self._reports: list[Report] = []
-        self._decided: list[Decided] = []  # to be told when the last decision is on disk
-        self._decided_due_s = inf
-        self._decisions = 0, 0  # (first, last) LSN of the last run of decisions in the WAL
         self._loans: dict[int, Loan] = {}  # by batch
         self._lost: dict[int, None] = {}  # batches whose loan ended by itself, the first one first
         self._lent_tables: dict[int, int] = {}  # table → batch
-        self._prepared: dict[int, list[Changes]] = {}  # by batch: Store.prepared, decoded
-        # Batches whose decision found no room, and is tried again → whether this session waits for the word of it.
-        self._without_room: dict[int, bool] = {}
-        self._retry_s = inf
-        self.rounds = ReadRounds()
-        for batch, changes in store.prepared.items():
-            self._keep_away(batch, changes)
+        self._in_doubt = InDoubt(store, executor, self._steps)
 
     # Sessions.
 
@@ -187,18 +178,14 @@ class Participant:
 
     def rests_on(self, written_lsn: int, now_s: float) -> int:
         """Up to where the WAL must be flushed before what is reported now may leave."""
-        first, last = self._decisions
-        return written_lsn if last != written_lsn or now_s >= self._decided_due_s else first - 1
+        return self._steps.rests_on(written_lsn, now_s)
 
     def reports(self, lsn: float = inf) -> list[Reports]:
         """What may be told, once the WAL is flushed up to this LSN, of what has become of orders since the last time.
 
         In as many frames as their size asks for.
         """
-        if self._decided and lsn >= self._decisions[1]:
-            self._reports[:0] = self._decided
-            self._decided.clear()
-            self._decided_due_s = inf
+        self._reports[:0] = self._steps.flushed(lsn)
         if not self._reports:
             return []
         reports, self._reports = self._reports, []
@@ -209,11 +196,10 @@ class Participant:
         self._session.is_open = False
         self.orders.clear()
         self._reports.clear()
-        self._decided.clear()
-        self._decided_due_s = inf
+        self._steps.forget_untold()
         for batch in list(self._loans):
             self._lose(batch)
-        self._without_room = dict.fromkeys(self._without_room, False)
+        self._in_doubt.end_session()
 
     # Orders, and when it is their turn.
 
@@ -262,7 +248,7 @@ class Participant:
     @property
     def due_s(self) -> float:
         """When `step` has something to do."""
-        due_s = min(self._retry_s, self._decided_due_s)
+        due_s = min(self._in_doubt.retry_s, self._steps.due_s)
         if not self._loans and not self.rounds:
             return due_s
         for loan in self._loans.values():
@@ -278,11 +264,7 @@ class Participant:
             self._lose(batch)
             crash_point("lending.expired")
         self.rounds.end_overdue(now_s)
-        if now_s >= self._retry_s:
-            self._retry_s = inf
-            for batch, is_waited_for in list(self._without_room.items()):
-                if self._commit_prepared_at_once(batch, now_s) and is_waited_for:
-                    self._tell_decided(batch, now_s)
+        self._in_doubt.try_again(now_s)
 
     # Lending.
 
@@ -292,7 +274,7 @@ class Participant:
         if loan is None:
             loan = Loan(0.0, {}, set())
         try:
-            if batch in self._lost or batch in self._prepared:
+            if batch in self._lost or batch in self._in_doubt:
                 raise Unavailable(f"what batch {batch} had borrowed has been taken back, or prepared")
             wanted, scanned = keys_of(self._store, order.keys), tables_of(self._store, order.scans)
             locked = keys_of(self._store, order.locks)
@@ -388,13 +370,13 @@ class Participant:
 
     def _prepare(self, order: Prepare) -> Vote:
         batch = order.batch
-        if batch in self._prepared:
+        if batch in self._in_doubt:
             return Vote(batch, "")
         try:
             changes = self._still_held(batch, order.changes)
             self._check_unique(batch, changes)
             if changes:
-                self._log_prepare(batch, order.changes, changes)
+                self._in_doubt.prepare(batch, order.changes, changes)
         except (Error, DiskFull) as error:
             return self._refused(batch, error)
         loan = self._loans.pop(batch, None)
@@ -405,14 +387,14 @@ class Participant:
     def _commit(self, order: Commit) -> Vote:
         batch, outcomes = order.batch, bytes(order.outcomes)
         try:
-            if batch in self._prepared:
+            if batch in self._in_doubt:
                 raise ProtocolError(f"batch {batch} is prepared here: others have a say in it")
             changes = self._still_held(batch, order.changes)
             self._check_unique(batch, changes)
             _check_outcomes(outcomes)
             derived = put(self._store, changes)
             crash_point("lending.commit.before_append")
-            lsn = self._log(COMMIT, batch, order.changes + derived, outcomes)
+            lsn = self._steps.append(COMMIT, batch, order.changes + derived, outcomes)
         except (Error, DiskFull) as error:
             self._store.undo_batch()
             return self._refused(batch, error)
@@ -461,105 +443,14 @@ class Participant:
                 own = nothing if loan is None else loan.keys.get(table.number, nothing)
                 table.lookups.unique.check_changes(keys, images, deleted, own)
 
-    def _log_prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
-        """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room.
-
-        Also what views could not follow when it is decided, and NotHere for cold pages of theirs.
-        """
-        make_room(self._store, changes)
-        try_views(self._store, changes, len(self._prepared))
-        crash_point("lending.prepare.before_append")
-        self._log(PREPARE, batch, encoded)
-        crash_point("lending.prepare.appended")
-        self._store.prepared[batch] = encoded
-        self._keep_away(batch, encoded, changes)
-
-    def _keep_away(self, batch: int, encoded: list[TableChanges], changes: list[Changes] | None = None) -> None:
-        """The keys of what is prepared are nobody's until it is decided."""
-        if changes is None:
-            try:
-                changes = changes_of(self._store, encoded)
-            except ProtocolError as error:
-                raise Corruption(f"batch {batch}, which is prepared: {error}") from None
-        self._prepared[batch] = changes
-        for table, keys, images, deleted in changes:
-            table.send_all_away(keys)
-            table.send_all_away(deleted)
-            if table.lookups is not None:
-                table.lookups.unique.reserve(keys, images)
-
     def _decide(self, order: Decide, now_s: float) -> None:
         batch = order.batch
         self._lost.pop(batch, None)
         loan = self._loans.pop(batch, None)
         if loan is not None:
             self._give_back(loan)
-        if batch in self._prepared:
-            if not order.commits:
-                self._abort_prepared(batch)
-            elif not self._commit_prepared(batch, now_s):
-                self._without_room[batch] = True
-                return
-        self._tell_decided(batch, now_s)
-
-    def _tell_decided(self, batch: int, now_s: float) -> None:
-        """Decided will be reported, once that is on disk: also for what was decided before, if the word was lost."""
-        if not self._decided:
-            self._decided_due_s = now_s + DECIDED_S
-        self._decided.append(Decided(batch))
-
-    def _commit_prepared(self, batch: int, now_s: float) -> bool:
-        """What is prepared counts from now on. False when there is no room: it is tried again."""
-        changes = self._prepared[batch]
-        try:
-            derived = put(self._store, changes, is_decided=True)
-            crash_point("lending.decide.before_append")
-            self._log(DECIDE, batch, derived)
-        except (ReadOnly, DiskFull):
-            self._store.undo_batch()
-            self._retry_s = now_s + RETRY_S
-            return False
-        crash_point("lending.decide.appended")
-        self._store.apply()
-        self._end_prepared(batch)
-        crash_point("lending.decide.applied")
-        return True
-
-    def _commit_prepared_at_once(self, batch: int, now_s: float) -> bool:
-        """The same, when no order waits for it: pages that are cold are waited for."""
-        misses, pool = self._store.misses, self._store.pool
-        bring = misses.bring
-        misses.bring = None if pool is None else pool.bring
-        try:
-            return self._commit_prepared(batch, now_s)
-        finally:
-            misses.bring = bring
-            self._store.raise_if_failed()
-
-    def _abort_prepared(self, batch: int) -> None:
-        """What is prepared never happened. Without a record of that, the coordinator would say so again."""
-        try:
-            crash_point("lending.abort.before_append")
-            self._log(ABORT, batch, [])
-            crash_point("lending.abort.appended")
-        except (ReadOnly, DiskFull):
-            pass
-        self._end_prepared(batch)
-
-    def _end_prepared(self, batch: int) -> None:
-        del self._store.prepared[batch]
-        self._without_room.pop(batch, None)
-        for table, keys, _, deleted in self._prepared.pop(batch):
-            if table.lookups is not None:
-                table.lookups.unique.release(keys)
-            self._executor.keys_arrived(table.number, keys + deleted if deleted else keys)
-
-    def _log(self, kind: int, batch: int, changes: list[TableChanges], outcomes: bytes = NO_OUTCOMES) -> int:
-        lsn = self._append(encode_batch(Record(Raw(outcomes), changes, Step(kind, batch))))
-        if kind in (DECIDE, ABORT):
-            first, last = self._decisions
-            self._decisions = first if last == lsn - 1 else lsn, lsn
-        return lsn
+        if self._in_doubt.decide(batch, order.commits, now_s):
+            self._steps.to_tell(batch, now_s)
 
     # Joint calls.
 
@@ -574,7 +465,7 @@ class Participant:
             if sum(map(bytes_of_changes, copies)) > REPORT_BYTES:
                 raise ConstraintViolation(f"{order.procedure} changes more than {REPORT_BYTES:,} bytes of copied rows")
             if changes and part.error is None:
-                self._log_prepare(batch, changes, changes_of(self._store, changes))
+                self._in_doubt.prepare(batch, changes, changes_of(self._store, changes))
         except DiskFull as error:
             part = Part(error=call_error(order.client_id, order.number, ReadOnly(f"no room for the write: {error}")))
         except Error as error:
@@ -648,7 +539,7 @@ class Participant:
         return {
             "lent_keys": sum(len(keys) for loan in self._loans.values() for keys in loan.keys.values()),
             "lent_tables": len(self._lent_tables),
-            "prepared_batches": len(self._prepared),
+            "prepared_batches": len(self._in_doubt),
             "read_rounds": len(self.rounds),
         }
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import Raw
 
-from partitions.participant import DECIDED_S
+from partitions.batch_steps import DECIDED_S
 from partitions.server import Server
 from partitions.warm_up import WarmUp
 from tests.partitions.one_partition import OnePartition

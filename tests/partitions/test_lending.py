@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from partitions.checkpoint import read_root
 from partitions.executor import LENT_WAIT_S
-from partitions.participant import RETRY_S
+from partitions.in_doubt import RETRY_S
 from partitions.set_aside import CALLS_SET_ASIDE, CALLS_WAIT_FOR_LENT
 from partitions.verify import Verification
 from tests.partitions.one_partition import CLIENT, OnePartition
@@ -999,8 +999,8 @@ class Full:
 
     def __init__(self, partition: OnePartition) -> None:
         self.is_full = False
-        self._append = partition.participant._append
-        partition.participant._append = self
+        self._append = partition.participant._steps._append_record
+        partition.participant._steps._append_record = self
 
     def __call__(self, record: bytes) -> int:
         if self.is_full:

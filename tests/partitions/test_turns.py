@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from partitions import participant
-from partitions import server as server_module
+from partitions.batch_steps import DECIDED_S
 from partitions.executor import LENT_WAIT_S
-from partitions.participant import DECIDED_S
 from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, UPKEEP_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
 from tests.partitions.test_lending import (
@@ -442,8 +440,9 @@ def test_a_crash_at_every_step_loses_nothing_that_was_told(
     server.call(ONE, "put", 1, 0)
     server.call(ONE, "put", 2, 0)
     server.turn()
-    for module in (participant, server_module):
-        monkeypatch.setattr(module, "crash_point", crash_at(point, passage))
+    crash = crash_at(point, passage)  # one for all of them: it counts the passages
+    for module in ("in_doubt", "participant", "server"):
+        monkeypatch.setattr(f"partitions.{module}.crash_point", crash)
     told: dict[int, str] = {}  # batch → what it can rely on
     died = False
     epoch = 1

@@ -137,7 +137,7 @@ def _checkpoint_in_doubt(scene: Scene) -> None:
     scene.coordinator.pause(0.4)
     partition = scene.partitions()[0]
     scene.until(
-        lambda: partition.server is not None and bool(partition.server._participant._prepared),
+        lambda: partition.server is not None and bool(partition.server._participant._in_doubt),
         0.05,
         lambda: scene.kill_after_checkpoint(partition),
     )

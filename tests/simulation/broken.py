@@ -20,14 +20,16 @@ from coordinator.inquiries import Inquiries
 from coordinator.reads import Reads, Round
 from coordinator.transactions import Transactions
 from partitions.batch_changes import changes_of
+from partitions.batch_steps import BatchSteps
 from partitions.executor import Executor
+from partitions.in_doubt import InDoubt
 from partitions.participant import Participant
 from partitions.read_rounds import ReadRounds
 from partitions.server import Server
 from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
-from partitions.wal import Wal
+from partitions.wal import ABORT, COMMIT, DECIDE, PREPARE, Wal
 from tests.simulation.broken_schema import SCHEMA_BROKEN
 from voltpy.messages import Orders, Vote
 from voltpy.outcome_window import OutcomeWindow
@@ -53,20 +55,23 @@ def _reports_before_flush(put: Put) -> None:
 
 def _votes_are_not_logged(put: Put) -> None:
     """A participant forgets its prepare in a crash."""
-    real = Participant._log
+    real = BatchSteps.append
+    commit = InDoubt._commit
+    undecided: dict[BatchSteps, Any] = {}  # what is decided just now
 
-    def log(participant: Any, kind: int, batch: int, changes: Any, *outcomes: bytes) -> int:
-        from partitions.wal import ABORT, DECIDE, PREPARE
-
+    def append(steps: Any, kind: int, batch: int, changes: Any, *outcomes: bytes) -> int:
         if kind in (PREPARE, ABORT):
             return 0
         if kind == DECIDE:  # what was not prepared on disk is written with the decision, so that the WAL stays readable
-            from partitions.wal import COMMIT
+            return real(steps, COMMIT, batch, undecided[steps])
+        return real(steps, kind, batch, changes, *outcomes)
 
-            return real(participant, COMMIT, batch, participant._store.prepared[batch])
-        return real(participant, kind, batch, changes, *outcomes)
+    def commit_what_is_known(in_doubt: Any, batch: int, now_s: float) -> bool:
+        undecided[in_doubt._steps] = in_doubt._store.prepared[batch]
+        return commit(in_doubt, batch, now_s)
 
-    put(Participant, "_log", log)
+    put(BatchSteps, "append", append)
+    put(InDoubt, "_commit", commit_what_is_known)
 
 
 def _decisions_are_not_logged(put: Put) -> None:
@@ -153,7 +158,7 @@ def _prepared_keys_are_free(put: Put) -> None:
 
     def prepare(participant: Any, order: Any) -> Any:
         vote = real(participant, order)
-        for table, keys, _, deleted in participant._prepared.get(order.batch, []):
+        for table, keys, _, deleted in participant._in_doubt._batches.get(order.batch, []):
             participant._executor.keys_arrived(table.number, [*keys, *deleted])
         return vote
 
@@ -189,7 +194,7 @@ def _parts_of_joint_calls_hold_nothing_back(put: Put) -> None:
 
     def run_directed(participant: Any, order: Any, now_s: float) -> Any:
         ran = real(participant, order, now_s)
-        if order.batch in participant._prepared:
+        if order.batch in participant._in_doubt:
             participant.rounds._open[order.batch].opened = 1 << 62
         return ran
 
