@@ -6,7 +6,7 @@ once, in long runs of pages, and changes those that have come while the next one
 the time the replay ends (voltpy.record_log); damage that is no torn tail stops it.
 
 What was prepared for a batch of the coordinator's, and not decided, is in `Store.prepared` afterwards: see
-partitions.participant, which keeps its keys from everybody until the decision is known.
+partitions.in_doubt, which keeps its keys from everybody until the decision is known.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ EXCEPTIONS = {("voltpy/testing.py", "partitions")}
 LAYERS = {
     "partitions": (
         "copier", "verify", "schema_trial",
-        "__main__", "server", "participant", "in_doubt", "batch_steps", "batch_changes", "row_images",
-        "order_session", "order_queue", "read_rounds",
+        "__main__", "server", "participant", "loans", "in_doubt", "joint_parts",
+        "batch_steps", "batch_changes", "row_images", "order_session", "order_queue", "read_rounds",
         "rates", "executor", "set_aside", "first_results", "transaction_kinds",
         "plans", "recovery", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",

@@ -441,7 +441,7 @@ def test_a_crash_at_every_step_loses_nothing_that_was_told(
     server.call(ONE, "put", 2, 0)
     server.turn()
     crash = crash_at(point, passage)  # one for all of them: it counts the passages
-    for module in ("in_doubt", "participant", "server"):
+    for module in ("in_doubt", "loans", "participant", "server"):
         monkeypatch.setattr(f"partitions.{module}.crash_point", crash)
     told: dict[int, str] = {}  # batch → what it can rely on
     died = False

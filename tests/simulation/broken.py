@@ -23,6 +23,7 @@ from partitions.batch_changes import changes_of
 from partitions.batch_steps import BatchSteps
 from partitions.executor import Executor
 from partitions.in_doubt import InDoubt
+from partitions.loans import Loans
 from partitions.participant import Participant
 from partitions.read_rounds import ReadRounds
 from partitions.server import Server
@@ -130,13 +131,13 @@ def _absent_keys_are_not_lent(put: Put) -> None:
 
 def _unique_values_are_not_lent(put: Put) -> None:
     """A body is told that a value is free or taken, and both may change before its outcome."""
-    real = Participant._entries
+    real = Loans._entries
 
-    def entries(participant: Any, asked: Any) -> Any:
-        table, _, _, images = real(participant, asked)
+    def entries(loans: Any, asked: Any) -> Any:
+        table, _, _, images = real(loans, asked)
         return table, [], [], images
 
-    put(Participant, "_entries", entries)
+    put(Loans, "_entries", entries)
 
 
 def _lent_tables_are_not_guarded(put: Put) -> None:
@@ -144,13 +145,13 @@ def _lent_tables_are_not_guarded(put: Put) -> None:
 
 
 def _prepared_keys_are_free_after_a_crash(put: Put) -> None:
-    real = Participant.__init__
+    real = InDoubt.__init__
 
-    def init(participant: Any, *arguments: Any) -> None:
+    def init(in_doubt: Any, *arguments: Any) -> None:
         with mock.patch.object(Table, "send_all_away"):
-            real(participant, *arguments)
+            real(in_doubt, *arguments)
 
-    put(Participant, "__init__", init)
+    put(InDoubt, "__init__", init)
 
 
 def _prepared_keys_are_free(put: Put) -> None:
@@ -167,7 +168,7 @@ def _prepared_keys_are_free(put: Put) -> None:
 
 def _lost_loans_are_forgotten(put: Put) -> None:
     """A partition votes yes although it took back, or lost in a crash, what it had lent."""
-    put(Participant, "_still_held", lambda participant, batch, changes: changes_of(participant._store, changes))
+    put(Loans, "still_held", lambda loans, batch, changes: changes_of(loans._store, changes))
 
 
 def _checkpoints_forget_prepares(put: Put) -> None:
@@ -250,7 +251,7 @@ def _reads_come_from_several_rounds(put: Put) -> None:
 
 
 def _reads_do_not_wait_for_what_is_lent(put: Put) -> None:
-    put(Participant, "_check_free", lambda *_: None)
+    put(Loans, "check_free", lambda *_: None)
 
 
 def _replies_leave_before_the_outcome(put: Put) -> None:
@@ -384,14 +385,14 @@ def _restarted_partitions_answer_old_orders(put: Put) -> None:
 def _leases_end_in_silence(put: Put) -> None:
     """Keys come back by themselves, and the batch may still be prepared."""
 
-    def lose(participant: Any, batch: int) -> None:
-        loan = participant._loans.get(batch)
+    def lose(loans: Any, batch: int) -> None:
+        loan = loans._loans.get(batch)
         if loan is not None:
             loan.until_s = inf
-            participant._give_back(loan)
+            loans._give_back(loan, [])
             loan.tables.clear()
 
-    put(Participant, "_lose", lose)
+    put(Loans, "lose", lose)
 
 
 def _nobody_is_released(put: Put) -> None:
