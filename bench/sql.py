@@ -33,8 +33,7 @@ import procedures
 from bench import machine, measure
 from bench.measure import pairwise_ratio, percentile
 from bench.options import peers_option
-from bench.peers.statements import Asked, AwakeVoltpy, Peer, Postgres, Sqlite, Voltpy
-from bench.peers.voltpy import BUSY_POLL_US
+from bench.peers.statements import LONG_BUSY_POLL_US, Asked, AwakeVoltpy, Peer, Postgres, Sqlite, Voltpy
 from bench.table import data_directory, errors_for_the_command_line, say
 from bench.workload import BenchError, NotInstalled
 from voltpy.client import Client
@@ -167,7 +166,7 @@ def main(
                     asked[peer_name] = peer
                     if isinstance(peer, Voltpy):
                         asked[AWAKE] = AwakeVoltpy(peer)
-                        notes.append(f"{AWAKE}: the same cluster, a client with busy_poll_us={BUSY_POLL_US:g}")
+                        notes.append(f"{AWAKE}: the same cluster, a client with busy_poll_us={LONG_BUSY_POLL_US:g}")
                 runs += _measured(lines, asked, rows, seconds, repeat)
                 if isinstance(ours, Voltpy):
                     extra += _in_the_engine(lines, ours, rows)

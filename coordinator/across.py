@@ -56,7 +56,7 @@ class StatementsAcross(Statements):
         except TypeError as error:
             raise DataError(f"values of different types meet: {error}") from error
 
-    def wishes(self, text: Any, parameters: Any, allowed: frozenset[int]) -> list[FragmentWish] | None:
+    def wishes(self, text: str, parameters: list[Any], allowed: frozenset[int]) -> list[FragmentWish] | None:
         """What a read round is asked for this statement alone; None where only a run can tell."""
         prepared = self.prepared.get(text)
         if prepared is None or prepared.plan.merge is None or prepared.uses_generated:

@@ -47,7 +47,8 @@ CALLS_WITHOUT_STAND_INS = 256  # of a procedure whose body looped on them; after
 BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and the calls that run before it
 VERIFIED_KEYS = 1024  # of one call, that are kept with it
 
-SELECTS = (QUERY_KEYS, QUERY_ALL)  # whose last arguments are a statement and its parameters
+# The builtin procedures that run a SELECT here, EXPLAIN too; their last arguments are the statement and its parameters.
+SELECTS = (QUERY_KEYS, QUERY_ALL)
 
 Origin = Any  # whoever gets the replies: the shell knows who that is
 
@@ -326,8 +327,8 @@ class Bodies:
         return call.wants is not None
 
     def _read_off(self, call: Call) -> bool:
-        """Finds out what a call that is a SELECT wants, and nothing but one."""
-        if self._statements is None or call.borrows or call.procedure.name not in SELECTS:
+        """Finds out what a call wants whose procedure does no more than to run its statement, if that can be told."""
+        if self._statements is None or call.borrows:
             return False
         *_, text, parameters = call.arguments
         wishes = self._statements.wishes(text, parameters, call.allowed)
@@ -341,7 +342,8 @@ class Bodies:
         leaves nothing else."""
         tables, habits = self.tables, self._habits
         for call in calls:
-            if call.wants is not None or self.guess(call) or self._read_off(call):
+            is_select = call.procedure.name in SELECTS
+            if call.wants is not None or (self._read_off(call) if is_select else self.guess(call)):
                 continue
             habit = habits.get(call.procedure)
             if habit is None:
@@ -350,7 +352,7 @@ class Bodies:
             self.run([call])
             tables.undo_to(call.changed[0])
             call.error = None
-            if call.stand_ins:
+            if call.stand_ins and not is_select:
                 habit.saw(call.arguments, call.wants)
 
     def run(self, calls: Iterable[Call]) -> list[Call]:

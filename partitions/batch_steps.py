@@ -1,12 +1,12 @@
 """The steps of the coordinator's batches in the WAL, and the decisions that it is still to be told are on disk.
 
     step       record                                            what is told, and when
-    PREPARE    what the batch is to change                       a vote, once the record is on disk
+    PREPARE    what the batch is to change                       a Vote or Ran, once the record is on disk
     COMMIT     what it changes, with the outcomes of its calls   the same
     DECIDE     what it changes in views beside                   Decided, once that is on disk, which nobody waits for
     ABORT      nothing                                           the same
 
-    decided, `to_tell` ──► untold ── flushed ──► told: `flushed` hands them out
+    decided, `to_tell` ──► untold ── flushed ──► told: `take_flushed` hands them out
                              │ DECIDED_S after the first one: flushed for their own sake
 
 So a decision rides on the flush of what comes next. Other reports need not wait for the decisions before them, which
@@ -58,7 +58,7 @@ class BatchSteps:
         first, last = self._run
         return written_lsn if last != written_lsn or now_s >= self.due_s else first - 1
 
-    def flushed(self, lsn: float) -> list[Decided]:
+    def take_flushed(self, lsn: float) -> list[Decided]:
         """What may be told, once the WAL is flushed up to this LSN; it is untold no more."""
         if not self._untold or lsn < self._run[1]:
             return []

@@ -2,9 +2,9 @@
 
     a batch that is   prepare                decide: commits             decide: does not       again, RETRY_S later
     not prepared      PREPARE; in doubt      –                           –                      –
-    in doubt          –                      DECIDE; it is over          ABORT; it is over      –
+    in doubt          (not asked for)        DECIDE; it is over          ABORT; it is over      –
                                              no room: without room
-    without room      –                      as in doubt                 ABORT; it is over      as if decided again
+    without room      (same)                 as in doubt                 ABORT; it is over      as if decided again
 
     PREPARE    its changes are in the WAL; their keys are away, and their values in unique indexes reserved
     DECIDE     its changes, and what follows in views, are in the WAL and in the tables; all is here again

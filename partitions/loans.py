@@ -4,7 +4,7 @@
     has no loan    a loan, for LEASE_S        what needs none          –                 lost
     has a loan     more of it, for LEASE_S    what it holds            no loan; all is   lost; all is here again
                    again                                               here again
-    is lost        (nobody asks)              Unavailable              –                 –
+    is lost        (not asked for)              Unavailable              –                 –
 
     `decided`                   is what ends a batch: its loan, and that it was lost
     `forget_lost`               a new coordinator has other batches
@@ -59,7 +59,7 @@ class Loan(Struct, eq=False):
 
 
 class Loans:
-    """All between two batches of calls only. Who else may have what is asked for, is in doubt: partitions.in_doubt."""
+    """All between two batches of calls only. What is away and not lent is in doubt: partitions.in_doubt."""
 
     __slots__ = ("_executor", "_loans", "_lost", "_store", "_tables")
 
@@ -76,12 +76,12 @@ class Loans:
         return min([loan.until_s for loan in self._loans.values()]) if self._loans else inf
 
     @property
-    def keys(self) -> int:
+    def lent_keys(self) -> int:
         """How many are lent."""
         return sum(len(keys) for loan in self._loans.values() for keys in loan.keys.values())
 
     @property
-    def tables(self) -> int:
+    def lent_tables(self) -> int:
         """How many are lent whole."""
         return len(self._tables)
 
@@ -107,6 +107,7 @@ class Loans:
         self.check_free(batch, wanted + locked + [(table, keys) for table, keys, _, _ in asked], scanned)
         holders = [images for _, _, _, images in asked]
         images, answers = images_of(wanted, scanned, order.scans, holders)
+        # From here on nothing raises an Error: what was away without a loan would never be here again.
         for table, _, entries, _ in asked:
             if table.lookups is not None and not store.is_copied(table):
                 table.lookups.unique.lend(entries)

@@ -146,7 +146,7 @@ class Participant:
 
         In as many frames as their size asks for.
         """
-        self._reports[:0] = self._steps.flushed(lsn)
+        self._reports[:0] = self._steps.take_flushed(lsn)
         if not self._reports:
             return []
         reports, self._reports = self._reports, []
@@ -314,8 +314,8 @@ class Participant:
 
     def metrics(self) -> dict[str, object]:
         return {
-            "lent_keys": self._loans.keys,
-            "lent_tables": self._loans.tables,
+            "lent_keys": self._loans.lent_keys,
+            "lent_tables": self._loans.lent_tables,
             "prepared_batches": len(self._in_doubt),
             "read_rounds": len(self.rounds),
         }

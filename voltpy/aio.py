@@ -95,7 +95,7 @@ class Connecting:
 
 
 def connect_async(url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, retry_s: float = 0.0) -> Connecting:
-    """Connects from a running event loop; arguments and errors as of `voltpy.connect`."""
+    """Connects from a running event loop; arguments and errors as of `voltpy.connect`. It never waits awake."""
     return Connecting(Address(url), timeout, retry_s)
 
 

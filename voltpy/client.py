@@ -48,7 +48,7 @@ from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
 from voltpy.result import Result
 
-BUSY_POLL_MAX_US = 100_000
+BUSY_POLL_US, BUSY_POLL_MAX_US = 200.0, 100_000
 IO_IDLE_S = 0.2
 SLICE_S = 0.2  # the longest sleep: what is due by time is looked after at least as often
 FRESH_S = 0.001  # sockets that were looked at this recently hold no news worth a look before a call
@@ -108,7 +108,11 @@ class _Submitted(Pending):
 
 
 def connect(
-    url: str = "voltpy://127.0.0.1:21212", *, timeout: float = 10.0, retry_s: float = 0.0, busy_poll_us: float = 0.0
+    url: str = "voltpy://127.0.0.1:21212",
+    *,
+    timeout: float = 10.0,
+    retry_s: float = 0.0,
+    busy_poll_us: float = BUSY_POLL_US,
 ) -> Client:
     """Connects to the cluster at `url`, `voltpy://HOST[:PORT][?affinity=on|off]`.
 
@@ -117,12 +121,12 @@ def connect(
     `retry_s` seconds have passed since it was made; without, it fails at once. A cluster that is being started
     is waited for as long.
 
-    With `busy_poll_us` a thread that is alone with its call waits awake at first, for so many microseconds at most and
-    only while answers come so fast and nobody else wants the core (voltpy.busy_poll): a call from memory is answered
-    sooner, and the core is busy meanwhile.
+    A thread that is alone with its call waits awake at first, for `busy_poll_us` microseconds (0 to 100,000) at most,
+    and only while answers come so fast and nobody else wants the core (voltpy.busy_poll): a call from memory is
+    answered sooner, and the core is busy meanwhile. With 0 it always sleeps.
 
     Raises Unavailable when nobody answers, ProtocolError when what answers is no voltpy of this version, ValueError for
-    a wrong URL.
+    a wrong URL, or for a number out of its range.
     """
     return Client(Address(url), timeout=timeout, retry_s=retry_s, busy_poll_us=busy_poll_us)
 

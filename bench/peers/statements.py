@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 import voltpy
 from bench import measure
 from bench.peers.server import Server, free_port
-from bench.peers.voltpy import BUSY_POLL_US, START
+from bench.peers.voltpy import START
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.schema import Schema, Table, TypeName, describe
 
@@ -29,6 +29,7 @@ Ask = Callable[[Sequence[Any]], list[tuple[Any, ...]]]
 
 LOAD_BATCH = 500
 TIMEOUT_S = 120.0
+LONG_BUSY_POLL_US = 1000.0
 
 
 class Asked(Protocol):
@@ -83,7 +84,7 @@ class Voltpy:
         self._server.wait_until(lambda: re.search(r"voltpy://\S+", self._server.output()) is not None)
         url = f"voltpy://127.0.0.1:{self._port}"
         self.client = voltpy.connect(url, timeout=TIMEOUT_S)
-        self.awake = voltpy.connect(url, timeout=TIMEOUT_S, busy_poll_us=BUSY_POLL_US)
+        self.awake = voltpy.connect(url, timeout=TIMEOUT_S, busy_poll_us=LONG_BUSY_POLL_US)
         for name, each in rows.items():
             table = schema.table(name)
             if table.partition_column is None:
@@ -119,7 +120,7 @@ class Voltpy:
 
 
 class AwakeVoltpy:
-    """The same cluster, asked by a client that waits awake."""
+    """The same cluster, asked by a client that waits awake for longer."""
 
     def __init__(self, cluster: Voltpy) -> None:
         self._cluster = cluster

@@ -18,13 +18,13 @@ import voltpy
 from bench import drive, measure
 from bench.peers.server import Server, free_port
 from bench.workload import Call, CallStream, Fsync, Line, Outcome
+from voltpy.client import BUSY_POLL_US
 from voltpy.errors import Aborted
 from voltpy.messages import CALLS_A_FRAME, FRAMES_IN_FLIGHT
 
 STRAIGHT = "straight to the partitions"
 ROUTED = "through the router"
-AWAKE = "straight to the partitions, awake while it waits"
-BUSY_POLL_US = 1000.0
+ASLEEP = "straight to the partitions, asleep while it waits"
 
 # As the `voltpy` command, without asking where it was installed.
 START = "from voltpy.cli import main; main()"
@@ -47,7 +47,7 @@ class Voltpy:
     def settings(self) -> str:
         return (
             f"--fsync {self._fsync} --partitions {self._partitions}; "
-            f"a client that is awake while it waits has busy_poll_us={BUSY_POLL_US:g}"
+            f"busy_poll_us={BUSY_POLL_US:g}, or 0 where the client is asleep"
         )
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class Voltpy:
         return seconds
 
     def ways(self, line: Line) -> tuple[str, ...]:
-        straight = (STRAIGHT, AWAKE) if line.drive == "lone" else (STRAIGHT,)
+        straight = (STRAIGHT, ASLEEP) if line.drive == "lone" else (STRAIGHT,)
         return {"on": straight, "off": (ROUTED,), "both": (*straight, ROUTED)}[self._affinity]
 
     def load(self, line: Line) -> None:
@@ -117,7 +117,7 @@ class Voltpy:
                 yield lambda stream, seconds: runner.run(drive.tasks(stream, seconds, [await_one] * tasks))
                 runner.run(db.close())
             return
-        with voltpy.connect(url, timeout=60, busy_poll_us=BUSY_POLL_US if way == AWAKE else 0.0) as client:
+        with voltpy.connect(url, timeout=60, busy_poll_us=0.0 if way == ASLEEP else BUSY_POLL_US) as client:
             if line.drive == "lone":
                 yield lambda stream, seconds: drive.lone(stream, seconds, lambda call: client.call(call[0], *call[1]))
                 return

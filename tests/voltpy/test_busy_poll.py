@@ -2,115 +2,150 @@
 
 from __future__ import annotations
 
-from voltpy.busy_poll import TAKEN_S, WANTED_WAITS, BusyPoll
+import pytest
+
+from voltpy.busy_poll import LATE_WAITS, MOST_TAKEN_WAITS, TAKEN_S, TAKEN_WAITS, BusyPoll
 
 LIMIT_S = 0.001
 LOOK_S = 1e-6
+WAKE_S = 60e-6
 ANSWER = [(7, 1)]
+SOON_S, LATE_S = 0.95 * LIMIT_S, 2 * LIMIT_S
 
 
 class Machine:
-    """A clock, a core and a poll object: the next answer is there after `answers_after_s`."""
+    """A clock, a core and a poll object. To be woken takes WAKE_S; others have the core `taken_for_s` when offered."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
         self.now_s = 100.0
+        self.taken_for_s = 0.0
         self.answers_at_s = 0.0
-        self.taken_for_s = 0.0  # whenever the core is offered
-        self.slept_ms: list[float] = []
-        self.looks = self.offers = 0
+        self.sleeps = self.looks = self.offers = 0
+        self.busy_poll = BusyPoll(limit_s, clock=lambda: self.now_s, offer_core=self.offer_core)
 
     def poll(self, timeout_ms: float, /) -> list[tuple[int, int]]:
         self.now_s += LOOK_S
         if timeout_ms == 0:
             self.looks += 1
         else:
-            self.slept_ms.append(timeout_ms)
-            self.now_s = max(self.now_s, min(self.answers_at_s, self.now_s + timeout_ms / 1000))
+            self.sleeps += 1
+            if self.now_s < self.answers_at_s:
+                self.now_s = min(self.answers_at_s, self.now_s + timeout_ms / 1000) + WAKE_S
         return ANSWER if self.now_s >= self.answers_at_s else []
 
     def offer_core(self) -> None:
         self.offers += 1
         self.now_s += self.taken_for_s
 
-    def wait(self, busy_poll: BusyPoll, answers_after_s: float, timeout_ms: float = 200.0) -> list[tuple[int, int]]:
+    def wait(self, answers_after_s: float, timeout_ms: float = 200.0) -> list[tuple[int, int]]:
         self.answers_at_s = self.now_s + answers_after_s
-        self.slept_ms.clear()
-        self.looks = self.offers = 0
-        return busy_poll.wait(self, timeout_ms)
+        self.sleeps = self.looks = self.offers = 0
+        return self.busy_poll.wait(self, timeout_ms)
 
-
-def busy_poll_on(machine: Machine, limit_s: float = LIMIT_S) -> BusyPoll:
-    return BusyPoll(limit_s, clock=lambda: machine.now_s, offer_core=machine.offer_core)
+    def asleep(self, count: int, answers_after_s: float = SOON_S) -> int:
+        """In how many of so many waits it slept from the beginning."""
+        asleep = 0
+        for _ in range(count):
+            assert self.wait(answers_after_s) == ANSWER
+            asleep += not self.looks
+        return asleep
 
 
 def test_an_answer_within_the_limit_is_awaited_awake() -> None:
     machine = Machine()
-    busy_poll = busy_poll_on(machine)
     for _ in range(3):
-        assert machine.wait(busy_poll, LIMIT_S / 2) == ANSWER
-        assert not machine.slept_ms
+        assert machine.wait(SOON_S) == ANSWER
+        assert machine.sleeps == 0
         assert machine.looks == machine.offers + 1 > 100
 
 
 def test_nobody_is_awake_without_a_limit() -> None:
+    machine = Machine(0.0)
+    assert machine.wait(SOON_S) == ANSWER
+    assert (machine.sleeps, machine.looks) == (1, 0)
+
+
+def test_past_the_limit_it_sleeps_and_tries_more_and_more_seldom() -> None:
     machine = Machine()
-    assert machine.wait(busy_poll_on(machine, 0.0), LIMIT_S / 2) == ANSWER
-    assert (machine.slept_ms, machine.looks) == ([200.0], 0)
+    assert machine.wait(LATE_S) == ANSWER
+    assert machine.sleeps == 1
+    assert 100 < machine.looks < LIMIT_S / LOOK_S + 2
+    for asleep in (1, 2, 4, 8, 16, 32, 64, 64):
+        assert machine.asleep(asleep, LATE_S) == asleep
+        machine.wait(LATE_S)
+        assert machine.looks > 100
 
 
-def test_past_the_limit_it_sleeps_and_the_next_wait_is_asleep_from_its_beginning() -> None:
+def test_it_is_awake_again_once_answers_come_in_time() -> None:
     machine = Machine()
-    busy_poll = busy_poll_on(machine)
-    assert machine.wait(busy_poll, 5 * LIMIT_S) == ANSWER
-    assert len(machine.slept_ms) == 1
-    assert 1 < machine.looks < LIMIT_S / LOOK_S + 2
-    assert machine.wait(busy_poll, 5 * LIMIT_S) == ANSWER
-    assert (machine.slept_ms, machine.looks) == ([200.0], 0)
+    machine.asleep(1000, LATE_S)
+    assert machine.asleep(LATE_WAITS + 100) <= LATE_WAITS
+    assert machine.asleep(100) == 0
+    machine.wait(LATE_S)
+    assert machine.asleep(100) == 1
 
 
-def test_after_one_short_sleep_it_is_awake_again() -> None:
+def test_it_gives_way_for_longer_and_longer_where_others_take_the_core() -> None:
     machine = Machine()
-    busy_poll = busy_poll_on(machine)
-    machine.wait(busy_poll, 5 * LIMIT_S)
-    machine.wait(busy_poll, LIMIT_S / 2)
-    assert machine.slept_ms
-    machine.wait(busy_poll, LIMIT_S / 2)
-    assert not machine.slept_ms
-
-
-def test_it_gives_way_where_others_take_the_core() -> None:
-    machine = Machine()
-    busy_poll = busy_poll_on(machine)
     machine.taken_for_s = 2 * TAKEN_S
-    assert machine.wait(busy_poll, LIMIT_S / 2) == ANSWER
-    assert (machine.looks, len(machine.slept_ms)) == (2, 1)
+    waits = TAKEN_WAITS
+    while waits < MOST_TAKEN_WAITS:
+        assert machine.wait(SOON_S) == ANSWER
+        assert (machine.looks, machine.sleeps) == (2, 1)
+        assert machine.asleep(waits) == waits
+        waits *= 2
+    for _ in range(2):
+        machine.wait(SOON_S)
+        assert machine.asleep(MOST_TAKEN_WAITS) == MOST_TAKEN_WAITS
+
+
+@pytest.mark.parametrize("well", [TAKEN_WAITS, 2 * TAKEN_WAITS])
+def test_others_are_forgotten_once_as_many_waits_have_ended_well(well: int) -> None:
+    machine = Machine()
+    machine.taken_for_s = 2 * TAKEN_S
+    machine.wait(SOON_S)
     machine.taken_for_s = 0.0
-    for _ in range(WANTED_WAITS):
-        assert machine.wait(busy_poll, LIMIT_S / 2) == ANSWER
-        assert machine.looks == 0
-    assert machine.wait(busy_poll, LIMIT_S / 2) == ANSWER
-    assert not machine.slept_ms
+    assert machine.asleep(TAKEN_WAITS + well) == TAKEN_WAITS
+    machine.taken_for_s = 2 * TAKEN_S
+    machine.wait(SOON_S)
+    machine.taken_for_s = 0.0
+    assert machine.asleep(1000) == (2 * TAKEN_WAITS if well == TAKEN_WAITS else TAKEN_WAITS)
 
 
-def test_an_answer_that_came_while_the_core_was_taken_is_no_reason_to_sleep() -> None:
+def test_an_answer_that_is_there_when_others_are_done_is_no_sign_that_nobody_wants_the_core() -> None:
     machine = Machine()
-    busy_poll = busy_poll_on(machine)
-    machine.taken_for_s = 2 * TAKEN_S  # by the partition, which answered
-    for _ in range(3):
-        assert machine.wait(busy_poll, TAKEN_S) == ANSWER
-        assert (machine.looks, machine.slept_ms) == (2, [])
+    machine.taken_for_s = 2 * TAKEN_S
+    assert machine.wait(TAKEN_S) == ANSWER
+    assert (machine.looks, machine.sleeps) == (2, 0)
+    machine.taken_for_s = 0.0
+    assert machine.asleep(1000) == TAKEN_WAITS
 
 
-def test_it_is_awake_no_longer_than_it_may_wait() -> None:
+def test_who_works_for_the_call_may_have_the_core() -> None:
     machine = Machine()
-    began_s = machine.now_s
-    assert machine.wait(busy_poll_on(machine), 1.0, timeout_ms=0.25) == []
-    assert machine.now_s - began_s < 0.25e-3 + 10 * LOOK_S
+    machine.taken_for_s = TAKEN_S / 2
+    assert machine.asleep(100, TAKEN_S) == 0
 
 
-def test_what_is_left_of_the_timeout_is_slept() -> None:
+def test_a_slow_first_look_is_no_sign_of_others() -> None:
     machine = Machine()
-    began_s = machine.now_s
-    assert machine.wait(busy_poll_on(machine), 1.0, timeout_ms=5.0) == []
-    assert machine.looks > 100
-    assert 5e-3 <= machine.now_s - began_s < 5e-3 + 10 * LOOK_S
+    machine.answers_at_s = machine.now_s + SOON_S
+    slow = machine.poll
+
+    def poll_after_a_pause(timeout_ms: float, /) -> list[tuple[int, int]]:
+        if not machine.looks:
+            machine.now_s += 2 * TAKEN_S
+        return slow(timeout_ms)
+
+    machine.poll = poll_after_a_pause  # type: ignore[method-assign]  # of this one only
+    assert machine.wait(SOON_S) == ANSWER
+    assert machine.sleeps == 0
+
+
+def test_it_waits_as_long_as_it_may_and_no_longer() -> None:
+    for timeout_ms in (0.25, 1.0, 5.0):
+        machine = Machine()
+        began_s = machine.now_s
+        assert machine.wait(1.0, timeout_ms) == []
+        assert machine.looks > 100
+        assert timeout_ms / 1000 <= machine.now_s - began_s < timeout_ms / 1000 + WAKE_S + 10 * LOOK_S

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import voltpy
 from tests.readable import readable
 from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
+from voltpy import busy_poll
 from voltpy.address import Address
 from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -577,9 +579,13 @@ def test_nobody_waits_awake_for_ever(cluster: FakeCluster, busy_poll_us: float) 
         voltpy.connect(cluster.url, busy_poll_us=busy_poll_us)
 
 
-def test_threads_are_answered_beside_one_that_waits_awake(cluster: FakeCluster) -> None:
+def test_threads_are_answered_beside_one_that_waits_awake(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy_poll, "TAKEN_S", inf)  # however busy the machine is
     with voltpy.connect(cluster.url, busy_poll_us=100_000) as db:
         assert [db.call("echo", number) for number in range(200)] == list(range(200))
+        assert db._busy_poll._in_a_row > 100
         in_threads(4, lambda number: [db.call("echo", number) for _ in range(100)])
         cluster.partition(0).deaf.set()
         ended = []
