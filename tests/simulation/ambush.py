@@ -353,6 +353,6 @@ def _reads_again(coordinator: Process) -> bool:
 # Whether whoever passes by is the one who is waited for, where not everybody is.
 FITTING: dict[str, Callable[[Process], bool]] = {
     "borrowed in vain": _borrows_again,
-    "a table is lent": lambda process: bool(process.server._participant._loans.tables),
+    "a table is lent": lambda process: bool(process.server._participant._loans.lent_tables),
     "between two rounds": _reads_again,
 }
