@@ -9,6 +9,7 @@ in a read round        nothing is written, so a SELECT that can be taken apart i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from coordinator.borrowed import FragmentWish, Tables
@@ -67,7 +68,7 @@ class StatementsAcross(Statements):
 
 
 def _wishes(
-    prepared: Prepared, parameters: Sequence[Any], allowed: frozenset[int], call: Any
+    prepared: Prepared, parameters: Sequence[Any], allowed: frozenset[int], call: tuple[int, int, datetime] | None
 ) -> list[FragmentWish] | None:
     """A fragment of each partition, the first of which speaks for what all have a copy of; None: it can't be sent."""
     try:

@@ -203,7 +203,7 @@ class StreamLink:
         """Takes in whatever has arrived until now, its end too: `receive`, then `is_lost`, have it without a look."""
         while not self._lost and self._read():
             pass
-        self._empty = True
+        self._empty = True  # the last look found nothing: `receive` would look once more
 
     def _read(self) -> bool:
         """Whether there was something to read."""
