@@ -25,6 +25,7 @@ from partitions.index import NOWHERE, PrimaryIndex
 from voltpy.errors import DuplicateKey
 from voltpy.row import MAX_ROW_BYTES, RowFormat
 from voltpy.row_source import RowSource, functions, row_source
+from voltpy.schema import Column
 from voltpy.schema import Table as TableSchema
 
 # That the value in the partition column lives here is checked once for each value in a row: a transaction repeats its
@@ -40,6 +41,9 @@ _OWNED = {
 """,
 }
 
+# Columns of which a value is surely a key, or part of one, when its type is this.
+_SIMPLE = {"INT": "_int", "STRING": "_str"}
+
 # The row with `_key`, or None, as `_old`; UNTOUCHED will do for one that the batch has not changed, unless somebody is
 # told of it. The key has the right type.
 _FOUND = """
@@ -53,7 +57,7 @@ _FOUND = """
             _old = {seen}
             _places[_key] = _seen_id
         else:
-            _row_id = _find(_key, {nowhere})
+            _row_id = {find}
             if _row_id == {nowhere}:
 {owned}
             {fetched}
@@ -64,18 +68,18 @@ _FOUND = """
 # cache, and displaces nothing.
 _GET = """
 def get(_key, /):
-    "The row with this primary key, or None."
+    "The row with this primary key (a tuple where it has several columns), or None."
     nonlocal _seen_key, _seen_row, _seen_id
     _old = _row_of(_key)
     if _old is not None:
         return _old
-    if _type(_key) is not _key_type or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
+    if {unfit} or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
         _old = _find_row(_key)
     elif _key == _seen_key:
         _old = _seen_row
     else:
         try:
-            _row_id = _find(_key, {nowhere})
+            _row_id = {find}
         except _UnfitKey:
             return _find_row(_key)
         if _row_id == {nowhere}:
@@ -94,7 +98,7 @@ def get(_key, /):
     return _old
 """
 
-# Whether a key of several columns, or a float, is one at all needs a closer look than at its type.
+# Whether a float, a time or a truth value is a key, and which, needs a closer look than at its type.
 _GET_THE_LONG_WAY = """
 def get(_key, /):
     "The row with this primary key (a tuple where it has several columns), or None."
@@ -187,7 +191,7 @@ def update(_key, /, **_changes):
             _undone = _old
     if not _fixed.isdisjoint(_changes):
         _check_fixed(_changes)
-    if _type(_key) is not _key_type:
+    if {unfit}:
         _key = _key_of(_old)
     if _heap.cold:
         _need(_key)
@@ -216,7 +220,7 @@ def update(_key, /, **_changes):
 """
 
 _SOUGHT = """
-        if _type(_key) is not _key_type or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
+        if {unfit} or _key in _inserted or _key in _updated or _table._away or _key in _table._old:
             _old = _find_row(_key)
         elif _key == _seen_key:
             _old = _seen_row
@@ -224,7 +228,7 @@ _SOUGHT = """
             _undone = _untouched
         else:
             try:
-                _row_id = _find(_key, {nowhere})
+                _row_id = {find}
             except _UnfitKey:
                 _row_id = {nowhere}
             if _row_id == {nowhere}:
@@ -292,8 +296,9 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
     rows = row_source(schema, format)
     has_unique, has_views = table.lookups is not None and bool(table.lookups.unique), table.maintain is not None
     is_told = table.lookups is not None or has_views  # somebody, of the row before: UNTOUCHED won't do
-    source = _source(schema, index, rows, is_told=is_told, has_unique=has_unique, has_views=has_views)
-    bound = rows.bound | {
+    find, names_of_find = index.find_source("_key")
+    source = _source(schema, index, rows, find, is_told=is_told, has_unique=has_unique, has_views=has_views)
+    bound = rows.bound | names_of_find | {
         "_table": table, "_rows": table._rows, "_row_of": table._rows.get, "_inserted": table._inserted,
         "_places": table._places,
         "_untouched": None if is_told else UNTOUCHED,
@@ -302,8 +307,9 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
         "_verify": table.owner.verify, "_name": schema.name, "_find_row": table._find_row,
         "_check_fixed": table._check_fixed,
         "_check_unique": None if table.lookups is None else table.lookups.unique.check,
-        "_maintain": table.maintain, "_find": index.find, "_read": heap.read,
-        "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_fixed": table._fixed_columns,
+        "_maintain": table.maintain, "_read": heap.read,
+        "_heap": heap, "_need": table.need, "_key_type": table._key_type, "_tuple": tuple,
+        "_fixed": table._fixed_columns,
         "_duplicate": duplicate, "_no_row": no_row, "_UnfitKey": (OverflowError, UnicodeEncodeError),
     }  # fmt: skip
     source = f"\n_seen_key = _seen_row = None; _seen_id = {NOWHERE}{source}"
@@ -316,7 +322,14 @@ def accessors(table: Any, format: RowFormat, index: PrimaryIndex, heap: Heap) ->
 
 
 def _source(
-    schema: TableSchema, index: PrimaryIndex, rows: RowSource, *, is_told: bool, has_unique: bool, has_views: bool
+    schema: TableSchema,
+    index: PrimaryIndex,
+    rows: RowSource,
+    find: str,
+    *,
+    is_told: bool,
+    has_unique: bool,
+    has_views: bool,
 ) -> str:
     """The functions' text."""
     views = _VIEWS.format(key="_key", old="_old") if has_views else ""
@@ -349,23 +362,42 @@ def _source(
         else:
             there = ("else:" if index.ordered else fetched) + "\n    _old = _untouched"
             seen = "_untouched"
-        found = found.format(owned=owned_row, nowhere=NOWHERE, fetched=_inside(there, 12), seen=seen).strip("\n")
+        found = found.format(owned=owned_row, find=find, nowhere=NOWHERE, fetched=_inside(there, 12), seen=seen)
+        found = found.strip("\n")
         keyed = _KEYED.format(
             parameters=rows.parameters, made=rows.made, key=rows.key, found=found, unique=unique, views=views,
             come=_COME, over=_OVER,
         )  # fmt: skip
-    owned_key = owned.format("_key") if schema.primary_key == (part,) else "pass"
-    is_simple = len(key_columns) == 1 and key_types <= {"INT", "STRING"} and not is_null_a_key
+    owned_key = owned.format(_part_of_key(schema)) if part in schema.primary_key else "pass"
+    is_simple = key_types <= _SIMPLE.keys() and not is_null_a_key
+    unfit = _unfit(key_columns) if is_simple else "_type(_key) is not _key_type"
     get = _GET if is_simple else _GET_THE_LONG_WAY
-    get = get.format(owned=indent(owned_key, 12 * " "), nowhere=NOWHERE, fetched=_inside(fetched, 8))
+    get = get.format(
+        owned=indent(owned_key, 12 * " "), unfit=unfit, find=find, nowhere=NOWHERE, fetched=_inside(fetched, 8)
+    )
     sought = _SOUGHT if is_simple else _SOUGHT_THE_LONG_WAY
-    sought = sought.format(nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
-    update = _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique, views=views, sought=sought)
+    sought = sought.format(unfit=unfit, find=find, nowhere=NOWHERE, fetched=_inside(fetched, 12)).strip("\n")
+    update = _UPDATE.format(limit=MAX_ROW_BYTES, odd=rows.odd, unique=unique, views=views, sought=sought, unfit=unfit)
     follow = ""
     if schema.view is not None:
         place = "            if _key == _seen_key:\n                _places[_key] = _seen_id" if is_simple else ""
         follow = _FOLLOW.format(parameters=rows.parameters, made=rows.made, place=place, come=_COME, over=_OVER)
     return get + keyed + update + follow + _FORGET
+
+
+def _part_of_key(schema: TableSchema) -> str:
+    """The value in the partition column, which is in the key, of `_key`."""
+    if len(schema.primary_key) == 1:
+        return "_key"
+    return f"_key[{schema.primary_key.index(str(schema.partition_column))}]"
+
+
+def _unfit(key_columns: list[Column]) -> str:
+    """The condition under which `_key` is none, or equal to one and of another type (True, 1.0)."""
+    if len(key_columns) == 1:
+        return "_type(_key) is not _key_type"
+    parts = [f"_type(_key[{at}]) is not {_SIMPLE[column.type]}" for at, column in enumerate(key_columns)]
+    return " or ".join(["_type(_key) is not _tuple", f"_len(_key) != {len(key_columns)}", *parts])
 
 
 def _inside(text: str, spaces: int) -> str:

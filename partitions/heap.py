@@ -319,11 +319,15 @@ class Heap:
         return row_ids
 
     def update(self, row_ids: list[int], images: list[bytes]) -> list[int]:
-        """Replaces rows; their ids, which change for those that had to move to another page."""
+        """Replaces rows; their ids, which change for those that had to move to another page.
+
+        Those that grow wait for the others of their page: to move its rows together costs as much for all as for one.
+        """
         frames, words, memory = self._frames, self._words, self._memory
         slot_bits, slot_mask, dirty = self._slot_bits, self._slot_mask, self._dirty
-        grown = 0
+        shrunk = 0
         moved: list[int] = []  # positions
+        growing: dict[int, list[int]] = {}  # positions by page
         for position, (row_id, image) in enumerate(zip(row_ids, images, strict=True)):
             page = row_id >> slot_bits
             frame = frames[page]
@@ -335,27 +339,27 @@ class Heap:
             length = len(image)
             if (old_length | length) > LENGTH_MASK or length > MAX_INLINE_BYTES:
                 moved.append(position)
-                continue
-            if length == old_length:
+            elif length > old_length:
+                if page in growing:
+                    growing[page].append(position)
+                else:
+                    growing[page] = [position]
+            else:
                 start = frame * PAGE_BYTES + words[at]
                 memory[start : start + length] = image
-                continue
-            if length < old_length:
-                start = frame * PAGE_BYTES + words[at]
-                memory[start : start + length] = image
-                words[at + 1] = length
-                dead = words[base + DEAD] = words[base + DEAD] + old_length - length
-                if dead >= ROOMY_BYTES // 2:
-                    self._mark_if_roomy(page, frame)
-            elif not self._grow_in_page(frame, at, old_length, image):
-                moved.append(position)
-                continue
-            grown += length - old_length
-        self.image_bytes += grown
+                if length < old_length:
+                    words[at + 1] = length
+                    shrunk += old_length - length
+                    dead = words[base + DEAD] = words[base + DEAD] + old_length - length
+                    if dead >= ROOMY_BYTES // 2:
+                        self._mark_if_roomy(page, frame)
+        self.image_bytes -= shrunk
+        for position in moved:
+            self.delete(row_ids[position])
+        for page, positions in growing.items():
+            moved += self._grow_in_page(page, positions, row_ids, images)
         if moved:
             row_ids = row_ids.copy()
-            for position in moved:
-                self.delete(row_ids[position])
             for position, row_id in zip(moved, self.extend([images[position] for position in moved]), strict=True):
                 row_ids[position] = row_id
         return row_ids
@@ -717,26 +721,40 @@ class Heap:
         if page == self._fill:
             self._fill, self._holes = NO_PAGE, []
 
-    def _grow_in_page(self, frame: int, at: int, old_length: int, image: bytes) -> bool:
-        """Puts a longer image of the row whose slot entry is at word `at` into the same page, if it fits."""
-        words = self._words
+    def _grow_in_page(self, page: int, positions: list[int], row_ids: list[int], images: list[bytes]) -> list[int]:
+        """Puts longer images of rows into their page. Those that don't fit are deleted; their positions."""
+        frame, words, slot_mask = self._frames[page], self._words, self._slot_mask
         base = frame * PAGE_WORDS
-        length = len(image)
-        directory_end = HEADER_BYTES + words[base + SLOTS] * SLOT_BYTES
-        if words[base + FLOOR] - directory_end < length:
-            if words[base + FLOOR] - directory_end + words[base + DEAD] + old_length < length:
-                return False
-            words[at] = 0
-            words[base + DEAD] += old_length
-            compact(self._arena, frame)
+        directory = base + HEADER_WORDS
+        replaced, olds = dict[int, bytes](), dict[int, int]()
+        for position in positions:
+            slot = row_ids[position] & slot_mask
+            replaced[slot] = images[position]
+            olds[slot] = words[directory + 2 * slot + 1]
+        length, old_length = sum(map(len, replaced.values())), sum(olds.values())
+        staying = len(positions)
+        while free_bytes(words, frame) + old_length < length:
+            staying -= 1
+            slot, image = replaced.popitem()
+            length -= len(image)
+            old_length -= olds.pop(slot)
+            self.delete(row_ids[positions[staying]])
+        if not staying:
+            return positions
+        if words[base + FLOOR] - HEADER_BYTES - words[base + SLOTS] * SLOT_BYTES < length:
+            compact(self._arena, frame, replaced)
         else:
             words[base + DEAD] += old_length
-        floor = words[base + FLOOR] - length
-        start = frame * PAGE_BYTES + floor
-        self._memory[start : start + length] = image
-        words[base + FLOOR] = words[at] = floor
-        words[at + 1] = length
-        return True
+            floor = words[base + FLOOR]
+            for slot, image in replaced.items():
+                at = directory + 2 * slot
+                floor = words[at] = floor - len(image)
+                words[at + 1] = len(image)
+            words[base + FLOOR] = floor
+            start = frame * PAGE_BYTES + floor
+            self._memory[start : start + length] = b"".join(reversed(replaced.values()))
+        self.image_bytes += length - old_length
+        return positions[staying:]
 
     def _write_overflow(self, image: bytes) -> bytes:
         """Spreads an image over overflow pages, last piece first; the stub that stands for it."""

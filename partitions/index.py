@@ -78,6 +78,13 @@ class PrimaryIndex:
             return [] if row_id == NOWHERE else [row_id]
         return self._collisions[self._hash(key)]
 
+    def find_source(self, key: str) -> tuple[str, dict[str, Any]]:
+        """`find(key, NOWHERE)` for generated functions, as an expression, and the names in it: two calls less."""
+        if self.ordered or self._hash is not _hash:
+            return f"_find({key}, {NOWHERE})", {"_find": self.find}
+        names = {"_find": self._tree.get, "_digest": xxh3_64_intdigest, "_packed": encode}
+        return f"_find(_digest(_packed({key})) - {_HALF}, {NOWHERE})", names
+
     def find_all(self, keys: list[Any]) -> list[int]:
         """`find` for many keys that are all in the index. Raises KeyError for one that is not."""
         numbers = keys if self.ordered else map(self._hash, keys)

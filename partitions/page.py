@@ -33,6 +33,10 @@ import mmap
 import struct
 import sys
 from array import array
+from collections.abc import Mapping
+from itertools import accumulate
+from operator import sub
+from types import MappingProxyType
 
 from google_crc32c import extend
 from google_crc32c import value as crc32c
@@ -53,6 +57,7 @@ OVERFLOW_PAGE = 1
 TABLE_SHIFT = 48  # in a page id
 PAGE_NUMBERS = (1 << TABLE_SHIFT) - 1  # the part of a page id that is the number within the table
 ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
+NO_ROWS: Mapping[int, bytes] = MappingProxyType({})
 
 _EMPTY = struct.Struct("<Q6xHxxH8172x")  # page id, flags, floor; old rows in the free space would go to disk with it
 _SEAL = struct.Struct("<QI10xH")  # page id, checksum, generation
@@ -147,24 +152,28 @@ def free_bytes(words: memoryview, frame: int) -> int:
     return words[base + FLOOR] - HEADER_BYTES - words[base + SLOTS] * SLOT_BYTES + words[base + DEAD]
 
 
-def compact(arena: Arena, frame: int) -> None:
-    """Moves the rows together, so that the dead bytes join the free space. Slots keep their numbers."""
+def compact(arena: Arena, frame: int, replaced: Mapping[int, bytes] = NO_ROWS) -> None:
+    """Moves the rows together, so that the dead bytes join the free space. Slots keep their numbers.
+
+    `replaced`: by slot, what takes the places of rows. The caller has made sure that all of it fits.
+    """
     words, memory = arena.words, arena.memory
     base, start = frame * PAGE_WORDS, frame * PAGE_BYTES
     image = memory[start : start + PAGE_BYTES]
     directory = array("H", image[HEADER_BYTES : HEADER_BYTES + words[base + SLOTS] * SLOT_BYTES])
-    floor = PAGE_BYTES
-    rows = []
-    for entry in range(0, len(directory), 2):
-        offset, length = directory[entry], directory[entry + 1] & LENGTH_MASK
-        if offset:
-            floor -= length
-            rows.append(image[offset : offset + length])
-            directory[entry] = floor
+    offsets, flagged = directory[0::2], directory[1::2]
+    lengths = [length & LENGTH_MASK for length in flagged]
+    rows = [image[offset : offset + length] for offset, length in zip(offsets, lengths, strict=True)]
+    for slot, row in replaced.items():
+        rows[slot] = row
+        lengths[slot] = flagged[slot] = len(row)
+    floors = list(accumulate(lengths, sub, initial=PAGE_BYTES))
     rows.reverse()
-    memory[start + floor : start + PAGE_BYTES] = b"".join(rows)
+    memory[start + floors[-1] : start + PAGE_BYTES] = b"".join(rows)
+    directory[0::2] = array("H", [floor if offset else 0 for offset, floor in zip(offsets, floors[1:], strict=True)])
+    directory[1::2] = flagged
     memory[start + HEADER_BYTES : start + HEADER_BYTES + len(directory) * 2] = directory.tobytes()
-    words[base + FLOOR] = floor
+    words[base + FLOOR] = floors[-1]
     words[base + DEAD] = 0
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from partitions import heap as heap_module
 from partitions.heap import Heap, slot_bits
-from partitions.page import MAX_INLINE_BYTES, OVERFLOW_BYTES, OVERFLOWS, PAGE_BYTES, STUB_BYTES, Arena
+from partitions.page import MAX_INLINE_BYTES, OVERFLOW_BYTES, OVERFLOWS, PAGE_BYTES, STUB_BYTES, Arena, compact
 from voltpy.errors import ReadOnly
 from voltpy.schema import Column, Table
 
@@ -126,6 +127,35 @@ def test_a_row_that_grows_stays_in_its_page_while_there_is_room() -> None:
     heap.check()
     assert heap.update([first], [b"A" * 3300]) != [first]
     heap.check()
+
+
+def test_rows_of_a_full_page_that_grow_in_one_batch_move_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compacted = []
+    monkeypatch.setattr(
+        heap_module, "compact", lambda arena, frame, *rows: compacted.append(frame) or compact(arena, frame, *rows)
+    )
+    modelled = Modelled()
+    row_ids = modelled.add([bytes([i]) * 60 for i in range(127)] + [b"-" * 36])  # not a byte is left
+    assert modelled.heap.pages == 1
+    changed = modelled.update(row_ids[20:40], [bytes([i]) * 70 for i in range(20, 40)])
+    # 200 bytes more: the last three leave 180 behind, and need 30 less.
+    assert [old == new for old, new in zip(row_ids[20:40], changed, strict=True)] == [True] * 17 + [False] * 3
+    assert len(compacted) == 1
+    modelled.check()
+    changed = modelled.update(changed[:5], [bytes([i]) * 71 for i in range(5)])
+    assert changed == row_ids[20:25]
+    modelled.check()
+
+
+def test_all_rows_of_a_page_leave_it_when_none_can_grow_there() -> None:
+    modelled = Modelled()
+    row_ids = modelled.add([b"x" * 40] * 180)
+    for row_id in row_ids[:179]:
+        modelled.delete(row_id)
+    (moved,) = modelled.update(row_ids[179:], [b"y" * MAX_INLINE_BYTES])
+    assert moved != row_ids[179]
+    assert modelled.heap.pages == 1
+    modelled.check()
 
 
 def test_a_row_as_long_as_a_stub_and_its_flag_replaces_one_with_overflow_pages() -> None:

@@ -93,6 +93,25 @@ def test_compaction_keeps_every_row_in_its_slot() -> None:
         assert {slot: row_in(arena, frame, slot) for slot in rows} == rows
 
 
+def test_compaction_puts_what_replaces_rows_in_their_places() -> None:
+    rng = random.Random(2)
+    for _ in range(30):
+        arena = Arena(2 * PAGE_BYTES)
+        frame = arena.allocate(1)
+        rows = {}
+        for _ in range(40):
+            row = rng.randbytes(rng.randrange(1, 90))
+            rows[put(arena, frame, row)] = row
+        for slot in rng.sample(sorted(rows), rng.randrange(20)):
+            drop(arena, frame, slot)
+            del rows[slot]
+        replaced = {slot: rng.randbytes(rng.randrange(1, 180)) for slot in rng.sample(sorted(rows), 10)}
+        compact(arena, frame, replaced)
+        rows.update(replaced)
+        check_page(bytes(image_of(arena, frame)), 1, "after")
+        assert {slot: row_in(arena, frame, slot) for slot in rows} == rows
+
+
 def test_a_full_arena_raises_read_only_and_a_freed_frame_serves_again() -> None:
     arena = Arena(3 * PAGE_BYTES)
     frames = [arena.allocate(page) for page in range(3)]
