@@ -141,7 +141,7 @@ class AsyncClient:
         limit = self._timeout if timeout is None else _positive(timeout)
         self._check_open()
         connection = self._connection
-        info = connection.procedures.get(name)
+        info = connection.cluster.procedures.get(name)
         if info is None:
             lookup = _LookupCall()
             info = await self._start(lookup, lambda now: connection.lookup(lookup, name, now, limit))
@@ -183,7 +183,7 @@ class AsyncClient:
         """
         given = checked_parameters(parameters)
         while True:
-            version = self._connection.catalog_version
+            version = self._connection.cluster.catalog_version
             try:
                 statement = self._statements.get(sql, version)
                 if statement is None:
@@ -194,7 +194,7 @@ class AsyncClient:
                 answer = await self.call(name, *args, timeout=timeout)
             except Error as error:
                 raise in_its_words(error, given) from None
-            if not statement.writes and version != self._connection.catalog_version:
+            if not statement.writes and version != self._connection.cluster.catalog_version:
                 continue  # what it was known to answer may have been so under another schema
             return statement.result(answer)
 
@@ -202,7 +202,7 @@ class AsyncClient:
         """The procedures that are loaded, by name."""
         call = _LookupCall()
         await self._start(call, lambda now: self._connection.lookup(call, "", now, self._timeout))
-        return sorted(self._connection.procedures.values(), key=lambda info: info.name)
+        return sorted(self._connection.cluster.procedures.values(), key=lambda info: info.name)
 
     async def status(self) -> dict[str, Any]:
         """The state of every process of the cluster, as `voltpy status --json` prints it."""
@@ -255,7 +255,7 @@ class AsyncClient:
         call.future = future = self._loop.create_future()
         connection = self._connection
         connection.submit(call, name, args, self._loop.time(), limit)
-        if connection.urgent:
+        if connection.unsent.urgent:
             self._tick()
         elif not self._tick_due:
             self._tick_due = True
@@ -321,7 +321,7 @@ class AsyncClient:
         self._deliver()
         if self._links.generation != self._generation:
             self._watch()
-        when = min(self._connection.next_time, self._links.next_time)
+        when = min(self._connection.alarm.time, self._links.next_time)
         timer = self._timer
         if timer is None or when < timer.when():
             self._set_timer(when)
@@ -365,9 +365,8 @@ class AsyncClient:
 
     def _deliver(self) -> None:
         connection = self._connection
-        if connection.settled:
-            settled, connection.settled = connection.settled, []
-            for call in cast(list[_Call], settled):
+        if connection.outcomes.settled:
+            for call in cast(list[_Call], connection.outcomes.take()):
                 future = call.future
                 if future.done():
                     continue
@@ -397,7 +396,7 @@ class AsyncClient:
         limit = max(self._timeout, connection.retry_s)
         deadline = began + limit
         self._links.step(self._loop.time())
-        while connection.topology is None:
+        while connection.cluster.topology is None:
             self._tick()
             if connection.rejected is not None:
                 raise connection.rejected

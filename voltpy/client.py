@@ -212,14 +212,14 @@ class Client:
         call = _Submitted()
         self._check_open()
         with self._mutex:
-            if self._connection.outstanding >= SUBMITTED_CALLS:
+            if self._connection.outcomes.outstanding >= SUBMITTED_CALLS:
                 self._wait_for_room()
             self._check_open()
             now = monotonic()
             self._connection.submit(call, name, args, now, self._timeout)
             if self._poller == _NOBODY:
                 self._start_io()
-            if self._connection.urgent:
+            if self._connection.unsent.urgent:
                 self._send_beside(now)
             self._summon()
             settled = self._take_settled()
@@ -278,7 +278,7 @@ class Client:
         """
         given = checked_parameters(parameters)
         while True:
-            version = self._connection.catalog_version
+            version = self._connection.cluster.catalog_version
             try:
                 known = self._statement(sql, timeout, given)
                 if isinstance(known, Result):
@@ -287,7 +287,7 @@ class Client:
                 answer = self.call(name, *args, timeout=timeout)
             except Error as error:
                 raise in_its_words(error, given) from None
-            if not known.writes and version != self._connection.catalog_version:
+            if not known.writes and version != self._connection.cluster.catalog_version:
                 continue  # what it was known to answer may have been so under another schema
             return known.result(answer)
 
@@ -328,7 +328,7 @@ class Client:
         """The procedures that are loaded, by name."""
         call = _LookupCall()
         self._run(call, lambda now: self._connection.lookup(call, "", now, self._timeout))
-        return sorted(self._connection.procedures.values(), key=lambda info: info.name)
+        return sorted(self._connection.cluster.procedures.values(), key=lambda info: info.name)
 
     def status(self) -> dict[str, Any]:
         """The state of every process of the cluster, as `voltpy status --json` prints it."""
@@ -461,7 +461,7 @@ class Client:
 
     def _queue_up(self, call: _Waiting, now: float) -> bool:
         """Leaves the call to the poller."""
-        if self._connection.urgent:
+        if self._connection.unsent.urgent:
             self._send_beside(now)
         if not call.done:
             call.lock = _locked()
@@ -549,7 +549,7 @@ class Client:
         """Stops being the poller for as long as the user's iterable is read; whoever comes meanwhile may take over."""
         if self._poller != _CALLER or self._caller != threading.get_ident():
             return
-        if self._io_wanted or self._closed or self._connection.outstanding:
+        if self._io_wanted or self._closed or self._connection.outcomes.outstanding:
             self._leave()
         else:
             self._poller = _NOBODY
@@ -557,7 +557,7 @@ class Client:
     def _statement(self, sql: str, timeout: float | None, parameters: Sequence[Any]) -> KnownStatement | Result:
         """What is known of the statement; of one that changes the schema, its answer."""
         with self._mutex:
-            known = self._statements.get(sql, self._connection.catalog_version)
+            known = self._statements.get(sql, self._connection.cluster.catalog_version)
         if known is None:
             if changes_schema(sql, parameters):
                 return schema_changed(self._admin("change_schema", {"text": sql}, timeout)["kind"])
@@ -567,7 +567,7 @@ class Client:
         return known
 
     def _info(self, name: str, timeout: float) -> ProcedureInfo:
-        info = self._connection.procedures.get(name)
+        info = self._connection.cluster.procedures.get(name)
         if info is None:
             call = _LookupCall()
             found: ProcedureInfo = self._run(call, lambda now: self._connection.lookup(call, name, now, timeout))
@@ -590,7 +590,7 @@ class Client:
     def _prepare_sleep(self, now: float) -> tuple[select.poll, float]:
         self._refresh_poll()
         self._sleeping = True
-        wait_s = min(self._connection.next_time - now, self._links.next_time - now, SLICE_S)
+        wait_s = min(self._connection.alarm.time - now, self._links.next_time - now, SLICE_S)
         return self._poll, max(wait_s * 1000.0, 0.0)
 
     def _wake_up(self, events: list[tuple[int, int]], now: float) -> None:
@@ -605,7 +605,7 @@ class Client:
                 os.read(self._wake_in, 4096)
         if not events:
             links.pump(now)  # a slice is over
-        elif now >= self._connection.next_time or now >= links.next_time:
+        elif now >= self._connection.alarm.time or now >= links.next_time:
             links.step(now)
         links.flush(now)
 
@@ -654,7 +654,7 @@ class Client:
         if self._closed:
             return True
         connection = self._connection
-        if connection.outstanding > 1 or self._batches:
+        if connection.outcomes.outstanding > 1 or self._batches:
             self._contended_at = now
         return not connection.busy() and not self._batches and now - self._contended_at > IO_IDLE_S
 
@@ -668,11 +668,9 @@ class Client:
                 else:
                     waiting.append((batch, lock))
             self._batches = waiting
-        if self._submitters and self._connection.outstanding <= SUBMITTED_CALLS // 2:
+        if self._submitters and self._connection.outcomes.outstanding <= SUBMITTED_CALLS // 2:
             self._room.notify_all()
-        # Never the list itself, not even an empty one: another thread would add to it, and both would deliver.
-        settled, self._connection.settled = self._connection.settled, []
-        return settled
+        return self._connection.outcomes.take()
 
     def _release_batches(self) -> None:
         """The client is closed: their threads look, and raise."""
@@ -685,7 +683,7 @@ class Client:
             return  # a callback: it would wait for itself
         self._submitters += 1
         try:
-            self._room.wait_for(lambda: self._closed or self._connection.outstanding <= SUBMITTED_CALLS // 2)
+            self._room.wait_for(lambda: self._closed or self._connection.outcomes.outstanding <= SUBMITTED_CALLS // 2)
         finally:
             self._submitters -= 1
 
@@ -705,7 +703,7 @@ class Client:
             with self._mutex:
                 now = monotonic()
                 links.pump(now)
-                if connection.topology is not None:
+                if connection.cluster.topology is not None:
                     direct_until = min(direct_until, now + DIRECT_WAIT_S)
                     if now >= direct_until or not links.undecided():
                         return

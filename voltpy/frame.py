@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Raw
@@ -18,20 +19,28 @@ _encode = wire.encode
 
 
 class Frame:
-    """One frame to send, and what is in it, should it turn out that it can't be sent.
+    """One frame to send, and what is in it: calls of lanes, those of a group, or other calls.
 
     `look`: other answers were due where it goes, so one may have arrived unnoticed while it was sent.
     """
 
     __slots__ = ("calls", "data", "destination", "group", "look", "others")
 
-    def __init__(self, destination: int, data: bytes) -> None:
+    def __init__(
+        self,
+        destination: int,
+        data: bytes,
+        calls: Sequence[Pending] = (),
+        look: bool = True,
+        group: Group | None = None,
+        others: Sequence[Everywhere | Command] = (),
+    ) -> None:
         self.destination = destination
         self.data = data
-        self.calls: list[Pending] = []
-        self.group: Group | None = None
-        self.look = True
-        self.others: list[Everywhere | Command] = []
+        self.calls = calls
+        self.look = look
+        self.group = group
+        self.others = others
 
 
 def frame_of_calls(client_id: int, catalog_version: int, destination: int, calls: list[Pending]) -> Frame:
@@ -71,7 +80,5 @@ def frame_of_calls(client_id: int, catalog_version: int, destination: int, calls
             )
             for (procedure, partition, floor), members in together.items()
         ]
-    frame = Frame(destination, _encode(Calls(catalog_version, groups)))
-    frame.calls = calls
-    frame.look = destination == ROUTER or calls[0].lane.unanswered > len(calls)
-    return frame
+    look = destination == ROUTER or calls[0].lane.unanswered > len(calls)
+    return Frame(destination, _encode(Calls(catalog_version, groups)), calls, look)

@@ -18,19 +18,38 @@ class InFlight:
     """The sent calls: alone in `calls`, as columns in `groups` (by their first number), not of one lane in `others`.
 
     It keeps the lanes' counts of what is unanswered. It settles nothing but results of groups, which go straight into
-    their batch; the other calls are given back to be settled or sent again.
+    their batch; the other calls are given back to be settled or sent again. `last_number` is the last one given.
     """
 
+    __slots__ = ("_firsts", "calls", "groups", "last_number", "others")
+
     def __init__(self) -> None:
+        self.last_number = 0
         self.calls: dict[int, Pending] = {}
         self.groups: dict[int, Group] = {}
         self.others: dict[int, Everywhere | Command] = {}
         self._firsts: list[int] = []  # the keys of groups, ascending
 
+    def add(self, call: Pending, via: int, catalog_version: int) -> None:
+        """A call of a lane, which has counted it, is sent: it gets its number, unless an attempt before had it."""
+        lane = call.lane
+        if call.number == 0:
+            self.last_number = call.number = self.last_number + 1
+            call.lsn = lane.lsn
+        call.via = via
+        call.incarnation = lane.incarnation
+        call.catalog_version = catalog_version
+        self.calls[call.number] = call
+
     def add_group(self, group: Group) -> None:
-        self.groups[group.first] = group
-        self._firsts.append(group.first)
+        """A group is sent, under the numbers that follow the last one."""
         lane = group.lane
+        group.first = first = self.last_number + 1
+        group.incarnation = lane.incarnation
+        group.lsn = lane.lsn
+        self.last_number += group.count
+        self.groups[first] = group
+        self._firsts.append(first)
         lane.unanswered += group.count
         lane.unanswered_bytes += group.bytes
 

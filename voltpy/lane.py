@@ -68,7 +68,8 @@ class Lane:
         return self.direct_window if self.direct else self.routed_window
 
     def has_room(self) -> bool:
-        return self.unanswered < self.window and self.unanswered_bytes < WINDOW_BYTES
+        window = self.direct_window if self.direct else self.routed_window
+        return self.unanswered < window and self.unanswered_bytes < WINDOW_BYTES
 
     def take_calls(self, withdraw: Callable[[Pending], None]) -> list[Pending]:
         """Takes the next frame's calls out of the queue, and counts them as unanswered; none when none is left.

@@ -101,7 +101,7 @@ class Links:
         if link.may_be_lost(fd) and self.links.get(link.destination) is link and link.is_lost():
             self._take(link, now)
             self._drop(link, now)
-        if self.connection.topologies != self._topologies_seen:
+        if self.connection.cluster.topologies != self._topologies_seen:
             self.step(now)
 
     def step(self, now: float) -> None:
@@ -110,12 +110,12 @@ class Links:
         connection.expire(now)
         if ROUTER not in self.links and now >= self._retry_at.get(ROUTER, 0.0):
             self._open(ROUTER, 0, self.address.tcp(self.address.port), now)
-        self._topologies_seen = connection.topologies
-        if connection.affinity and connection.topology is not None:
-            for destination in [key for key in self.links if key >= len(connection.lanes)]:
+        self._topologies_seen = connection.cluster.topologies
+        if connection.affinity and connection.cluster.topology is not None:
+            for destination in [key for key in self.links if key >= len(connection.cluster.lanes)]:
                 self._drop(self.links[destination], now)
-            for lane in connection.lanes:
-                self._tend(lane, connection.topology, now)
+            for lane in connection.cluster.lanes:
+                self._tend(lane, connection.cluster.topology, now)
         for link in list(self.links.values()):
             if not link.welcomed and now - link.opened >= WELCOME_WAIT_S:
                 self._drop(link, now)

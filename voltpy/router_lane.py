@@ -7,6 +7,8 @@ unknown    calls of procedures that we have not heard of. A Hello asks for the t
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from voltpy.calls import Command, Everywhere, Pending
 
 
@@ -40,6 +42,13 @@ class RouterLane:
     def take_unknown(self) -> list[Pending]:
         unknown, self.unknown = self.unknown, []
         return unknown
+
+    def take_known(self, procedures: Container[str]) -> list[Pending]:
+        """Takes out the calls that wait to hear of one of these procedures."""
+        known = [call for call in self.unknown if call.procedure in procedures]
+        if known:
+            self.unknown = [call for call in self.unknown if call.procedure not in procedures]
+        return known
 
     @property
     def has_told_all(self) -> bool:

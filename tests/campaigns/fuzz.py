@@ -652,7 +652,7 @@ class Client(Target):
             self.connection.submit(call, "put", (self.rng.choice(KEYS), 1), self.now, 10.0)
             self.pending.append(call)
         self.connection.frames(self.now)
-        self.connection.settled.clear()
+        self.connection.outcomes.take()
 
     def case(self, frame: bytes) -> bool:
         self.now += 0.01
@@ -671,7 +671,7 @@ class Client(Target):
         self.connection.expire(self.now + 100.0)
         self.connection.close("the end")
         must(all(call.done for call in self.pending), "a call was never settled")
-        must(self.connection.outstanding == 0, "calls are counted that are over")
+        must(self.connection.outcomes.outstanding == 0, "calls are counted that are over")
         self._begin()
         call = self.pending[0]
         reply = Replies(

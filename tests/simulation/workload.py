@@ -318,7 +318,7 @@ class Client:
             links.flush(now_s)
             self._deliver(now_s)
             links.bury()
-            due_s = min(connection.next_time, links.next_time, now_s + 1.0)
+            due_s = min(connection.alarm.time, links.next_time, now_s + 1.0)
             if self.calling:
                 due_s = min(due_s, *self._call_at_s)
             process.wait(max(due_s - now_s, 1e-5))
@@ -346,8 +346,7 @@ class Client:
             self.connection.submit(call, call.procedure_name, call.arguments, now_s, self.timeout_s)
 
     def _deliver(self, now_s: float) -> None:
-        settled, self.connection.settled = self.connection.settled, []
-        for pending in settled:
+        for pending in self.connection.outcomes.take():
             call = pending
             if isinstance(pending, DirectedCall):
                 call = pending.call

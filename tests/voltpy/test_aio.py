@@ -229,7 +229,7 @@ def test_a_dead_partition_is_noticed_at_once(cluster: FakeCluster, announce: boo
             with pytest.raises(voltpy.Unavailable):
                 await db.call("echo", key_of(0))
             cluster.restart(0)
-            await until(lambda: db._connection.lanes[0].direct, "connected to the new process")
+            await until(lambda: db._connection.cluster.lanes[0].direct, "connected to the new process")
             assert await db.call("where", key_of(0)) == 0
 
     run(cluster, body)
@@ -258,7 +258,7 @@ def test_a_restarted_router_is_found_again(cluster: FakeCluster) -> None:
         with pytest.raises((voltpy.Indeterminate, voltpy.Unavailable)):
             await db.call("echo", 1)
         cluster.restart_router()
-        await until(lambda: db._connection.router.ready, "connected again")
+        await until(lambda: db._connection.unsent.router.ready, "connected again")
         assert await db.call("echo", 2) == 2
 
     run(cluster, body, query="?affinity=off")
@@ -283,7 +283,7 @@ def test_garbage_from_a_partition_is_a_protocol_error(cluster: FakeCluster) -> N
         with pytest.raises(voltpy.ProtocolError, match="partition 0"):
             await db.call("echo", key_of(0))
         cluster.partition(0).garbage.clear()
-        await until(lambda: db._connection.lanes[0].direct, "connected again")
+        await until(lambda: db._connection.cluster.lanes[0].direct, "connected again")
         assert await db.call("echo", key_of(0)) == key_of(0)
 
     run(cluster, body)

@@ -19,7 +19,8 @@ from msgspec import Raw
 from voltpy import wire
 from voltpy.batch import UNSETTLED, Batch
 from voltpy.calls import MAX_CALL_BYTES, Command, Everywhere, Lookup, Pending
-from voltpy.connection import ROUTER_WAIT_S, TOPOLOGY_WAIT_S, Connection
+from voltpy.cluster_changes import TOPOLOGY_WAIT_S
+from voltpy.connection import ROUTER_WAIT_S, Connection
 from voltpy.errors import (
     Aborted,
     BadArguments,
@@ -126,7 +127,7 @@ class Cluster:
         return call
 
     def batch(self, rows: list[Any], procedure: str = "get", now: float = 0.0, timeout: float = 10.0) -> Batch:
-        batch = Batch(self.connection.procedures[procedure], timeout)
+        batch = Batch(self.connection.cluster.procedures[procedure], timeout)
         self.connection.fill(batch, rows, now)
         batch.finished = True
         self.connection.push(batch, now)
@@ -196,7 +197,7 @@ def test_a_call_goes_to_the_partition_of_its_key_and_settles_with_its_result(clu
     assert cluster.frames() == []
     cluster.answer(frame, value="done")
     assert (call.done, call.value, call.error) == (True, "done", None)
-    assert cluster.connection.settled == [call]
+    assert cluster.connection.outcomes.settled == [call]
     assert not cluster.connection.busy()
 
 
@@ -216,9 +217,9 @@ def test_a_lone_call_takes_the_short_way_with_the_same_result(cluster: Cluster, 
     )
     assert after.numbers == [before.numbers[0] + 1]
     cluster.answer(two, value="done")
-    assert (short.value, cluster.connection.settled) == ("done", [long, short])
+    assert (short.value, cluster.connection.outcomes.settled) == ("done", [long, short])
     assert not cluster.connection.busy()
-    assert cluster.connection.lanes[0].unanswered == cluster.connection.lanes[0].unanswered_bytes == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == cluster.connection.cluster.lanes[0].unanswered_bytes == 0
 
 
 @pytest.mark.parametrize("args", [(), ([5],), ("\ud800",), (1.5,), (1 << 70,), (1, object()), (1, b"x" * (1 << 21))])
@@ -304,7 +305,7 @@ def test_a_reply_that_comes_twice_or_to_nobody_is_ignored(cluster: Cluster) -> N
     cluster.fail(0, 999, "Aborted")
     cluster.feed(0, Replies(0, 1, 1, [ReplyGroup(78, [call.number], Raw(wire.encode([4])))], []))
     assert call.value == 1
-    assert cluster.connection.settled == [call]
+    assert cluster.connection.outcomes.settled == [call]
 
 
 # ── windows ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -328,8 +329,8 @@ def test_frames_hold_128_calls_and_a_window_eight_frames(cluster: Cluster) -> No
             cluster.answer(frame)
     cluster.answer(one_more)
     assert all(call.done and call.error is None for call in calls)
-    assert cluster.connection.lanes[0].unanswered == 0
-    assert cluster.connection.lanes[0].unanswered_bytes == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
+    assert cluster.connection.cluster.lanes[0].unanswered_bytes == 0
 
 
 def test_a_withdrawn_call_does_not_hold_back_the_batch_behind_it(cluster: Cluster) -> None:
@@ -347,7 +348,7 @@ def test_all_partitions_together_stay_within_the_routers_limit(partitions: int, 
     cluster.welcome()
     keys = range(2 * CALLS_IN_FLIGHT_A_CLIENT)
     if as_batch:
-        batch = Batch(cluster.connection.procedures["get"], 10.0)
+        batch = Batch(cluster.connection.cluster.procedures["get"], 10.0)
         cluster.connection.fill(batch, [(key,) for key in keys], 0.0)
         batch.finished = True
         cluster.connection.push(batch, 0.0)
@@ -382,11 +383,11 @@ def test_a_full_window_of_one_partition_does_not_hold_back_another(cluster: Clus
 def test_a_frame_that_fills_up_is_urgent(cluster: Cluster) -> None:
     for key in keys_of(0, CALLS_A_FRAME - 1):
         cluster.submit("get", key)
-    assert not cluster.connection.urgent
+    assert not cluster.connection.unsent.urgent
     cluster.submit("get", key_of(0))
-    assert cluster.connection.urgent
+    assert cluster.connection.unsent.urgent
     cluster.frames()
-    assert not cluster.connection.urgent
+    assert not cluster.connection.unsent.urgent
 
 
 def test_large_arguments_make_smaller_frames(cluster: Cluster) -> None:
@@ -467,8 +468,8 @@ def test_a_batch_takes_replies_in_any_pieces_and_errors_between(cluster: Cluster
     assert batch.left == 0
     assert [key if type(result) is Aborted else result for key, result in enumerate(batch.results)] == list(range(300))
     assert sum(type(result) is Aborted for result in batch.results) == 30
-    assert [lane.unanswered for lane in cluster.connection.lanes] == [0, 0, 0]
-    assert [lane.unanswered_bytes for lane in cluster.connection.lanes] == [0, 0, 0]
+    assert [lane.unanswered for lane in cluster.connection.cluster.lanes] == [0, 0, 0]
+    assert [lane.unanswered_bytes for lane in cluster.connection.cluster.lanes] == [0, 0, 0]
     assert type(batch.first_error()) is Aborted
 
 
@@ -487,7 +488,7 @@ def test_rows_that_cannot_travel_fail_alone(cluster: Cluster) -> None:
 
 def test_a_row_that_its_generator_changes_afterwards_is_sent_as_it_was(cluster: Cluster) -> None:
     row = [1, "first"]
-    batch = Batch(cluster.connection.procedures["put"], 10.0)
+    batch = Batch(cluster.connection.cluster.procedures["put"], 10.0)
     cluster.connection.fill(batch, [row], 0.0)
     row[1] = "second"
     batch.finished = True
@@ -507,7 +508,7 @@ def test_a_batch_of_unreadable_depth_fails_as_bad_arguments(cluster: Cluster) ->
 
 def test_partial_groups_leave_when_the_lane_would_run_dry(cluster: Cluster) -> None:
     connection = cluster.connection
-    batch = Batch(connection.procedures["get"], 10.0)
+    batch = Batch(connection.cluster.procedures["get"], 10.0)
     connection.fill(batch, [(key,) for key in keys_of(0, 50)], 0.0)
     assert cluster.frames() == []
     connection.push(batch, 0.0)
@@ -527,7 +528,7 @@ def test_partial_groups_leave_when_the_lane_would_run_dry(cluster: Cluster) -> N
 
 def test_room_bounds_what_is_read(cluster: Cluster) -> None:
     connection = cluster.connection
-    batch = Batch(connection.procedures["get"], 10.0)
+    batch = Batch(connection.cluster.procedures["get"], 10.0)
     while (room := connection.room(batch)) > 0:
         connection.fill(batch, [(key,) for key in range(min(room, 256))], 0.0)
     assert batch.left == 3 * WINDOW_CALLS
@@ -535,7 +536,7 @@ def test_room_bounds_what_is_read(cluster: Cluster) -> None:
 
 def test_dropping_the_unsent_leaves_the_sent_to_settle(cluster: Cluster) -> None:
     connection = cluster.connection
-    batch = Batch(connection.procedures["get"], 10.0)
+    batch = Batch(connection.cluster.procedures["get"], 10.0)
     connection.fill(batch, [(key,) for key in keys_of(0, WINDOW_CALLS + 488)], 0.0)
     frames = cluster.frames()
     connection.drop_unsent(batch)
@@ -558,10 +559,10 @@ def test_a_call_that_was_sent_times_out_as_indeterminate(cluster: Cluster) -> No
     cluster.connection.expire(103.0)
     assert type(error_of(call)) is Indeterminate
     assert "timed out after 3 s" in str(call.error)
-    assert cluster.connection.lanes[0].unanswered == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
     cluster.answer(frame, 104.0)
-    assert cluster.connection.lanes[0].unanswered == 0
-    assert cluster.connection.settled == [call]
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
+    assert cluster.connection.outcomes.settled == [call]
 
 
 def test_a_call_that_was_never_sent_times_out_as_unavailable(cluster: Cluster) -> None:
@@ -582,7 +583,7 @@ def test_a_batch_times_out_frame_by_frame(cluster: Cluster) -> None:
     kinds = [type(result).__name__ for result in batch.results]
     sent = ["int"] * 5 + ["Indeterminate"] * 123 + ["list"] * 128 + ["Indeterminate"] * (WINDOW_CALLS - 256)
     assert kinds == sent + ["Unavailable"] * 188
-    assert cluster.connection.lanes[0].unanswered == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
     cluster.answer(frames[3])
     assert type(batch.results[-189]) is Indeterminate
     assert not cluster.connection.busy()
@@ -591,10 +592,10 @@ def test_a_batch_times_out_frame_by_frame(cluster: Cluster) -> None:
 def test_next_time_is_the_earliest_deadline(cluster: Cluster) -> None:
     cluster.submit("get", key_of(0), now=0.0, timeout=10.0)
     cluster.submit("get", key_of(0), now=0.0, timeout=4.0)
-    assert cluster.connection.next_time == 4.0
+    assert cluster.connection.alarm.time == 4.0
     cluster.frames()
     cluster.connection.expire(4.0)
-    assert cluster.connection.next_time == 10.0
+    assert cluster.connection.alarm.time == 10.0
 
 
 # ── partitions that die ────────────────────────────────────────────────────────────────────────────────────────────
@@ -615,7 +616,7 @@ def test_a_partition_that_dies_settles_its_calls_at_once(cluster: Cluster) -> No
     for frame in frames:
         cluster.answer(frame)
     assert other.error is None
-    assert cluster.connection.lanes[0].unanswered == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
     cluster.incarnations[0] = 2
     cluster.announce()
     again = cluster.submit("get", key_of(0))
@@ -742,7 +743,7 @@ def test_calls_wait_for_a_router_that_is_being_connected_to() -> None:
     call, directed = cluster.submit("get", 1, now=6.0), Everywhere()
     connection.everywhere(directed, "count", (), 6.0, 10.0)
     assert cluster.frames(6.0) == []
-    assert connection.next_time <= 6.0 + ROUTER_WAIT_S
+    assert connection.alarm.time <= 6.0 + ROUTER_WAIT_S
     connection.expire(6.0 + ROUTER_WAIT_S)
     cluster.frames(6.0 + ROUTER_WAIT_S)
     assert [type(error_of(waiting)) for waiting in (call, directed)] == [Unavailable, Unavailable]
@@ -754,7 +755,7 @@ def test_a_frame_that_could_not_be_sent_was_never_sent(cluster: Cluster) -> None
     frames = cluster.frames()
     for frame in reversed(frames):
         cluster.connection.unsend(frame)
-    assert cluster.connection.lanes[0].unanswered == 0
+    assert cluster.connection.cluster.lanes[0].unanswered == 0
     cluster.connection.lost(0, 0.0)
     cluster.connection.expire(5.0)
     assert not call.done
@@ -862,7 +863,7 @@ def test_a_late_answer_of_a_dead_incarnation_does_not_settle_a_retry(patient: Cl
     patient.frames()
     patient.feed(0, Replies(0, 1, 500, [ReplyGroup(77, [call.number], Raw(wire.encode(["old"])))], []))
     assert not call.done
-    assert patient.connection.lanes[0].lsn < 500
+    assert patient.connection.cluster.lanes[0].lsn < 500
 
 
 def test_a_runaway_call_is_not_sent_again(patient: Cluster) -> None:
@@ -954,7 +955,7 @@ def test_unsent_calls_are_routed_by_the_new_signature(cluster: Cluster) -> None:
 
 def test_a_batch_survives_a_new_signature(cluster: Cluster) -> None:
     connection = cluster.connection
-    batch = Batch(connection.procedures["put"], 10.0)
+    batch = Batch(connection.cluster.procedures["put"], 10.0)
     rows = [(key, key_of(1)) for key in keys_of(0, 900)]
     connection.fill(batch, rows[:700], 0.0)
     frames = cluster.frames()
@@ -1117,10 +1118,10 @@ def test_an_older_topology_is_ignored_unless_it_opens_a_connection(cluster: Clus
     cluster.version = 3
     cluster.incarnations[0] = 9
     cluster.feed(ROUTER, cluster.topology())
-    assert cluster.connection.lanes[0].incarnation == 1
+    assert cluster.connection.cluster.lanes[0].incarnation == 1
     cluster.connection.lost(ROUTER, 0.0)
     cluster.welcome()
-    assert cluster.connection.lanes[0].incarnation == 9
+    assert cluster.connection.cluster.lanes[0].incarnation == 9
 
 
 def test_another_cluster_at_the_same_address_takes_over() -> None:
@@ -1191,7 +1192,7 @@ def test_the_coordinator_gets_two_batches_of_calls_and_no_more_before_it_answers
         cluster.submit("move", key_of(0), key_of(1))
     frames = cluster.frames()
     assert {frame.destination for frame in frames} == {COORDINATOR}
-    lane = cluster.connection.lanes.coordinator
+    lane = cluster.connection.cluster.lanes.coordinator
     assert sum(len(frame.calls) for frame in frames) == lane.unanswered == COORDINATOR_WINDOW_CALLS == 2 * WINDOW_CALLS
     assert cluster.frames() == []
     cluster.answer(frames[0])
@@ -1317,7 +1318,7 @@ def test_a_call_that_needs_the_coordinator_goes_there_under_its_number(cluster: 
     cluster.answer(frame, value="there")
     cluster.reply(0, [call.number + 1, call.number + 3], ["here", "here"])
     assert (call.value, batch.results) == ("there", ["here", "there", "here"])
-    assert [lane.unanswered for lane in cluster.connection.lanes] == [0, 0, 0]
+    assert [lane.unanswered for lane in cluster.connection.cluster.lanes] == [0, 0, 0]
 
 
 def test_a_call_that_is_elsewhere_in_the_coordinator_too_fails(cluster: Cluster) -> None:
@@ -1466,7 +1467,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.collect()
         assert all(call.done for call in self.calls)
         assert len({id(call) for call in self.settled}) == len(self.settled) == len(self.calls)
-        assert self.cluster.connection.outstanding == 0
+        assert self.cluster.connection.outcomes.outstanding == 0
         for call in self.calls:
             self.check(call.number, call.error, call.value)
         values = [value for batch, _keys in self.batches for value in batch.results if isinstance(value, int)]
@@ -1482,8 +1483,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert self.ran.get(number, 0) == 0, f"{error!r} of a call that ran"
 
     def collect(self) -> None:
-        self.settled += self.cluster.connection.settled
-        self.cluster.connection.settled = []
+        self.settled += self.cluster.connection.outcomes.take()
 
     @rule(count=st.integers(1, 200), seed=st.integers(0, 1000))
     def submit(self, count: int, seed: int) -> None:
@@ -1535,7 +1535,7 @@ class AnyHistory(RuleBasedStateMachine):
                     if group.partition != COORDINATOR:
                         assert group.retry_floor == self.first_floor[number]
                 elif not again or (group.partition == COORDINATOR and number not in self.moved):
-                    self.first_floor[number] = self.cluster.connection.lanes[group.partition].lsn
+                    self.first_floor[number] = self.cluster.connection.cluster.lanes[group.partition].lsn
                 if group.partition == COORDINATOR:
                     assert number in self.moved or group.retry_floor == NEVER_SENT
                     self.moved.add(number)
@@ -1653,7 +1653,7 @@ class AnyHistory(RuleBasedStateMachine):
     @invariant()
     def windows_hold(self) -> None:
         if hasattr(self, "cluster"):
-            lanes = self.cluster.connection.lanes
+            lanes = self.cluster.connection.cluster.lanes
             for lane in lanes.of_partitions:
                 assert 0 <= lane.unanswered <= WINDOW_CALLS
             for lane in lanes[lanes.partitions :]:
