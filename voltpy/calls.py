@@ -73,6 +73,11 @@ class Pending:
         self.floor = NEVER_SENT
         self.batch: Batch | None = None
 
+    @property
+    def is_submitted(self) -> bool:
+        """Whether a connection counts it; an interrupt may have come before."""
+        return hasattr(self, "deadline")
+
     def begin(self) -> bool:
         """Called just before the first attempt leaves. False: its caller has cancelled it."""
         return True

@@ -1,15 +1,16 @@
 """The client for threads: `connect` gives one, and any number of threads may share it.
 
 Sockets and connection are touched under one mutex, by whichever thread has something to send. Sleeping is done outside
-of it, on the sockets' file descriptors, and by one thread at a time, the poller:
+of it, on the sockets' file descriptors, and by one thread at a time: `voltpy.poller` has the states of that role, and
+how it passes on. A caller that is alone with the connection sends its call, sleeps, and takes the answer itself. A
+second one wakes it through a pipe; that one starts the I/O thread, and waits like the rest. So does `submit`. The I/O
+thread ends when for IO_IDLE_S no two calls were outstanding together.
 
-    nobody    nothing is outstanding
-    a caller  alone with the connection: it sends its call, sleeps, and takes the answer itself. The shortest way.
-    I/O       as soon as a second thread comes, or with `submit`: a thread that sends what all have queued and wakes
-              each when its answer is there. It ends when for IO_IDLE_S no two calls were outstanding together.
+Whoever sends also takes in what has arrived on the same socket, for everyone.
 
-A second caller that finds a caller polling wakes it through a pipe; that one starts the I/O thread, and waits like the
-rest. Whoever sends also takes in what has arrived on the same socket, for everyone.
+An interrupt (KeyboardInterrupt, or whatever a signal handler raises) may come anywhere. What a thread does for others
+is then done once more on the way out: it leaves the role of the poller (`_give_up`), and wakes those whose calls have
+ended (`_deliver`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import chain, islice
 from math import inf
+from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from voltpy.address import LISTENS_AGAIN_S, Address
 from voltpy.batch import Batch
@@ -33,7 +35,7 @@ from voltpy.builtin import PLAN
 from voltpy.busy_poll import BusyPoll
 from voltpy.calls import Command, Everywhere, Lookup, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Error, SqlError, Unavailable
+from voltpy.errors import Error, Reentered, SqlError, Unavailable
 from voltpy.known_statements import (
     MANY,
     KnownStatement,
@@ -46,6 +48,7 @@ from voltpy.known_statements import (
 from voltpy.link import Link, StreamLink
 from voltpy.links import DIRECT_WAIT_S, Links
 from voltpy.messages import CALLS_A_FRAME, ProcedureInfo
+from voltpy.poller import CALLER, DISPOSE, NOTHING, START, YIELDING, Duty, Poller
 from voltpy.result import Result
 
 BUSY_POLL_US, BUSY_POLL_MAX_US = 200.0, 100_000
@@ -54,8 +57,6 @@ SLICE_S = 0.2  # the longest sleep: what is due by time is looked after at least
 FRESH_S = 0.001  # sockets that were looked at this recently hold no news worth a look before a call
 ROWS_A_TURN = 256
 SUBMITTED_CALLS = 16384  # past it `submit` waits until half of them are settled
-
-_NOBODY, _CALLER, _IO = range(3)
 
 
 class _Call(Pending):
@@ -143,17 +144,15 @@ class Client:
         self._connection = Connection(secrets.randbits(63) | 1, affinity=address.affinity, retry_s=retry_s)
         self._links = Links(address, self._connection)
         self._statements = KnownStatements()
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
+        # Whether this thread holds it, as a signal handler may find; threading.Condition asks in the same way.
+        self._is_inside: Callable[[], bool] = self._mutex._is_owned  # type: ignore[attr-defined]
         self._room = threading.Condition(self._mutex)
         self._submitters = 0  # threads that wait for room
-        self._poller = _NOBODY
-        self._caller = 0  # which thread, if one polls
-        self._sleeping = False
-        self._io_wanted = False
-        self._thread: threading.Thread | None = None
+        self._poller = Poller()
+        self._thread: threading.Thread | None = None  # the I/O thread
         self._contended_at = 0.0
         self._looked_at = 0.0
-        self._closed = False
         self._batches: list[tuple[Batch, threading.Lock]] = []
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_in, False)
@@ -179,30 +178,41 @@ class Client:
         limit = self._timeout if timeout is None else _positive(timeout)
         if self._links.orphaned:
             self._check_open()
-        with self._mutex:
-            if self._closed:
-                self._check_open()
-            now = monotonic()
-            if now - self._looked_at > FRESH_S:
-                self._look(now)
-            frame = None
-            if self._poller == _NOBODY:
-                frame = self._connection.submit_alone(call, name, args, now, limit)
-            if frame is not None:
-                self._poller = _CALLER
-                self._caller = threading.get_ident()
-                alone = True
-                try:
-                    self._links.send_alone(frame, now)
-                    sleep = self._prepare_sleep(now) if not call.done else None
-                except BaseException:  # an interrupt: others would wait for this thread to poll
-                    self._leave()
-                    raise
-            else:
-                self._connection.submit(call, name, args, now, limit)
-                alone = self._take_turn(now) or self._queue_up(call, now)
-                sleep = None
-        return self._await(call, alone, sleep)
+        poller = self._poller
+        me = get_ident()
+        if poller.thread == me or self._is_inside():
+            self._refuse_to_wait()
+        try:
+            with self._mutex:
+                if poller.closed:
+                    self._check_open()
+                now = monotonic()
+                alone, sleep = poller.take(me), None
+                if alone:
+                    if now - self._looked_at > FRESH_S:
+                        self._look(now)
+                    frame = self._connection.submit_alone(call, name, args, now, limit)
+                    if frame is not None:
+                        self._links.send_alone(frame, now)
+                    else:
+                        self._connection.submit(call, name, args, now, limit)
+                        self._links.flush(now)
+                    if not call.done:
+                        sleep = self._prepare_sleep(now)
+                else:
+                    self._connection.submit(call, name, args, now, limit)
+                    self._hand_over(now)
+                    call.lock = _locked() if not call.done else None
+            if alone:
+                self._poll_for(call, sleep)
+            if call.lock is not None:
+                call.lock.acquire()
+        except BaseException:
+            self._give_up(call)
+            raise
+        if call.error is not None:
+            raise call.error
+        return call.value
 
     def submit(self, name: str, /, *args: Any) -> Future[Any]:
         """Starts a call. The future can be cancelled until the call is sent, which is soon.
@@ -211,19 +221,22 @@ class Client:
         """
         call = _Submitted()
         self._check_open()
-        with self._mutex:
-            if self._connection.outcomes.outstanding >= SUBMITTED_CALLS:
-                self._wait_for_room()
-            self._check_open()
-            now = monotonic()
-            self._connection.submit(call, name, args, now, self._timeout)
-            if self._poller == _NOBODY:
-                self._start_io()
-            if self._connection.unsent.urgent:
-                self._send_beside(now)
-            self._summon()
-            settled = self._take_settled()
-        _deliver(settled)
+        self._refuse_inside()
+        settled: list[Pending] = []
+        try:
+            with self._mutex:
+                if self._connection.outcomes.outstanding >= SUBMITTED_CALLS:
+                    self._wait_for_room()
+                self._check_open()
+                now = monotonic()
+                self._connection.submit(call, name, args, now, self._timeout)
+                self._hand_over(now)
+                settled = self._take_settled()
+            _deliver(settled)
+        except BaseException:
+            _deliver(settled)
+            self._give_up(call)
+            raise
         return call.future
 
     def call_many(
@@ -236,6 +249,7 @@ class Client:
         other calls that were sent have run, or failed too, and the rest was not sent.
         """
         self._check_open()
+        self._refuse_to_wait()
         limit = self._timeout if timeout is None else _positive(timeout)
         info = self._info(name, limit)
         batch = Batch(info, limit)
@@ -244,9 +258,7 @@ class Client:
             while self._advance(batch, source, stop_at_error=not return_exceptions):
                 pass
         except BaseException:
-            with self._mutex:
-                self._connection.abandon(batch)
-                self._leave()
+            self._give_up(batch)
             raise
         if batch.failed and not return_exceptions and (error := batch.first_error()) is not None:
             raise error
@@ -367,19 +379,9 @@ class Client:
         """Ends the connection. Calls under way fail; any later one raises Unavailable. May be called again."""
         if self._links.orphaned:
             return
-        with self._mutex:
-            if self._closed:
-                return
-            self._closed = True
-            self._connection.close("the client was closed")
-            settled = self._take_settled()
-            self._release_batches()
-            self._room.notify_all()
-            self._summon()
-            thread = self._thread
-            if self._poller == _NOBODY:
-                self._dispose()
-        _deliver(settled)
+        self._refuse_inside()
+        self._end("the client was closed")
+        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -395,31 +397,32 @@ class Client:
 
     def _run(self, call: _Waiting, start: Callable[[float], None]) -> Any:
         self._check_open()
-        with self._mutex:
-            self._check_open()
-            now = monotonic()
-            self._look(now)
-            start(now)
-            alone = self._take_turn(now) or self._queue_up(call, now)
-        return self._await(call, alone)
-
-    def _await(self, call: _Waiting, alone: bool, sleep: tuple[select.poll, float] | None = None) -> Any:
-        """The call's result: polling for it if we are `alone` with the connection, else when the poller has it."""
+        self._refuse_to_wait()
         try:
+            with self._mutex:
+                self._check_open()
+                now = monotonic()
+                alone = self._poller.take(get_ident())
+                if alone:
+                    self._look(now)
+                    start(now)
+                    self._links.flush(now)
+                else:
+                    start(now)
+                    self._hand_over(now)
+                    call.lock = _locked() if not call.done else None
             if alone:
-                self._poll_for(call, sleep)
+                self._poll_for(call)
             if call.lock is not None:
                 call.lock.acquire()
         except BaseException:
-            with self._mutex:
-                self._connection.withdraw(call)
-                self._leave()
+            self._give_up(call)
             raise
         if call.error is not None:
             raise call.error
         return call.value
 
-    def _poll_for(self, call: _Waiting, sleep: tuple[select.poll, float] | None) -> None:
+    def _poll_for(self, call: _Waiting, sleep: tuple[select.poll, float] | None = None) -> None:
         """Polls until the call is settled, or until the I/O thread has to take over.
 
         `sleep`: that of `_prepare_sleep`, if it was asked already.
@@ -427,71 +430,70 @@ class Client:
         events: list[tuple[int, int]] | None = None
         if sleep is not None:
             events = self._busy_poll.wait(*sleep)
-        while True:
-            with self._mutex:
-                if events is not None:
-                    self._wake_up(events, monotonic())
-                if call.done or self._io_wanted:
-                    if not call.done:
-                        call.lock = _locked()
-                    self._leave()
-                    settled = self._take_settled()
-                    break
-                sleep = self._prepare_sleep(monotonic())
-            events = self._busy_poll.wait(*sleep)
-        _deliver(settled)
-
-    def _take_turn(self, now: float) -> bool:
-        """Becomes the poller if nobody is, and sends what is queued."""
-        me = threading.get_ident()
-        if self._poller != _NOBODY and (self._poller != _CALLER or self._caller != me):
-            return False  # it may be us already, where an interrupt or a future's callback came between
-        self._poller = _CALLER
-        self._caller = me
-        self._links.flush(now)
-        return True
+        settled: list[Pending] = []
+        try:
+            while True:
+                with self._mutex:
+                    if events is not None:
+                        self._wake_up(events, monotonic())
+                    if call.done or self._poller.role is YIELDING:
+                        if not call.done:
+                            call.lock = _locked()
+                        self._leave(self._connection.busy())
+                        settled = self._take_settled()
+                        break
+                    sleep = self._prepare_sleep(monotonic())
+                events = self._busy_poll.wait(*sleep)
+            _deliver(settled)
+        except BaseException:
+            _deliver(settled)
+            raise
 
     def _look(self, now: float) -> None:
         """While nobody polled, a partition may have died, or the procedures may have changed."""
-        if self._poller == _NOBODY:
-            self._refresh_poll()
-            if self._poll.poll(0) or now >= self._links.next_time:
-                self._links.pump(now)
-            self._looked_at = now
+        self._refresh_poll()
+        if self._poll.poll(0) or now >= self._links.next_time:
+            self._links.pump(now)
+        self._looked_at = now
 
-    def _queue_up(self, call: _Waiting, now: float) -> bool:
-        """Leaves the call to the poller."""
+    def _hand_over(self, now: float) -> None:
+        """Leaves what is queued to the poller, but for full frames."""
         if self._connection.unsent.urgent:
-            self._send_beside(now)
-        if not call.done:
-            call.lock = _locked()
-            self._summon()
-        return False
+            self._links.flush(now)
+        self._carry_out(self._poller.need_io())
 
-    def _summon(self) -> None:
-        """Has the poller look at what is queued. A caller that polls makes room for the I/O thread."""
-        if self._poller == _CALLER:
-            self._io_wanted = True
-        if self._sleeping:
-            self._sleeping = False
+    def _leave(self, busy: bool) -> None:
+        """Stops being the poller, if we are; somebody else has to poll if the client is `busy`."""
+        duty = self._poller.leave(get_ident(), busy)
+        if duty is not NOTHING:
+            self._carry_out(duty)
+
+    def _carry_out(self, duty: Duty) -> None:
+        if duty is START:
+            self._start_io()
+        elif duty is DISPOSE:
+            self._dispose()
+        elif duty is not NOTHING:
             os.write(self._wake_out, b"\0")
 
-    def _send_beside(self, now: float) -> None:
-        """Sends while another thread polls, which may have taken in what that thread waits for."""
-        self._links.flush(now)
-        if self._poller == _CALLER or self._links.generation != self._generation:
-            self._summon()
-
-    def _leave(self) -> None:
-        """Stops being the poller; someone else has to poll if anything is outstanding."""
-        if self._poller != _CALLER or self._caller != threading.get_ident():
-            return
-        self._poller = _NOBODY
-        if self._closed:
-            self._dispose()
-        elif self._io_wanted or self._connection.busy():
-            self._io_wanted = False
-            self._start_io()
+    def _give_up(self, given_up: Pending | Batch) -> None:
+        """An interrupt, or another error: nobody waits for that any more. What others wait for goes on."""
+        try:
+            with self._mutex:
+                if isinstance(given_up, Batch):
+                    self._connection.abandon(given_up)
+                    self._batches = [(batch, lock) for batch, lock in self._batches if batch is not given_up]
+                else:
+                    self._connection.withdraw(given_up)
+                self._leave(self._connection.busy())
+                settled = self._take_settled()
+            _deliver(settled)
+        except BaseException:  # no thread can be started, or there was a second interrupt
+            if self._poller.thread == get_ident():
+                with self._mutex:
+                    self._poller.end()
+                self._end("no thread could be started for it")
+            raise
 
     # ── call_many ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -505,9 +507,9 @@ class Client:
         with self._mutex:
             self._check_open()
             now = monotonic()
-            if now - self._looked_at > FRESH_S:
+            alone = self._poller.take(get_ident())
+            if alone and now - self._looked_at > FRESH_S:
                 self._look(now)
-            alone = self._take_turn(now)
             if rows:
                 connection.fill(batch, rows, now)
             elif room > 0:
@@ -516,27 +518,27 @@ class Client:
                 connection.drop_unsent(batch)
             if batch.finished or connection.room(batch) <= 0:
                 connection.push(batch, now)
-            if alone:
-                self._links.flush(now)
-            else:
-                self._send_beside(now)
+            self._links.flush(now)
             over = batch.finished and batch.left == 0
             wait = not over and (batch.finished or connection.room(batch) <= 0)
-            if wait and not alone:
-                lock = _locked()
-                self._batches.append((batch, lock))
-                self._summon()
-            if wait and alone and not self._io_wanted:
-                poll, wait_ms = self._prepare_sleep(now)
-            else:
-                wait = False
-                if alone:
-                    self._pause()
             settled = self._take_settled()
+            sleep: tuple[select.poll, float] | None = None
+            if not alone:
+                if wait:
+                    lock = _locked()
+                    self._batches.append((batch, lock))
+                # The flush may have taken in what the poller waits for, or have opened what it does not watch.
+                if wait or self._poller.role is CALLER or self._links.generation != self._generation:
+                    self._carry_out(self._poller.need_io())
+            elif wait and not settled:  # a callback of what has settled may call, which the poller can't
+                sleep = self._prepare_sleep(now)
+            else:
+                self._pause()
         _deliver(settled)
         if lock is not None:
             lock.acquire()
-        elif wait:
+        elif sleep is not None:
+            poll, wait_ms = sleep
             events = poll.poll(wait_ms)
             with self._mutex:
                 self._wake_up(events, monotonic())
@@ -547,12 +549,7 @@ class Client:
 
     def _pause(self) -> None:
         """Stops being the poller for as long as the user's iterable is read; whoever comes meanwhile may take over."""
-        if self._poller != _CALLER or self._caller != threading.get_ident():
-            return
-        if self._io_wanted or self._closed or self._connection.outcomes.outstanding:
-            self._leave()
-        else:
-            self._poller = _NOBODY
+        self._leave(self._connection.outcomes.outstanding > 0)
 
     def _statement(self, sql: str, timeout: float | None, parameters: Sequence[Any]) -> KnownStatement | Result:
         """What is known of the statement; of one that changes the schema, its answer."""
@@ -588,13 +585,20 @@ class Client:
             links.bury()
 
     def _prepare_sleep(self, now: float) -> tuple[select.poll, float]:
-        self._refresh_poll()
-        self._sleeping = True
-        wait_s = min(self._connection.alarm.time - now, self._links.next_time - now, SLICE_S)
-        return self._poll, max(wait_s * 1000.0, 0.0)
+        links = self._links
+        if self._generation != links.generation:
+            self._refresh_poll()
+        self._poller.asleep = True
+        # As min and max have it, at a third of their price.
+        until, alarm = now + SLICE_S, self._connection.alarm.time
+        if alarm < until:
+            until = alarm
+        if links.next_time < until:
+            until = links.next_time
+        return self._poll, (until - now) * 1000.0 if until > now else 0.0
 
     def _wake_up(self, events: list[tuple[int, int]], now: float) -> None:
-        self._sleeping = False
+        self._poller.asleep = False
         self._looked_at = now
         links = self._links
         for fd, _mask in events:
@@ -607,17 +611,23 @@ class Client:
             links.pump(now)  # a slice is over
         elif now >= self._connection.alarm.time or now >= links.next_time:
             links.step(now)
-        links.flush(now)
+        if self._connection.unsent.due:
+            links.flush(now)
 
     # ── the I/O thread ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_io(self) -> None:
-        self._poller = _IO
         self._contended_at = monotonic()
-        self._thread = threading.Thread(target=self._serve, name="voltpy-io", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, name="voltpy-io", daemon=True)
+        thread.start()
+        self._poller.started()
+        self._thread = thread
 
     def _serve(self) -> None:
+        with self._mutex:
+            if not self._poller.begin(get_ident()):
+                return
+            self._thread = threading.current_thread()
         events: list[tuple[int, int]] = []
         clean = False
         try:
@@ -627,10 +637,8 @@ class Client:
                     self._wake_up(events, now)
                     idle = self._is_idle(now)
                     if idle:
-                        self._poller = _NOBODY
                         self._thread = None
-                        if self._closed:
-                            self._dispose()
+                        self._carry_out(self._poller.end())
                     else:
                         poll, wait_ms = self._prepare_sleep(now)
                     settled = self._take_settled()
@@ -642,16 +650,12 @@ class Client:
         finally:
             if not clean:  # a defect: nobody may be left waiting for a thread that is gone
                 with self._mutex:
-                    self._poller = _NOBODY
-                    self._closed = True
-                    self._connection.close("the client's I/O thread failed")
-                    settled = self._take_settled()
-                    self._release_batches()
-                    self._room.notify_all()
-                _deliver(settled)
+                    duty = self._poller.end()
+                self._end("the client's I/O thread failed")
+                self._carry_out(duty)
 
     def _is_idle(self, now: float) -> bool:
-        if self._closed:
+        if self._poller.closed:
             return True
         connection = self._connection
         if connection.outcomes.outstanding > 1 or self._batches:
@@ -664,7 +668,7 @@ class Client:
             for batch, lock in self._batches:
                 ready = batch.left == 0 if batch.finished else self._connection.room(batch) >= CALLS_A_FRAME
                 if ready:
-                    lock.release()
+                    _wake(lock)
                 else:
                     waiting.append((batch, lock))
             self._batches = waiting
@@ -675,15 +679,17 @@ class Client:
     def _release_batches(self) -> None:
         """The client is closed: their threads look, and raise."""
         for _batch, lock in self._batches:
-            lock.release()
+            _wake(lock)
         self._batches.clear()
 
     def _wait_for_room(self) -> None:
-        if threading.current_thread() is self._thread:
+        if self._poller.thread == get_ident():
             return  # a callback: it would wait for itself
         self._submitters += 1
         try:
-            self._room.wait_for(lambda: self._closed or self._connection.outcomes.outstanding <= SUBMITTED_CALLS // 2)
+            self._room.wait_for(
+                lambda: self._poller.closed or self._connection.outcomes.outstanding <= SUBMITTED_CALLS // 2
+            )
         finally:
             self._submitters -= 1
 
@@ -712,9 +718,25 @@ class Client:
                 if now - began >= limit:
                     raise Unavailable(f"no answer from {links.address.url} within {limit:g} s")
                 poll, wait_ms = self._prepare_sleep(now)
-                self._sleeping = False
+                self._poller.asleep = False
                 left_ms = (min(began + limit, direct_until) - now) * 1000.0
             poll.poll(max(0.0, min(wait_ms, left_ms)))
+
+    def _end(self, why: str) -> None:
+        """Ends all calls; the poller closes the sockets, if there is one."""
+        settled: list[Pending] = []
+        try:
+            with self._mutex:
+                if self._poller.closed:
+                    return
+                duty = self._poller.close()
+                self._connection.close(why)
+                settled = self._take_settled()
+                self._release_batches()
+                self._room.notify_all()
+                self._carry_out(duty)
+        finally:
+            _deliver(settled)
 
     def _dispose(self) -> None:
         self._links.close()
@@ -725,8 +747,22 @@ class Client:
         """Not under the mutex: in a forked child it may be locked for ever."""
         if self._links.orphaned:
             raise Unavailable("this client was made by the parent process: after a fork, connect again")
-        if self._closed:
+        if self._poller.closed:
             raise Unavailable("the client is closed")
+
+    def _refuse_inside(self) -> None:
+        """Amid the client's own work in this thread: nothing is as it should be then."""
+        if self._is_inside():
+            raise Reentered("a signal handler, or a finalizer, uses the client amid a call of the same thread")
+
+    def _refuse_to_wait(self) -> None:
+        """Nor may a thread wait while others, or a call of its own, wait for it to poll."""
+        self._refuse_inside()
+        if self._poller.thread == get_ident():
+            raise Reentered(
+                "a signal handler can't call amid a call of the same client in the same thread, nor can a future's "
+                "callback: use submit there, or another client"
+            )
 
     def _admin(self, command: str, body: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         call = _CommandCall()
@@ -736,17 +772,26 @@ class Client:
 
 
 def _deliver(settled: list[Pending]) -> None:
-    """Wakes those who wait. Not under the mutex: a future's callbacks may call the client."""
+    """Wakes those who wait; a second time does no harm. Not under the mutex: a future's callbacks may call."""
     for call in settled:
         if isinstance(call, _Submitted):
+            future = call.future
+            if future.done():
+                continue
             if call.error is None:
-                call.future.set_result(call.value)
+                future.set_result(call.value)
             else:
-                _set_error(call.future, call.error)
+                _set_error(future, call.error)
         else:
-            lock = cast(_Call, call).lock
-            if lock is not None:
-                lock.release()
+            waiting: Any = call
+            if waiting.lock is not None:
+                _wake(waiting.lock)
+
+
+def _wake(lock: threading.Lock) -> None:
+    """Whoever sleeps on it, unless he is awake: then he has it, and needs it no more."""
+    if lock.locked():
+        lock.release()
 
 
 def _set_error(future: Future[Any], error: Error) -> None:

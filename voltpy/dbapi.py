@@ -22,7 +22,7 @@ Errors are those of PEP 249. Each has what voltpy raised as its `__cause__`, and
     ProgrammingError   SqlError, SchemaError, BadArguments, UnknownProcedure, WrongPartition
     OperationalError   Overloaded, ReadOnly, Unavailable, Indeterminate, ProcedureTimeout, ClusterError
     InternalError      Corruption
-    InterfaceError     ProtocolError; use of a connection or cursor that is closed, or has no rows to fetch
+    InterfaceError     ProtocolError, Reentered; use of a connection or cursor that is closed, or has no rows to fetch
     DatabaseError      Aborted, ProcedureError: from procedures
     NotSupportedError  `rollback()` as above
 """
@@ -113,6 +113,7 @@ _TRANSLATIONS: tuple[tuple[type[errors.Error], type[Error]], ...] = (
     (errors.ClusterError, OperationalError),
     (errors.Corruption, InternalError),
     (errors.ProtocolError, InterfaceError),
+    (errors.Reentered, InterfaceError),
 )
 
 

@@ -16,6 +16,7 @@
     ├── ReadOnly              disk or memory is full          the operator makes room: safe   ran, no effect
     ├── Unavailable           the partition is not there      retry later: safe               never ran
     ├── Indeterminate         the answer was lost             look before you retry           may have run
+    ├── Reentered             a signal handler's call, …      its author uses another client  never ran
     ├── ProtocolError         bytes that are not a frame      the author of the client        never ran
     ├── Corruption            bytes on disk are damaged       the operator restores           nothing changed
     └── ClusterError          a command can't be carried out  the operator                    nothing changed
@@ -109,6 +110,11 @@ class Indeterminate(Error):
     """The call was sent and its answer was lost: it may have run, or not."""
 
 
+class Reentered(Error):
+    """A signal handler, or a future's callback, calls the client whose work in the same thread it interrupts, and which
+    could therefore not be answered. Neither call is harmed."""
+
+
 class ProtocolError(Error):
     """Bytes that are not a valid frame, or a frame that is not allowed where it arrived."""
 
@@ -126,7 +132,7 @@ CODES: dict[str, type[Error]] = {
     for cls in (
         Aborted, ProcedureError, ProcedureTimeout, BadArguments, UnknownProcedure, ConstraintViolation, DuplicateKey,
         WrongPartition, SchemaError, SqlError, DataError, Overloaded, ReadOnly, Unavailable, Indeterminate,
-        ProtocolError, Corruption, ClusterError,
+        Reentered, ProtocolError, Corruption, ClusterError,
     )
 }  # fmt: skip
 

@@ -48,10 +48,10 @@ class InFlight:
         group.incarnation = lane.incarnation
         group.lsn = lane.lsn
         self.last_number += group.count
-        self.groups[first] = group
-        self._firsts.append(first)
         lane.unanswered += group.count
         lane.unanswered_bytes += group.bytes
+        self.groups[first] = group
+        self._firsts.append(first)
 
     def take_back(self, group: Group) -> None:
         """It turned out that it was not sent."""
@@ -227,6 +227,8 @@ class InFlight:
         return call
 
     def _forget(self, group: Group) -> None:
+        at = bisect_right(self._firsts, group.first) - 1
+        # Nothing is called in between: no interrupt comes there.
         del self.groups[group.first]
-        del self._firsts[bisect_right(self._firsts, group.first) - 1]
+        del self._firsts[at]
         group.lane.unanswered_bytes -= group.bytes

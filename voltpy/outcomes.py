@@ -35,7 +35,7 @@ class Outcomes:
 
     def withdraw(self, call: Pending) -> None:
         """Forgets a call that nobody waits for any more. If it was sent it may run all the same."""
-        if not call.done:
+        if call.is_submitted and not call.done:
             call.done = True
             self.outstanding -= 1
 

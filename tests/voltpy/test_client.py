@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -17,12 +18,13 @@ import pytest
 
 import voltpy
 from tests.readable import readable
-from tests.voltpy.fake_cluster import FakeCluster, info, wait_until
-from voltpy import busy_poll
+from tests.voltpy.fake_cluster import PROCEDURES, FakeCluster, info, wait_until
+from voltpy import busy_poll, client
 from voltpy.address import Address
 from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
+from voltpy.links import Links
 from voltpy.messages import Runaway
 
 
@@ -592,7 +594,7 @@ def test_threads_are_answered_beside_one_that_waits_awake(
 
         def body(number: int) -> None:
             if number:
-                wait_until(lambda: db._sleeping, "the other thread waits", 3)
+                wait_until(lambda: db._poller.asleep, "the other thread waits", 3)
                 assert db.call("where", key_of(1)) == 1
                 assert not ended
             else:
@@ -742,25 +744,294 @@ def test_a_keyboard_interrupt_leaves_the_client_usable(cluster: FakeCluster) -> 
     db.close()
 
 
-def test_an_interrupt_between_sending_and_sleeping_leaves_the_client_to_other_threads(
-    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert db.call("where", key_of(0)) == 0
-    prepare_sleep = Client._prepare_sleep
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> None:
+    """The next use of owner.name in this thread ends with KeyboardInterrupt: before it, or `after` it is done."""
+    body, thread = getattr(owner, name), threading.current_thread()
 
-    def interrupted(client: Client, now: float) -> Any:
-        monkeypatch.setattr(Client, "_prepare_sleep", prepare_sleep)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if threading.current_thread() is not thread:
+            return body(*args, **options)
+        monkeypatch.setattr(owner, name, body)
+        if after:
+            body(*args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Client, "_prepare_sleep", interrupted)
-    cluster.partition(0).deaf.set()  # or its answer may be there before there is anything to sleep for
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda db: db.call("where", key_of(0)),
+        lambda db: db.call("move", key_of(0), key_of(1)),
+        lambda db: db.call("where", key_of(0), timeout=5.0),
+        lambda db: db.call_many("where", [(key_of(0),)]),
+        lambda db: db.call_everywhere("where_all"),
+        lambda db: db.status(),
+    ],
+    ids=["alone", "the long way", "a timeout", "call_many", "call_everywhere", "status"],
+)
+@pytest.mark.parametrize(
+    ("owner", "name", "after"),
+    [
+        (Links, "_send", False),
+        (Links, "_send", True),
+        (Client, "_prepare_sleep", False),
+        (Client, "_prepare_sleep", True),
+        (Client, "_poll_for", False),
+        (Client, "_wake_up", False),
+        (Client, "_leave", False),
+        (Client, "_leave", True),
+        (Client, "_start_io", False),
+        (threading.Thread, "start", False),
+        (threading.Thread, "start", True),
+    ],
+)
+def test_an_interrupt_leaves_the_client_to_other_threads(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, use: Any, owner: Any, name: str, after: bool
+) -> None:
+    with voltpy.connect(cluster.url, timeout=2.0) as db:
+        assert db.call("where", key_of(0)) == 0
+        answers: list[int] = []
+        other = threading.Thread(target=lambda: answers.append(db.call("where", key_of(1))), daemon=True)
+        interrupt_once(monkeypatch, owner, name, after=after)
+        with suppress(KeyboardInterrupt):  # not every use passes there
+            use(db)
+        monkeypatch.undo()
+        other.start()
+        other.join(20)
+        assert answers == [1]
+        assert db.call("where", key_of(0), timeout=5.0) == 0
+
+
+@pytest.mark.parametrize("name", ["_leave", "_start_io", "_take_settled"])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupt_as_the_role_passes_on_leaves_nobody_waiting(
+    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    answers: list[int] = []
+    others = [
+        threading.Thread(target=lambda: answers.append(db.call("where", key_of(1))), daemon=True) for _ in range(2)
+    ]
+
+    def start_others() -> None:
+        wait_until(lambda: partition.calls() == 1 and db._poller.asleep, "the call has arrived")
+        for other in others:
+            other.start()
+
+    starting = threading.Thread(target=start_others)
+    starting.start()
+    interrupt_once(monkeypatch, Client, name, after=after)
     with pytest.raises(KeyboardInterrupt):
         db.call("where", key_of(0))
-    answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(db.call("where", key_of(1))), daemon=True)
-    thread.start()
-    thread.join(20)
-    assert answers == [1]
+    starting.join()
+    for other in others:
+        other.join(20)
+    assert answers == [1, 1]
+
+
+def test_an_interrupt_amid_waking_others_wakes_them_all(
+    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = [threading.Lock() for _ in range(3)]
+    settled: list[Any] = []
+    for lock in waiting:
+        lock.acquire()
+        call = client._Call()
+        call.lock = lock
+        call.done = True
+        settled.append(call)
+    assert db.call("where", key_of(0)) == 0
+    take, wake = Client._take_settled, client._wake
+    woken = 0
+
+    def interrupted(lock: Any) -> None:
+        nonlocal woken
+        woken += 1
+        wake(lock)
+        if woken == 2:
+            raise KeyboardInterrupt
+
+    def take_settled(self: Client) -> Any:
+        monkeypatch.setattr(Client, "_take_settled", take)
+        return [*take(self), *settled]
+
+    monkeypatch.setattr(client, "_wake", interrupted)
+    monkeypatch.setattr(Client, "_take_settled", take_settled)
+    with pytest.raises(KeyboardInterrupt):
+        db.call("where", key_of(0))
+    assert not any(lock.locked() for lock in waiting)
+
+
+def test_a_client_that_can_start_no_thread_fails_all_calls_instead_of_keeping_them_waiting(
+    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = cluster.partition(0)
+    partition.deaf.set()
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            db.call("where", key_of(0))
+        except (RuntimeError, voltpy.Error) as error:
+            errors.append(error)
+
+    def fail(client: Client) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Client, "_start_io", fail)
+    threads = [threading.Thread(target=body) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        wait_until(lambda: db._poller.asleep or bool(errors), "it waits")
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert (
+        {RuntimeError} < {type(error) for error in errors} <= {RuntimeError, voltpy.Indeterminate, voltpy.Unavailable}
+    )
+    with pytest.raises(voltpy.Unavailable, match="closed"):
+        db.call("where", key_of(1))
+
+
+# ── calls amid calls ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
+    """What the next SIGUSR1 does, in the main thread amid whatever that does; what came of it is in the list."""
+    former = signal.getsignal(signal.SIGUSR1)
+
+    def set_handler(use: Callable[[], Any]) -> list[Any]:
+        outcomes: list[Any] = []
+
+        def handle(number: int, frame: Any) -> None:
+            try:
+                outcomes.append(use())
+            except voltpy.Error as error:
+                outcomes.append(error)
+
+        signal.signal(signal.SIGUSR1, handle)
+        return outcomes
+
+    yield set_handler
+    signal.signal(signal.SIGUSR1, former)
+
+
+def answer_after_signal(
+    monkeypatch: pytest.MonkeyPatch, db: Client, outcomes: list[Any], *, is_waiting: Callable[[], bool] | None = None
+) -> None:
+    """The procedure `add` sends the signal as soon as its caller waits, and answers when that was handled."""
+    waits = is_waiting or (lambda: db._poller.asleep)
+
+    def body(node: Any, key: Any, amount: int) -> int:
+        wait_until(waits, "the caller waits")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(lambda: bool(outcomes), "the signal is handled")
+        return amount
+
+    monkeypatch.setitem(PROCEDURES, "add", (PROCEDURES["add"][0], body))
+
+
+WAITING_USES: list[Callable[[Client], Any]] = [
+    lambda db: db.call("where", key_of(1)),
+    lambda db: db.call_many("where", [(key_of(1),)]),
+    lambda db: db.call_everywhere("where_all"),
+    lambda db: db.execute("SELECT 1"),
+    lambda db: db.procedures(),
+    lambda db: db.status(),
+]
+OTHER_USES: list[Callable[[Client], Any]] = [lambda db: db.submit("where", key_of(1)), lambda db: db.close()]
+
+
+@pytest.mark.parametrize("use", WAITING_USES)
+def test_a_signal_handler_that_calls_amid_the_wait_of_a_call_is_refused(
+    db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any, use: Callable[[Client], Any]
+) -> None:
+    outcomes = on_signal(lambda: use(db))
+    answer_after_signal(monkeypatch, db, outcomes)
+    assert db.call("add", key_of(0), 7) == 7
+    (refused,) = outcomes
+    assert isinstance(refused, voltpy.Reentered)
+    assert "signal handler" in str(refused)
+    assert db.call("where", key_of(1)) == 1
+    assert db._thread is None  # it was alone all the time
+
+
+@pytest.mark.parametrize("use", WAITING_USES + OTHER_USES)
+@pytest.mark.parametrize("place", [(Links, "_send"), (Links, "_take"), (Client, "_leave")])
+def test_a_signal_handler_that_uses_the_client_amid_its_work_is_refused(
+    db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any, use: Callable[[Client], Any], place: tuple[Any, str]
+) -> None:
+    body = getattr(*place)
+    outcomes = on_signal(lambda: use(db))
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if not outcomes:
+            signal.raise_signal(signal.SIGUSR1)
+        return body(*args, **options)
+
+    monkeypatch.setattr(*place, interrupted)
+    assert db.call("move", key_of(0), key_of(1)) == 2
+    (refused,) = outcomes
+    assert isinstance(refused, voltpy.Reentered)
+    monkeypatch.undo()
+    assert db.call("where", key_of(1)) == 1
+    assert db._thread is None
+
+
+def test_a_signal_handler_may_submit_amid_the_wait_of_a_call(
+    db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any
+) -> None:
+    outcomes = on_signal(lambda: db.submit("where", key_of(1)))
+    answer_after_signal(monkeypatch, db, outcomes)
+    assert db.call("add", key_of(0), 7) == 7
+    assert outcomes[0].result(5) == 1
+
+
+def test_a_signal_handler_may_close_amid_the_wait_of_a_call(
+    db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any
+) -> None:
+    outcomes = on_signal(db.close)
+    answer_after_signal(monkeypatch, db, outcomes)
+    with pytest.raises(voltpy.Indeterminate, match="closed"):
+        db.call("add", key_of(0), 7)
+    assert outcomes == [None]
+    with pytest.raises(voltpy.Unavailable, match="closed"):
+        db.call("where", key_of(1))
+
+
+def test_a_signal_handler_may_call_while_another_thread_polls(
+    cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any
+) -> None:
+    outcomes = on_signal(lambda: db.call("where", key_of(1)))
+    db.submit("echo", 1).result(5)  # the I/O thread polls
+    answer_after_signal(monkeypatch, db, outcomes)
+    assert db.call("add", key_of(0), 7) == 7
+    assert outcomes == [1]
+
+
+def test_a_call_in_a_callback_of_the_thread_that_polls_is_refused(db: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Any] = []
+    done = threading.Event()
+
+    def call(future: Any) -> None:
+        for use in (lambda: db.call("echo", 1), lambda: db.call_many("echo", [(1,)])):
+            try:
+                outcomes.append(use())
+            except voltpy.Error as error:
+                outcomes.append(error)
+        done.set()
+
+    go = threading.Event()
+    monkeypatch.setitem(PROCEDURES, "add", (PROCEDURES["add"][0], lambda node, key, amount: go.wait(5)))
+    db.submit("add", 2, 1).add_done_callback(call)
+    go.set()  # and not before: the callback would run in this thread
+    assert done.wait(5)
+    assert [type(outcome) for outcome in outcomes] == [voltpy.Reentered] * 2
+    assert db.call("echo", 4) == 4
 
 
 def test_a_forked_child_is_told_to_connect_again(cluster: FakeCluster, db: Client) -> None:

@@ -244,6 +244,7 @@ TRANSLATED = {
     "ReadOnly": dbapi.OperationalError,
     "Unavailable": dbapi.OperationalError,
     "Indeterminate": dbapi.OperationalError,
+    "Reentered": dbapi.InterfaceError,
     "ProtocolError": dbapi.InterfaceError,
     "Corruption": dbapi.InternalError,
     "ClusterError": dbapi.OperationalError,
