@@ -231,7 +231,7 @@ class Client:
                 now = monotonic()
                 self._connection.submit(call, name, args, now, self._timeout)
                 self._hand_over(now)
-                settled = self._take_settled()
+                self._take_settled(settled)
             _deliver(settled)
         except BaseException:
             _deliver(settled)
@@ -254,10 +254,12 @@ class Client:
         info = self._info(name, limit)
         batch = Batch(info, limit)
         source = iter(rows)
+        settled: list[Pending] = []
         try:
-            while self._advance(batch, source, stop_at_error=not return_exceptions):
-                pass
+            while self._advance(batch, source, settled, stop_at_error=not return_exceptions):
+                settled.clear()
         except BaseException:
+            _deliver(settled)
             self._give_up(batch)
             raise
         if batch.failed and not return_exceptions and (error := batch.first_error()) is not None:
@@ -440,7 +442,7 @@ class Client:
                         if not call.done:
                             call.lock = _locked()
                         self._leave(self._connection.busy())
-                        settled = self._take_settled()
+                        self._take_settled(settled)
                         break
                     sleep = self._prepare_sleep(monotonic())
                 events = self._busy_poll.wait(*sleep)
@@ -478,6 +480,7 @@ class Client:
 
     def _give_up(self, given_up: Pending | Batch) -> None:
         """An interrupt, or another error: nobody waits for that any more. What others wait for goes on."""
+        settled: list[Pending] = []
         try:
             with self._mutex:
                 if isinstance(given_up, Batch):
@@ -486,7 +489,7 @@ class Client:
                 else:
                     self._connection.withdraw(given_up)
                 self._leave(self._connection.busy())
-                settled = self._take_settled()
+                self._take_settled(settled)
             _deliver(settled)
         except BaseException:  # no thread can be started, or there was a second interrupt
             if self._poller.thread == get_ident():
@@ -497,8 +500,11 @@ class Client:
 
     # ── call_many ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _advance(self, batch: Batch, source: Any, *, stop_at_error: bool) -> bool:
-        """Reads some rows, sends what makes a frame, waits where there is no room for more. False: all is settled."""
+    def _advance(self, batch: Batch, source: Any, settled: list[Pending], *, stop_at_error: bool) -> bool:
+        """Reads some rows, sends what makes a frame, waits where there is no room for more. False: all is settled.
+
+        The other calls that this settles are added to `settled`, and delivered.
+        """
         connection = self._connection
         room = connection.room(batch)
         # Without the mutex, and without being the poller: the iterable is the user's, and may take its time.
@@ -521,7 +527,7 @@ class Client:
             self._links.flush(now)
             over = batch.finished and batch.left == 0
             wait = not over and (batch.finished or connection.room(batch) <= 0)
-            settled = self._take_settled()
+            self._take_settled(settled)
             sleep: tuple[select.poll, float] | None = None
             if not alone:
                 if wait:
@@ -543,7 +549,7 @@ class Client:
             with self._mutex:
                 self._wake_up(events, monotonic())
                 self._pause()
-                settled = self._take_settled()
+                self._take_settled(settled)
             _deliver(settled)
         return not over
 
@@ -629,9 +635,10 @@ class Client:
                 return
             self._thread = threading.current_thread()
         events: list[tuple[int, int]] = []
-        clean = False
+        idle = False
         try:
             while True:
+                settled: list[Pending] = []
                 with self._mutex:
                     now = monotonic()
                     self._wake_up(events, now)
@@ -641,14 +648,13 @@ class Client:
                         self._carry_out(self._poller.end())
                     else:
                         poll, wait_ms = self._prepare_sleep(now)
-                    settled = self._take_settled()
+                    self._take_settled(settled)
                 _deliver(settled)
                 if idle:
-                    clean = True
                     return
                 events = poll.poll(wait_ms)
         finally:
-            if not clean:  # a defect: nobody may be left waiting for a thread that is gone
+            if not idle:  # a defect: nobody may be left waiting for a thread that is gone
                 with self._mutex:
                     duty = self._poller.end()
                 self._end("the client's I/O thread failed")
@@ -662,7 +668,8 @@ class Client:
             self._contended_at = now
         return not connection.busy() and not self._batches and now - self._contended_at > IO_IDLE_S
 
-    def _take_settled(self) -> list[Pending]:
+    def _take_settled(self, settled: list[Pending]) -> None:
+        """Adds what has settled to the list, for `_deliver`."""
         if self._batches:
             waiting = []
             for batch, lock in self._batches:
@@ -674,7 +681,7 @@ class Client:
             self._batches = waiting
         if self._submitters and self._connection.outcomes.outstanding <= SUBMITTED_CALLS // 2:
             self._room.notify_all()
-        return self._connection.outcomes.take()
+        settled += self._connection.outcomes.take()
 
     def _release_batches(self) -> None:
         """The client is closed: their threads look, and raise."""
@@ -731,7 +738,7 @@ class Client:
                     return
                 duty = self._poller.close()
                 self._connection.close(why)
-                settled = self._take_settled()
+                self._take_settled(settled)
                 self._release_batches()
                 self._room.notify_all()
                 self._carry_out(duty)

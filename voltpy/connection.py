@@ -146,16 +146,18 @@ class Connection:
         if len(positions) != 1 or positions[0] >= len(args):
             return None
         key = args[positions[0]]
-        if type(key) is not int and type(key) is not str:
+        kind = type(key)
+        if kind is not int and kind is not str:
             return None
         try:
             # hash_slot, spelled out for integers
-            slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK if type(key) is int else hash_slot(key)
+            slot = crc_hqx(b"%d" % key, 0) & SLOT_MASK if kind is int else hash_slot(key)
             call.args = encoded = _encode(args)
         except UNENCODABLE:
             return None
         lane = cluster.lanes.owners[slot]
-        if not lane.direct or lane.unanswered or len(encoded) > FRAME_BYTES:
+        size = len(encoded)
+        if not lane.direct or lane.unanswered or size > FRAME_BYTES:
             return None
         self.outcomes.outstanding += 1
         call.procedure = procedure
@@ -168,7 +170,7 @@ class Connection:
         call.slot = slot
         call.lane = lane
         lane.unanswered = 1
-        lane.unanswered_bytes = len(encoded)
+        lane.unanswered_bytes = size
         in_flight = self._in_flight
         in_flight.last_number = call.number = number = in_flight.last_number + 1
         call.lsn = lane.lsn

@@ -160,13 +160,14 @@ class Departures:
         return EverywhereCall(cluster.catalog_version, self._client_id, call.procedure, number, Raw(call.args))
 
     def _take_lane(self, lane: Lane, out: list[Frame], through_router: list[Pending], now: float) -> None:
-        if lane.incarnation == 0 or not (lane.direct or self._unsent.router.ready):
+        direct = lane.direct
+        if lane.incarnation == 0 or not (direct or self._unsent.router.ready):
             self._turn_away(lane, now)
             return
-        via = lane.partition if lane.direct else ROUTER
+        via = lane.partition if direct else ROUTER
         version = self._cluster.catalog_version
         queue = lane.queue
-        if len(queue) == 1 and lane.direct and lane.has_room():
+        if direct and len(queue) == 1 and lane.has_room():
             call = queue.popleft()  # the usual case, and a lone caller waits for it
             if call.done:
                 pass

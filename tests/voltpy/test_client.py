@@ -854,9 +854,10 @@ def test_an_interrupt_amid_waking_others_wakes_them_all(
         if woken == 2:
             raise KeyboardInterrupt
 
-    def take_settled(self: Client) -> Any:
+    def take_settled(self: Client, into: list[Any]) -> None:
         monkeypatch.setattr(Client, "_take_settled", take)
-        return [*take(self), *settled]
+        take(self, into)
+        into += settled
 
     monkeypatch.setattr(client, "_wake", interrupted)
     monkeypatch.setattr(Client, "_take_settled", take_settled)
@@ -901,13 +902,17 @@ def test_a_client_that_can_start_no_thread_fails_all_calls_instead_of_keeping_th
 
 @pytest.fixture
 def on_signal() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
-    """What the next SIGUSR1 does, in the main thread amid whatever that does; what came of it is in the list."""
-    former = signal.getsignal(signal.SIGUSR1)
+    """What the first SIGUSR1 does, in the main thread amid whatever that does; what came of it is in the list."""
 
     def set_handler(use: Callable[[], Any]) -> list[Any]:
         outcomes: list[Any] = []
+        begun = False
 
         def handle(number: int, frame: Any) -> None:
+            nonlocal begun
+            if begun:
+                return
+            begun = True
             try:
                 outcomes.append(use())
             except voltpy.Error as error:
@@ -917,19 +922,19 @@ def on_signal() -> Iterator[Callable[[Callable[[], Any]], list[Any]]]:
         return outcomes
 
     yield set_handler
-    signal.signal(signal.SIGUSR1, former)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)  # one may still come, and would end the process
 
 
-def answer_after_signal(
-    monkeypatch: pytest.MonkeyPatch, db: Client, outcomes: list[Any], *, is_waiting: Callable[[], bool] | None = None
-) -> None:
-    """The procedure `add` sends the signal as soon as its caller waits, and answers when that was handled."""
-    waits = is_waiting or (lambda: db._poller.asleep)
+def answer_after_signal(monkeypatch: pytest.MonkeyPatch, db: Client, outcomes: list[Any]) -> None:
+    """The procedure `add` sends the signal as soon as its caller waits, and answers when that was handled.
+
+    It sends it again and again: one that comes just before the caller sleeps on a lock does not wake it.
+    """
+    caller = threading.get_ident()
 
     def body(node: Any, key: Any, amount: int) -> int:
-        wait_until(waits, "the caller waits")
-        os.kill(os.getpid(), signal.SIGUSR1)
-        wait_until(lambda: bool(outcomes), "the signal is handled")
+        wait_until(lambda: db._poller.asleep, "the caller waits")
+        wait_until(lambda: bool(outcomes) or signal.pthread_kill(caller, signal.SIGUSR1), "the signal is handled")
         return amount
 
     monkeypatch.setitem(PROCEDURES, "add", (PROCEDURES["add"][0], body))
