@@ -1,6 +1,6 @@
 """`python -m tests.simulation --seeds N [--first S]`: runs of a simulated cluster, each from its seed.
 
-With `--schema` the schema changes meanwhile: those are other runs.
+With `--schema` the schema changes meanwhile, with `--lives` lives of one process meet: those are other runs.
 
 A run that breaks a promise prints what, and the command that repeats it. Exit status 1 when there is one.
 """
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--schema", action="store_true", help="runs in which the schema changes meanwhile")
+    parser.add_argument("--lives", action="store_true", help="runs of what processes' lives are there for")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument("--broken", metavar="NAME", help="a build that must be found out; all: how soon each is")
     parser.add_argument("--keep-going", action="store_true", help="after a run that breaks a promise")
@@ -30,14 +31,16 @@ def main() -> int:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     from tests.simulation.broken import broken
+    from tests.simulation.broken_lives import LIVES_BROKEN
     from tests.simulation.broken_schema import SCHEMA_BROKEN
     from tests.simulation.run import Run
     from tests.simulation.stage import setting
 
     arguments.schema |= arguments.broken in SCHEMA_BROKEN
+    arguments.lives |= arguments.broken in LIVES_BROKEN
     if arguments.broken == "all":
         return _find_out_all(arguments.first, arguments.seeds)
-    mode = " --schema" if arguments.schema else ""
+    mode = (" --schema" if arguments.schema else "") + (" --lives" if arguments.lives else "")
     began_s = time.monotonic()
     faults: Counter[str] = Counter()
     seeds_with: Counter[str] = Counter()
@@ -49,7 +52,8 @@ def main() -> int:
     gc.disable()
     with setting() as stage, broken(arguments.broken) if arguments.broken else nullcontext():
         for seed in range(arguments.first, arguments.first + arguments.seeds):
-            result = Run(stage, seed, trace=arguments.trace, changes_schema=arguments.schema)()
+            run = Run(stage, seed, trace=arguments.trace, changes_schema=arguments.schema, lives=arguments.lives)
+            result = run()
             stage.world = stage.network = None
             done += 1
             faults.update(result.faults)
@@ -96,6 +100,7 @@ def main() -> int:
 def _find_out_all(first: int, seeds: int) -> int:
     """Whether each broken build is found out by so many seeds."""
     from tests.simulation.broken import BROKEN, broken
+    from tests.simulation.broken_lives import LIVES_BROKEN
     from tests.simulation.broken_schema import SCHEMA_BROKEN
     from tests.simulation.run import Run
     from tests.simulation.stage import setting
@@ -103,10 +108,10 @@ def _find_out_all(first: int, seeds: int) -> int:
     missed = 0
     gc.disable()
     with setting() as stage:
-        for name in (*sorted(BROKEN), *sorted(SCHEMA_BROKEN)):
+        for name in (*sorted(BROKEN), *sorted(SCHEMA_BROKEN), *sorted(LIVES_BROKEN)):
             with broken(name):
                 for seed in range(first, first + seeds):
-                    result = Run(stage, seed, changes_schema=name in SCHEMA_BROKEN)()
+                    result = Run(stage, seed, changes_schema=name in SCHEMA_BROKEN, lives=name in LIVES_BROKEN)()
                     if seed % 50 == 0:
                         gc.collect()
                     if result.violations:

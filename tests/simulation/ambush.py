@@ -24,6 +24,11 @@ send has left, what it was about to flush may not be flushed.
     between two rounds          a second one is sent  it gets to the partitions late
     no room to decide           a Decide is obeyed    the disk is full for a moment
 
+Where lives of one process meet (tests.simulation.lives), there are also:
+
+    begun and gone              a first batch borrows the coordinator loses its power at once
+    begun a life and gone       an epoch is raised    the process loses its power, soon
+
 Where the schema changes, there are also:
 
     an index built and gone     an index is built     the partition loses its power, soon
@@ -60,7 +65,7 @@ class Ambush:
     def __init__(self, run: Run, kind: str) -> None:
         self.kind = kind
         self._run = run
-        point, self._spring = (KINDS | SCHEMA_KINDS)[kind]
+        point, self._spring = (KINDS | SCHEMA_KINDS | LIFE_KINDS)[kind]
         self._point, self._next_point = point, TURNS.get(kind, point)
         self._fits = FITTING.get(kind, lambda process: True)
 
@@ -258,6 +263,14 @@ def _switched_in_vain(scene: Scene) -> None:
     scene.soon(0.0, 5e-4, lambda: scene.kill(scene.coordinator, power=True))
 
 
+def _begun_and_gone(scene: Scene) -> None:
+    scene.soon(0.0, 1e-3, lambda: scene.kill(scene.process, power=True))
+
+
+def _begun_a_life_and_gone(scene: Scene) -> None:
+    scene.soon(5e-4, 0.02, lambda: scene.kill(scene.process, power=True))
+
+
 _STORING = ("create catalog", "pwrite catalog", "fsync catalog", "rename catalog", "fsync directory")
 
 
@@ -312,6 +325,12 @@ SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "the machine stops": ("supervisor.persist.before", _the_machine_stops),
 }
 
+# Where lives of one process meet.
+LIFE_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
+    "begun and gone": ("coordinator.borrow.sent", _begun_and_gone),
+    "begun a life and gone": ("record_log.begin.epoch_raised", _begun_a_life_and_gone),
+}
+
 # Those that wait at two points by turns, and the second one: of a batch that is not over nobody is told anything, so a
 # sound build seldom comes by.
 TURNS = {"borrowed in vain": "coordinator.reply.after", "the machine stops": "supervisor.persist.after"}
@@ -345,6 +364,10 @@ def _borrows_again(coordinator: Process) -> bool:
     return batch is not None and batch.first_writer() is not None and bool(batch.participants)
 
 
+def _has_only_begun(coordinator: Process) -> bool:
+    return not coordinator.server.core.counts["batches"]
+
+
 def _reads_again(coordinator: Process) -> bool:
     round_ = coordinator.server.core.reads.round
     return round_ is not None and any(call.tries for call in round_.calls)
@@ -353,6 +376,7 @@ def _reads_again(coordinator: Process) -> bool:
 # Whether whoever passes by is the one who is waited for, where not everybody is.
 FITTING: dict[str, Callable[[Process], bool]] = {
     "borrowed in vain": _borrows_again,
+    "begun and gone": _has_only_begun,
     "a table is lent": lambda process: bool(process.server._participant._loans.lent_tables),
     "between two rounds": _reads_again,
 }

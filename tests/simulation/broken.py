@@ -31,6 +31,7 @@ from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
 from partitions.wal import ABORT, COMMIT, DECIDE, PREPARE, Wal
+from tests.simulation.broken_lives import LIVES_BROKEN
 from tests.simulation.broken_schema import SCHEMA_BROKEN
 from voltpy.messages import Orders, Vote
 from voltpy.outcome_window import OutcomeWindow
@@ -422,6 +423,6 @@ BROKEN: dict[str, Callable[[Put], None]] = {
 def broken(name: str) -> Iterator[None]:
     """The build is broken so until the end of the block."""
     with ExitStack() as stack:
-        breaking = (BROKEN | SCHEMA_BROKEN)[name]
+        breaking = (BROKEN | SCHEMA_BROKEN | LIVES_BROKEN)[name]
         breaking(lambda where, what, new: stack.enter_context(mock.patch.object(where, what, new)))
         yield

@@ -15,19 +15,27 @@ from tests.simulation.world import Killed, Process, World
 
 
 class Disk(FaultyDisk):
-    """`process` is the one that uses it now."""
+    """`process` is the one that uses it now; an earlier life of it may do so still."""
 
     def __init__(self, world: World, directory: Path) -> None:
         super().__init__(directory)
         self.process: Process | None = None
         self._world = world
+        self._opened_by: dict[int, Process | None] = {}  # descriptors
+
+    @property
+    def _user(self) -> Process | None:
+        """The life that makes this call."""
+        running, process = self._world.running, self.process
+        return running if running is not None and process is not None and running.name == process.name else process
 
     def __enter__(self) -> Disk:
         self._put_files()
         return self
 
     def _count(self, call: str, what: str) -> str:
-        if self.process is not None and not self.process.is_alive:
+        user = self._user
+        if user is not None and not user.is_alive:
             raise Killed
         self._at -= len(self.calls)  # they are counted from here on, so that the list stays short
         self.calls.clear()
@@ -45,12 +53,20 @@ class Disk(FaultyDisk):
         return fault
 
     def _killed(self) -> None:
-        if self.process is not None:
-            self.process.is_alive = False
+        user = self._user
+        if user is not None:
+            user.is_alive = False
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        fd = super()._open(path, flags, mode, **options)
+        if fd in self._files or fd in self._directories:
+            self._opened_by[fd] = self._user
+        return fd
 
     def _fsync(self, fd: int, call: str = "fsync") -> None:
-        if self.process is not None and (fd in self._files or fd in self._directories):
-            self.process.work(self._flush_s())
+        user = self._user
+        if user is not None and (fd in self._files or fd in self._directories):
+            user.work(self._flush_s())
         super()._fsync(fd, call)
 
     def _fdatasync(self, fd: int) -> None:
@@ -67,8 +83,9 @@ class Disk(FaultyDisk):
             flusher.until_s = self._world.now_s + self._flush_s()
             return False
         if self._world.now_s < until_s:
-            if self.process is not None:
-                self.process.work(1e-5)
+            user = self._user
+            if user is not None:
+                user.work(1e-5)
             return False
         flusher.until_s = None
         return True
@@ -81,6 +98,13 @@ class Disk(FaultyDisk):
             ENOSPC: ("pwrite wal", "fallocate wal", "pwrite pages", "fdatasync wal"),
         }
         self.fail_next(self._world.rng.choice(calls[fault]), fault)
+
+    def left_by(self, process: Process) -> None:
+        """This life is over; another one may have come meanwhile, and goes on."""
+        for fd in [*self._files, *self._directories]:
+            if self._opened_by.get(fd) is process:
+                os.close(fd)
+        self._dead = self.is_full = False
 
     def lose_power(self) -> None:
         """What was not flushed is there in part, or not at all. The process must be gone."""

@@ -32,6 +32,8 @@ class Network:
         self.doors: dict[str, Door] = {}
         self.connections: list[Line] = []
         self.slowness = 1.0
+        self.outcasts: set[Process] = set()  # whose supervisor is gone: what they have is what they keep
+        self.delivers_what_the_dead_sent = False  # over streams, as the kernel does
         self._cut_until_s: dict[frozenset[str], float] = {}
         self._counted = 0
 
@@ -56,11 +58,24 @@ class Network:
         self._counted += 1
         return self._counted
 
-    def process_died(self, name: str) -> None:
+    def process_died(self, process: Process) -> None:
         """Every connection of the process breaks, at both ends; what it had received and not taken is gone."""
-        self.doors.pop(name, None)
-        for line in [line for line in self.connections if name in (line.caller_name, line.door_name)]:
-            line.break_()
+        self.outcasts.discard(process)
+        door = self.doors.get(process.name)
+        was_reached = door is None or door.process is process
+        if was_reached:
+            self.doors.pop(process.name, None)
+        for line in list(self.connections):
+            is_its_own = line.caller_name == process.name and not line.caller.is_alive
+            if is_its_own and isinstance(line, Stream) and self.delivers_what_the_dead_sent:
+                line.close()
+            elif is_its_own or line.leads_to(process, is_reached=was_reached):
+                line.break_()
+
+    def cast_out(self, process: Process) -> None:
+        """Nobody reaches it any more by a new connection, nor does it reach anybody; those that it has stay."""
+        self.outcasts.add(process)
+        self.doors.pop(process.name, None)
 
 
 class _Everything:
@@ -182,6 +197,12 @@ class Line:
         """Nothing that is sent up from now on arrives before so long is over."""
         self._up_at_s = max(self._up_at_s, self.network.world.now_s + time_s)
 
+    def leads_to(self, process: Process, *, is_reached: bool) -> bool:
+        """Whether it is connected there, or would be, where new connections reach this process."""
+        if self._door is None:
+            return is_reached and self.door_name == process.name
+        return self._door.process is process
+
     def close(self) -> None:
         """The caller hangs up."""
         self.is_broken = True
@@ -212,7 +233,7 @@ class Line:
         if self.is_broken or self._door is not None:
             return
         door = self.network.doors.get(self.door_name)
-        if door is None or not door.process.is_alive or self._is_cut():
+        if door is None or not door.process.is_alive or self._is_cut() or self.caller in self.network.outcasts:
             if self.reconnects:
                 self._later(self._connect, RECONNECT_S)
             else:

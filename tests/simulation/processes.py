@@ -13,9 +13,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coordinator.__main__ import _planner
+from coordinator.__main__ import EXIT_REFUSED, _planner
 from coordinator.bodies import Bodies
 from coordinator.decision_log import DecisionLog
 from coordinator.router import Router
@@ -40,11 +40,12 @@ from voltpy.actions import Done, Kill, Persist, Start, Tell, Terminate
 from voltpy.child import ROUTER
 from voltpy.data_directory import DataDirectory, Unflushed, read_procedures, read_schema
 from voltpy.door import CLIENT, Door
-from voltpy.errors import Corruption, Error
+from voltpy.errors import ClusterError, Corruption, Error
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Admin,
     AdminReply,
+    Detach,
     Hello,
     Message,
     PrepareLoad,
@@ -61,9 +62,13 @@ from voltpy.supervision import Supervision
 from voltpy.transaction import unique_ids
 from voltpy.wire import decode, encode
 
+if TYPE_CHECKING:
+    from tests.simulation.lives import Lives
+
 TOKEN = "token"
 MEMORY_BYTES = 2 << 20
 SUPERVISOR_ID = 1
+PROBE = 1 << 40  # the number of a question that the supervision has not asked
 TICK_S = 0.1
 
 
@@ -313,6 +318,7 @@ class Supervisor:
         self.children: dict[int, Process] = {}
         self.failures: list[str] = []  # what no child may end with
         self.interrupted: Callable[[str, str], None] = lambda kind, phase: None  # a change of the schema, by a death
+        self.lives: Lives | None = None  # where lives of one process meet
         self._options = options
         self._first_version = first_version
         self._network = network
@@ -357,6 +363,8 @@ class Supervisor:
                     message = decode(dealer.arrived.popleft())
                     if isinstance(message, Admin):
                         changes.add(message, now_s)
+                    elif isinstance(message, StatusReply) and message.number == PROBE:
+                        self._probed(number, message)
                     else:
                         core.said(number, message, now_s)
             while self._exits:
@@ -416,6 +424,13 @@ class Supervisor:
         dealer = self._dealers.get(number)
         if dealer is not None:
             dealer.send_up(encode(message))
+            if isinstance(message, Detach) and self.lives is not None:
+                dealer.send_up(encode(StatusRequest(PROBE)))
+
+    def _probed(self, number: int, reply: StatusReply) -> None:
+        """What a partition says after it was told that a coordinator is dead."""
+        if self.children[self._options.partitions].server is None and self.lives is not None:  # there is no other yet
+            self.lives.told_of_the_dead(number, reply.metrics)
 
     def _start(self, number: int) -> None:
         self.children[number] = self._spawn(number, lambda process, error: self._ended(number, process, error))
@@ -432,6 +447,8 @@ class Supervisor:
             self.failures.append(f"{process.name} found damage: {error}")
         elif isinstance(error, OSError | DiskFull):
             status = 1
+        elif isinstance(error, ClusterError) and self.lives is not None and self.lives.explains(process, error):
+            status = EXIT_REFUSED
         else:
             status = 1
             self.failures.append(f"{process.name} ended: {words}")

@@ -1,8 +1,9 @@
 """The rules of lending and two-phase commit: what each says, its tests, and the builds that are broken by its absence.
 
 Numbers are those that tests and comments name. Tests are named `file::function`, under tests/; the first of each rule
-goes through the interleaving that the rule is there for. Builds are those of tests.simulation.broken. Where a rule has
-none, it says why the simulation could not tell such a build from a sound one.
+goes through the interleaving that the rule is there for. Builds are those of tests.simulation.broken and of
+tests.simulation.broken_lives. Where a rule has none, it says why the simulation could not tell such a build from a
+sound one.
 """
 
 from __future__ import annotations
@@ -198,8 +199,7 @@ RULES: dict[int, Rule] = {
             "partitions/test_recovery.py::test_the_wal_is_locked_while_a_partition_has_it",
             _LENDING + "test_a_dead_coordinators_loans_end_and_it_does_not_come_back",
         ),
-        (),
-        "the simulation's processes live one after another, and sessions are refused that have no higher epoch",
+        ("logs_are_not_locked", "epochs_are_durable_with_the_first_record", "the_dead_keep_what_was_lent"),
     ),
     22: Rule(
         "A snapshot is cut between batches.",

@@ -23,6 +23,7 @@ from tests.simulation.ambush import KINDS as AMBUSHES
 from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush
 from tests.simulation.checker import check
 from tests.simulation.disk import Disk
+from tests.simulation.lives import Lives
 from tests.simulation.network import Network
 from tests.simulation.processes import Options, Supervisor, run_coordinator, run_partition, run_router
 from tests.simulation.schema_changes import Changes
@@ -65,9 +66,14 @@ class Result(NamedTuple):
 
 
 class Run:
-    """`seed` decides everything. `trace` prints what happens. `changes_schema`: the schema changes meanwhile."""
+    """`seed` decides everything. `trace` prints what happens. `changes_schema`: the schema changes meanwhile.
 
-    def __init__(self, stage: Stage, seed: int, *, trace: bool = False, changes_schema: bool = False) -> None:
+    `lives`: lives of one process meet, end by what they run, and are copied while they last (tests.simulation.lives).
+    """
+
+    def __init__(
+        self, stage: Stage, seed: int, *, trace: bool = False, changes_schema: bool = False, lives: bool = False
+    ) -> None:
         self.world = world = World(seed)
         self.network = Network(world)
         stage.world, stage.network = world, self.network
@@ -94,6 +100,7 @@ class Run:
         self.supervisor: Supervisor | None = None
         self.catalog_disk: Disk | None = None  # where the schema is, and may change
         self.changes: Changes | None = None
+        self.lives = Lives(self) if lives else None
         if changes_schema:
             self.changes = self.ledger.changes = Changes(seed, self.ledger)
             world.build_pace = self.changes.rng.choice((1.0, 1.0, 0.15, 0.03))
@@ -125,6 +132,8 @@ class Run:
         self.violations += self.ledger.violations
         if self.changes is not None:
             self.violations += self.changes.judge_reads()
+        if self.lives is not None:
+            self.violations += self.lives.violations
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
         self.violations += [str(anomaly) for anomaly in check(self.ledger.transactions)]
@@ -142,7 +151,7 @@ class Run:
 
     def _run(self) -> None:
         world, rng = self.world, self.world.rng
-        self._start_supervisor()
+        self.start_supervisor()
         if not world.run(lambda: self._is_ready, READY_S):
             self.violations.append("the cluster did not get ready")
             return
@@ -206,6 +215,8 @@ class Run:
                 client.think_s = min(client.think_s, 0.002)
             for kind in self._schema_ambushes():
                 Ambush(self, kind).lay(within_s=0.1)
+        if self.lives is not None:
+            self.lives.begin()
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
         world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
@@ -313,11 +324,14 @@ class Run:
         if not isinstance(error, Killed):
             self.violations.append(f"{process.name} ended: {error!r}")
 
-    def _start_supervisor(self) -> None:
+    def start_supervisor(self) -> None:
+        if self.processes.get("supervisor") is not None and self.processes["supervisor"].is_alive:
+            return  # somebody was faster
         self._supervisors += 1
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
         supervisor = Supervisor(self.world, self.network, self.options, self._supervisors * 10_000, self._spawn)
+        supervisor.lives = self.lives
         self.supervisor = supervisor
         process = Process(self.world, "supervisor", supervisor.run, self._supervisor_ended)
         self.processes["supervisor"] = process
@@ -337,7 +351,7 @@ class Run:
     def _supervisor_ended(self, process: Process, error: BaseException | None) -> None:
         """A start that failed is tried again by whoever looks after the machine's services; so is what stops itself."""
         if error is None:
-            self.world.after(0.1, self._start_supervisor)
+            self.world.after(0.1, self.start_supervisor)
         elif isinstance(error, ClusterError | OSError | PowerCut) and self.catalog_disk is not None:
             self.world.tell(f"supervisor ended: {error!r}")
             self.world.after(0.0, self.stop_machine)
@@ -360,13 +374,13 @@ class Run:
         self.processes[name] = process
 
         def cleanup() -> None:
-            if self.processes.get(name) is process:
-                self.network.process_died(name)
-                if disk is not None:
-                    disk.crashed()
-                    if self.is_troubled and self.loses_power and self.world.rng.random() < 0.5:
-                        self.world.fault("power cut", name)
-                        disk.lose_power()
+            self.network.process_died(process)
+            if disk is not None:
+                disk.left_by(process)
+                has_power = self.lives is not None and self.lives.another_lives(process)
+                if not has_power and self.is_troubled and self.loses_power and self.world.rng.random() < 0.5:
+                    self.world.fault("power cut", name)
+                    disk.lose_power()
 
         process.cleanup = cleanup
         return process
@@ -449,6 +463,8 @@ class Run:
         if self.supervisor is not None:
             self.supervisor.died("the machine")
         self.processes["supervisor"].kill()
+        if self.lives is not None:
+            self.lives.end()
         for name, process in list(self.processes.items()):
             if name[0] in "pr":
                 process.kill()
@@ -456,10 +472,12 @@ class Run:
             disk.lose_power()
         if self.catalog_disk is not None and self.is_troubled:
             self.catalog_disk.lose_power()
-        world.after(rng.uniform(0.01, 0.3), self._start_supervisor)
+        world.after(rng.uniform(0.01, 0.3), self.start_supervisor)
 
     def _make_peace(self) -> None:
         self.is_troubled = False
+        if self.lives is not None:
+            self.lives.end()
         self.network.heal()
         for disk in self.disks.values():
             disk.fail(0, "")

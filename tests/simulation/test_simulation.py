@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.ambush import KINDS as AMBUSHES
+from tests.simulation.ambush import LIFE_KINDS as LIFE_AMBUSHES
 from tests.simulation.ambush import SCHEMA_KINDS as SCHEMA_AMBUSHES
 from tests.simulation.broken import BROKEN, broken
+from tests.simulation.broken_lives import LIVES_BROKEN
 from tests.simulation.broken_schema import SCHEMA_BROKEN
+from tests.simulation.lives import FAULTS as LIFE_FAULTS
 from tests.simulation.rules import RULES
 from tests.simulation.run import FAULTS, Run
 from tests.simulation.stage import Stage, setting
 
 SEEDS = range(1, 36)
 SCHEMA_SEEDS = (4, 8, 14, 16, 19, 30, 33, 35)  # in which the schema changes, and each kind of fault fires soon
+LIVES_SEEDS = range(1, 13)
 STATEMENTS = (
     "ADD COLUMN", "CREATE INDEX", "CREATE TABLE", "CREATE UNIQUE INDEX", "CREATE VIEW", "DROP INDEX", "DROP TABLE",
     "DROP VIEW",
@@ -34,6 +38,9 @@ SOON_FOUND = (
     "reports_before_flush",
     "retries_run_again",
     "changes_given_up_stay",
+    "logs_are_not_locked",
+    "epochs_are_durable_with_the_first_record",
+    "the_dead_keep_what_was_lent",
 )
 
 
@@ -71,11 +78,21 @@ def test_a_schema_that_changes_while_everything_fails_is_the_same_everywhere(sta
     assert {"preparing, a partition", "switching, a partition", "storing, the machine"} <= deaths
 
 
-@pytest.mark.parametrize("changes_schema", [False, True])
-def test_a_seed_brings_the_same_run_again(stage: Stage, changes_schema: bool) -> None:
+def test_lives_of_one_process_that_meet_do_nothing_to_one_another(stage: Stage) -> None:
+    faults: Counter[str] = Counter()
+    for seed in LIVES_SEEDS:
+        result = Run(stage, seed, lives=True)()
+        repeat = f"python -m tests.simulation --lives --first {seed} --trace"
+        assert result.violations == [], f"repeat it: {repeat}"
+        faults.update(result.faults)
+    assert {*LIFE_AMBUSHES, *LIFE_FAULTS} <= set(faults)  # each kind has fired
+
+
+@pytest.mark.parametrize("kind", ["", "changes_schema", "lives"])
+def test_a_seed_brings_the_same_run_again(stage: Stage, kind: str) -> None:
     told: list[list[str]] = []
     for _ in range(2):
-        run = Run(stage, 2, changes_schema=changes_schema)
+        run = Run(stage, 2, changes_schema=kind == "changes_schema", lives=kind == "lives")
         told.append([])
         run.world.trace = lambda text: told[-1].append(re.sub(r"simulation-\w+", "", text))
         run()
@@ -86,8 +103,8 @@ def test_a_seed_brings_the_same_run_again(stage: Stage, changes_schema: bool) ->
 @pytest.mark.parametrize("name", SOON_FOUND)
 def test_a_broken_build_is_found_out(stage: Stage, name: str) -> None:
     with broken(name):
-        changes_schema = name in SCHEMA_BROKEN
-        assert any(Run(stage, seed, changes_schema=changes_schema)().violations for seed in SEEDS_OF_BROKEN)
+        kind = {"changes_schema": name in SCHEMA_BROKEN, "lives": name in LIVES_BROKEN}
+        assert any(Run(stage, seed, **kind)().violations for seed in SEEDS_OF_BROKEN)
 
 
 def test_every_rule_has_its_tests_and_every_broken_build_its_rule() -> None:
@@ -98,10 +115,11 @@ def test_every_rule_has_its_tests_and_every_broken_build_its_rule() -> None:
             text = (TESTS / name).read_text(encoding="utf-8")
             assert f"def {function}(" in text, f"rule {number}: {test}"
     assert set(RULES) == set(range(1, 27)) - {15}
-    assert sorted(build for rule in RULES.values() for build in rule.builds) == sorted(BROKEN)
+    builds = sorted(build for rule in RULES.values() for build in rule.builds)
+    assert builds == sorted([*BROKEN, *LIVES_BROKEN])
 
 
 def test_every_broken_build_has_something_to_break(stage: Stage) -> None:
-    for name in (*BROKEN, *SCHEMA_BROKEN):
+    for name in (*BROKEN, *SCHEMA_BROKEN, *LIVES_BROKEN):
         with broken(name):
             pass

@@ -1,0 +1,59 @@
+"""As tests.simulation.broken, where lives of one process meet: builds in which one does to another what it must not.
+
+`python -m tests.simulation --broken NAME` runs such a build with `--lives`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from partitions.participant import Participant
+from voltpy import record_log
+from voltpy.record_log import RecordLog, flush_directory
+
+Put = Callable[[Any, str, Any], None]
+
+
+def _logs_are_not_locked(put: Put) -> None:
+    """The lock of a file is the real one: simulated processes open the file for themselves, as real ones do."""
+    put(record_log, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB))
+
+
+def _epochs_are_durable_with_the_first_record(put: Put) -> None:
+    """By then others have heard of them. Until then the new segment may lose its name, and the epoch comes again."""
+    begin, append = RecordLog.begin, RecordLog.append
+    nameless: set[Path] = set()  # logs whose last segment is
+
+    def begin_unflushed(log: Any) -> int:
+        nameless.add(log.directory)
+        return begin(log)
+
+    def flush_unless_begun(directory: Path) -> None:
+        if directory not in nameless:
+            flush_directory(directory)
+
+    def append_to_named(log: Any, payload: bytes) -> int:
+        if log.directory in nameless:
+            nameless.remove(log.directory)
+            flush_directory(log.directory)
+        return append(log, payload)
+
+    put(RecordLog, "begin", begin_unflushed)
+    put(record_log, "flush_directory", flush_unless_begun)
+    put(RecordLog, "append", append_to_named)
+
+
+def _the_dead_keep_what_was_lent(put: Put) -> None:
+    """The supervisor's word that a coordinator is dead is not heeded."""
+    put(Participant, "detach", lambda *_: None)
+
+
+LIVES_BROKEN: dict[str, Callable[[Put], None]] = {
+    name[1:]: function
+    for name, function in list(globals().items())
+    if name.startswith("_") and callable(function) and getattr(function, "__module__", "") == __name__
+}
