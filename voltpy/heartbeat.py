@@ -9,6 +9,8 @@ A file of one page, mapped by both. Words are unsigned, 64 bits, in the byte ord
             the running call's id   odd while a batch   its place among the
                                     executes, else even  sorted procedure names
 
+The client id is 0 until the first call of a batch runs: an earlier one may be committed, and is no runaway.
+
 There is no checksum and no lock: a reader may see a mixture of two moments. Only words that stay the same from look to
 look mean anything, and those can't be mixed. The file lives in the runtime directory and never outlives the cluster.
 """

@@ -62,7 +62,8 @@ class Timeout:
         signal.signal(signal.SIGALRM, self._tick)
 
     def arm(self) -> None:
-        self._running[BUSY] += 1  # first: a tick that sees no batch running stops the timer
+        self._running[CLIENT_ID] = 0  # nobody's yet: the last call may be committed, and is no runaway
+        self._running[BUSY] += 1  # before the timer is set: a tick that sees no batch running stops it
         if not self._ticking:
             self._ticking = True
             signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)

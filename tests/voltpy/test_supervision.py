@@ -280,6 +280,18 @@ def test_a_runaway_is_killed_listed_and_handed_to_the_next_process() -> None:
     assert of(world.exit(0, -9) + world.tick(0.5), Start) == [Start(0, None)]
 
 
+def test_a_process_that_stands_still_and_runs_no_call_is_killed_and_no_call_is_called_a_runaway() -> None:
+    world = World(timeout_s=5.0)
+    world.serve()
+    world.core.looked(0, Beat(0, 12, 3, 0), world.now_s)
+    world.core.looked(0, Beat(0, 12, 3, 0), world.now_s + 6.1)
+    assert of(world.take(), Kill) == [Kill(0)]
+    actions = world.exit(0, -9)
+    [topology] = world.told(actions, ROUTER, Topology)
+    assert topology.runaways == []
+    assert of(actions, Start) == [Start(0, None)]
+
+
 def test_only_the_last_runaways_are_kept() -> None:
     world = World(timeout_s=1.0)
     world.serve()

@@ -95,6 +95,15 @@ def test_text_of_an_exception_that_never_ends_is_ended_too(timed: Timed) -> None
     assert timed.partition.rows("t") == before
 
 
+def test_a_process_that_stands_still_before_it_runs_a_call_names_none(timed: Timed) -> None:
+    assert timed.batch("quick") == [5]
+    words = timed.partition.running
+    assert words[CLIENT_ID]  # the last call of the batch, which may be committed by now
+    timed.timeout.arm()
+    assert (words[CLIENT_ID], words[BUSY] % 2) == (0, 1)
+    timed.timeout.disarm()
+
+
 def test_time_starts_afresh_with_each_call(timed_late: Timed) -> None:
     assert 5 * IN_TIME_S > LATE_LIMIT_S
     assert timed_late.batch(*["just_in_time"] * 5) == ["in time"] * 5
@@ -116,8 +125,8 @@ class Ticking:
 
     def run(self, number: int, time_s: float, tick_s: float = 0.1) -> str:
         """One run of call `number`: what ended it, or nothing."""
-        self.running[CLIENT_ID], self.running[CALL_NUMBER] = 1, number
         self.timeout.arm()
+        self.running[CLIENT_ID], self.running[CALL_NUMBER] = 1, number
         try:
             for _ in range(round(time_s / tick_s)):
                 self.now_s += tick_s
