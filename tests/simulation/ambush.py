@@ -28,6 +28,8 @@ Where lives of one process meet (tests.simulation.lives), there are also:
 
     begun and gone              a first batch borrows the coordinator loses its power at once
     begun a life and gone       an epoch is raised    the process loses its power, soon
+    stands still and is ended   a round is answered,  the coordinator stands still until the supervisor ends it, as if
+                                replies wait for it   a call were running that never returns
 
 Where the schema changes, there are also:
 
@@ -271,6 +273,10 @@ def _begun_a_life_and_gone(scene: Scene) -> None:
     scene.soon(5e-4, 0.02, lambda: scene.kill(scene.process, power=True))
 
 
+def _stands_still_and_is_ended(scene: Scene) -> None:
+    scene.process.pause(0.7)
+
+
 _STORING = ("create catalog", "pwrite catalog", "fsync catalog", "rename catalog", "fsync directory")
 
 
@@ -328,6 +334,7 @@ SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
 # Where lives of one process meet.
 LIFE_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "begun and gone": ("coordinator.borrow.sent", _begun_and_gone),
+    "stands still and is ended": ("simulation.believing", _stands_still_and_is_ended),
     "begun a life and gone": ("record_log.begin.epoch_raised", _begun_a_life_and_gone),
 }
 
@@ -377,6 +384,7 @@ def _reads_again(coordinator: Process) -> bool:
 FITTING: dict[str, Callable[[Process], bool]] = {
     "borrowed in vain": _borrows_again,
     "begun and gone": _has_only_begun,
+    "stands still and is ended": lambda process: bool(process.server.core.callers._answers),
     "a table is lent": lambda process: bool(process.server._participant._loans.lent_tables),
     "between two rounds": _reads_again,
 }

@@ -11,9 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from coordinator.bodies import Bodies
+from partitions.executor import Executor
 from partitions.participant import Participant
 from voltpy import record_log
 from voltpy.record_log import RecordLog, flush_directory
+from voltpy.supervision import Supervision
+from voltpy.timeout import Timeout
+from voltpy.transaction import CallContext
 
 Put = Callable[[Any, str, Any], None]
 
@@ -50,6 +55,41 @@ def _epochs_are_durable_with_the_first_record(put: Put) -> None:
 def _the_dead_keep_what_was_lent(put: Put) -> None:
     """The supervisor's word that a coordinator is dead is not heeded."""
     put(Participant, "detach", lambda *_: None)
+
+
+def _runaways_are_forgotten(put: Put) -> None:
+    """Nobody is told which call has ended its process.
+
+    Where the successor alone is not told, the simulation finds nothing: the topology that names the successor to a
+    client names the runaway too, and the client does not send it again. That the successor refuses it all the same is
+    what the first two tests of the rule are about.
+    """
+    real = Supervision.looked
+
+    def looked(core: Any, number: int, beat: Any, now_s: float) -> None:
+        real(core, number, beat, now_s)
+        core.child(number).runaway = None
+        core.runaways = []
+
+    put(Supervision, "looked", looked)
+
+
+def _runs_have_a_timeout_each(put: Put) -> None:
+    put(Timeout, "_spend", lambda *_: 0.0)
+
+
+def _exceptions_are_raised_anywhere(put: Put) -> None:
+    for bodies in (Executor, Bodies):
+        put(bodies, "may_be_interrupted", lambda *_: True)
+
+
+def _runs_are_told_another_time(put: Put) -> None:
+    real = CallContext.set_aside
+
+    def set_aside(context: Any) -> None:
+        real(context)
+
+    put(CallContext, "set_aside", set_aside)
 
 
 LIVES_BROKEN: dict[str, Callable[[Put], None]] = {

@@ -5,6 +5,9 @@
     begun and gone,        a life ends in a power cut, and all that it has made durable is its epoch
     begun a life and gone  (tests.simulation.ambush)
 
+    calls that last        their timer ticks (tests.simulation.pastime), and ends them when they last too long, in all
+                           their runs together; some never return: the supervisor has to end their process
+
 What was sent over a stream arrives though its sender is dead, as the kernel has it. And a partition that was told that
 a coordinator is dead is asked right after that what it has lent.
 """
@@ -15,14 +18,27 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.ambush import LIFE_KINDS, Ambush
+from tests.simulation.workload import Call
 from tests.simulation.world import Process
+from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from tests.simulation.pastime import CallId
     from tests.simulation.run import Run
     from voltpy.errors import ClusterError
 
-OUTLIVED_EVERY_S = 0.4
-FAULTS = ("outlived", "refused a second life", "asked after a coordinator's death")  # beside those that wait for it
+OUTLIVED_EVERY_S = 0.3
+TIMEOUT_S = 0.1  # of procedures
+MOST_S = 6 * TIMEOUT_S  # that a call may run in one process: ticks are coarse, and runs on stand-ins are another matter
+CALLS = {"ponder": 2.0, "ponder_across": 4.0, "wander": 4.0, "never_return": 0.3, "never_return_across": 0.5}
+CALLS_ALONE = ("ponder", "never_return")  # in a cluster of one partition
+# Beside those that wait for it.
+FAULTS = (
+    "a call lasts", "a call never returns", "outlived", "refused a second life", "asked after a coordinator's death",
+)  # fmt: skip
 
 
 class Lives:
@@ -31,23 +47,54 @@ class Lives:
     def __init__(self, run: Run) -> None:
         self.violations: list[str] = []
         self.outliving: list[Process] = []  # whose supervisor is gone
+        self.world = run.world
+        self.calls: dict[str, float] = {}  # that last
+        self.known: set[CallId] = set()  # that have ended a process, by the supervisor that there is
         self._run = run
-        self._world = run.world
         self._rng = Random(f"lives {run.world.seed}")  # the rest of the run is as it would be without
+        self._lasted_s: dict[tuple[Process, CallId], float] = {}
+        self._now: dict[tuple[Process, CallId], datetime] = {}  # what calls take for the time
         run.network.delivers_what_the_dead_sent = True
+        if self._rng.random() < 0.6:
+            crosses = run.options.partitions > 1
+            self.calls = {kind: weight for kind, weight in CALLS.items() if crosses or kind in CALLS_ALONE}
+            run.options = run.options._replace(procedure_timeout_s=TIMEOUT_S, calls_last=True)
+            run.ledger.kinds = {**run.ledger.kinds, **self.calls}
 
     def begin(self) -> None:
         """The trouble begins."""
-        run, rng = self._run, self._rng
-        for kind in rng.sample(sorted(LIFE_KINDS), rng.choice((0, 1, 1))):
+        run = self._run
+        kinds = sorted(LIFE_KINDS)
+        for kind in kinds[run.world.seed % (len(kinds) + 1) :][:1]:  # or none
             Ambush(run, kind).lay(within_s=0.05)
-        if rng.random() < 0.5:
+        if run.world.seed % 3 == 0:
             self._next_outlived()
 
     def end(self) -> None:
         """Nobody outlives the machine, or the trouble."""
         while self.outliving:
             self.outliving.pop().kill()
+
+    def next_call(self, kind: str, number: int) -> Call:
+        ledger, rng = self._run.ledger, self._rng
+        pause_s = rng.choice((0.001, 0.01, 0.04, 0.12))
+        if kind == "wander":
+            lists = rng.sample(range(ledger.lists), min(ledger.lists, 3))
+            return Call(ledger, number, kind, (lists, rng.choice((0.01, 0.03, 0.045))), [])
+        if kind in CALLS_ALONE:
+            one = rng.randrange(ledger.lists)
+            operations = ledger.operations([one], writes=True)
+            where: int | list[int] = one
+        else:
+            where = rng.sample(range(ledger.lists), 2)
+            operations = ledger.operations(where, writes=True, writes_copies=True)
+        arguments = (where, operations) if kind.startswith("never") else (where, operations, pause_s)
+        return Call(ledger, number, kind, arguments, operations)
+
+    def settled(self, call: Call) -> None:
+        if call.error is None and call.procedure_name.startswith("never"):
+            self.violations.append(f"T{call.transaction} returned, which never does")
+            call.operations = []
 
     def another_lives(self, process: Process) -> bool:
         """Whether another life of it goes on: then the machine has power, and the disk is in use."""
@@ -60,7 +107,7 @@ class Lives:
 
     def told_of_the_dead(self, partition: int, metrics: dict[str, Any]) -> None:
         """What a partition says right after it was told that the coordinator is dead, while there is no other."""
-        self._world.faults["asked after a coordinator's death"] += 1
+        self.world.faults["asked after a coordinator's death"] += 1
         lent = metrics["lent_keys"], metrics["lent_tables"]
         if lent != (0, 0):
             self.violations.append(
@@ -73,16 +120,53 @@ class Lives:
             return False
         if not any(other.name == process.name for other in self.outliving):
             self.violations.append(f"{process.name} finds its log taken, by nobody: {error}")
-        self._world.fault("refused a second life", process.name)
+        self.world.fault("refused a second life", process.name)
         return True
+
+    # What calls do that last.
+
+    def lets_pass(self, process: Process, call_id: CallId, time_s: float) -> None:
+        key = process, call_id
+        before_s = self._lasted_s.get(key)
+        if before_s is None:
+            self.world.faults["a call lasts"] += 1
+            before_s = 0.0
+        after_s = self._lasted_s[key] = before_s + time_s
+        if before_s <= MOST_S < after_s:
+            self.violations.append(f"call {call_id} has run for {after_s:.2f} s in {process.name}, of {TIMEOUT_S:g} s")
+
+    def has_let_pass(self, process: Process, call_id: CallId) -> bool:
+        return (process, call_id) in self._lasted_s
+
+    def arrived(self, process: Process, client_id: int, numbers: Iterable[int]) -> None:
+        """Calls, which may have come before, and been turned away."""
+        for number in numbers:
+            self._now.pop((process, (client_id, number)), None)
+
+    def takes_for_now(self, process: Process, call_id: CallId, now: datetime) -> None:
+        before = self._now.setdefault((process, call_id), now)
+        if before != now:
+            self.violations.append(
+                f"call {call_id} runs again in {process.name}, at {now}, and was told {before} before"
+            )
+
+    def hangs(self, process: Process, call_id: CallId) -> None:
+        self.world.fault("a call never returns", f"{call_id} in {process.name}")
+        if call_id in self.known:
+            self.violations.append(f"call {call_id} runs in {process.name}, and has ended a process before")
+
+    def is_ended(self, process: Process) -> None:
+        """The supervisor ends it, for the call that it runs."""
+        if process.words is not None and process.words[BUSY] % 2:
+            self.known.add((process.words[CLIENT_ID], process.words[CALL_NUMBER]))
 
     # Faults.
 
     def _next_outlived(self) -> None:
-        self._world.after(self._rng.expovariate(1 / OUTLIVED_EVERY_S), self._outlive)
+        self.world.after(self._rng.expovariate(1 / OUTLIVED_EVERY_S), self._outlive)
 
     def _outlive(self) -> None:
-        run, rng, world = self._run, self._rng, self._world
+        run, rng, world = self._run, self._rng, self.world
         if not run.is_troubled:
             return
         self._next_outlived()
@@ -107,5 +191,5 @@ class Lives:
     def _outlived(self, survivor: Process) -> None:
         if survivor in self.outliving:
             self.outliving.remove(survivor)
-            self._world.tell(f"{survivor.name} of old is killed")
+            self.world.tell(f"{survivor.name} of old is killed")
             survivor.kill()

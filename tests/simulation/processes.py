@@ -20,6 +20,7 @@ from coordinator.bodies import Bodies
 from coordinator.decision_log import DecisionLog
 from coordinator.router import Router
 from coordinator.server import Server as Coordinator
+from coordinator.session import reports_due_s
 from coordinator.transactions import Transactions
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import Checkpointer, read_checkpoint
@@ -36,11 +37,13 @@ from tests.simulation.network import Dealer, Network, Peer
 from tests.simulation.network import Door as SimulatedDoor
 from tests.simulation.stage import ROUTER_PORT
 from tests.simulation.world import Killed, Process, World
+from voltpy import heartbeat
 from voltpy.actions import Done, Kill, Persist, Start, Tell, Terminate
 from voltpy.child import ROUTER
 from voltpy.data_directory import DataDirectory, Unflushed, read_procedures, read_schema
 from voltpy.door import CLIENT, Door
 from voltpy.errors import ClusterError, Corruption, Error
+from voltpy.heartbeat import Words
 from voltpy.messages import (
     PROTOCOL_VERSION,
     Admin,
@@ -49,6 +52,7 @@ from voltpy.messages import (
     Hello,
     Message,
     PrepareLoad,
+    Runaway,
     StatusReply,
     StatusRequest,
     Topology,
@@ -59,6 +63,7 @@ from voltpy.record_log import DiskFull
 from voltpy.schema import Schema, from_json, to_json
 from voltpy.schema_queue import SchemaQueue
 from voltpy.supervision import Supervision
+from voltpy.timeout import Timeout
 from voltpy.transaction import unique_ids
 from voltpy.wire import decode, encode
 
@@ -81,6 +86,8 @@ class Options(NamedTuple):
     checkpoint_bytes: int
     window_bytes: int
     fsync: str
+    procedure_timeout_s: float = 5.0
+    calls_last: bool = False  # else procedures take no time
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +107,7 @@ def _load(message: PrepareLoad, schema: Schema) -> Registry:
 
 
 class _NoTimeout:
-    """Simulated procedures take no time."""
+    """For procedures that take no time."""
 
     def arm(self) -> None: ...
     def disarm(self) -> None: ...
@@ -119,7 +126,15 @@ class _NoWarmUp:
         return []
 
 
-def run_partition(process: Process, network: Network, disk: Disk, number: int, options: Options) -> None:
+def _timeout(runs: Executor | Bodies, words: Words, options: Options, *arguments: Any) -> Timeout:
+    if not options.calls_last:
+        return _NoTimeout()  # type: ignore[return-value]
+    return Timeout(runs.interrupt, runs.may_be_interrupted, words, options.procedure_timeout_s, *arguments)
+
+
+def run_partition(
+    process: Process, network: Network, disk: Disk, number: int, options: Options, runaway: Runaway | None
+) -> None:
     """As partitions.__main__."""
     world, directory = process.world, disk.path
     disk.process = process
@@ -139,7 +154,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
     recover(wal, store, checkpoint, window, checkpointer)
     epoch = wal.begin()
     checkpointer.begin()
-    running = array("Q", bytes(64))
+    running = process.words = array("Q", bytes(64))
     executor = Executor(
         store,
         registry,
@@ -148,6 +163,8 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         running,
         lambda: datetime.fromtimestamp(world.time(), UTC),
     )
+    if runaway is not None:
+        executor.runaways.add((runaway.client_id, runaway.call_number))
     door = Door[Hashable](TOKEN, at_partition=number, partitions=options.partitions)
     door.catalog_version = registry.catalog_version
     sockets = SimulatedDoor(network, process, f"p{number}")
@@ -162,7 +179,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
         _NoWarmUp(),  # type: ignore[arg-type]
         wal,
         checkpointer,
-        _NoTimeout(),  # type: ignore[arg-type]
+        _timeout(executor, running, options),
         _load,
         world.monotonic,
     )
@@ -175,7 +192,7 @@ def run_partition(process: Process, network: Network, disk: Disk, number: int, o
             checkpointer._steps.close()  # type: ignore[attr-defined]  # later it would close a stranger's descriptor
 
 
-def run_coordinator(process: Process, network: Network, disk: Disk, options: Options) -> None:
+def run_coordinator(process: Process, network: Network, disk: Disk, options: Options, runaway: Runaway | None) -> None:
     """As coordinator.__main__."""
     world, lane = process.world, options.partitions
     disk.process = process
@@ -186,15 +203,17 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
     for decision in decisions:
         window.add(decision.batch, bytes(decision.outcomes))
     epoch = log.begin()
+    running = process.words = array("Q", bytes(64))
     bodies = Bodies(
         schema,
         lane,
         registry,
-        array("Q", bytes(64)),
+        running,
         unique_ids(lane, epoch),
         lambda: datetime.fromtimestamp(world.time(), UTC),
     )
-    core = Transactions(lane, epoch, bodies, decisions, window)
+    runaways = [] if runaway is None else [(runaway.client_id, runaway.call_number)]
+    core = Transactions(lane, epoch, bodies, decisions, window, runaways, reports_due_s(options.procedure_timeout_s))
     door = Door[Hashable](TOKEN, at_partition=lane, is_coordinator=True)
     door.catalog_version = registry.catalog_version
     server = Coordinator(
@@ -204,7 +223,7 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         door,
         core,
         log,
-        _NoTimeout(),  # type: ignore[arg-type]
+        _timeout(bodies, running, options, lambda: False, bodies.lease),
         _load,
         schema,
         _planner,
@@ -309,7 +328,7 @@ class Supervisor:
         network: Network,
         options: Options,
         first_version: int,
-        spawn: Callable[[int, Callable[[Process, BaseException | None], None]], Process],
+        spawn: Callable[[int, Runaway | None, Callable[[Process, BaseException | None], None]], Process],
     ) -> None:
         self.world = world
         self.directory: DataDirectory | None = None
@@ -348,7 +367,7 @@ class Supervisor:
             cluster_id="cluster",
             runtime="/nowhere",
             catalog_version=directory.catalog_version,
-            procedure_timeout_s=5.0,
+            procedure_timeout_s=self._options.procedure_timeout_s,
             first_version=self._first_version,
         )
         changes = self.changes = SchemaQueue(directory, core, self._answer)
@@ -358,6 +377,9 @@ class Supervisor:
             if not any(dealer.arrived for dealer in self._dealers.values()) and not self._exits:
                 process.wait(TICK_S)
             now_s = self.world.now_s
+            for number, child in self.children.items() if self._options.calls_last else ():
+                if child.is_alive and child.words is not None:
+                    core.looked(number, heartbeat.read(child.words), now_s)
             for number, dealer in list(self._dealers.items()):
                 while dealer.arrived:
                     message = decode(dealer.arrived.popleft())
@@ -381,13 +403,15 @@ class Supervisor:
                 if isinstance(action, Tell):
                     self._tell(action.child, action.message)
                 elif isinstance(action, Start):
-                    self._start(action.child)
+                    self._start(action.child, action.runaway)
                 elif isinstance(action, Persist):
                     self._persist(action, core, directory)
                 elif isinstance(action, Done):
                     self._is_done = True
                 elif isinstance(action, Kill | Terminate):
                     self.world.tell(f"supervisor: {action}")
+                    if self.lives is not None:
+                        self.lives.is_ended(self.children[action.child])
                     self.children[action.child].kill()
 
     def _persist(self, persist: Persist, core: Supervision, directory: DataDirectory) -> None:
@@ -432,8 +456,8 @@ class Supervisor:
         if self.children[self._options.partitions].server is None and self.lives is not None:  # there is no other yet
             self.lives.told_of_the_dead(number, reply.metrics)
 
-    def _start(self, number: int) -> None:
-        self.children[number] = self._spawn(number, lambda process, error: self._ended(number, process, error))
+    def _start(self, number: int, runaway: Runaway | None) -> None:
+        self.children[number] = self._spawn(number, runaway, lambda process, error: self._ended(number, process, error))
         door_name = "router" if number == ROUTER else f"p{number}"
         self._dealers[number] = Dealer(self._network, self.process, "supervisor", door_name)
         self._tell(number, Hello(PROTOCOL_VERSION, SUPERVISOR_ID, "supervisor", TOKEN))

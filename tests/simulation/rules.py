@@ -237,13 +237,19 @@ RULES: dict[int, Rule] = {
         ("stand_ins_are_taken_for_rows",),
     ),
     26: Rule(
-        "A runaway is not run again, and the runs of one call share one clock.",
+        "A runaway is not run again; runs of one call share one clock; exceptions meet the user's frames only.",
         (
             _TRANSACTIONS + "test_rule_26_a_runaway_is_not_run_again",
             _EXECUTOR + "test_a_retry_of_a_call_that_killed_the_process_is_not_run",
             "voltpy/test_timeout.py::test_rule_26_reruns_share_one_clock",
+            "voltpy/test_timeout.py::test_a_call_that_runs_too_long_is_ended_without_a_trace",
+            "voltpy/test_timeout.py::test_a_process_that_stands_still_before_it_runs_a_call_names_none",
         ),
-        (),
-        "the simulation's procedures take no time",
+        (
+            "runaways_are_forgotten",
+            "runs_have_a_timeout_each",
+            "runs_are_told_another_time",
+            "exceptions_are_raised_anywhere",
+        ),
     ),
 }  # 15 is left out: bodies run on stand-ins, and so find what they need in few rounds

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC, PowerCut
+from tests.simulation import pastime
 from tests.simulation.ambush import KINDS as AMBUSHES
 from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush
 from tests.simulation.checker import check
@@ -33,6 +34,7 @@ from tests.simulation.world import Killed, Process, World, choose
 from voltpy.child import ROUTER
 from voltpy.data_directory import DataDirectory
 from voltpy.errors import ClusterError, Corruption
+from voltpy.messages import Runaway
 
 HERE = Path(__file__).parent
 READY_S = 20.0
@@ -100,7 +102,7 @@ class Run:
         self.supervisor: Supervisor | None = None
         self.catalog_disk: Disk | None = None  # where the schema is, and may change
         self.changes: Changes | None = None
-        self.lives = Lives(self) if lives else None
+        self.lives = self.ledger.lives = pastime.lives = Lives(self) if lives else None
         if changes_schema:
             self.changes = self.ledger.changes = Changes(seed, self.ledger)
             world.build_pace = self.changes.rng.choice((1.0, 1.0, 0.15, 0.03))
@@ -122,11 +124,15 @@ class Run:
                 if self.changes is not None:
                     self.catalog_disk = stack.enter_context(Disk(world, self.options.data))
                 text = (HERE / "list_append.sql").read_text(encoding="utf-8")
-                DataDirectory.open(self.options.data, self.options.partitions, text, HERE / "list_append.py").close()
+                procedures = HERE / ("list_append.py" if self.lives is None else "long_calls.py")
+                DataDirectory.open(self.options.data, self.options.partitions, text, procedures).close()
                 self._run()
                 for process in list(self.processes.values()):
                     process.kill()
+                if self.lives is not None:
+                    self.lives.end()
         finally:
+            pastime.lives = None
             shutil.rmtree(directory, ignore_errors=True)
         self.ledger.look_up_lengths()
         self.violations += self.ledger.violations
@@ -346,6 +352,9 @@ class Run:
             elif supervisor.directory is not None:
                 supervisor.directory.close()
 
+            if self.lives is not None:
+                self.lives.known.clear()
+
         process.cleanup = cleanup
 
     def _supervisor_ended(self, process: Process, error: BaseException | None) -> None:
@@ -358,7 +367,7 @@ class Run:
         elif not isinstance(error, Killed):
             self.violations.append(f"{process.name} ended: {error!r}")
 
-    def _spawn(self, number: int, ended: object) -> Process:
+    def _spawn(self, number: int, runaway: Runaway | None, ended: object) -> Process:
         name = "router" if number == ROUTER else f"p{number}"
         disk = self.disks.get(name)
 
@@ -366,9 +375,9 @@ class Run:
             if disk is None:
                 run_router(process, self.network)
             elif number == self.options.partitions:
-                run_coordinator(process, self.network, disk, self.options)
+                run_coordinator(process, self.network, disk, self.options, runaway)
             else:
-                run_partition(process, self.network, disk, number, self.options)
+                run_partition(process, self.network, disk, number, self.options, runaway)
 
         process = Process(self.world, name, main, ended)  # type: ignore[arg-type]
         self.processes[name] = process

@@ -28,9 +28,15 @@ import partitions.store
 import voltpy.child
 import voltpy.crash_point
 import voltpy.links
+import voltpy.supervision
+import voltpy.timeout
+from coordinator.borrowed import Tables
+from coordinator.transactions import Transactions
+from partitions.executor import Executor
 from partitions.schema_change import SchemaChange
 from partitions.store import Store
 from tests.simulation.network import Line, Network, Stream
+from tests.simulation.pastime import Signals, arriving, slowly
 from tests.simulation.world import Process, World
 
 ROUTER_PORT = 21212  # partition p listens at the port p above it
@@ -133,6 +139,7 @@ class StreamToPartition:
         return self._line.arrived.popleft()
 
     def read_all(self) -> None:
+        self._process.comes_by("simulation.believing")
         self._process.work(1e-5)
 
     def is_lost(self) -> bool:
@@ -178,6 +185,13 @@ def setting() -> Iterator[Stage]:
         put(partitions.lookups, "BESIDE_PAGES", 1)
         put(partitions.store, "BESIDE_PAGES", 1)
         put(Store, "read_latency_us", lambda _: {"hot": None, "resident": None})
+        # Where calls let time pass (tests.simulation.pastime).
+        put(voltpy.timeout, "signal", Signals)
+        put(voltpy.supervision, "RUNAWAY_GRACE_S", 0.2)
+        put(Executor, "run", arriving(Executor.run))
+        put(Transactions, "calls", arriving(Transactions.calls))
+        for log in (Store, Tables):
+            put(log, "undo_to", slowly(log.undo_to, lambda: _world(stage).rng.uniform(0.0, 0.02)))
         yield stage
 
 

@@ -18,10 +18,11 @@ from voltpy.address import Address
 from voltpy.builtin import QUERY_ALL
 from voltpy.calls import Command, Everywhere, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Aborted, Indeterminate, Overloaded, ReadOnly, Unavailable
+from voltpy.errors import Aborted, Indeterminate, Overloaded, ProcedureTimeout, ReadOnly, Unavailable
 from voltpy.links import Links
 
 if TYPE_CHECKING:
+    from tests.simulation.lives import Lives
     from tests.simulation.schema_changes import Changes
 
 OPENING_BALANCE = 100
@@ -37,6 +38,7 @@ class Ledger:
     """What all clients saw together. `kinds`: how likely each kind of call is. `changes`: where the schema changes."""
 
     changes: Changes | None = None
+    lives: Lives | None = None
 
     def __init__(self, rng: Random, *, kinds: dict[str, float], lists: int, accounts: int) -> None:
         self.rng = rng
@@ -60,14 +62,16 @@ class Ledger:
     def next_call(self) -> Call:
         rng, kind = self.rng, choose(self.rng, self.kinds)
         self._numbers += 1
+        if self.lives is not None and kind in self.lives.calls:
+            return self.lives.next_call(kind, self._numbers)
         if kind in ("transact_one", "look_at_one"):
             number = rng.randrange(self.lists)
-            operations = self._operations([number], writes=kind == "transact_one")
+            operations = self.operations([number], writes=kind == "transact_one")
             return Call(self, self._numbers, kind, (number, operations), operations)
         if kind in ("transact", "transact_and_give_up", "look"):
             numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((1, 2, 2, 3))))
             writes = kind != "look"
-            operations = self._operations(numbers, writes=writes, writes_copies=writes)
+            operations = self.operations(numbers, writes=writes, writes_copies=writes)
             return Call(self, self._numbers, kind, (numbers, operations), operations)
         if kind == "look_along":
             numbers = rng.sample(range(self.lists), min(self.lists, rng.choice((2, 2, 3))))
@@ -75,7 +79,7 @@ class Ledger:
             return Call(self, self._numbers, kind, (numbers,), operations)
         if kind in ("transact_anywhere", "look_anywhere"):
             numbers = rng.sample(range(self.lists), 2)
-            operations = self._operations(
+            operations = self.operations(
                 numbers, writes=kind == "transact_anywhere", writes_copies=kind == "transact_anywhere"
             )
             return Call(self, self._numbers, kind, (operations,), operations)
@@ -120,7 +124,7 @@ class Ledger:
         """Which of the lists in places is appended to now."""
         return self._placed.get(number, 0) // APPENDS_A_CHAPTER
 
-    def _operations(self, numbers: list[int], *, writes: bool, writes_copies: bool = False) -> list[Operation]:
+    def operations(self, numbers: list[int], *, writes: bool, writes_copies: bool = False) -> list[Operation]:
         rng = self.rng
         operations: list[Operation] = []
         for number in numbers:
@@ -160,6 +164,8 @@ class Ledger:
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
         if error is None:
             self.done[call.procedure_name] = self.done.get(call.procedure_name, 0) + 1
+        if self.lives is not None:
+            self.lives.settled(call)
         if call.procedure_name == QUERY_ALL and error is None and call.value != [[self.total]]:
             self.violations.append(f"T{call.transaction}: by a view the bank's total is {call.value}, not {self.total}")
         if call.procedure_name in ("total", "total_of_all") and error is None and call.value != self.total:
@@ -176,6 +182,8 @@ class Ledger:
             outcome = Outcome.ABORTED
             if not str(error).endswith("…"):  # a long reason is cut: what such a call has read is not known
                 results = json.loads(str(error))
+        elif self.lives is not None and isinstance(error, ProcedureTimeout):
+            outcome = Outcome.ABORTED  # nothing of it remains
         elif (isinstance(error, Aborted) and call.procedure_name == "transfer") or (
             self.changes is not None and self.changes.explains(call, error)
         ):

@@ -114,6 +114,8 @@ class Process:
         self.paused_until_s = 0.0
         self.cleanup: Callable[[], None] = lambda: None  # what the system does for a process that is gone
         self.server: Any = None  # what runs in it, for those who wait for some state of it
+        self.words: Any = None  # its heartbeat
+        self.alarm: Any = None  # its timer, where it has one (tests.simulation.pastime)
         self._ended = ended
         self._main = main
         self._greenlet = greenlet(self._run)
@@ -124,7 +126,12 @@ class Process:
         world.after(world.rng.uniform(0.001, 0.01), lambda: self._go_on(0))
 
     def wait(self, timeout_s: float, *, for_input: bool = True) -> None:
-        """Called by the process itself: others run until `wake`, or the time is over. Raises Killed."""
+        """Called by the process itself: others run until `wake`, or the time is over. Raises Killed.
+
+        Again and again: where a procedure waits, the engine takes the first one for the procedure's own error.
+        """
+        if not self.is_alive:
+            raise Killed
         self._waits = True
         self._is_interruptible = for_input
         self._turn += 1
@@ -156,14 +163,20 @@ class Process:
 
     def passes(self, point: str) -> None:
         """It comes by a crash point. Raises Killed."""
+        self.comes_by(point)
+        self.step("point")
+
+    def comes_by(self, point: str) -> None:
+        """The same, at one that is the simulation's own."""
         for caught in list(self.world.ambushes.get(point, ())):
             if self.is_alive:
                 caught(self)
-        self.step("point")
 
     def step(self, kind: str) -> None:
         """It comes by. Raises Killed."""
-        if self._doom is not None and self._doom[0] == kind and self.is_alive:
+        if not self.is_alive:
+            raise Killed
+        if self._doom is not None and self._doom[0] == kind:
             self._doom = (kind, self._doom[1] - 1)
             if self._doom[1] <= 0:
                 self._doom = None
