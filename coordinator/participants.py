@@ -120,5 +120,8 @@ class Participants:
 
     @property
     def have_decided_all(self) -> bool:
-        """Whether nothing that was decided is still to be acknowledged."""
-        return not self.unacknowledged and not any(self._aborts)
+        """Whether no partition is in doubt: nothing that was decided is still to be acknowledged.
+
+        What one that is not attached may have prepared, perhaps for an earlier coordinator, is not known here.
+        """
+        return self.all_attached and not self.unacknowledged and not any(self._aborts)

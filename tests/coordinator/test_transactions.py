@@ -1513,6 +1513,22 @@ def test_rule_22_no_batch_begins_while_they_are_held_and_it_is_told_when_none_is
     assert cluster.answer(second) == 98
 
 
+def test_rule_22_a_new_coordinator_is_asked_to_hold__a_partition_in_doubt_attaches__only_then_it_is_told(
+    cluster: FakeCluster,
+) -> None:
+    cluster.send("transfer", A, B, 30)
+    until(cluster, lambda: all(partition.prepared for partition in cluster.partitions))
+    cluster.crash()
+    cluster.core.hold("supervisor", HoldBatches(3, 10.0), cluster.now)
+    cluster.step()
+    cluster.settle_without(1)
+    assert cluster.partitions[1].prepared
+    assert cluster.core.notices() == []
+    cluster.settle()
+    assert not any(partition.prepared for partition in cluster.partitions)
+    assert cluster.core.notices() == [("supervisor", BatchesHeld(3))]
+
+
 def test_a_hold_ends_by_itself(cluster: FakeCluster) -> None:
     cluster.core.hold("supervisor", HoldBatches(3, 10.0), cluster.now)
     number = cluster.send("transfer", A, B, 1)
