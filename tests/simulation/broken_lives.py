@@ -12,10 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from coordinator.bodies import Bodies
+from coordinator.participants import Participants
+from coordinator.transactions import Transactions
 from partitions.executor import Executor
 from partitions.participant import Participant
 from voltpy import record_log
+from voltpy.messages import BatchesHeld
 from voltpy.record_log import RecordLog, flush_directory
+from voltpy.snapshot_holding import Snapshots
 from voltpy.supervision import Supervision
 from voltpy.timeout import Timeout
 from voltpy.transaction import CallContext
@@ -90,6 +94,31 @@ def _runs_are_told_another_time(put: Put) -> None:
         real(context)
 
     put(CallContext, "set_aside", set_aside)
+
+
+def _snapshots_are_cut_within_batches(put: Put) -> None:
+    """The coordinator says at once that it has nothing under way, and goes on."""
+
+    def hold(core: Any, origin: Any, message: Any, now_s: float) -> None:
+        core._notices.append((origin, BatchesHeld(message.snapshot)))
+
+    put(Transactions, "hold", hold)
+
+
+def _snapshots_are_cut_before_decisions_are_known(put: Put) -> None:
+    """The coordinator has decided, and not every partition has heard of it."""
+    put(Participants, "have_decided_all", True)
+
+
+def _batches_go_on_before_all_parts_are_cut(put: Put) -> None:
+    """The coordinator goes on when the partitions have been asked for checkpoints, not when all have begun theirs."""
+    real = Snapshots._ask_for_checkpoints
+
+    def ask_for_checkpoints(snapshots: Any, snapshot: Any) -> None:
+        real(snapshots, snapshot)
+        snapshot.cut.resume()
+
+    put(Snapshots, "_ask_for_checkpoints", ask_for_checkpoints)
 
 
 LIVES_BROKEN: dict[str, Callable[[Put], None]] = {

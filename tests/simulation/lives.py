@@ -5,6 +5,7 @@
     begun and gone,        a life ends in a power cut, and all that it has made durable is its epoch
     begun a life and gone  (tests.simulation.ambush)
 
+    snapshots              somebody takes them meanwhile, by `voltpy snapshot` (tests.simulation.snapshots)
     calls that last        their timer ticks (tests.simulation.pastime), and ends them when they last too long, in all
                            their runs together; some never return: the supervisor has to end their process
 
@@ -18,8 +19,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.ambush import LIFE_KINDS, Ambush
+from tests.simulation.snapshots import Taker
 from tests.simulation.workload import Call
 from tests.simulation.world import Process
+from voltpy.data_directory import partition_directory
 from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
     from voltpy.errors import ClusterError
 
+SNAPSHOT_S = 30.0  # the last one is made by then
 OUTLIVED_EVERY_S = 0.3
 TIMEOUT_S = 0.1  # of procedures
 MOST_S = 6 * TIMEOUT_S  # that a call may run in one process: ticks are coarse, and runs on stand-ins are another matter
@@ -37,7 +41,8 @@ CALLS = {"ponder": 2.0, "ponder_across": 4.0, "wander": 4.0, "never_return": 0.3
 CALLS_ALONE = ("ponder", "never_return")  # in a cluster of one partition
 # Beside those that wait for it.
 FAULTS = (
-    "a call lasts", "a call never returns", "outlived", "refused a second life", "asked after a coordinator's death",
+    "a snapshot is taken", "a snapshot fails", "a part is cut late", "a call lasts", "a call never returns", "outlived",
+    "refused a second life", "asked after a coordinator's death",
 )  # fmt: skip
 
 
@@ -55,6 +60,7 @@ class Lives:
         self._lasted_s: dict[tuple[Process, CallId], float] = {}
         self._now: dict[tuple[Process, CallId], datetime] = {}  # what calls take for the time
         run.network.delivers_what_the_dead_sent = True
+        self._taker = Taker(run, Random(f"snapshots {run.world.seed}")) if run.world.seed % 2 else None
         if self._rng.random() < 0.6:
             crosses = run.options.partitions > 1
             self.calls = {kind: weight for kind, weight in CALLS.items() if crosses or kind in CALLS_ALONE}
@@ -69,6 +75,34 @@ class Lives:
             Ambush(run, kind).lay(within_s=0.05)
         if run.world.seed % 3 == 0:
             self._next_outlived()
+        if self._taker is not None:
+            run.start("s0", self._taker.run)
+
+    def lay_out(self) -> None:
+        """Whoever copies looks for the partitions' directories in the data directory."""
+        data = self._run.options.data
+        for number in range(self._run.options.partitions):
+            place = partition_directory(data, number)
+            if place.exists():
+                place.rmdir()
+            place.symlink_to(data.parent / f"p{number}")
+
+    def lateness_s(self) -> float:
+        """Of the word that a partition is to begin its checkpoint: one begins after others."""
+        if self._rng.random() < 0.5:
+            return 0.0
+        self.world.fault("a part is cut late")
+        return self._rng.choice((2e-3, 0.01, 0.04))
+
+    def take_last_snapshot(self) -> None:
+        taker, world = self._taker, self.world
+        if taker is not None and not world.run(lambda: taker.is_done, SNAPSHOT_S):
+            self.violations.append("a snapshot does not come to an end")
+
+    def judged(self) -> list[str]:
+        if self._taker is None:
+            return self.violations
+        return [*self.violations, *self._taker.violations, *self._taker.judge(self._run.ledger.transactions)]
 
     def end(self) -> None:
         """Nobody outlives the machine, or the trouble."""
@@ -176,7 +210,7 @@ class Lives:
         alive = [process for process in alive if process.server is not None]
         if not supervisor.is_alive or not alive or self.outliving:
             return
-        survivor = rng.choice(alive)
+        survivor = rng.choice((*alive[:-1], *alive[:-1], alive[-1]))  # the last one has the fewest that know it
         world.fault("outlived", survivor.name)
         self.outliving.append(survivor)
         run.network.cast_out(survivor)
@@ -186,7 +220,7 @@ class Lives:
             if name in run.processes and run.processes[name] is not survivor:
                 run.processes[name].kill()
         world.after(rng.uniform(1e-3, 0.05), run.start_supervisor)
-        world.after(rng.choice((0.05, 0.2, 0.5)) * rng.uniform(0.3, 1.0), lambda: self._outlived(survivor))
+        world.after(rng.choice((0.1, 0.3, 0.6)) * rng.uniform(0.3, 1.0), lambda: self._outlived(survivor))
 
     def _outlived(self, survivor: Process) -> None:
         if survivor in self.outliving:

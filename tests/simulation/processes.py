@@ -50,6 +50,7 @@ from voltpy.messages import (
     AdminReply,
     Detach,
     Hello,
+    HoldCheckpoint,
     Message,
     PrepareLoad,
     Runaway,
@@ -384,7 +385,7 @@ class Supervisor:
                 while dealer.arrived:
                     message = decode(dealer.arrived.popleft())
                     if isinstance(message, Admin):
-                        changes.add(message, now_s)
+                        self._admin(message, now_s)
                     elif isinstance(message, StatusReply) and message.number == PROBE:
                         self._probed(number, message)
                     else:
@@ -429,6 +430,23 @@ class Supervisor:
             self.process.passes("supervisor.persist.after")
             core.persisted("")
 
+    def _admin(self, message: Admin, now_s: float) -> None:
+        """As voltpy.cluster."""
+        core, directory = self.core, self.directory
+        assert core is not None
+        assert directory is not None
+        if message.command == "status":
+            status = {**core.status({}, now_s), "data": str(self._options.data), "cluster_id": directory.cluster_id}
+            self._answer(message, status, "")
+        elif message.command == "begin_snapshot":
+            core.begin_snapshot(message.number, message.body, now_s)
+        elif message.command == "renew_snapshot":
+            core.renew_snapshot(message.number, message.body, now_s)
+        elif message.command == "end_snapshot":
+            core.end_snapshot(message.number, message.body)
+        elif self.changes is not None:
+            self.changes.add(message, now_s)
+
     def _answer(self, message: Admin, body: dict[str, Any], error: str) -> None:
         self._tell(ROUTER, AdminReply(message.number, error, body))
 
@@ -447,6 +465,8 @@ class Supervisor:
     def _tell(self, number: int, message: Message) -> None:
         dealer = self._dealers.get(number)
         if dealer is not None:
+            if isinstance(message, HoldCheckpoint) and self.lives is not None:
+                dealer.stall(self.lives.lateness_s())
             dealer.send_up(encode(message))
             if isinstance(message, Detach) and self.lives is not None:
                 dealer.send_up(encode(StatusRequest(PROBE)))

@@ -205,10 +205,15 @@ RULES: dict[int, Rule] = {
         "A snapshot is cut between batches.",
         (
             _TRANSACTIONS + "test_rule_22_no_batch_begins_while_they_are_held_and_it_is_told_when_none_is_under_way",
+            _TRANSACTIONS
+            + "test_rule_22_a_new_coordinator_is_asked_to_hold__a_partition_in_doubt_attaches__only_then_it_is_told",
             _LENDING + "test_a_snapshot_that_was_cut_within_a_batch_is_damaged",
         ),
-        (),
-        "the simulation takes no snapshots",
+        (
+            "snapshots_are_cut_within_batches",
+            "snapshots_are_cut_before_decisions_are_known",
+            "batches_go_on_before_all_parts_are_cut",
+        ),
     ),
     23: Rule(
         "A call runs once, however often it arrives; final errors are remembered as results are.",

@@ -126,6 +126,8 @@ class Run:
                 text = (HERE / "list_append.sql").read_text(encoding="utf-8")
                 procedures = HERE / ("list_append.py" if self.lives is None else "long_calls.py")
                 DataDirectory.open(self.options.data, self.options.partitions, text, procedures).close()
+                if self.lives is not None:
+                    self.lives.lay_out()
                 self._run()
                 for process in list(self.processes.values()):
                     process.kill()
@@ -139,7 +141,7 @@ class Run:
         if self.changes is not None:
             self.violations += self.changes.judge_reads()
         if self.lives is not None:
-            self.violations += self.lives.violations
+            self.violations += self.lives.judged()
         if self.supervisor is not None:
             self.violations += self.supervisor.failures
         self.violations += [str(anomaly) for anomaly in check(self.ledger.transactions)]
@@ -158,7 +160,7 @@ class Run:
     def _run(self) -> None:
         world, rng = self.world, self.world.rng
         self.start_supervisor()
-        if not world.run(lambda: self._is_ready, READY_S):
+        if not world.run(lambda: self.is_ready, READY_S):
             self.violations.append("the cluster did not get ready")
             return
         for number in range(rng.choice((1, 2, 3))):
@@ -171,7 +173,7 @@ class Run:
                 callers=rng.choice((2, 4, 8)),
             )
             self.clients.append(client)
-            self._start(f"c{number}", client.run)
+            self.start(f"c{number}", client.run)
         first = self.clients[0]
         first.queued = self.ledger.open_accounts()
         if self.changes is not None:
@@ -193,7 +195,7 @@ class Run:
             changing.next_call, changing.settled = self.changes.next_call, self.changes.settled
             changing.timeout_s = rng.choice((0.3, 2.0, 10.0))
             self.clients.append(changing)
-            self._start(f"c{len(self.clients) - 1}", changing.run)
+            self.start(f"c{len(self.clients) - 1}", changing.run)
             # In front of the other half, and behind it, are rows that will change.
             more = self.changes.fill()
             world.after(rng.uniform(0.0, 0.2), lambda: first.queued.extend(more if self.is_troubled else ()))
@@ -253,7 +255,7 @@ class Run:
         return [all_kinds[place] for place in dict.fromkeys((first, second))]
 
     @property
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         return self.supervisor is not None and self.supervisor.is_ready
 
     @property
@@ -263,6 +265,8 @@ class Run:
     def _judge(self) -> None:
         if not self.world.run(lambda: self._all_serve, READY_S):
             self.violations.append("not every process serves again")
+        if self.lives is not None:
+            self.lives.take_last_snapshot()
         client = self.clients[0]
         client.timeout_s = 10.0
         client.connection.retry_s = 10.0
@@ -321,7 +325,7 @@ class Run:
 
     # ── processes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, name: str, main: object) -> Process:
+    def start(self, name: str, main: object) -> Process:
         process = Process(self.world, name, main, self._client_ended)  # type: ignore[arg-type]
         self.processes[name] = process
         return process

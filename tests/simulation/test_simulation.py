@@ -45,6 +45,9 @@ SOON_FOUND = (
     "runs_have_a_timeout_each",
     "runs_are_told_another_time",
     "exceptions_are_raised_anywhere",
+    "snapshots_are_cut_within_batches",
+    "snapshots_are_cut_before_decisions_are_known",
+    "batches_go_on_before_all_parts_are_cut",
 )
 
 

@@ -88,6 +88,10 @@ class World:
 
     perf_counter = monotonic
 
+    def sleep(self, time_s: float) -> None:
+        assert self.running is not None
+        self.running.wait(time_s, for_input=False)
+
     def process_time(self) -> float:
         return 0.0
 
