@@ -175,7 +175,10 @@ class Lives:
     def arrived(self, process: Process, client_id: int, numbers: Iterable[int]) -> None:
         """Calls, which may have come before, and been turned away."""
         for number in numbers:
-            self._now.pop((process, (client_id, number)), None)
+            key = process, (client_id, number)
+            self._now.pop(key, None)
+            if key in self._lasted_s:
+                self._lasted_s[key] = 0.0
 
     def takes_for_now(self, process: Process, call_id: CallId, now: datetime) -> None:
         before = self._now.setdefault((process, call_id), now)
