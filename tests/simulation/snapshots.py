@@ -191,9 +191,9 @@ class Supervised:
             links.flush(now_s)
             links.bury()
             if not command.done:
-                due_s = min(connection.next_time, links.next_time, now_s + 1.0)
+                due_s = min(connection.alarm.time, links.next_time, now_s + 1.0)
                 process.wait(max(due_s - now_s, 1e-5))
-        connection.settled = []
+        connection.outcomes.take()
         if command.error is not None:
             raise command.error
         answer: dict[str, Any] = command.value
