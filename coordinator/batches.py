@@ -3,7 +3,8 @@
 Two batches at most are under way: one that borrows and runs, and before it one that commits. The second one begins
 with calls that want nothing of what the first one holds, and asks for votes when that is over. The first one borrows
 nothing any more, so nobody waits in a circle. A batch that holds tables, or changes what all partitions have copies of,
-is alone.
+is alone. After OVERLAPS_IN_A_ROW one begins when nothing is lent: who waits in a partition for a whole table, or for
+several rows, would else never find all of them there.
 
 What becomes of a call whose batch is aborted: it goes into the next one, which is half as large, in front of all
 others; but it gets the error if it was alone, or wrote where there is no room.
@@ -35,6 +36,7 @@ from voltpy.outcome_window import OutcomeWindow
 ATTEMPTS = 8  # aborted batches of its own, after which a call is given up
 UNFINISHED_BATCHES = 256  # of ROUNDS each, after which a call that misses still more is given up
 DISCOVERED_BESIDE = 64  # calls of a batch that are run on stand-ins while another one waits for votes
+OVERLAPS_IN_A_ROW = 8  # then a batch waits until the one before it is over
 
 
 class Batches:
@@ -69,6 +71,7 @@ class Batches:
         self._window = window
         self._limit = CALLS_A_BATCH  # of calls in the next batch
         self._is_held_up = False  # every call that is looked at wants something of the batch that commits
+        self._overlapped = 0  # batches in a row, up to the last one, that began while another one committed
 
     @property
     def live(self) -> set[int]:
@@ -85,7 +88,7 @@ class Batches:
         committing = self.committing
         return committing is None or not (
             not self._overlaps or self._is_held_up or committing.is_alone or self._waiting.reads or self._waiting.joints
-            or not self._participants.all_attached
+            or not self._participants.all_attached or self._overlapped == OVERLAPS_IN_A_ROW
         )  # fmt: skip
 
     def begin(self) -> bool:
@@ -95,6 +98,7 @@ class Batches:
             calls = self._taken_beside(self.committing)
         if not calls:
             return False
+        self._overlapped = 0 if self.committing is None else self._overlapped + 1
         self.counts["overlapped"] += self.committing is not None
         batch = self.borrowing = Batch(self._participants.next_batch(), calls, self._participants.now_s)
         self._bodies.begin_batch()

@@ -14,6 +14,7 @@ from sqlglot.tokens import Tokenizer
 
 from coordinator import batches
 from coordinator.batch import PARTS_HOLD_S, RENEW_S, Batch
+from coordinator.batches import OVERLAPS_IN_A_ROW
 from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS, Bodies
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
@@ -482,6 +483,26 @@ def test_reads_do_not_starve_behind_batches_that_overlap(cluster: FakeCluster) -
         cluster.step()
     assert read in cluster.answers, "only the batch that was under way went before it"
     cluster.settle()
+
+
+def test_rule_12_after_some_batches_that_overlap_one_waits_until_everything_is_here_again(cluster: FakeCluster) -> None:
+    """A call that reads a whole table waits in its partition while any key of it is lent."""
+    committing(cluster, "transfer", A, B, 1)
+    for place in range(30):
+        cluster.send("transfer", *((A, B) if place % 2 else (A2, B2)), 1)
+        cluster.exchange()
+        cluster.step()
+    cluster.settle()
+    at_once: list[int] = []  # in a row, batches that borrowed while one before them held something
+    holding: set[int] = set()
+    for order in cluster.partitions[0].log:
+        if isinstance(order, Borrow):
+            at_once.append(at_once[-1] + 1 if holding else 0)
+            holding.add(order.batch)
+        elif isinstance(order, Decide):
+            holding.discard(order.batch)
+    assert max(at_once) == OVERLAPS_IN_A_ROW
+    assert at_once.count(0) >= 3
 
 
 def test_a_call_with_many_keys_uses_their_partitions(cluster: FakeCluster) -> None:
