@@ -51,6 +51,7 @@ from partitions.set_aside import (
 from partitions.store import Store
 from partitions.table import Table
 from partitions.transaction_kinds import TransactionKinds
+from partitions.unique_indexes import Entry
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES, Answers
 from voltpy.builtin import QUERY_ALL, builtins
@@ -359,7 +360,7 @@ class Executor:
             error = ProtocolError(f"call {number} of this client waits already")
         elif missed:
             error = Overloaded(
-                f"{CALLS_WAIT_FOR_LENT:,} calls wait for rows that are lent already; retry later"
+                f"{CALLS_WAIT_FOR_LENT:,} calls wait for rows that are lent already, and {self._lacks(missed)}"
                 if is_lent
                 else f"{CALLS_SET_ASIDE:,} calls wait for rows from disk already; retry later"
             )
@@ -406,7 +407,7 @@ class Executor:
         overdue = self._set_aside.overdue(self.now_s - LENT_WAIT_S)
         for call in overdue:
             self._set_aside.drop(call)
-            error = Unavailable(f"{call.procedure.name}: {self._what_it_lacks(call)}")
+            error = Unavailable(f"{call.procedure.name}: {self._lacks(call.missed)}")
             answer = call_error(call.client_id, call.number, error)
             self.window.remember([answer])
             answers = self._settled.get(call.origin)
@@ -416,14 +417,20 @@ class Executor:
         self.counts["raised"] += len(overdue)
         return bool(overdue)
 
-    def _what_it_lacks(self, call: SetAside) -> str:
-        for miss in call.missed:
+    def _lacks(self, missed: Iterable[Miss]) -> str:
+        """Says what is lent, of what a call has missed."""
+        for miss in missed:
             if type(miss) is tuple:
                 table, key = miss
                 if table == PLAN:
                     return "the coordinator, which plans its statement, does not answer"
                 name = self._store.tables[table].name
-                lent = f"{name}, or a key of it, is lent" if key is WHOLE_TABLE else f"{name} {key!r:.100} is lent"
+                if isinstance(key, Entry):
+                    lent = f"{name}, a value of its index {key.index}, is lent"
+                elif key is WHOLE_TABLE:
+                    lent = f"{name}, or a key of it, is lent"
+                else:
+                    lent = f"{name} {key!r:.100} is lent"
                 return f"{lent} to an undecided transaction"
         return "a key was lent to an undecided transaction"
 

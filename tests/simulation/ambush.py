@@ -31,6 +31,13 @@ Where lives of one process meet (tests.simulation.lives), there are also:
     stands still and is ended   a round is answered,  the coordinator stands still until the supervisor ends it, as if
                                 replies wait for it   a call were running that never returns
 
+Under conditions of their own (tests.simulation.conditions) there are also:
+
+    in doubt, and on disk       a Prepare is obeyed   the coordinator stands still; meanwhile the pages of the partition
+                                                      go to disk, and leave its memory
+    in doubt for long           a Prepare is obeyed   the coordinator stands still for longer than calls may wait
+    no room to prepare          a Prepare is obeyed   the disk is full for a moment
+
 Where the schema changes, there are also:
 
     an index built and gone     an index is built     the partition loses its power, soon
@@ -67,7 +74,7 @@ class Ambush:
     def __init__(self, run: Run, kind: str) -> None:
         self.kind = kind
         self._run = run
-        point, self._spring = (KINDS | SCHEMA_KINDS | LIFE_KINDS)[kind]
+        point, self._spring = (KINDS | SCHEMA_KINDS | LIFE_KINDS | KINDS_OF_CONDITIONS)[kind]
         self._point, self._next_point = point, TURNS.get(kind, point)
         self._fits = FITTING.get(kind, lambda process: True)
 
@@ -131,6 +138,34 @@ class Scene:
         server._checkpointer.request()
         partition.wake()
         self.until(lambda: server._checkpointer.last.number > last, 0.3, lambda: self.kill(partition))
+
+    def take_memory(self) -> None:
+        """As soon as its pages are on disk, the process takes so much memory for a moment that they have to leave."""
+        partition, server = self.process, self.process.server
+        if server is None or not partition.is_alive:
+            return
+        pool, checkpointer = server._pool, server._checkpointer
+        last, before = checkpointer.last.number, pool.evictions
+
+        def takes(more_bytes: int) -> None:
+            partition.more_bytes = more_bytes
+            pool._others_bytes.clear()  # of which the least counts
+            server._steer_s = 0.0
+            partition.wake()
+
+        def over() -> None:
+            takes(0)
+            if pool.evictions > before:
+                self.world.fault("pages leave", partition.name)
+
+        def begin() -> None:
+            self.world.fault("memory is short", partition.name)
+            takes(1 << 30)
+            self.world.after(self.rng.uniform(0.005, 0.05), over)
+
+        checkpointer.request()
+        partition.wake()
+        self.until(lambda: checkpointer.last.number > last, 0.2, begin)
 
     def until(self, is_so: Callable[[], bool], limit_s: float, action: Callable[[], None]) -> None:
         """Does it as soon as that is so, if it is so in time."""
@@ -235,6 +270,21 @@ def _no_room_to_decide(scene: Scene) -> None:
     scene.world.after(scene.rng.uniform(0.02, 0.2), disk.make_room)
 
 
+def _no_room_to_prepare(scene: Scene) -> None:
+    disk = scene.run.disks[scene.process.name]
+    disk.fail_next("pwrite wal", ENOSPC)
+    scene.world.after(scene.rng.uniform(0.005, 0.05), disk.make_room)
+
+
+def _in_doubt_for_long(scene: Scene) -> None:
+    scene.coordinator.pause(scene.rng.uniform(1.0, 1.6))
+
+
+def _in_doubt_and_on_disk(scene: Scene) -> None:
+    scene.coordinator.pause(0.25)
+    scene.take_memory()
+
+
 def _built_and_gone(scene: Scene) -> None:
     scene.soon(0.0, 2e-3, lambda: scene.kill(scene.process, power=True))
 
@@ -318,6 +368,13 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
 }
 
+# Under conditions of their own (tests.simulation.conditions).
+KINDS_OF_CONDITIONS: dict[str, tuple[str, Callable[[Scene], None]]] = {
+    "in doubt, and on disk": ("lending.prepare.appended", _in_doubt_and_on_disk),
+    "in doubt for long": ("lending.prepare.appended", _in_doubt_for_long),
+    "no room to prepare": ("lending.prepare.before_append", _no_room_to_prepare),
+}
+
 # Where the schema changes.
 SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "an index built and gone": ("schema_change.index_built", _built_and_gone),
@@ -350,6 +407,7 @@ CALLS: dict[str, dict[str, float]] = {
     "a read comes late": {"look": 9.0, "transact_one": 12.0},
     "borrowed in vain": {"transact": 25.0, "transact_and_give_up": 25.0, "transact_one": 12.0},
     "between two rounds": {"look_along": 12.0, "transact_one": 40.0},
+    "in doubt for long": {"transact_one": 60.0, "look_at_one": 20.0},
     "lent for too long": {"transact": 9.0, "transact_one": 12.0, "transfer": 9.0},
     "no room to decide": {"transact": 9.0, "look": 9.0},
 }

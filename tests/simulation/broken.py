@@ -31,6 +31,7 @@ from partitions.store import Store
 from partitions.table import Table
 from partitions.unique_indexes import Entry
 from partitions.wal import ABORT, COMMIT, DECIDE, PREPARE, Wal
+from tests.simulation.broken_batches import BATCHES_BROKEN
 from tests.simulation.broken_lives import LIVES_BROKEN
 from tests.simulation.broken_schema import SCHEMA_BROKEN
 from voltpy.messages import Orders, Vote
@@ -412,7 +413,7 @@ def _nobody_is_released(put: Put) -> None:
     put(Participant, "_obeyed", obeyed)
 
 
-BROKEN: dict[str, Callable[[Put], None]] = {
+BROKEN: dict[str, Callable[[Put], None]] = BATCHES_BROKEN | {
     name[1:]: function
     for name, function in list(globals().items())
     if name.startswith("_") and callable(function) and getattr(function, "__module__", "") == __name__

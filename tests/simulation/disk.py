@@ -7,6 +7,7 @@ may be the one at which the process dies, a write when half of it is done.
 from __future__ import annotations
 
 import os
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Disk(FaultyDisk):
         super().__init__(directory)
         self.process: Process | None = None
         self._world = world
+        self._full_until_s = -inf  # when it last had no room; inf: it has none
         self._opened_by: dict[int, Process | None] = {}  # descriptors
 
     @property
@@ -48,6 +50,8 @@ class Disk(FaultyDisk):
         if self.fired != before and fault:
             if fault == CUT:
                 self._killed()
+            if fault == ENOSPC:
+                self._full_until_s = inf
             self._world.fault({CUT: "torn write", EIO: "EIO", ENOSPC: "ENOSPC"}[fault], f"{call} {what}")
             self._at = 0
         return fault
@@ -105,6 +109,15 @@ class Disk(FaultyDisk):
             if self._opened_by.get(fd) is process:
                 os.close(fd)
         self._dead = self.is_full = False
+
+    def make_room(self) -> None:
+        super().make_room()
+        if self._full_until_s == inf:
+            self._full_until_s = self._world.now_s
+
+    def was_full(self, since_s: float) -> bool:
+        """At some time since then."""
+        return self._full_until_s >= since_s
 
     def lose_power(self) -> None:
         """What was not flushed is there in part, or not at all. The process must be gone."""

@@ -33,6 +33,8 @@ MOST_ELEMENTS = 48
 MOST_PLACES = 6
 BALLAST = 1000  # lists with numbers from here on
 BALLAST_ROWS, BALLAST_CHARACTERS = 8, 3000
+WILDERNESS = 1_000_000  # no list with such a number is there
+OVERFILLED_ROWS = 16
 
 Operations = list[tuple[str, int, int]]
 
@@ -255,4 +257,27 @@ def total(tx, accounts: list[int]) -> int:
 
 @procedure(read_only=True)
 def total_of_all(tx) -> int:
+    return sum(row.balance for row in tx.accounts.scan())
+
+
+@procedure
+def wander(tx, start: int, steps: int) -> int:
+    """Where it goes next follows from the row before; none of them is there. Where it came to."""
+    at = start
+    for _ in range(steps):
+        row = tx.lists.get(WILDERNESS + at)
+        at = (at * 31 + (17 if row is None else 18)) % 100_003
+    return at
+
+
+@procedure
+def overfill(tx) -> None:
+    """More than one batch may change in one partition."""
+    for number in range(OVERFILLED_ROWS):
+        tx.lists.upsert(WILDERNESS + number, "0" * BALLAST_CHARACTERS)
+
+
+@procedure(partition_by="account", read_only=True)
+def total_here(tx, account: int) -> int:
+    """Of the accounts that are in the same partition: it reads the table, not by key."""
     return sum(row.balance for row in tx.accounts.scan())

@@ -35,7 +35,7 @@ from tests.partitions.faulty_disk import PowerCut
 from tests.simulation.disk import Disk
 from tests.simulation.network import Dealer, Network, Peer
 from tests.simulation.network import Door as SimulatedDoor
-from tests.simulation.stage import ROUTER_PORT
+from tests.simulation.stage import ROUTER_PORT, USUAL_BYTES
 from tests.simulation.world import Killed, Process, World
 from voltpy import heartbeat
 from voltpy.actions import Done, Kill, Persist, Start, Tell, Terminate
@@ -89,6 +89,7 @@ class Options(NamedTuple):
     fsync: str
     procedure_timeout_s: float = 5.0
     calls_last: bool = False  # else procedures take no time
+    memory_bytes: int = MEMORY_BYTES  # of a partition's pages
 
 
 @lru_cache(maxsize=64)
@@ -141,11 +142,11 @@ def run_partition(
     disk.process = process
     schema, registry = _stored(options.data)
     wal = Wal.open(directory, number, options.fsync, options.segment_bytes)
-    store = Store(schema, number, options.partitions, MEMORY_BYTES)
+    store = Store(schema, number, options.partitions, options.memory_bytes)
     checkpoint = read_checkpoint(directory, number)
     pages = load_checkpoint(directory, number, checkpoint, store)
     reader = PageReader(pages.path, store.arena.memory)
-    pool = BufferPool(store.heaps, store.arena, reader, pages.path, MEMORY_BYTES + (64 << 20))
+    pool = BufferPool(store.heaps, store.arena, reader, pages.path, options.memory_bytes + USUAL_BYTES)
     store.use(pool)
     root = checkpoint.root
     window = OutcomeWindow(root.outcomes_reach, options.window_bytes, root.batches_reach)

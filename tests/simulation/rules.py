@@ -22,7 +22,6 @@ _TRANSACTIONS = "coordinator/test_transactions.py::"
 _LENDING = "partitions/test_lending.py::"
 _TURNS = "partitions/test_turns.py::"
 _EXECUTOR = "partitions/test_executor.py::"
-_ONLY_SLOWER = "without it calls wait for longer, or are refused; nothing that is answered is wrong"
 
 RULES: dict[int, Rule] = {
     1: Rule(
@@ -110,8 +109,7 @@ RULES: dict[int, Rule] = {
     10: Rule(
         "A decision is never refused for a row that is on disk: it waits for its page.",
         (_LENDING + "test_every_order_waits_for_its_pages",),
-        (),
-        "the simulation's rows fit into memory",
+        ("decisions_do_not_wait_for_pages",),
     ),
     11: Rule(
         "No reply of a batch, that of an abort included, leaves before the batch's outcome.",
@@ -119,14 +117,19 @@ RULES: dict[int, Rule] = {
         ("replies_leave_before_the_outcome", "failed_calls_are_told_at_once"),
     ),
     12: Rule(
-        "On return, those who waited run before the next batch borrows.",
+        "On return, those who waited run before the next batch borrows, and everything does return now and then.",
         (
             _TURNS + "test_a_decision_lets_those_who_waited_run_before_the_next_borrow",
             _LENDING + "test_decide_and_the_next_borrow_arrive_together__the_local_call_does_not_starve",
             _TRANSACTIONS + "test_rule_12_the_next_batch_borrows_after_the_decision_of_the_one_before",
+            _TRANSACTIONS + "test_rule_12_after_some_batches_that_overlap_one_waits_until_everything_is_here_again",
         ),
-        (),
-        _ONLY_SLOWER,
+        (
+            "the_next_borrow_comes_before_those_who_waited",
+            "overlaps_have_no_end",
+            "two_batches_borrow_the_same",
+            "lends_wait_for_those_who_wait_for_what_is_lent",
+        ),
     ),
     13: Rule(
         "A batch is over after a bounded number of rounds; what refuses it fails those alone whose fault it is.",
@@ -135,8 +138,12 @@ RULES: dict[int, Rule] = {
             _TRANSACTIONS + "test_rule_13_a_full_disk_fails_only_those_who_write_there",
             _TRANSACTIONS + "test_rule_13_a_refused_batch_is_halved_until_the_culprit_is_alone",
         ),
-        (),
-        _ONLY_SLOWER,
+        (
+            "batches_borrow_without_end",
+            "a_full_disk_fails_whole_batches",
+            "refused_batches_run_again_as_they_were",
+            "refused_batches_fail_as_a_whole",
+        ),
     ),
     14: Rule(
         "Calls that wait for what is lent have a limit and a deadline of their own.",
@@ -144,8 +151,12 @@ RULES: dict[int, Rule] = {
             _LENDING + "test_one_key_in_doubt_fills_no_limit_of_others",
             _LENDING + "test_a_call_that_has_waited_too_long_for_what_is_lent_is_told_so",
         ),
-        (),
-        _ONLY_SLOWER,
+        (
+            "who_waits_for_what_is_lent_waits_for_ever",
+            "all_who_wait_share_one_limit",
+            "nobody_runs_while_many_wait",
+            "all_are_given_up_with_the_first",
+        ),
     ),
     16: Rule(
         "Whoever is in doubt of a batch that is under way is told after its decision; a Decided follows its flush.",

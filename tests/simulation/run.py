@@ -21,9 +21,24 @@ from typing import NamedTuple
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC, PowerCut
 from tests.simulation import pastime
 from tests.simulation.ambush import KINDS as AMBUSHES
-from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush
+from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush, Scene
 from tests.simulation.checker import check
+from tests.simulation.conditions import AMBUSHES as AMBUSHES_OF
+from tests.simulation.conditions import (
+    CROWD,
+    CROWD_ANSWER_S,
+    FILL,
+    LITTLE_MEMORY,
+    LITTLE_MEMORY_BYTES,
+    LITTLE_PATIENCE,
+    MANY_CALLERS,
+    SHORT_EVERY_S,
+    conditions_of,
+    crowd_of,
+    in_place,
+)
 from tests.simulation.disk import Disk
+from tests.simulation.fairness import Fairness
 from tests.simulation.lives import Lives
 from tests.simulation.network import Network
 from tests.simulation.processes import Options, Supervisor, run_coordinator, run_partition, run_router
@@ -91,13 +106,22 @@ class Run:
         if trace:
             world.trace = lambda text: print(text, flush=True)
         kinds = KINDS if self.options.partitions > 1 else ALONE
-        self.ledger = Ledger(rng, kinds=kinds, lists=rng.choice((2, 3, 6)), accounts=4)
+        self.conditions = frozenset() if changes_schema else conditions_of(seed, self.options.partitions)
+        if CROWD in self.conditions:
+            kinds = crowd_of(seed).kinds
+        if LITTLE_MEMORY in self.conditions:
+            self.options = self.options._replace(memory_bytes=LITTLE_MEMORY_BYTES)
+            kinds = {**kinds, "fill": FILL}
+        accounts = crowd_of(seed).accounts if CROWD in self.conditions else 4
+        self.ledger = Ledger(rng, kinds=kinds, lists=rng.choice((2, 3, 6)), accounts=accounts)
         self.processes: dict[str, Process] = {}
         self.disks: dict[str, Disk] = {}
         self.clients: list[Client] = []
         self.violations: list[str] = []
-        self.is_troubled = False
+        self.is_troubled = self.is_over = False
         self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
+        self.fairness = Fairness(self)
+        self.ledger.told = self.fairness.told
         self._supervisors = 0
         self.supervisor: Supervisor | None = None
         self.catalog_disk: Disk | None = None  # where the schema is, and may change
@@ -116,6 +140,7 @@ class Run:
         )
         try:
             with ExitStack() as stack:
+                stack.enter_context(in_place(self.conditions))
                 for number in range(self.options.partitions + 1):
                     place = directory / f"p{number}"
                     place.mkdir()
@@ -129,6 +154,7 @@ class Run:
                 if self.lives is not None:
                     self.lives.lay_out()
                 self._run()
+                self.is_over = True
                 for process in list(self.processes.values()):
                     process.kill()
                 if self.lives is not None:
@@ -136,6 +162,7 @@ class Run:
         finally:
             pastime.lives = None
             shutil.rmtree(directory, ignore_errors=True)
+        self.violations += self.fairness.violations
         self.ledger.look_up_lengths()
         self.violations += self.ledger.violations
         if self.changes is not None:
@@ -170,8 +197,10 @@ class Run:
                 100 + number,
                 affinity=rng.random() < 0.7,
                 retry_s=rng.choice((0.0, 3.0)),
-                callers=rng.choice((2, 4, 8)),
+                callers=MANY_CALLERS if self.conditions & {CROWD, LITTLE_PATIENCE} else rng.choice((2, 4, 8)),
             )
+            if CROWD in self.conditions:
+                client.think_s, client.timeout_s = 0.001, CROWD_ANSWER_S
             self.clients.append(client)
             self.start(f"c{number}", client.run)
         first = self.clients[0]
@@ -202,10 +231,21 @@ class Run:
         for number, client in enumerate(self.clients):
             client.calling = True
             self.processes[f"c{number}"].wake()
+        if LITTLE_MEMORY in self.conditions:
+            first.queued += self.ledger.begin_lists()
+            first.queued += [self.ledger.fill(self.ledger.next_number()) for _ in range(2 * self.options.partitions)]
         self.is_troubled = True
         kinds = rng.sample(sorted(FAULTS), rng.randrange(1, len(FAULTS)))
         every_s = rng.choice((0.02, 0.06, 0.2))
         enough, time_s = rng.choice((60, 120, 250)), rng.uniform(0.3, 2.0)
+        for condition in sorted(self.conditions):
+            world.fault(condition)
+            if condition in AMBUSHES_OF:
+                Ambush(self, AMBUSHES_OF[condition]).lay(within_s=0.03)
+        if LITTLE_MEMORY in self.conditions:
+            self._memory_is_short_now_and_then()
+        if CROWD in self.conditions:
+            kinds, enough, time_s = [], crowd_of(world.seed).calls, 3.0
         ambushes = self._ambushes()
         if ambushes:
             # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
@@ -227,7 +267,9 @@ class Run:
             self.lives.begin()
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
-        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough, time_s)
+        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough or bool(self.fairness.violations), time_s)
+        if self.fairness.violations:
+            return  # some of these would go on for ever
         self._make_peace()
         for client in self.clients:
             client.calling = False
@@ -399,6 +441,16 @@ class Run:
         return process
 
     # ── trouble ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _memory_is_short_now_and_then(self) -> None:
+        world = self.world
+
+        def happen() -> None:
+            if self.is_troubled:
+                Scene(self, self.processes[f"p{world.rng.randrange(self.options.partitions)}"]).take_memory()
+                self._memory_is_short_now_and_then()
+
+        world.after(world.rng.expovariate(1 / SHORT_EVERY_S), happen)
 
     def _next_fault(self, kinds: dict[str, float], every_s: float) -> None:
         def happen() -> None:

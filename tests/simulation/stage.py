@@ -39,6 +39,7 @@ from tests.simulation.network import Line, Network, Stream
 from tests.simulation.pastime import Signals, arriving, slowly
 from tests.simulation.world import Process, World
 
+USUAL_BYTES = 64 << 20  # what a process takes
 ROUTER_PORT = 21212  # partition p listens at the port p above it
 
 _PACKAGES = ("voltpy", "partitions", "coordinator")
@@ -58,6 +59,11 @@ class Stage:
     def crash_point(self, name: str) -> None:
         if self.world is not None and self.world.running is not None:
             self.world.running.passes(name)
+
+    def resident_bytes(self) -> int:
+        if self.world is None or self.world.running is None:
+            return USUAL_BYTES
+        return USUAL_BYTES + self.world.running.more_bytes
 
     def urandom(self, size: int) -> bytes:
         return self.world.rng.randbytes(size) if self.world is not None else _real_urandom(size)
@@ -168,7 +174,7 @@ def setting() -> Iterator[Stage]:
             if getattr(module, "crash_point", None) is real_point:
                 put(module, "crash_point", stage.crash_point)
             if hasattr(module, "resident_bytes"):
-                put(module, "resident_bytes", lambda: 64 << 20)
+                put(module, "resident_bytes", stage.resident_bytes)
         put(voltpy.child, "BACKOFF_FIRST_S", 0.01)
         put(voltpy.child, "BACKOFF_MOST_S", 0.1)
         put(os, "urandom", stage.urandom)

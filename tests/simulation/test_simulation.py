@@ -10,17 +10,27 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.ambush import KINDS as AMBUSHES
+from tests.simulation.ambush import KINDS_OF_CONDITIONS
 from tests.simulation.ambush import LIFE_KINDS as LIFE_AMBUSHES
 from tests.simulation.ambush import SCHEMA_KINDS as SCHEMA_AMBUSHES
 from tests.simulation.broken import BROKEN, broken
+from tests.simulation.broken_batches import BATCHES_BROKEN
 from tests.simulation.broken_lives import LIVES_BROKEN
 from tests.simulation.broken_schema import SCHEMA_BROKEN
+from tests.simulation.conditions import (
+    CONDITIONS,
+    CROWD,
+    FULL_DISKS,
+    LITTLE_MEMORY,
+    LITTLE_PATIENCE,
+    conditions_of,
+)
 from tests.simulation.lives import FAULTS as LIFE_FAULTS
 from tests.simulation.rules import RULES
 from tests.simulation.run import FAULTS, Run
 from tests.simulation.stage import Stage, setting
 
-SEEDS = range(1, 36)
+SEEDS = range(1, 40)
 SCHEMA_SEEDS = (4, 8, 14, 16, 19, 30, 33, 35)  # in which the schema changes, and each kind of fault fires soon
 LIVES_SEEDS = range(1, 13)
 STATEMENTS = (
@@ -49,6 +59,22 @@ SOON_FOUND = (
     "snapshots_are_cut_before_decisions_are_known",
     "batches_go_on_before_all_parts_are_cut",
 )
+# Where builds that are broken in a rule about batches show it.
+SHOWS_UNDER = {
+    "decisions_do_not_wait_for_pages": {LITTLE_MEMORY},
+    "the_next_borrow_comes_before_those_who_waited": {CROWD},
+    "overlaps_have_no_end": {CROWD},
+    "two_batches_borrow_the_same": {CROWD},
+    "lends_wait_for_those_who_wait_for_what_is_lent": {CROWD},
+    "batches_borrow_without_end": {CROWD},
+    "a_full_disk_fails_whole_batches": {FULL_DISKS},
+    "refused_batches_run_again_as_they_were": {CROWD},
+    "refused_batches_fail_as_a_whole": {CROWD},
+    "who_waits_for_what_is_lent_waits_for_ever": {LITTLE_PATIENCE},
+    "all_who_wait_share_one_limit": {LITTLE_PATIENCE, LITTLE_MEMORY},
+    "nobody_runs_while_many_wait": {LITTLE_PATIENCE},
+    "all_are_given_up_with_the_first": {LITTLE_PATIENCE},
+}
 
 
 @pytest.fixture
@@ -66,6 +92,8 @@ def test_a_cluster_in_which_everything_fails_keeps_its_promises(stage: Stage) ->
         assert result.violations == [], f"repeat it: {repeat}"
         faults.update(result.faults)
     assert set(FAULTS) <= set(faults)  # each kind has fired
+    assert {*CONDITIONS, "memory is short", "pages leave", "rounds are used up"} <= set(faults)
+    assert set(KINDS_OF_CONDITIONS) <= set(faults)
     assert len(set(AMBUSHES) - set(faults)) <= 2  # in a few seeds
 
 
@@ -113,6 +141,13 @@ def test_a_broken_build_is_found_out(stage: Stage, name: str) -> None:
     with broken(name):
         kind = {"changes_schema": name in SCHEMA_BROKEN, "lives": name in LIVES_BROKEN}
         assert any(Run(stage, seed, **kind)().violations for seed in SEEDS_OF_BROKEN)
+
+
+@pytest.mark.parametrize("name", BATCHES_BROKEN)
+def test_a_build_that_lets_somebody_wait_or_fail_who_need_not_is_found_out(stage: Stage, name: str) -> None:
+    with broken(name):
+        seeds = [seed for seed in SEEDS_OF_BROKEN if SHOWS_UNDER[name] <= conditions_of(seed, partitions=2)]
+        assert any(Run(stage, seed)().violations for seed in seeds)
 
 
 def test_every_rule_has_its_tests_and_every_broken_build_its_rule() -> None:

@@ -18,7 +18,15 @@ from voltpy.address import Address
 from voltpy.builtin import QUERY_ALL
 from voltpy.calls import Command, Everywhere, Pending
 from voltpy.connection import Connection
-from voltpy.errors import Aborted, Indeterminate, Overloaded, ProcedureTimeout, ReadOnly, Unavailable
+from voltpy.errors import (
+    Aborted,
+    ConstraintViolation,
+    Indeterminate,
+    Overloaded,
+    ProcedureTimeout,
+    ReadOnly,
+    Unavailable,
+)
 from voltpy.links import Links
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
 
 OPENING_BALANCE = 100
 PAUSE_S = 0.05  # after an error
+WANDERS = 24  # from row to row
+FIRST_BALLAST, BALLAST_ELEMENTS = 2000, 250  # lists that nobody asks for
 APPENDS_A_CHAPTER = 6  # then another list in places is appended to
 NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
 CHANGE = "change_schema"
@@ -49,8 +59,11 @@ class Ledger:
         self.outcomes: dict[str, int] = {}
         self.done: dict[str, int] = {}  # calls that returned, by procedure
         self.violations: list[str] = []
+        self.overfills = 0  # calls that must be refused
+        self.told: Callable[[Call, float], None] = lambda call, now_s: None
         self._numbers = 0
         self._value = 0
+        self._ballast = 0
         self._placed: dict[int, int] = {}  # appends to places, by list
         # Where in the history it is known only how long a list was: (transaction, operation, length).
         self._lengths: list[tuple[int, int, int]] = []
@@ -92,11 +105,30 @@ class Ledger:
         if kind == "transfer":
             source, target = rng.randrange(self.accounts), rng.randrange(self.accounts)
             return Call(self, self._numbers, kind, (source, target, rng.randrange(1, 40)), [])
+        if kind == "fill":
+            return self.fill(self._numbers)
+        if kind in ("total_here", "wander"):
+            number = rng.randrange(self.accounts)
+            return Call(self, self._numbers, kind, (number,) if kind == "total_here" else (number, WANDERS), [])
         if kind == "total_by_view" and self.changes is not None:
             return self.changes.total_by_view(self._numbers)
         if kind == "total":
             return Call(self, self._numbers, kind, (list(range(self.accounts)),), [])
+        self.overfills += kind == "overfill"
         return Call(self, self._numbers, kind, (), [])
+
+    def fill(self, transaction: int) -> Call:
+        """Adds rows that nobody asks for."""
+        self._ballast += 1
+        return Call(self, transaction, "fill", (FIRST_BALLAST + self._ballast, BALLAST_ELEMENTS), [])
+
+    def begin_lists(self) -> list[Call]:
+        """All of them, in rows and in elements."""
+        calls = []
+        for number in range(self.lists):
+            operations: list[Operation] = [(storage, number, self.next_value()) for storage in ("row", "elements")]
+            calls.append(Call(self, self.next_number(), "transact_one", (number, operations), operations))
+        return calls
 
     def open_accounts(self) -> list[Call]:
         calls = []
@@ -170,6 +202,9 @@ class Ledger:
             self.violations.append(f"T{call.transaction}: by a view the bank's total is {call.value}, not {self.total}")
         if call.procedure_name in ("total", "total_of_all") and error is None and call.value != self.total:
             self.violations.append(f"T{call.transaction}: the bank's total is {call.value}, not {self.total}")
+        if call.procedure_name == "overfill" and error is None:
+            self.violations.append(f"T{call.transaction}: more was changed at once than may be")
+        self.told(call, now_s)
         results: list[Any] | None = None
         if error is None:
             outcome = Outcome.OK
@@ -184,8 +219,10 @@ class Ledger:
                 results = json.loads(str(error))
         elif self.lives is not None and isinstance(error, ProcedureTimeout):
             outcome = Outcome.ABORTED  # nothing of it remains
-        elif (isinstance(error, Aborted) and call.procedure_name == "transfer") or (
-            self.changes is not None and self.changes.explains(call, error)
+        elif (
+            (isinstance(error, Aborted) and call.procedure_name == "transfer")
+            or (isinstance(error, ConstraintViolation) and call.procedure_name == "overfill")
+            or (self.changes is not None and self.changes.explains(call, error))
         ):
             outcome = Outcome.ABORTED
         else:

@@ -116,6 +116,8 @@ class Process:
         self.name = name
         self.is_alive = True
         self.paused_until_s = 0.0
+        self.ran_s = world.now_s  # when it last had its turn
+        self.more_bytes = 0  # that it takes, beside what is usual
         self.cleanup: Callable[[], None] = lambda: None  # what the system does for a process that is gone
         self.server: Any = None  # what runs in it, for those who wait for some state of it
         self.words: Any = None  # its heartbeat
@@ -207,6 +209,7 @@ class Process:
             return
         self._turn += 1
         self._waits = False
+        self.ran_s = self.world.now_s
         self.world.enter(self, self._greenlet)
 
     def _run(self) -> None:
