@@ -122,6 +122,7 @@ class Run:
         self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
         self.fairness = Fairness(self)
         self.ledger.told = self.fairness.told
+        self._limits = ExitStack()  # those that the conditions set, until it is judged
         self._supervisors = 0
         self.supervisor: Supervisor | None = None
         self.catalog_disk: Disk | None = None  # where the schema is, and may change
@@ -140,7 +141,8 @@ class Run:
         )
         try:
             with ExitStack() as stack:
-                stack.enter_context(in_place(self.conditions))
+                stack.enter_context(self._limits)
+                self._limits.enter_context(in_place(self.conditions))
                 for number in range(self.options.partitions + 1):
                     place = directory / f"p{number}"
                     place.mkdir()
@@ -307,6 +309,7 @@ class Run:
     def _judge(self) -> None:
         if not self.world.run(lambda: self._all_serve, READY_S):
             self.violations.append("not every process serves again")
+        self._limits.close()
         if self.lives is not None:
             self.lives.take_last_snapshot()
         client = self.clients[0]
