@@ -32,7 +32,7 @@ AMBUSHES = {
 
 MANY_CALLERS = 8  # of each client, where some are to wait while others call
 LITTLE_MEMORY_BYTES = 32 * 8192
-FILL = 2.0  # how likely rows are added that nobody asks for, so that others are not in the last page
+FILL = 1.0  # how likely rows are added that nobody asks for, so that others are not in the last page
 SHORT_EVERY_S = 0.05  # memory is, about
 LENT_WAIT_S = 0.3
 CALLS_WAIT_FOR_LENT = 3
@@ -59,12 +59,12 @@ CROWDS = (
             "transact": 20.0, "transact_one": 8.0, "look_at_one": 3.0, "transfer": 8.0, "total_here": 3.0,
             "wander": 0.5, "overfill": 1.0,
         },
-        accounts=24, calls=300,
+        accounts=24, calls=240,
     ),
     # The same few rows.
-    Crowd({"transfer": 30.0, "total_here": 1.0, "wander": 0.5}, accounts=3, calls=400),
+    Crowd({"transfer": 30.0, "total_here": 1.0, "wander": 0.5}, accounts=3, calls=250),
     # Other rows each, so that batches overlap; and a table, in one partition.
-    Crowd({"transfer": 40.0, "total_here": 4.0, "transact_one": 1.0}, accounts=40, calls=600),
+    Crowd({"transfer": 40.0, "total_here": 4.0, "transact_one": 1.0}, accounts=40, calls=500),
 )  # fmt: skip
 
 
