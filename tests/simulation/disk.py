@@ -108,7 +108,8 @@ class Disk(FaultyDisk):
         for fd in [*self._files, *self._directories]:
             if self._opened_by.get(fd) is process:
                 os.close(fd)
-        self._dead = self.is_full = False
+        self._dead = False
+        self.make_room()
 
     def make_room(self) -> None:
         super().make_room()

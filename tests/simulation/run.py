@@ -106,7 +106,7 @@ class Run:
         if trace:
             world.trace = lambda text: print(text, flush=True)
         kinds = KINDS if self.options.partitions > 1 else ALONE
-        self.conditions = frozenset() if changes_schema else conditions_of(seed, self.options.partitions)
+        self.conditions = frozenset() if changes_schema or lives else conditions_of(seed, self.options.partitions)
         if CROWD in self.conditions:
             kinds = crowd_of(seed).kinds
         if LITTLE_MEMORY in self.conditions:
