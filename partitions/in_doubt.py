@@ -66,9 +66,9 @@ class InDoubt:
         """
         make_room(self._store, changes)
         try_views(self._store, changes, len(self._batches))
-        crash_point("lending.prepare.before_append")
+        crash_point("participant.prepare.before_append")
         self._steps.append(PREPARE, batch, encoded)
-        crash_point("lending.prepare.appended")
+        crash_point("participant.prepare.appended")
         self._store.prepared[batch] = encoded
         self._keep_away(batch, changes)
 
@@ -117,16 +117,16 @@ class InDoubt:
         """What is prepared counts from now on. False when there is no room."""
         try:
             derived = put(self._store, self._batches[batch], is_decided=True)
-            crash_point("lending.decide.before_append")
+            crash_point("participant.decide.before_append")
             self._steps.append(DECIDE, batch, derived)
         except (ReadOnly, DiskFull):
             self._store.undo_batch()
             self.retry_s = now_s + RETRY_S
             return False
-        crash_point("lending.decide.appended")
+        crash_point("participant.decide.appended")
         self._store.apply()
         self._end(batch)
-        crash_point("lending.decide.applied")
+        crash_point("participant.decide.applied")
         return True
 
     def _commit_at_once(self, batch: int, now_s: float) -> bool:
@@ -143,9 +143,9 @@ class InDoubt:
     def _abort(self, batch: int) -> None:
         """What is prepared never happened. Without a record of that, the coordinator would say so again."""
         try:
-            crash_point("lending.abort.before_append")
+            crash_point("participant.abort.before_append")
             self._steps.append(ABORT, batch, [])
-            crash_point("lending.abort.appended")
+            crash_point("participant.abort.appended")
         except (ReadOnly, DiskFull):
             pass
         self._end(batch)

@@ -123,7 +123,7 @@ class Loans:
                 loan.tables.add(number)
         loan.until_s = now_s + LEASE_S
         self._loans[batch] = loan
-        crash_point("lending.lent")
+        crash_point("participant.lent")
         return Lent(batch, images, answers, "", holders)
 
     def check_free(self, batch: int, wanted: list[tuple[Table, list[Any]]], scanned: list[Table]) -> None:
@@ -229,7 +229,7 @@ class Loans:
         """Those whose loan has lasted for too long."""
         for batch in [batch for batch, loan in self._loans.items() if loan.until_s <= now_s]:
             self.lose(batch)
-            crash_point("lending.expired")
+            crash_point("participant.expired")
 
     def lose_all(self) -> None:
         for batch in list(self._loans):

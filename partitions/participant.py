@@ -120,7 +120,7 @@ class Participant:
         if epoch > self._session.last[0]:
             self._loans.forget_lost()
         self._session.begin(epoch, session)
-        crash_point("lending.attached")
+        crash_point("participant.attached")
         return Attached(epoch, session, 0, sorted(self._store.prepared))
 
     def detach(self, message: Detach) -> None:
@@ -253,16 +253,16 @@ class Participant:
             self._loans.check_unique(batch, changes)
             _check_outcomes(outcomes)
             derived = put(self._store, changes)
-            crash_point("lending.commit.before_append")
+            crash_point("participant.commit.before_append")
             lsn = self._steps.append(COMMIT, batch, order.changes + derived, outcomes)
         except (Error, DiskFull) as error:
             self._store.undo_batch()
             return self._refused(batch, error)
-        crash_point("lending.commit.appended")
+        crash_point("participant.commit.appended")
         self._store.apply()
         self._window.add(lsn, outcomes, batch)
         self._loans.end(batch)
-        crash_point("lending.commit.applied")
+        crash_point("participant.commit.applied")
         return Vote(batch, "")
 
     def _refused(self, batch: int, error: Error | DiskFull) -> Vote:
@@ -302,7 +302,7 @@ class Participant:
         if fragments is None:
             return ReadAnswer(order.round, [], [], is_here=False)
         self.rounds.open(order.round, now_s + order.hold_s)
-        crash_point("lending.read")
+        crash_point("participant.read")
         return ReadAnswer(order.round, images, answers, fragments=fragments)
 
     def _recall(self, order: Recall) -> Recalled:

@@ -56,7 +56,7 @@ LOADED_RUNS = 10  # on one such cluster: the indexes, which stay in memory, grow
 LOADED = ("buffer_pool.", "recovery.", "checkpoint.clean_some.")  # points that want more data than memory
 EXTERNAL = ("kill.partition", "kill.router", "kill.supervisor", "kill.everything", "kill.coordinator", "kill.two")
 # Points that are passed only while transactions cross partitions. `kill.two`: of partitions and coordinator, at once.
-CROSSING = ("lending.", "server.report.", "coordinator.", "decision_log.", "kill.coordinator", "kill.two")
+CROSSING = ("participant.", "server.report.", "coordinator.", "decision_log.", "kill.coordinator", "kill.two")
 # Passed by no process of a cluster (tests/end_to_end/test_snapshot.py), or only when its schema changes
 # (tests/end_to_end/test_schema_change.py).
 ELSEWHERE = ("snapshot.", "copier.", "restore.", "schema_change.")
@@ -69,8 +69,8 @@ FIRES_WITHIN_S = 15.0
 NOTHING, DEATH, LOAD, STOP, HOLD, LESS = "nothing", "death", "load", "stop", "hold", "less"
 LATE, DOOMED = "late", "doomed"
 NEEDS = {
-    "lending.expired": LATE,
-    "lending.abort.": DOOMED,
+    "participant.expired": LATE,
+    "participant.abort.": DOOMED,
     "coordinator.stop.": STOP,
     "recovery.checkpoint": LESS,
     "server.load.": LOAD,
@@ -113,11 +113,11 @@ PASSAGES = {
     "checkpoint.clean_some.": 3,
     "checkpoint.": 5,
     "page_file.": 10,
-    "lending.attached": 1,
-    "lending.expired": 1,
-    "lending.abort.": 1,
-    "lending.commit.": 3,
-    "lending.": 20,
+    "participant.attached": 1,
+    "participant.expired": 1,
+    "participant.abort.": 1,
+    "participant.commit.": 3,
+    "participant.": 20,
     "coordinator.start.": 1,
     "coordinator.stop.": 1,
     "coordinator.run_directed.": 6,

@@ -33,8 +33,8 @@ POINTS = (
     "kill.everything",
 )
 CROSSING_POINTS = (
-    "lending.prepare.appended",
-    "lending.commit.applied",
+    "participant.prepare.appended",
+    "participant.commit.applied",
     "decision_log.write.before_append",
     "decision_log.write.flushed",
     "kill.two",

@@ -427,7 +427,7 @@ def crash_at(name: str, passage: int) -> Callable[[str], None]:
     return crash_point
 
 
-POINTS = [point for point in CRASH_POINTS if point.startswith(("lending.", "server.report."))]
+POINTS = [point for point in CRASH_POINTS if point.startswith(("participant.", "server.report."))]
 
 
 @pytest.mark.parametrize("passage", [1, 3])

@@ -351,28 +351,28 @@ def _the_machine_stops(scene: Scene) -> None:
 KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "checkpoint in doubt": ("coordinator.prepare.sent", _checkpoint_in_doubt),
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
-    "prepared and gone": ("lending.prepare.appended", _prepared_and_gone),
+    "prepared and gone": ("participant.prepare.appended", _prepared_and_gone),
     "a read comes late": ("coordinator.read.before_send", _a_read_comes_late),
     "read and gone": ("coordinator.read.before_send", _read_and_gone),
-    "decided and gone": ("lending.decide.applied", _decided_and_gone),
+    "decided and gone": ("participant.decide.applied", _decided_and_gone),
     "borrowed in vain": ("coordinator.borrow.sent", _borrowed_in_vain),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
-    "a table is lent": ("lending.lent", _a_table_is_lent),
-    "lent for too long": ("lending.lent", _lent_for_too_long),
-    "lent to the dead": ("lending.lent", _lent_to_the_dead),
-    "committed by one alone": ("lending.commit.applied", _committed_by_one_alone),
+    "a table is lent": ("participant.lent", _a_table_is_lent),
+    "lent for too long": ("participant.lent", _lent_for_too_long),
+    "lent to the dead": ("participant.lent", _lent_to_the_dead),
+    "committed by one alone": ("participant.commit.applied", _committed_by_one_alone),
     "told and gone": ("coordinator.decide.before_send", _told_and_gone),
     "a part has run": ("coordinator.run_directed.before_send", _a_part_has_run),
     "a part is of old": ("coordinator.run_directed.before_send", _a_part_is_of_old),
     "between two rounds": ("coordinator.read.before_send", _between_two_rounds),
-    "no room to decide": ("lending.decide.before_append", _no_room_to_decide),
+    "no room to decide": ("participant.decide.before_append", _no_room_to_decide),
 }
 
 # Under conditions of their own (tests.simulation.conditions).
 KINDS_OF_CONDITIONS: dict[str, tuple[str, Callable[[Scene], None]]] = {
-    "in doubt, and on disk": ("lending.prepare.appended", _in_doubt_and_on_disk),
-    "in doubt for long": ("lending.prepare.appended", _in_doubt_for_long),
-    "no room to prepare": ("lending.prepare.before_append", _no_room_to_prepare),
+    "in doubt, and on disk": ("participant.prepare.appended", _in_doubt_and_on_disk),
+    "in doubt for long": ("participant.prepare.appended", _in_doubt_for_long),
+    "no room to prepare": ("participant.prepare.before_append", _no_room_to_prepare),
 }
 
 # Where the schema changes.

@@ -53,7 +53,7 @@ class Fairness:
         self._borrowers: defaultdict[Process, dict[CallRun, set[int]]] = defaultdict(dict)
         self._asleep_s: dict[Process, float] = {}
         points = run.world.ambushes
-        points["lending.lent"].append(self._lent)
+        points["participant.lent"].append(self._lent)
         points["coordinator.borrow.sent"].append(self._borrows)
         run.world.after(LOOK_S, self._look)
 
