@@ -21,6 +21,7 @@ from partitions.checkpoint import load as load_checkpoint
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
+from partitions.redo import Redo
 from partitions.server import Server
 from partitions.store import Store
 from partitions.wal import FSYNC_MODES, Wal
@@ -109,7 +110,9 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         checkpoint,
         every_bytes=arguments.checkpoint_bytes,
     )
-    changes = recover(wal, store, checkpoint, window, checkpointer)
+    changes = recover(wal, store, checkpoint, window, checkpointer, leaves_cold=True)
+    redo = Redo(store, pool)
+    redo.done = lambda: events.info("caught_up", seconds=round(time.perf_counter() - began_s, 3))
     for table in store.left_out_images:
         events.info("indexes_built", table=table, reason="no image: built from the rows")
     for reason in store.lost_images:
@@ -147,6 +150,7 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         changes=changes,
         checkpoint_seconds=round(loaded_s - began_s, 3),
         seconds=round(time.perf_counter() - began_s, 3),
+        pages_left=redo.pages_left,
         epoch=epoch,
     )
 
@@ -189,6 +193,7 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         checkpointer,
         timeout,
         load_beside,
+        redo=redo,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

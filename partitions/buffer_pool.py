@@ -94,6 +94,7 @@ class BufferPool:
         self._timed, self._timed_since_s = -1, 0.0  # the read that is timed
         self._coming: dict[int, int] = {}  # page id → frame; those in the queue have none yet: -1
         self._arrived: list[int] = []
+        self._runs: dict[int, list[int]] = {}  # pages that are read in one run, by the first of them
         # The rest of a row that is larger than a page: page id → the page for whose sake it is read.
         self._on_behalf_of: dict[int, int] = {}
         self._pinned = _Pinned(heaps, self)
@@ -162,8 +163,12 @@ class BufferPool:
 
         Until the pool is full, none leaves for them; then they may take half of what is kept free for those who wait.
         """
+        return min(self._reader.room, self._frames_ahead)
+
+    @property
+    def _frames_ahead(self) -> int:
         spare = self.capacity - self._arena.frames_in_use - self._reserve
-        return max(0, min(self._reader.room, spare if spare > 0 else spare + self._reserve // 2))
+        return max(0, spare if spare > 0 else spare + self._reserve // 2)
 
     @property
     def is_full(self) -> bool:
@@ -175,6 +180,24 @@ class BufferPool:
             self._coming[page] = -1
             self._queue.append(page)
         self._start_reads()
+
+    def read_ahead_in_runs(self, table: int, pages: list[int]) -> int:
+        """Starts to read these cold pages of one table, by number, in the order of their places. How many of them.
+
+        As many as there is room for, half of the reads at most. The policy does not know of them: whoever has asked
+        changes them when `step` hands them out, or adopts them.
+        """
+        entries, base = self._heaps[table].entries, page_id(table, 0)
+        places = [place_of(entries[page]) for page in pages[: self._frames_ahead]]
+        started = 0
+        for first, length in runs_across_gaps(places, GAP_PAGES, RUN_PAGES // 2):
+            if self._reader.room <= READS // 2:
+                break
+            run = [base | page for page in pages[first : first + length]]
+            self._runs[run[0]] = run
+            self._coming.update(zip(run, self._start_run(places[first : first + length], run[0]), strict=True))
+            started += length
+        return started
 
     def drop(self, page: int) -> None:
         """A page that was prefetched is not wanted any more."""
@@ -397,6 +420,9 @@ class BufferPool:
 
     def _take_in(self, pages: list[int]) -> None:
         for page in pages:
+            if page in self._runs:
+                self._take_in_run(self._runs.pop(page))
+                continue
             self._admit(page, self._coming.pop(page))
             crash_point("buffer_pool.read.taken_in")
             awaited = self._on_behalf_of.pop(page, page)
@@ -407,6 +433,14 @@ class BufferPool:
                 self._queue.appendleft(continued)
             else:
                 self._arrived.append(awaited)
+
+    def _take_in_run(self, run: list[int]) -> None:
+        table = run[0] >> TABLE_SHIFT
+        numbers, frames = [page & PAGE_NUMBERS for page in run], [self._coming.pop(page) for page in run]
+        self._check_all(table, numbers, frames)
+        self._heaps[table].admit_all(numbers, frames)
+        self._arrived += run
+        crash_point("buffer_pool.ahead.taken_in")
 
     def _admit(self, page: int, frame: int) -> None:
         heap, number = self._heaps[page >> TABLE_SHIFT], page & PAGE_NUMBERS

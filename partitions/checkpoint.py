@@ -375,6 +375,8 @@ class Checkpointer:
         if self.hold is not None and now_s >= self.hold.until_s:
             self._drop_hold()
         if not self.running:
+            if self._store.is_behind:
+                return False
             due = (
                 self._wanted
                 or self._store.needs_cleaning
@@ -398,11 +400,11 @@ class Checkpointer:
     def clean_some(self) -> bool:
         """Waits until a chunk of dirty pages is on disk; begins a checkpoint for it.
 
-        False when nothing is dirty or the disk is full: to wait would not help.
+        False when nothing is dirty, the disk is full, or the recovery has left something: to wait would not help.
 
         Between execution and end of a batch too: what is committed is in the pages, and nothing else.
         """
-        if not self.running and not self._store.dirty_pages:
+        if not self.running and (self._store.is_behind or not self._store.dirty_pages):
             return False
         self._wanted |= not self.running
         cleanings = self._cleanings

@@ -545,6 +545,13 @@ class Heap:
         cold.sort(key=self.entries.__getitem__)
         return cold
 
+    def cold_in_place_order(self, pages: Iterable[int]) -> list[int]:
+        """Those of the pages that are cold; NO_PAGE is none of them."""
+        frames = self._frames
+        cold = [page for page in pages if page >= 0 and frames[page] == COLD]
+        cold.sort(key=self.entries.__getitem__)
+        return cold
+
     @property
     def pinned(self) -> set[int]:
         """The pages that must stay in their frames, but for the one that is being filled."""

@@ -127,14 +127,16 @@ class Loans:
         return Lent(batch, images, answers, "", holders)
 
     def check_free(self, batch: int, wanted: list[tuple[Table, list[Any]]], scanned: list[Table]) -> None:
-        """Raises Unavailable unless all of it is here, or lent to this batch (NOBODY: to none)."""
+        """Raises Unavailable unless all of it is here, or lent to this batch (NOBODY: to none); NotHere."""
         own = self._keys_of(batch)
         for table, keys in wanted:
             self._check_table(table, batch)
+            table.wait_for_left(keys)
             if table.away and not table.away & set(keys) <= own.get(table.number, _NO_KEYS):
                 raise Unavailable(f"table {table.name}: a key is lent to another batch, or in doubt")
         for table in scanned:
             self._check_table(table, batch)
+            table.wait_for_left()
             if not table.away <= own.get(table.number, _NO_KEYS):
                 raise Unavailable(f"table {table.name}: keys are lent to another batch, or in doubt")
 
@@ -166,7 +168,10 @@ class Loans:
     # Whether it is held.
 
     def still_held(self, batch: int, changes: list[TableChanges]) -> list[Changes]:
-        """The changes, decoded. Raises Unavailable unless the batch holds, without a gap, what it has borrowed."""
+        """The changes, decoded. Raises Unavailable unless the batch holds, without a gap, what it has borrowed.
+
+        Raises NotHere for what a recovery has left.
+        """
         if batch in self._lost:
             raise Unavailable(f"what batch {batch} had borrowed has been taken back")
         held = self._keys_of(batch)
@@ -176,6 +181,8 @@ class Loans:
             if table.number in self._tables:
                 continue
             own = held.get(table.number, _NO_KEYS)
+            table.wait_for_left(keys)
+            table.wait_for_left(deleted)
             # What is new by construction, and what only the coordinator changes, it does not borrow first.
             if self._store.is_copied(table) or table.schema.hidden_key:
                 if table.away and not table.away & {*keys, *deleted} <= own:

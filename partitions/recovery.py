@@ -2,8 +2,9 @@
 
 Records are gathered and written in turns, as long as memory allows: of each turn only the last image of a key goes into
 a page. Most pages are cold: one at a time, records would come at 14,000 a second. So a turn goes through the page file
-once, in long runs of pages, and changes those that have come while the next ones are read. A torn tail has been cut by
-the time the replay ends (voltpy.record_log); damage that is no torn tail stops it.
+once, in long runs of pages, and changes those that have come while the next ones are read. Of the last turn, what is
+about cold pages may be left until calls are served (partitions.redo). A torn tail has been cut by the time the replay
+ends (voltpy.record_log); damage that is no torn tail stops it.
 
 What was prepared for a batch of the coordinator's, and not decided, is in `Store.prepared` afterwards: see
 partitions.in_doubt, which keeps its keys from everybody until the decision is known.
@@ -18,10 +19,19 @@ from voltpy.crash_point import crash_point
 from voltpy.outcome_window import OutcomeWindow
 
 
-def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindow, checkpointer: Checkpointer) -> int:
+def recover(
+    wal: Wal,
+    store: Store,
+    checkpoint: Checkpoint,
+    window: OutcomeWindow,
+    checkpointer: Checkpointer,
+    *,
+    leaves_cold: bool = False,
+) -> int:
     """Replays the WAL over the checkpoint, which the store holds. Raises Corruption. How many changes were replayed.
 
-    Where more pages have changed than there is memory for, checkpoints are made on the way.
+    `leaves_cold`: what is left then is for a Redo to write. Where more pages have changed than there is memory for,
+    checkpoints are made on the way.
     """
     pool = store.pool
     store.misses.bring = None if pool is None else pool.bring
@@ -48,7 +58,7 @@ def recover(wal: Wal, store: Store, checkpoint: Checkpoint, window: OutcomeWindo
             if pool is not None and pool.must_clean:
                 checkpointer.make(lsn)
                 crash_point("recovery.checkpoint")
-    store.apply_turn()
+    store.apply_turn(leaves_cold=leaves_cold and pool is not None)
     store.rebuild_indexes()
     for _ in store.build_views():
         if pool is not None and pool.must_clean:

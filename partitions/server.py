@@ -30,6 +30,7 @@ from partitions.executor import Executor
 from partitions.hold import Hold
 from partitions.participant import Participant
 from partitions.rates import Rates
+from partitions.redo import Redo
 from partitions.schema_change import SchemaChange
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
@@ -117,8 +118,9 @@ class Server:
         timeout: Timeout,
         load: Callable[[PrepareLoad, Schema], Registry],
         clock: Callable[[], float] = time.monotonic,
+        redo: Redo | None = None,
     ) -> None:
-        """`clock`: in seconds, and never back."""
+        """`redo`: of what the recovery has left. `clock`: in seconds, and never back."""
         self._sockets = sockets
         self._partition = partition
         self._tcp_port = tcp_port
@@ -127,6 +129,7 @@ class Server:
         self._store = store
         self._pool = pool
         self._warm_up = warm_up
+        self._redo = Redo(store, pool) if redo is None else redo
         self._rates = Rates()
         # The last word on what is in the WAL and where its room ends is here.
         self._participant = Participant(store, executor, executor.window, self._append_step)
@@ -181,6 +184,8 @@ class Server:
         self._sockets.wait(self._idle_wait_s() if is_idle and not is_reading else 0)
         if is_reading:
             self._turn_pages(READ_WAIT_S if is_idle and not self._sockets.has_input() else 0.0)
+        if not self._redo.is_over and self._redo.is_pressed:
+            self._finish_redo()  # no page is cleaned before
         now_s = executor.now_s = self._clock()
         requests, control = self._drain()
         if requests or executor.has_ready:
@@ -255,6 +260,8 @@ class Server:
         """How long to wait for calls, with what is due meanwhile: pages to bring in, loans and rounds to end."""
         now_s = self._clock()
         wait_s = CHECKPOINT_WAIT_S if self._checkpointer.running else IDLE_WAIT_S
+        if not self._redo.is_over:
+            wait_s = READ_WAIT_S
         if self._upkeep_waits:
             wait_s = min(wait_s, max(self._upkeep_s - now_s, 0.0))
         warm_up_s = self._warm_up.due_s(now_s)
@@ -269,11 +276,17 @@ class Server:
         """Between two batches: pages that were fetched are read, those that came let their calls run again."""
         pool, executor = self._pool, self._executor
         arrived = pool.step(self._clock(), wait_s)
+        if not self._redo.is_over:
+            self._redo.step(arrived)
         if arrived:
             executor.pages_arrived(arrived)
             self._orders.pages_arrived(arrived)
         while pool.must_clean and self._checkpointer.clean_some():
             pass
+
+    def _finish_redo(self) -> None:
+        while not self._redo.is_over:
+            self._turn_pages(READ_WAIT_S)
 
     def _drain(self) -> tuple[list[Request], Control | None]:
         """Calls that have arrived, up to the first control message, which is for after them."""
@@ -558,6 +571,7 @@ class Server:
             schema = from_json(message.schema) if message.schema else self._store.schema
             self._prepared = self._load(message, schema)
             if message.schema:
+                self._finish_redo()
                 self._change = SchemaChange(self._store, schema)
         except SchemaError as error:
             self._discard()
@@ -632,6 +646,7 @@ class Server:
             "checkpoints": self._checkpointer.last.number,
             "checkpoint_held": self._checkpointer.hold is not None,
             "checkpoint_running": self._checkpointer.running,
+            "redo_pages_left": self._redo.pages_left,
             **self._store.metrics(),
             **self._pool.metrics(),
             "page_faults_per_second": faults,

@@ -71,6 +71,7 @@ class Store:
         "condemned",
         "gathered_bytes",
         "gathered_keys",
+        "is_behind",
         "left_out_images",
         "lookups",
         "lost_images",
@@ -108,6 +109,7 @@ class Store:
         self.readers: dict[str, ViewReader] = {}  # of views, by name
         self.views_behind: set[int] = set()  # their numbers
         self.views_ahead: list[Table] = []
+        self.is_behind = False  # tables lack what the last turn of the recovery has left: see partitions.redo
         self.gathered_keys = self.gathered_bytes = 0  # by a turn of the recovery, and what that takes
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
@@ -258,7 +260,7 @@ class Store:
 
     def _apply_beside(self) -> None:
         """The same while views are built, which can't keep the batch from being applied, and fail where they could."""
-        with self._bringing_at_once():
+        with self.bringing_at_once():
             self._apply_tables()
         if any(base.build is not None for base in self._possible_bases()):
             try:
@@ -318,10 +320,17 @@ class Store:
                 raise Corruption(f"{what} changes table number {change.table}; the schema has no such table")
         return [change for change in changes if not tables[change.table].dropped]
 
-    def apply_turn(self) -> None:
-        """Writes what `replay` has gathered; pages of changed rows may be cold. Raises ReadOnly when they don't fit."""
+    def apply_turn(self, *, leaves_cold: bool = False) -> None:
+        """Writes what `replay` has gathered; pages of changed rows may be cold. Raises ReadOnly when they don't fit.
+
+        `leaves_cold`: what is about rows on cold pages is left to partitions.redo, where nothing else needs it.
+        """
+        # What is prepared counts as it was prepared: see partitions.in_doubt.
+        prepared = {change.table for changes in self.prepared.values() for change in changes}
         for table in self.tables:
-            table.apply_turn(self.pool)
+            leaves = leaves_cold and not self.views_behind and table.number not in prepared and not table.is_followed
+            table.apply_turn(self.pool, leaves_cold=leaves)
+        self.is_behind = any(table.left_pages for table in self.tables)
         self.apply()
         self.gathered_keys = self.gathered_bytes = 0
 
@@ -509,7 +518,7 @@ class Store:
             yield
         if build.failed is not None:
             raise build.failed
-        with self._bringing_at_once():
+        with self.bringing_at_once():
             build.end()
             self._keep_views_ahead()
             # From here on they follow calls, and refuse what they can't hold, though they may still come to nothing.
@@ -523,7 +532,7 @@ class Store:
                 self._try_on_views(change)
 
     @contextmanager
-    def _bringing_at_once(self) -> Iterator[None]:
+    def bringing_at_once(self) -> Iterator[None]:
         """While it lasts, pages that are cold are waited for: what is done can't be set aside and run again."""
         bring, self.misses.bring = self.misses.bring, None if self.pool is None else self.pool.bring
         try:

@@ -98,6 +98,10 @@ CRASH_POINTS: tuple[str, ...] = (
     # A recovery in turns, with checkpoints on the way
     "recovery.turn.applied",
     "recovery.checkpoint",
+    # What it has left is written while calls are served
+    "buffer_pool.ahead.taken_in",
+    "redo.written",
+    "redo.over",
     # A partition starts and stops
     "partition.start.registry_read",
     "partition.start.wal_opened",

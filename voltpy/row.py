@@ -14,13 +14,13 @@ a FLOAT column becomes a float there, a timestamp becomes UTC).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from voltpy.errors import ConstraintViolation, Corruption
 from voltpy.schema import Column, Table
@@ -47,7 +47,7 @@ def _annotation(column: Column) -> Any:
 class RowFormat:
     """How one table's rows are made, encoded, decoded and keyed."""
 
-    __slots__ = ("_table", "decode", "decode_key", "key_of", "struct")
+    __slots__ = ("_decode_head", "_table", "decode", "decode_key", "key_of", "struct")
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -65,6 +65,15 @@ class RowFormat:
         self.decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(self.struct).decode
         # A row's key: the column's value, or a tuple where the primary key has several columns.
         self.key_of: Callable[[Any], Any] = attrgetter(*table.primary_key)
+        # As much of a row as its key needs: what comes behind is only skipped.
+        length = 1 + max(table.positions[name] for name in table.primary_key)
+        head = [
+            (column.name, _annotation(column) if column.name in table.primary_key else Raw)
+            for column in table.columns[:length]
+        ]
+        self._decode_head: Callable[[bytes], Any] = msgspec.msgpack.Decoder(
+            msgspec.defstruct(table.name, head, frozen=True, array_like=True, gc=False)
+        ).decode
         key_types = tuple(map(_annotation, map(table.column, table.primary_key)))
         key_type = key_types[0] if len(key_types) == 1 else tuple.__class_getitem__(key_types)
         self.decode_key: Callable[[bytes], Any] = msgspec.msgpack.Decoder(key_type).decode
@@ -86,6 +95,24 @@ class RowFormat:
         """The row of an image that comes from disk. Raises Corruption when it is none of this table's."""
         try:
             return self.decode(image)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
+
+    def stored_keys(self, images: list[bytes]) -> list[Any]:
+        """The primary keys of images that come from disk. Raises Corruption for what can be none of this table's.
+
+        Of columns behind the key no more is looked at than where they end, which takes a fifth of the time: `verify`.
+        """
+        try:
+            return list(map(self.key_of, map(self._decode_head, images)))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
+
+    def verify(self, images: Iterable[bytes]) -> None:
+        """Raises Corruption for images that come from disk and are none of this table's."""
+        try:
+            for _ in map(self.decode, images):
+                pass
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
 

@@ -14,12 +14,13 @@ from bench.recovery import Results, main, markdown
 
 def test_rates_are_a_partitions_own_and_held_against_what_is_wanted(tmp_path: Path) -> None:
     results = Results(
-        describe(tmp_path), "--partitions 2", "today", 500, 4_000_000, 2.0, 200_000_000, 599_000, 1.0, 3.5
+        describe(tmp_path), "--partitions 2", "today", 500, 4_000_000, 2.0, 200_000_000, 599_000, 1.0, 3.5, 7, 2.0
     )
     lines = markdown(results, 2).splitlines()
     assert lines[2].endswith("| 4,000,000 | 2.00 | 1,000,000 | 1,000,000 | held |")
     assert lines[3].endswith("| 599,000 | 1.00 | 299,500 | 300,000 | SHORT |")
-    assert "| 3.50 |" in lines[4]
+    assert lines[4] == "| until these are in their pages, 7 of which were left | | 2.00 | 149,750 | | |"
+    assert "| 3.50 |" in lines[5]
 
 
 def test_a_small_table_is_recovered_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

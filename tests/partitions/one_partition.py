@@ -17,9 +17,11 @@ from msgspec import Raw
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
 from partitions.executor import Executor
+from partitions.page import page_id
 from partitions.page_reader import PageReader
 from partitions.participant import Participant
 from partitions.recovery import recover
+from partitions.redo import Redo
 from partitions.store import Store
 from partitions.wal import Batch, Wal, encode_batch
 from voltpy.errors import Error, ReadOnly, from_wire
@@ -86,6 +88,7 @@ class OnePartition:
         frames: int = 0,
         fsync: str = "always",
         checkpoint_bytes: int = CHECKPOINT_BYTES,
+        leaves_cold: bool = False,
     ) -> None:
         self.store = Store(schema, partition, partitions, memory_bytes)
         self.wal: Wal | None = None
@@ -113,7 +116,8 @@ class OnePartition:
                 directory, partition, self.store, self.window, self.wal, pages, checkpoint, every_bytes=checkpoint_bytes
             )
             files.callback(self.checkpointer._flusher.wait)  # not what knows the server, which knows this partition
-            recover(self.wal, self.store, checkpoint, self.window, self.checkpointer)
+            recover(self.wal, self.store, checkpoint, self.window, self.checkpointer, leaves_cold=leaves_cold)
+            self.redo = Redo(self.store, self.pool)
             epoch = self.wal.begin()
             self.checkpointer.begin()
         self.running = array("Q", bytes(64))
@@ -146,6 +150,7 @@ class OnePartition:
     def table(self, name: str) -> Any:
         """The table, to look into: cold pages come by themselves, until the next call."""
         if self.wal is not None:
+            self.finish_redo()
             self.store.misses.bring = self.pool.bring
         return self.store.by_name[name]
 
@@ -321,6 +326,7 @@ class OnePartition:
         while True:
             self.pool.fetch(self.executor.missed_pages() + self.participant.orders.missed_pages())
             arrived = self.pool.step(0.0, 1.0)
+            self.redo.step(arrived)
             self.executor.pages_arrived(arrived)
             self.participant.orders.pages_arrived(arrived)
             if self.executor.has_ready:
@@ -329,6 +335,15 @@ class OnePartition:
                 self.obey()
             elif not self.pool.is_reading:
                 return
+
+    def finish_redo(self) -> None:
+        """What the recovery has left is written."""
+        for table in self.store.tables:
+            self.pool.fetch([page_id(table.number, page) for page in table.left_pages])
+        while not self.redo.is_over:
+            arrived = self.pool.step(0.0, 1.0)
+            self.redo.step(arrived)
+            self.executor.pages_arrived(arrived)
 
     def run_ready(self) -> None:
         self.executor.run_ready()

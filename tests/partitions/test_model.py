@@ -256,7 +256,7 @@ class PartitionMachine(RuleBasedStateMachine):
     def open(self) -> None:
         number = self.partition.number if self.partition is not None else 0
         self.partition = OnePartition(
-            SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20
+            SCHEMA, PROCEDURES, self.directory, segment_bytes=SEGMENT_BYTES, memory_bytes=32 << 20, leaves_cold=True
         )
         self.partition.number = number
         assert self.partition.store.lost_images + self.partition.store.left_out_images == []

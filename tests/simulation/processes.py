@@ -153,7 +153,7 @@ def run_partition(
     checkpointer = Checkpointer(
         directory, number, store, window, wal, pages, checkpoint, every_bytes=options.checkpoint_bytes
     )
-    recover(wal, store, checkpoint, window, checkpointer)
+    recover(wal, store, checkpoint, window, checkpointer, leaves_cold=True)
     epoch = wal.begin()
     checkpointer.begin()
     running = process.words = array("Q", bytes(64))
