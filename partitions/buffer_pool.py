@@ -18,7 +18,8 @@ batches, hands out the pages that have come. Until the calls that wait for it ha
 
 The capacity is in frames, and follows the resident size of the process: `steer`. Only a recovery goes beyond it, since
 all pages that have changed since the last checkpoint must be in memory at its end: three quarters of the capacity at
-most (`needs_cleaning` when the last one began, `must_clean` since), and what it is about to write.
+most (`needs_cleaning` when the last one began, `must_clean` since), and what it is about to write. So does what it has
+left (partitions.redo), while that is written: `goes_beyond`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class BufferPool:
         self.pages_to_write: Callable[[], list[set[int]]] = list  # by table, page numbers that the batch will change
         self.changed_rows: Callable[[], int] = lambda: 0  # by the batch; they grow when `pages_to_write` does
         self.clean_some: Callable[[], bool] = lambda: False  # lets a checkpoint write some dirty pages, here and now
+        self.goes_beyond = False  # the capacity, while nothing can leave
         self.missed: Callable[[int], None] = lambda _: None  # told of every page that is asked for and has to be read
         self.prefetch: Prefetch | None = None
         self.touches = self.faults = self.evictions = 0
@@ -347,6 +349,8 @@ class BufferPool:
             self._changed, self._pinned.in_batch = changed, self.pages_to_write()
         while self._arena.frames_in_use + frames > self.capacity:
             if not self._evict(frames) and not self.clean_some():
+                if self.goes_beyond:
+                    return
                 mebibytes = self.capacity * PAGE_BYTES / (1 << 20)
                 raise ReadOnly(
                     f"more pages must be in memory at once than there is room for ({mebibytes:,.1f} MiB): "

@@ -476,7 +476,7 @@ class Executor:
         numbers, arguments = self._decoded_group(first.origin, group, first.procedure)
         misses, pool = self._store.misses, self._store.pool
         bring = misses.bring
-        if first.times >= TIMES_SET_ASIDE and pool is not None:
+        if first.times >= TIMES_SET_ASIDE and pool is not None and not self._store.is_behind:
             misses.bring = pool.bring
         if first.directed_now is None:
             self._run_each(first.origin, group, first.procedure, numbers, arguments, None)

@@ -62,9 +62,14 @@ class InDoubt:
     def prepare(self, batch: int, encoded: list[TableChanges], changes: list[Changes]) -> None:
         """From here on it is the coordinator's to decide. Raises ReadOnly or DiskFull for want of room.
 
-        Also what views could not follow when it is decided, and NotHere for cold pages of theirs.
+        Also what views could not follow when it is decided, and NotHere for cold pages of theirs, or for what a
+        recovery has left where there is no room before that is written.
         """
-        make_room(self._store, changes)
+        try:
+            make_room(self._store, changes)
+        except ReadOnly:
+            self._store.wait_for_left()
+            raise
         try_views(self._store, changes, len(self._batches))
         crash_point("participant.prepare.before_append")
         self._steps.append(PREPARE, batch, encoded)

@@ -21,7 +21,7 @@ from partitions.order_queue import may_be_awaited
 from partitions.order_session import REPORT_BYTES, bytes_of_changes
 from partitions.store import Store
 from voltpy.call_error import call_error
-from voltpy.errors import ConstraintViolation, Error, Unavailable
+from voltpy.errors import ConstraintViolation, Error, ReadOnly, Unavailable
 from voltpy.messages import EverywhereCall, Fragment, FragmentAnswer, RunDirected, TableChanges
 from voltpy.not_here import NotHere
 
@@ -35,7 +35,11 @@ def part_of(
     ConstraintViolation for changes that are too large, ReadOnly.
     """
     call = EverywhereCall(0, order.client_id, order.procedure, order.number, order.args, order.now_us)
-    part, changes = executor.run_part(call)
+    try:
+        part, changes = executor.run_part(call)
+    except ReadOnly:
+        store.wait_for_left()
+        raise
     if part.missed:
         if not all(map(may_be_awaited, part.missed)):
             raise Unavailable("a key is lent to another batch, or in doubt")

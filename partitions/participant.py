@@ -170,7 +170,7 @@ class Participant:
         """
         orders, misses, pool = self.orders, self._store.misses, self._store.pool
         bring = misses.bring
-        if not orders.is_patient and pool is not None:
+        if not orders.is_patient and pool is not None and not self._store.is_behind:
             misses.bring = pool.bring
         try:
             report = self._obeyed(orders.first, now_s)
@@ -252,7 +252,11 @@ class Participant:
             changes = self._loans.still_held(batch, order.changes)
             self._loans.check_unique(batch, changes)
             _check_outcomes(outcomes)
-            derived = put(self._store, changes)
+            try:
+                derived = put(self._store, changes)
+            except ReadOnly:
+                self._store.wait_for_left()
+                raise
             crash_point("participant.commit.before_append")
             lsn = self._steps.append(COMMIT, batch, order.changes + derived, outcomes)
         except (Error, DiskFull) as error:

@@ -11,7 +11,8 @@ Until then the keys are away, and a call that touches one misses the page. A rea
 table until nothing is left of it. Other rows are read and changed as ever.
 
 No checkpoint begins meanwhile (`Store.is_behind`), so pages that have changed stay in memory, and those that will have
-must find room beside them: before there is none, calls wait (`is_pressed`).
+must find room beside them: before there is none, calls wait (`is_pressed`), and so does what finds none all the same.
+What is written here goes beyond the pool's capacity where nothing can leave, since nothing else can end this.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ class Redo:
     def step(self, arrived: list[int]) -> None:
         """Writes what was left of the pages that have come, and has others read. Raises ReadOnly, OSError, Corruption.
 
-        ReadOnly says that more had to be in memory at once than there is room for; then the process must end.
+        It goes beyond the pool's capacity where it must, as the recovery would have gone. ReadOnly says that even so
+        there is no frame; then the process must end.
         """
         if self.is_over:
             return
         self._reading.difference_update(arrived)
-        self._write([*arrived, *self._bring()])
+        self._pool.goes_beyond = True
+        try:
+            self._write([*arrived, *self._bring()])
+        finally:
+            self._pool.goes_beyond = False
         if self.pages_left:
             return
         self._store.is_behind = False
@@ -96,7 +102,9 @@ class Redo:
         """Has the next pages read, as many as there is room for. Those that are there already."""
         pool, there, cold = self._pool, list[int](), list[int]()
         ahead = min(PAGES_AHEAD, self._pages_at_once)
-        if not self._pages or len(self._reading) > ahead // 2:
+        if not self._pages:
+            return self._bring_one() if pool.is_starved else there
+        if len(self._reading) > ahead // 2:
             return there
         number, pages = next(iter(self._pages.items()))
         table, is_cold = self._tables[number], self._tables[number].storage[0].is_on_disk_only
@@ -119,3 +127,9 @@ class Redo:
             del self._pages[number]
             self._position = 0
         return [page_id(number, page) for page in there]
+
+    def _bring_one(self) -> list[int]:
+        """Calls wait for the last pages, for which no frame will be free before this is over."""
+        page = next(page_id(number, page) for number, table in self._tables.items() for page in table.left_pages)
+        self._pool.bring(page)
+        return [page]

@@ -339,8 +339,10 @@ class Server:
         crash_point("server.execute.ran")
         try:
             self._append()
-        except (DiskFull, ReadOnly):
+        except (DiskFull, ReadOnly) as error:
             executor.undo_batch()
+            if isinstance(error, ReadOnly):
+                self._finish_redo()  # then pages can be cleaned to make room
             while executor.has_ready:
                 self._execute_alone(executor.run_next_ready)
             for run, account, request in requests:

@@ -353,6 +353,11 @@ class Store:
         """
         return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES) // 16
 
+    def wait_for_left(self) -> None:
+        """Raises NotHere, for pages, when a recovery has left something: before, no page can be cleaned."""
+        for table in self.tables:
+            table.wait_for_left()
+
     def trim(self, now_s: float) -> None:
         """Gives back to the system what malloc keeps: many rows have gone, or pages are squeezed by other things."""
         rows = sum(table.row_count for table in self.tables)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from partitions import index, redo
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.one_server import SUPERVISOR_AT, OneServer
 from voltpy.errors import Corruption
-from voltpy.messages import Borrow, Lent, Prepare, PrepareLoad, Scan, TableChanges, TableKeys, Vote
+from voltpy.messages import Borrow, Commit, Lent, Prepare, PrepareLoad, Scan, TableChanges, TableKeys, Vote
 from voltpy.procedure import procedure
 from voltpy.row import encode
 from voltpy.schema import Schema, to_json
@@ -218,6 +220,75 @@ def test_with_hardly_a_free_frame_what_was_left_is_written_all_the_same(tmp_path
         partition.redo.step(pool.step(0.0, 1.0))
     assert {key: row.n for key, row in partition.rows("numbers").items()} == {n: -n for n in range(160) if n % 10}
     killed(partition)
+
+
+def squeezed(directory: Path, capacity: Callable[[OnePartition], int]) -> OneServer:
+    """Killed and started again, with a capacity that stays so."""
+    killed(with_changed_rows(directory))
+    server = OneServer(SCHEMA, PROCEDURES, directory, leaves_cold=True)
+    server.partition.pool.steer = lambda _: None  # type: ignore[method-assign]
+    server.partition.pool.capacity = capacity(server.partition)
+    assert server.partition.store.is_behind
+    return server
+
+
+@pytest.mark.parametrize("begins_before", [False, True])
+@pytest.mark.parametrize("spare", [0, 3])
+def test_what_was_left_is_written_where_the_pages_that_have_changed_take_all_frames(
+    spare: int, begins_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 1)
+    server = squeezed(tmp_path, lambda partition: partition.store.dirty_pages + spare)
+    pool = server.partition.pool
+    number = server.call(1, "total", 1, "count")
+    if begins_before:
+        capacity, pool.capacity = pool.capacity, 4 * pool.capacity
+        server.turn()
+        pool.capacity = capacity
+        assert server.partition.store.is_behind
+    answers: dict[int, Any] = {}
+    while number not in answers:  # it waits for all that was left, and no frame is free
+        server.turn()
+        answers.update(server.answers(1))
+    assert answers == {number: 144}
+    while pool.pinned_pages > pool.capacity // 2 or server.partition.checkpointer.running:
+        server.turn()
+    server.partition.store.check()
+    server.kill()
+
+
+def test_calls_that_find_no_room_beside_what_was_left_run_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 1)
+    server = squeezed(tmp_path, lambda partition: 2 * (partition.store.dirty_pages + partition.redo.pages_left))
+    capacity = server.partition.pool.capacity
+    numbers = [server.call(1, "put", "texts", key, key, 7000) for key in range(capacity)]
+    answers: dict[int, Any] = {}
+    while len(answers) < len(numbers):
+        server.turn()
+        answers.update(server.answers(1))
+    assert answers == dict.fromkeys(numbers)
+    server.kill()
+
+
+@pytest.mark.parametrize("how", [Prepare, Commit])
+def test_a_batch_that_finds_no_room_beside_what_was_left_waits_until_it_is_written(
+    how: type[Prepare | Commit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 1)
+    server = squeezed(tmp_path, lambda partition: 2 * (partition.store.dirty_pages + partition.redo.pages_left))
+    server.attach()
+    keys = [f"k{key}" for key in range(2 * server.partition.pool.capacity)]
+    changes = [TableChanges(TEXTS, [encode((key, 5, "x" * 900)) for key in keys], [])]
+    server.order(Borrow(1, [TableKeys(TEXTS, list(map(encode, keys)))], [], []))
+    server.order(Prepare(1, changes) if how is Prepare else Commit(1, changes, Raw(encode([]))))
+    reports = server.reports()
+    while not any(isinstance(report, Vote) for report in reports):
+        server.turn()
+        reports += server.reports()
+    assert reports[-1] == Vote(1, "")
+    server.kill()
 
 
 @pytest.mark.usefixtures("nothing_by_itself")
