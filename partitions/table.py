@@ -632,7 +632,7 @@ class Table:
 
         What is under a hash may have been another key: only the page knows, and that key's row is new.
         """
-        self._format.verify(filter(None, images.values()))
+        self._format.verify(images)
         fresh = [key for row_id, key in elsewhere if row_id == NOWHERE]
         for pages in come:
             fresh += self._change_stored([place for page in pages for place in of_page[page]], images, pool)

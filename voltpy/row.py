@@ -14,7 +14,7 @@ a FLOAT column becomes a float there, a timestamp becomes UTC).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from operator import attrgetter
 from typing import Annotated, Any
@@ -108,13 +108,18 @@ class RowFormat:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
 
-    def verify(self, images: Iterable[bytes]) -> None:
-        """Raises Corruption for images that come from disk and are none of this table's."""
+    def verify(self, images: Mapping[Any, bytes | None]) -> None:
+        """Raises Corruption, with the key, for images that come from disk and are none of this table's."""
         try:
-            for _ in map(self.decode, images):
+            for _ in map(self.decode, filter(None, images.values())):
                 pass
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corruption(f"table {self._table.name}: a stored row does not decode: {error}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            for key, image in [(key, image) for key, image in images.items() if image is not None]:  # whose it is
+                try:
+                    self.decode(image)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    what = f"table {self._table.name}, key {key!r:.100}"
+                    raise Corruption(f"{what}: a stored row does not decode: {error}") from None
 
     def checked_key(self, key: Any) -> Any:
         """The key, when its types are those of the primary key. Raises ConstraintViolation otherwise."""

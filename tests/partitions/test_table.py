@@ -808,3 +808,8 @@ def test_replay_refuses_what_is_not_of_this_schema(store: Store) -> None:
     ):
         with pytest.raises(Corruption, match=r"WAL record 13: table ints: a stored (row|key) does not decode"):
             store.replay(Record(b"\x90", [TableChanges(0, images, deleted)]), 13)  # type: ignore[arg-type]  # Raw
+    # What is behind the key is looked at when the row is written.
+    changes = [TableChanges(0, [b"\x93\x05\x02\xa0", b"\x93\x07\x02\xc3"], [])]
+    store.replay(Record(b"\x90", changes), 14)  # type: ignore[arg-type]  # Raw only on the wire
+    with pytest.raises(Corruption, match=r"table ints, key 7: a stored row does not decode"):
+        store.apply_turn()
