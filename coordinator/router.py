@@ -19,10 +19,16 @@ answered in its place, which the partition tells, or the partition is lost: clie
 Lost where only the connection was.
 `Lane.owed` knows how many calls of each client a partition has still to answer, so that all counts come back to zero
 when it never does.
+
+Large calls and calls with large results go a few at a time: past WINDOW_BYTES of arguments and of results, as large as
+those that the client has had of late, its further calls for that partition are held here until some are answered. The
+frames between router and partition are one queue in either direction, in which everybody waits for everybody.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import NamedTuple
 
 import msgspec
@@ -57,6 +63,8 @@ Destination = int | bytes  # a partition's number, or the identity of a client o
 
 FRAME_CALLS = 2048  # as many as a partition takes at a time
 FRAME_BYTES = MAX_FRAME_BYTES // 2
+LARGE_CALL_BYTES = 4096  # of arguments and result: for clients whose calls are smaller there is no window
+WINDOW_BYTES = 4 << 20  # a client and partition
 COMMANDS = 1024  # admin commands under way, of all clients
 COMMANDS_A_CLIENT = 16
 NOBODY = -2  # no partition's number, and no client's way to say that it knows none
@@ -64,16 +72,28 @@ NOBODY = -2  # no partition's number, and no client's way to say that it knows n
 _elements = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
+class Window:
+    """A client's calls in one lane: what those that have left cost, in bytes, and those that are held back."""
+
+    __slots__ = ("cost_bytes", "held", "held_calls")
+
+    def __init__(self) -> None:
+        self.cost_bytes = 0
+        self.held: deque[tuple[CallGroup, int, int]] = deque()  # with its size and its cost
+        self.held_calls = 0
+
+
 class Lane:
     """One partition, or the coordinator, as the router sees it.
 
     `connection` counts: a new number means that whatever is queued on the old connection must reach nobody.
-    `owed`: calls that the partition has still to answer, by client id; `in_flight` is their sum.
+    `owed`: calls that the partition has still to answer, by client id; `in_flight` is their sum. Those that are held
+    back are among them. `windows` has only clients whose calls, or results, are large.
     """
 
     __slots__ = (
         "address", "bytes_in_flight", "connection", "everywhere", "groups",
-        "in_flight", "incarnation", "name", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls",
+        "in_flight", "incarnation", "name", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls", "windows",
     )  # fmt: skip
 
     def __init__(self, address: PartitionAddress, name: str = "") -> None:
@@ -85,6 +105,7 @@ class Lane:
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.owed: dict[int, int] = {}
+        self.windows: dict[int, Window] = {}
         self.groups: list[CallGroup] = []
         self.waiting_calls = 0
         self.waiting_bytes = 0
@@ -215,17 +236,17 @@ class Router:
             for group in calls.groups:
                 owners = set(map(owner_of, group.slots))
                 if (len(owners) == 1 and group.partition in owners) or group.partition == self._coordinator:
-                    self._forward(group, errors)
+                    self._forward(account, group, errors)
                 else:
                     for part in self._split(group, errors):
-                        self._forward(part, errors)
+                        self._forward(account, part, errors)
         else:
             for group in calls.groups:
                 refuse(group, "Unavailable", "the router does not know the partitions yet", errors)
         if errors:
             self._answer(account, errors)
 
-    def _forward(self, group: CallGroup, errors: list[CallError]) -> None:
+    def _forward(self, account: Account[bytes], group: CallGroup, errors: list[CallError]) -> None:
         """Puts a group whose calls all belong where it is addressed to on the way there."""
         lane = self.lanes[group.partition]
         incarnation = lane.incarnation
@@ -258,10 +279,32 @@ class Router:
         lane.in_flight += calls
         lane.bytes_in_flight += size
         lane.owed[client_id] = owed + calls
+        self.calls_forwarded += calls
+        cost_bytes = size + calls * account.bytes_a_reply
+        if cost_bytes > calls * LARGE_CALL_BYTES or client_id in lane.windows:
+            window = lane.windows.get(client_id)
+            if window is None:
+                window = lane.windows[client_id] = Window()
+            if window.held or (window.cost_bytes and window.cost_bytes + cost_bytes > WINDOW_BYTES):
+                window.held.append((group, size, cost_bytes))
+                window.held_calls += calls
+                return
+            window.cost_bytes += cost_bytes
         lane.groups.append(group)
         lane.waiting_calls += calls
         lane.waiting_bytes += size
-        self.calls_forwarded += calls
+
+    def _release(self, lane: Lane, window: Window, most_bytes: float) -> None:
+        """Puts what the window held back on its way, in order, as far as it has room; at least one group."""
+        held = window.held
+        while held and (not window.cost_bytes or window.cost_bytes + held[0][2] <= most_bytes):
+            group, size, cost_bytes = held.popleft()
+            calls = len(group.numbers)
+            window.held_calls -= calls
+            window.cost_bytes += cost_bytes
+            lane.groups.append(group)
+            lane.waiting_calls += calls
+            lane.waiting_bytes += size
 
     def _split(self, group: CallGroup, errors: list[CallError]) -> list[CallGroup]:
         """The same calls, in groups that each belong to one partition: for a client without a map of the hash slots."""
@@ -367,16 +410,32 @@ class Router:
             part.errors.append(error)
         for client_id, part in parts.items():
             calls = len(part.errors)
+            result_bytes = 0
             for group in part.groups:
                 calls += len(group.numbers)
+                result_bytes += memoryview(group.results).nbytes
             self.calls_answered += calls
             account = self._settle(lane, client_id, calls)
+            if account is not None and calls:
+                account.bytes_a_reply = max(result_bytes // calls, account.bytes_a_reply // 2)
             if account is not None and not account.closed:
                 self._outbox.append((account.identity, part))
 
     def _settle(self, lane: Lane, client_id: int, calls: int) -> Account[bytes] | None:
         """`calls` of this client are over in this partition. Returns the account, closed or not."""
         owed = lane.owed.get(client_id, 0)
+        window = lane.windows.get(client_id) if lane.windows else None
+        if window is not None:
+            left = owed - window.held_calls
+            calls = min(calls, left)
+            if calls == left:
+                window.cost_bytes = 0
+            else:
+                window.cost_bytes -= window.cost_bytes * calls // left
+            if calls == owed:
+                del lane.windows[client_id]
+            else:
+                self._release(lane, window, WINDOW_BYTES)
         if calls < owed:
             lane.owed[client_id] = owed - calls
         elif owed:
@@ -405,6 +464,8 @@ class Router:
         `tells`: to those who wait for it. No topology will: the partition lives.
         """
         parts: dict[int, list[CallError]] = {}
+        for window in lane.windows.values():
+            self._release(lane, window, math.inf)
         for message in [*lane.sealed, Calls(0, lane.groups)]:
             if isinstance(message, EverywhereCall):
                 error = CallError(message.client_id, message.number, "Unavailable", reason)
@@ -456,8 +517,11 @@ class Router:
                 lane.connection += 1
             else:
                 address.lsn = max(address.lsn, lane.address.lsn)
-                if lane.groups and topology.catalog_version != self.door.catalog_version:
-                    self._seal(lane)
+                if topology.catalog_version != self.door.catalog_version:
+                    for window in lane.windows.values():
+                        self._release(lane, window, math.inf)
+                    if lane.groups:
+                        self._seal(lane)
             lane.address = address
         self._joint = frozenset(info.name for info in topology.procedures if info.joint)
         self.door.catalog_version = topology.catalog_version

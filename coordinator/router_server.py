@@ -49,7 +49,7 @@ from voltpy.sockets import (
 from voltpy.wire import decode, encode
 
 PASS_CALLS = 2048  # taken from the clients together, and from each partition, before anything is sent
-PASS_BYTES = 32 << 20
+PASS_BYTES = 4 << 20
 IDLE_MS = 1000
 FINISH_S = 1.0  # at the end, for answers that partitions still owe
 LINGER_MS = 500  # … and for what clients have not taken yet

@@ -146,7 +146,7 @@ class Executor:
         self._first_results = FirstResults(window)
         self._answers: dict[Origin, Answers] = {}  # of this batch, which may still be undone
         self._settled: dict[Origin, Answers] = {}  # of those before it
-        self._large_bytes = 0  # of results that `replies` has not handed out
+        self.large_bytes = 0  # of results that `replies` has not handed out
         self._large_bytes_before = 0  # this batch
         self.runaways: set[tuple[int, int]] = set()  # ids of calls for which an earlier process had to be killed
         self._set_aside = set_aside = CallsSetAside()
@@ -584,7 +584,7 @@ class Executor:
         self._store.undo_batch()
         self._context.resume(None)
         self._answers.clear()
-        self._large_bytes = self._large_bytes_before
+        self.large_bytes = self._large_bytes_before
         self._set_aside.undo_batch()
         self._begin_batch()
 
@@ -595,13 +595,13 @@ class Executor:
             self._first_results.begin_batch()
         if self._set_aside.is_changed:
             self._set_aside.begin_batch()
-        self._large_bytes_before = self._large_bytes
+        self._large_bytes_before = self.large_bytes
         self._split_group, self._split_arguments = None, {}
 
     def replies(self) -> dict[Origin, Answers]:
         """By origin, the replies of the batches that are over, gathered since the last time."""
         settled, self._settled = self._settled, {}
-        self._large_bytes = self._large_bytes_before = 0
+        self.large_bytes = self._large_bytes_before = 0
         return settled
 
     def refuse_writes(self, reason: str) -> None:
@@ -710,8 +710,8 @@ class Executor:
         """Bounds what a client can make this process hold in results."""
         if result_bytes > MAX_RESULT_BYTES:
             raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
-        self._large_bytes += result_bytes
-        if self._large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
+        self.large_bytes += result_bytes
+        if self.large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
             raise ResultsWait(
                 f"more than {LARGE_RESULTS_A_BATCH_BYTES:,} bytes of large results are under way; retry later"
             )

@@ -1,20 +1,22 @@
 """The loop of a partition: drain, execute, append, flush, reply.
 
-    drain     what has arrived, at most CALLS_A_BATCH calls: frames of clients and of the router, the same at both doors
-    execute   one after another, by the executor
+    drain     what has arrived: frames of clients and of the router, the same at both doors
+    execute   a batch of it, the calls first whose client has had least (partitions.call_queue), one after another
     append    the batch's changes and outcomes to the WAL, as one record
     flush     inline when nothing else waits; otherwise in the background, while the next batch executes
     reply     whatever rests on flushed records, replies to reads included: they may have seen an unflushed write
 
 If the order of the last three changed, a crash could take back what a client has been told.
 
-A message that is no call ends what is drained, and is obeyed after it. Orders of the coordinator come so too
-(partitions.participant). What is reported to it waits for its flush whatever --fsync says, and for nothing else;
-replies wait, besides, for the read rounds that were opened before their batch ran.
+A message that is no call ends what is drained, and is obeyed after the next batch: procedures are replaced when all
+calls have run that were let in under the old ones. Orders of the coordinator come so too (partitions.participant).
+What is reported to it waits for its flush whatever --fsync says, and for nothing else; replies wait, besides, for the
+read rounds that were opened before their batch ran.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -25,6 +27,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from partitions.buffer_pool import BufferPool
+from partitions.call_queue import CALL_COST_BYTES, CallQueue
 from partitions.checkpoint import Checkpointer
 from partitions.executor import Executor
 from partitions.hold import Hold
@@ -77,7 +80,15 @@ from voltpy.schema import Schema, from_json
 from voltpy.timeout import Timeout
 from voltpy.wire import encode as encode_message
 
-CALLS_A_BATCH = 2048
+BATCH_BYTES = 2048 * CALL_COST_BYTES  # 2,048 small calls, or fewer large ones
+# While somebody with a few calls waits beside others: he waits for the batch that is under way and for his own.
+SHORT_BATCH_BYTES = BATCH_BYTES // 4
+SHORT_BATCHES_S = 0.1  # from then on
+FEW_CALLS = 8
+# More is not read. Whoever comes now and then is found as long as all others together have no more than this.
+QUEUED_CALLS = 32768
+QUEUED_BYTES = 64 << 20
+CALLS_A_DRAIN = 4096  # are read in one turn
 IDLE_WAIT_S = 0.2
 WARM_UP_WAIT_S = 0.001  # at least, between two reads that nobody waits for
 READ_WAIT_S = 0.001  # for a page, while nothing else is to be done; then the sockets are looked at again
@@ -145,6 +156,8 @@ class Server:
         self._upkeep_waits = False  # it was put off until then
         self._steer_s = 0.0  # and at the size of the process
         self._give_up_s = 0.0
+        self._queue = CallQueue[Request]()
+        self._short_until_s = 0.0  # batches are short until then
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
@@ -249,7 +262,7 @@ class Server:
     @property
     def _has_work(self) -> bool:
         """Whether there is something to do that waits for nobody else."""
-        if self._executor.has_ready or self._orders.is_due or self._must_flush:
+        if self._queue or self._executor.has_ready or self._orders.is_due or self._must_flush:
             return True
         if self._change is not None and not self._change.is_prepared:
             return True
@@ -289,12 +302,16 @@ class Server:
             self._turn_pages(READ_WAIT_S)
 
     def _drain(self) -> tuple[list[Request], Control | None]:
-        """Calls that have arrived, up to the first control message, which is for after them."""
+        """The next batch; and what ended the drain, if it was a control message."""
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
-        requests: list[Request] = []
+        queue = self._queue
+        drained: list[tuple[int, str, Request, int, int]] = []
         control: Control | None = None
-        calls = 0
-        while calls < CALLS_A_BATCH and control is None:
+        calls = frames_bytes = 0
+        has_few = False
+        most_calls = min(CALLS_A_DRAIN, QUEUED_CALLS - queue.calls)
+        most_bytes = QUEUED_BYTES - queue.held_bytes
+        while calls < most_calls and frames_bytes < most_bytes and control is None:
             arrived = receive()
             if arrived is None:
                 break
@@ -303,27 +320,48 @@ class Server:
             if frame is None:
                 door.garbage(identity, "a message of several frames")
                 continue
+            frames_bytes += len(frame)
             message = door.receive(identity, frame, welcome)
             if type(message) is Calls:
                 account = door.accounts[identity]
                 for group in message.groups:
-                    requests.append((executor.run, account, group))
-                    calls += len(group.numbers)
+                    length = len(group.numbers)
+                    calls += length
+                    has_few = has_few or length <= FEW_CALLS
+                    for piece in queue.pieces(group, SHORT_BATCH_BYTES) if queue.has_large_results else (group,):
+                        request: Request = executor.run, account, piece
+                        drained.append((piece.client_id, piece.procedure, request, len(piece.numbers), len(piece.args)))
             elif type(message) is EverywhereCall:
-                requests.append((executor.run_everywhere, door.accounts[identity], message))
+                account = door.accounts[identity]
+                request = executor.run_everywhere, account, message
+                drained.append((message.client_id, message.procedure, request, 1, len(message.args)))
             elif message is not None:
                 control = (identity, message)
+        self._greet()
+        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
+        if not queue and (is_cheap or len(drained) <= 1):
+            return [request for _, _, request, _, _ in drained], control  # all of it, as it came
+        for one in drained:
+            queue.add(*one)
+        if has_few:
+            self._short_until_s = executor.now_s + SHORT_BATCHES_S
+        if control is not None and type(control[1]) is SwitchLoad:
+            return queue.take(math.inf), control
+        return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
+
+    def _greet(self) -> None:
+        """Forgets the streams that have ended, and sends what the door has to say."""
+        door = self._door
         while self._sockets.ended:
             door.close(self._sockets.ended.pop())
-        if self._door.outbox:
-            outbox, self._door.outbox = self._door.outbox, []
+        if door.outbox:
+            outbox, door.outbox = door.outbox, []
             for identity, answer in outbox:
                 if type(answer) is Welcome:
                     # Whole batches wait for what the coordinator orders: it does not queue behind clients' frames.
                     welcomed = door.accounts.get(identity)
                     self._sockets.admit(identity, first=welcomed is not None and welcomed.role == COORDINATOR)
                 self._send(identity, answer)
-        return requests, control
 
     def _execute(self, requests: list[Request]) -> None:
         """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own."""
@@ -333,8 +371,13 @@ class Server:
         self._timeout.arm()
         if executor.has_ready:
             executor.run_ready()
+        large_bytes = executor.large_bytes
         for run, account, request in requests:
             run(account, request)
+            if executor.large_bytes != large_bytes or self._queue.has_large_results:
+                if isinstance(request, CallGroup):
+                    self._queue.ran(request, executor.large_bytes - large_bytes)
+                large_bytes = executor.large_bytes
         self._timeout.disarm()
         crash_point("server.execute.ran")
         try:
@@ -386,7 +429,7 @@ class Server:
             raise ReadOnly(
                 f"the calls that came together write {len(record):,} bytes; {MAX_RECORD_BYTES:,} is the limit"
             )
-        # On a full disk each attempt may cost a flush and an allocation, and a batch has up to CALLS_A_BATCH groups.
+        # On a full disk each attempt may cost a flush and an allocation, and a batch has up to 2,048 groups.
         if self._refused is not None and len(record) >= self._refused[0]:
             raise ReadOnly(self._refused[1])
         try:
@@ -406,7 +449,7 @@ class Server:
             return
         if wal.flush_running and not wal.poll_flush():
             return
-        if self._sockets.has_input():
+        if self._queue or self._sockets.has_input():
             wal.start_flush()
             self._flushes += 1
         else:
@@ -435,13 +478,24 @@ class Server:
         if not unsent or unsent[0].lsn > durable_lsn:
             return
         first_open_round = self._rounds.first_open
+        if unsent[0].rounds >= first_open_round:
+            return
+        crash_point("server.reply.before")
+        over = unsent.popleft()
+        lsn, replies = over.lsn, over.replies
+        # Hundreds of batches may have waited for one slow flush. A frame for each would be more than the socket to the
+        # router holds, and that is where all who call through it are.
         while unsent and unsent[0].lsn <= durable_lsn and unsent[0].rounds < first_open_round:
-            crash_point("server.reply.before")
             over = unsent.popleft()
+            lsn = over.lsn
             for account, answers in over.replies.items():
-                self._answer(account, over.lsn, answers)
-                crash_point("server.reply.half_sent")
-            crash_point("server.reply.after")
+                earlier = replies.setdefault(account, answers)
+                if earlier is not answers:
+                    earlier.add(answers)
+        for account, answers in replies.items():
+            self._answer(account, lsn, answers)
+            crash_point("server.reply.half_sent")
+        crash_point("server.reply.after")
 
     def _report(self) -> None:
         """Tells the coordinator what rests on flushed records: it may tell others."""

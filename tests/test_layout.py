@@ -31,7 +31,7 @@ LAYERS = {
         "copier", "verify", "schema_trial",
         "__main__", "server", "participant", "loans", "in_doubt", "joint_parts",
         "batch_steps", "batch_changes", "row_images", "order_session", "order_queue", "read_rounds",
-        "rates", "executor", "set_aside", "first_results", "transaction_kinds",
+        "rates", "call_queue", "executor", "set_aside", "first_results", "transaction_kinds",
         "plans", "recovery", "redo", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",
         "lookups", "buffer_pool", "accessors", "heap",

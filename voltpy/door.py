@@ -101,9 +101,12 @@ Identity = TypeVar("Identity", bound=Hashable)
 
 
 class Account(Generic[Identity]):
-    """One who said Hello. `in_flight` calls and about `bytes_in_flight` passed the door and are not answered yet."""
+    """One who said Hello. `in_flight` calls and about `bytes_in_flight` passed the door and are not answered yet.
 
-    __slots__ = ("bytes_in_flight", "client_id", "closed", "identity", "in_flight", "role")
+    `bytes_a_reply`, where the owner of the door keeps it: how large the results of this client have been of late.
+    """
+
+    __slots__ = ("bytes_a_reply", "bytes_in_flight", "client_id", "closed", "identity", "in_flight", "role")
 
     def __init__(self, identity: Identity, client_id: int, role: str) -> None:
         self.identity = identity
@@ -111,6 +114,7 @@ class Account(Generic[Identity]):
         self.role = role
         self.in_flight = 0
         self.bytes_in_flight = 0
+        self.bytes_a_reply = 0
         self.closed = False
 
 

@@ -425,16 +425,16 @@ def test_past_a_partitions_bytes_calls_are_overloaded(monkeypatch: pytest.Monkey
 
 def test_frames_out_are_bounded_by_calls_and_by_bytes() -> None:
     world = World(5, 6)
-    world.join(1, 2)
+    world.join(1, 2, 3, 4)
     for first in range(1, 5001, 100):
         world.send(b"1", Calls(1, [group_of(1, list(range(first, first + 100)))]))
     frames = world.calls_to(0)
     assert [sum(len(group.numbers) for group in frame.groups) for frame in frames] == [2000, 2000, 1000]
     assert [number for frame in frames for group in frame.groups for number in group.numbers] == list(range(1, 5001))
-    for number in (1, 2, 3):
-        large = group_of(2, [number])
+    for client in (2, 3, 4):
+        large = group_of(client, [1])
         large.args = Raw(encode([["x" * (5 << 20)]]))
-        world.send(b"2", Calls(1, [large]))
+        world.send(b"%d" % client, Calls(1, [large]))
     frames = world.calls_to(0)
     assert [len(frame.groups) for frame in frames] == [1, 1, 1]
     assert all(len(encode(frame)) < MAX_FRAME_BYTES for frame in frames)
@@ -838,3 +838,82 @@ def test_every_call_is_forwarded_once_and_answered_once_whatever_happens(seed: i
     for _ in range(steps):
         accounting.step()
     accounting.finish()
+
+
+# ----------------------------------------------------------------------------------------------- large calls
+
+
+def large_group(client: int, number: int, size: int = 1 << 20) -> CallGroup:
+    group = group_of(client, [number])
+    group.args = Raw(encode([["x" * size]]))
+    return group
+
+
+def test_large_calls_leave_a_few_at_a_time_and_others_pass_them() -> None:
+    world = World(5, 6)
+    world.join(1, 2)
+    for number in range(1, 11):
+        world.send(b"1", Calls(1, [large_group(1, number)]))
+    world.send(b"2", Calls(1, [group_of(2, [1])]))
+    world.send(b"1", Calls(1, [group_of(1, [11], 1, 6)]))  # to the other partition
+    (first, frame), (other, elsewhere) = world.router.flush()
+    assert (first, other, elsewhere.groups[0].numbers) == (0, 1, [11])
+    assert [(group.client_id, group.numbers) for group in frame.groups] == [(1, [1]), (1, [2]), (1, [3]), (2, [1])]
+    assert world.router.lanes[0].owed == {1: 10, 2: 1}
+    world.router.partition_message(0, replies_of(0, 5, (2, [1])))
+    assert [destination for destination, _ in world.router.flush()] == [b"2"]
+    sent = [1, 2, 3]
+    for number in range(1, 11):  # in order, each as one is answered
+        world.router.partition_message(0, replies_of(0, 5, (1, [number])))
+        sent += [
+            n for to, message in world.router.flush() if to == 0 for group in message.groups for n in group.numbers
+        ]
+        assert sent == list(range(1, min(number + 3, 10) + 1))
+    world.router.partition_message(1, replies_of(1, 6, (1, [11])))
+    world.flush()
+    world.check_idle()
+    assert world.router.lanes[0].windows == {}
+
+
+def test_a_client_whose_results_are_large_has_few_calls_at_a_partition() -> None:
+    world = World(5, 6)
+    world.join(1, 2)
+    world.send(b"1", Calls(1, [group_of(1, [1])]))
+    world.flush()
+    large = Replies(0, 5, 9, [ReplyGroup(1, [1], Raw(encode(["x" * (1 << 20)])))], [])
+    world.router.partition_message(0, large)
+    world.flush()
+    world.send(b"1", Calls(1, [group_of(1, [number]) for number in range(2, 12)]))
+    world.send(b"2", Calls(1, [group_of(2, list(range(1, 101)))]))
+    (frame,) = world.calls_to(0)
+    assert [group.numbers for group in frame.groups] == [[2], [3], [4], list(range(1, 101))]
+    world.router.partition_message(0, replies_of(0, 5, (1, [2, 3])))  # these were small
+    released = [message for to, message in world.router.flush() if to == 0]
+    assert [group.numbers for group in released[0].groups] == [[5], [6]]
+
+
+@pytest.mark.parametrize("lost", [topology(2, 7, 6), topology(2, 0, 6)], ids=["restarted", "down"])
+def test_calls_that_were_held_back_never_ran_when_their_partition_is_lost(lost: Topology) -> None:
+    world = World(5, 6)
+    world.join(1)
+    world.send(b"1", Calls(1, [large_group(1, number) for number in range(1, 7)]))
+    assert [len(frame.groups) for frame in world.calls_to(0)] == [3]
+    world.send(b"supervisor", lost)
+    ((to, replies), (_, news)) = world.router.flush()
+    assert (to, news) == (b"1", lost)
+    assert [(error.number, error.code) for error in replies.errors] == [(n, "Unavailable") for n in (4, 5, 6)]
+    world.check_idle()
+    assert world.router.lanes[0].windows == {}
+
+
+def test_calls_that_were_held_back_leave_under_the_procedures_that_they_were_let_in_under() -> None:
+    world = World(5, 6)
+    world.join(1)
+    world.send(b"1", Calls(1, [large_group(1, number) for number in range(1, 7)]))
+    world.flush()
+    world.send(b"supervisor", topology(2, 5, 6, catalog=2))
+    frames = [message for to, message in world.router.flush() if to == 0]
+    assert [(frame.catalog_version, len(frame.groups)) for frame in frames] == [(1, 3)]
+    world.router.partition_message(0, replies_of(0, 5, (1, list(range(1, 7)))))
+    world.flush()
+    world.check_idle()

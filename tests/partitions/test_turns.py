@@ -30,6 +30,8 @@ from voltpy.messages import (
     PROTOCOL_VERSION,
     Attach,
     Attached,
+    CallGroup,
+    Calls,
     CheckpointBegun,
     CheckpointHeld,
     Commit,
@@ -47,13 +49,16 @@ from voltpy.messages import (
     ReadAnswer,
     Refusal,
     Release,
+    Replies,
     Reports,
     StatusReply,
     StatusRequest,
+    SwitchLoad,
     TableKeys,
     Vote,
 )
 from voltpy.row import encode
+from voltpy.wire import joined
 
 ONE, OTHER = 11, 12  # clients
 
@@ -504,3 +509,66 @@ def test_a_crash_at_every_step_loses_nothing_that_was_told(
     server.turn(2)
     assert server.answers(ONE) == {number: state[1] + 1}
     server.kill()
+
+
+# ------------------------------------------------------------------------------------------------ whose turn it is
+
+
+def flood(server: OneServer, client: int, groups: int) -> list[int]:
+    """Sends so many groups of 512 calls; the numbers of all."""
+    if client not in server.door.accounts:
+        server.say(client, Hello(PROTOCOL_VERSION, client))
+    sent = []
+    for _ in range(groups):
+        numbers = list(range(server.number + 1, server.number + 513))
+        server.number += 512
+        args = joined([encode([2])] * 512)
+        server.say(client, Calls(0, [CallGroup(client, "get", 0, server.wal.epoch, numbers, [0] * 512, args)]))
+        sent += numbers
+    return sent
+
+
+def test_a_call_of_its_own_is_in_the_next_batch_however_much_others_have_sent(server: OneServer) -> None:
+    flooded = flood(server, ONE, 10)
+    server.turn()
+    lone = server.call(OTHER, "get", 1)
+    server.turn()
+    assert server.answers(OTHER) == {lone: 10}
+    assert len(server.answers(ONE)) < len(flooded)
+    for _ in range(20):  # while such calls come, batches are short: somebody waits for them
+        lone = server.call(OTHER, "get", 1)
+        server.turn()
+        assert server.answers(OTHER) == {lone: 10}
+        assert len(server.answers(ONE)) <= 1024
+    assert server.door.in_flight == 0
+
+
+def test_a_flood_alone_has_batches_of_two_thousand_calls(server: OneServer) -> None:
+    flood(server, ONE, 8)
+    batches = []
+    while server.door.in_flight or not batches:
+        server.turn()
+        batches.append(len(server.answers(ONE)))
+    assert batches == [2048, 2048]
+
+
+def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
+    flooded = flood(server, ONE, 5)
+    server.say(SUPERVISOR_AT, SwitchLoad(7))
+    server.turn()
+    assert set(flooded) <= set(server.answers(ONE))
+    assert len(server.heard(SUPERVISOR_AT, StatusReply)) == 1
+
+
+def test_replies_that_one_flush_lets_go_leave_in_one_frame_a_client(server: OneServer) -> None:
+    server.order(read(1, 1))
+    server.turn()
+    numbers = []
+    for _ in range(100):
+        numbers.append(server.call(ONE, "get", 1))
+        server.turn()
+    assert server.heard(ONE, Replies) == []
+    server.order(Release(1))
+    server.turn()
+    (replies,) = server.heard(ONE, Replies)
+    assert [number for group in replies.groups for number in group.numbers] == numbers

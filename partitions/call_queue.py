@@ -1,0 +1,125 @@
+"""Calls that have come and wait for their batch, the client first that has had least.
+
+Start-time fair queueing (Goyal, Vin, Cheng 1996): a group of calls has a *tag*, what its client had cost when it came,
+and the group with the smallest tag goes first. A client that was silent begins at the tag of whatever went last: it has
+no credit for its silence, and goes before all who have had more since. So however many clients flood, and with
+whatever, the calls of one that asks now and then are in the next batch. Calls of one client keep their order.
+
+Costs are in bytes: those of arguments, those of large results, as large as the client's calls of that procedure had the
+last time, and for each call as many as can be moved while one runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+from voltpy import arguments
+from voltpy.errors import ProtocolError
+from voltpy.messages import CallGroup
+from voltpy.wire import joined
+
+CALL_COST_BYTES = 4096
+CLIENTS_REMEMBERED = 4096  # that have nothing here, and have had more than others
+GUESSES = 4096
+
+Request = TypeVar("Request")
+
+
+class CallQueue(Generic[Request]):
+    """`calls` and `held_bytes`, of arguments, wait."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.held_bytes = 0
+        self._waiting: dict[int, deque[tuple[Request, int, int, int]]] = {}  # by client: see `add`
+        self._order: list[tuple[int, int, int]] = []  # a heap: (tag of a client's first group, order, client)
+        self._added = 0
+        self._now = 0  # the tag of what went last
+        self._tags: dict[int, int] = {}  # what clients have cost, where that is more than `_now`
+        self._result_bytes: dict[tuple[int, str], int] = {}  # of a call, by client and procedure; only large ones
+
+    def __bool__(self) -> bool:
+        return bool(self._order)
+
+    @property
+    def has_large_results(self) -> bool:
+        """Whether calls are known that have had large results."""
+        return bool(self._result_bytes)
+
+    def add(self, client_id: int, procedure: str, request: Request, calls: int, held_bytes: int) -> None:
+        """`held_bytes`: what this request keeps in memory."""
+        cost_bytes = held_bytes + calls * (CALL_COST_BYTES + self._result_bytes.get((client_id, procedure), 0))
+        waiting = self._waiting.get(client_id)
+        if waiting is None:
+            self._waiting[client_id] = deque([(request, calls, held_bytes, cost_bytes)])
+            self._put(client_id, max(self._tags.pop(client_id, 0), self._now))
+        else:
+            waiting.append((request, calls, held_bytes, cost_bytes))
+        self.calls += calls
+        self.held_bytes += held_bytes
+
+    def take(self, most_bytes: float) -> list[Request]:
+        """The next ones, until they cost so much."""
+        taken: list[Request] = []
+        cost_bytes = 0
+        while self._order and cost_bytes < most_bytes:
+            tag, _, client_id = heappop(self._order)
+            self._now = tag
+            waiting = self._waiting[client_id]
+            request, calls, held_bytes, cost = waiting.popleft()
+            cost_bytes += cost
+            self.calls -= calls
+            self.held_bytes -= held_bytes
+            taken.append(request)
+            if waiting:
+                self._put(client_id, tag + cost)
+            else:
+                del self._waiting[client_id]
+                self._tags[client_id] = tag + cost
+        if not self._order:
+            self._now = 0
+            self._tags.clear()
+        elif len(self._tags) > CLIENTS_REMEMBERED:
+            self._tags = {client_id: tag for client_id, tag in self._tags.items() if tag > self._now}
+        return taken
+
+    def pieces(self, group: CallGroup, most_bytes: int) -> list[CallGroup]:
+        """The same calls, in groups whose results take about so much if they are as large as its client's last ones."""
+        size = self._result_bytes.get((group.client_id, group.procedure), 0)
+        if size * len(group.numbers) <= most_bytes:
+            return [group]
+        try:
+            split = arguments.split(group)
+        except ProtocolError:
+            return [group]  # it will be refused
+        length = max(most_bytes // size, 1)
+        return [
+            CallGroup(
+                group.client_id,
+                group.procedure,
+                group.partition,
+                group.incarnation,
+                group.numbers[at : at + length],
+                group.slots[at : at + length],
+                joined([bytes(raw) for _, raw in split[at : at + length]]),
+                group.retry_floor,
+            )
+            for at in range(0, len(split), length)
+        ]
+
+    def ran(self, group: CallGroup, large_bytes: int) -> None:
+        """Its large results took so many bytes together: the next ones may do so too."""
+        key = group.client_id, group.procedure
+        size = max(large_bytes // max(len(group.numbers), 1), self._result_bytes.get(key, 0) // 2)
+        if size >= CALL_COST_BYTES:
+            if len(self._result_bytes) >= GUESSES:
+                self._result_bytes.clear()
+            self._result_bytes[key] = size
+        else:
+            self._result_bytes.pop(key, None)
+
+    def _put(self, client_id: int, tag: int) -> None:
+        self._added += 1
+        heappush(self._order, (tag, self._added, client_id))
