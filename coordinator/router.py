@@ -21,13 +21,13 @@ Lost where only the connection was.
 when it never does.
 
 Large calls and calls with large results go a few at a time: past WINDOW_BYTES of arguments and of results, as large as
-those that the client has had of late, its further calls for that partition are held here until some are answered. The
-frames between router and partition are one queue in either direction, in which everybody waits for everybody.
+those that the client has had of late, its further calls for that partition are held here until some are answered; past
+LANE_BYTES, those of all such clients. The frames between router and partition are one queue in either direction, in
+which everybody waits for everybody.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ FRAME_CALLS = 2048  # as many as a partition takes at a time
 FRAME_BYTES = MAX_FRAME_BYTES // 2
 LARGE_CALL_BYTES = 4096  # of arguments and result: for clients whose calls are smaller there is no window
 WINDOW_BYTES = 4 << 20  # a client and partition
+LANE_BYTES = 64 << 20  # a partition
 COMMANDS = 1024  # admin commands under way, of all clients
 COMMANDS_A_CLIENT = 16
 NOBODY = -2  # no partition's number, and no client's way to say that it knows none
@@ -88,12 +89,13 @@ class Lane:
 
     `connection` counts: a new number means that whatever is queued on the old connection must reach nobody.
     `owed`: calls that the partition has still to answer, by client id; `in_flight` is their sum. Those that are held
-    back are among them. `windows` has only clients whose calls, or results, are large.
+    back are among them. `windows` has only clients whose calls, or results, are large; `windows_bytes` is what those of
+    their calls cost that have left.
     """
 
     __slots__ = (
-        "address", "bytes_in_flight", "connection", "everywhere", "groups",
-        "in_flight", "incarnation", "name", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls", "windows",
+        "address", "bytes_in_flight", "connection", "everywhere", "groups", "in_flight", "incarnation", "is_crowded",
+        "name", "owed", "partition", "sealed", "waiting_bytes", "waiting_calls", "windows", "windows_bytes",
     )  # fmt: skip
 
     def __init__(self, address: PartitionAddress, name: str = "") -> None:
@@ -106,6 +108,8 @@ class Lane:
         self.bytes_in_flight = 0
         self.owed: dict[int, int] = {}
         self.windows: dict[int, Window] = {}
+        self.windows_bytes = 0
+        self.is_crowded = False  # some calls are held back for what other clients have at the partition
         self.groups: list[CallGroup] = []
         self.waiting_calls = 0
         self.waiting_bytes = 0
@@ -285,23 +289,33 @@ class Router:
             window = lane.windows.get(client_id)
             if window is None:
                 window = lane.windows[client_id] = Window()
-            if window.held or (window.cost_bytes and window.cost_bytes + cost_bytes > WINDOW_BYTES):
+            if window.held or not self._has_room(lane, window, cost_bytes):
                 window.held.append((group, size, cost_bytes))
                 window.held_calls += calls
                 return
             window.cost_bytes += cost_bytes
+            lane.windows_bytes += cost_bytes
         lane.groups.append(group)
         lane.waiting_calls += calls
         lane.waiting_bytes += size
 
-    def _release(self, lane: Lane, window: Window, most_bytes: float) -> None:
-        """Puts what the window held back on its way, in order, as far as it has room; at least one group."""
+    def _has_room(self, lane: Lane, window: Window, cost_bytes: int) -> bool:
+        if window.cost_bytes and window.cost_bytes + cost_bytes > WINDOW_BYTES:
+            return False
+        if lane.windows_bytes and lane.windows_bytes + cost_bytes > LANE_BYTES:
+            lane.is_crowded = True
+            return False
+        return True
+
+    def _release(self, lane: Lane, window: Window, *, everything: bool = False) -> None:
+        """Puts what the window held back on its way, in order, as far as there is room."""
         held = window.held
-        while held and (not window.cost_bytes or window.cost_bytes + held[0][2] <= most_bytes):
+        while held and (everything or self._has_room(lane, window, held[0][2])):
             group, size, cost_bytes = held.popleft()
             calls = len(group.numbers)
             window.held_calls -= calls
             window.cost_bytes += cost_bytes
+            lane.windows_bytes += cost_bytes
             lane.groups.append(group)
             lane.waiting_calls += calls
             lane.waiting_bytes += size
@@ -428,14 +442,19 @@ class Router:
         if window is not None:
             left = owed - window.held_calls
             calls = min(calls, left)
-            if calls == left:
-                window.cost_bytes = 0
-            else:
-                window.cost_bytes -= window.cost_bytes * calls // left
-            if calls == owed:
-                del lane.windows[client_id]
-            else:
-                self._release(lane, window, WINDOW_BYTES)
+            cost_bytes = window.cost_bytes if calls == left else window.cost_bytes * calls // left
+            window.cost_bytes -= cost_bytes
+            lane.windows_bytes -= cost_bytes
+            del lane.windows[client_id]
+            if calls < owed:
+                lane.windows[client_id] = window  # the last one: others have their turn
+            self._release(lane, window)
+            if lane.is_crowded:
+                lane.is_crowded = False
+                for other in lane.windows.values():
+                    self._release(lane, other)
+                    if lane.is_crowded:
+                        break
         if calls < owed:
             lane.owed[client_id] = owed - calls
         elif owed:
@@ -465,7 +484,7 @@ class Router:
         """
         parts: dict[int, list[CallError]] = {}
         for window in lane.windows.values():
-            self._release(lane, window, math.inf)
+            self._release(lane, window, everything=True)
         for message in [*lane.sealed, Calls(0, lane.groups)]:
             if isinstance(message, EverywhereCall):
                 error = CallError(message.client_id, message.number, "Unavailable", reason)
@@ -519,7 +538,7 @@ class Router:
                 address.lsn = max(address.lsn, lane.address.lsn)
                 if topology.catalog_version != self.door.catalog_version:
                     for window in lane.windows.values():
-                        self._release(lane, window, math.inf)
+                        self._release(lane, window, everything=True)
                     if lane.groups:
                         self._seal(lane)
             lane.address = address

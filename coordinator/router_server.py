@@ -46,10 +46,12 @@ from voltpy.sockets import (
     raise_open_files_limit,
     receive_at_door,
 )
+from voltpy.unread import Unread
 from voltpy.wire import decode, encode
 
 PASS_CALLS = 2048  # taken from the clients together, and from each partition, before anything is sent
 PASS_BYTES = 4 << 20
+UNREAD_BYTES = 128 << 20  # of replies that clients have not read, of all; then those with most are cut off
 IDLE_MS = 1000
 FINISH_S = 1.0  # at the end, for answers that partitions still owe
 LINGER_MS = 500  # … and for what clients have not taken yet
@@ -83,6 +85,7 @@ class Server:
         self._event_second = self._events_this_second = self._events_left_out = 0
         self._context = context()
         self._front = door_socket(self._context)
+        self._unread = Unread(UNREAD_BYTES)
         try:
             self._front.bind(f"ipc://{runtime / 'r'}")
             self.port = bind_tcp(self._front, host, port)
@@ -174,7 +177,7 @@ class Server:
         calls = received_bytes = 0
         while calls < PASS_CALLS and received_bytes < PASS_BYTES:
             try:
-                identity, frame = receive_at_door(front)
+                identity, frame = receive_at_door(front, self._unread)
             except zmq.Again:
                 break
             self._frames_in += 1
@@ -193,7 +196,9 @@ class Server:
                     for group in message.groups:
                         calls += len(group.numbers)
                 router.client_message(account, message, time.time_ns() // 1000)
-            elif isinstance(message, StatusRequest):
+                continue
+            self._unread.trust(identity)
+            if isinstance(message, StatusRequest):
                 self._send_to_client(identity, encode(self._status(message.number)))
             else:
                 if isinstance(message, Topology):
@@ -256,9 +261,13 @@ class Server:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self.router.lost(identity)
+            self._unread.cut(identity)
             if error.errno == zmq.EAGAIN:
                 self._tell("client_does_not_read")
             return
+        for lost in self._unread.sent(identity, len(frame)):
+            self.router.lost(lost)
+            self._tell("client_does_not_read")
         self._frames_out += 1
         self._bytes_out += len(frame)
 

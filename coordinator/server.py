@@ -24,7 +24,7 @@ from coordinator.transactions import Transactions
 from voltpy.answers import Answers
 from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
-from voltpy.door import ROUTER, Account, Door
+from voltpy.door import CLIENT, ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ProcedureError, ProtocolError, SchemaError, SqlError
 from voltpy.events import get_logger
@@ -248,7 +248,8 @@ class Server:
             outbox, door.outbox = door.outbox, []
             for identity, answer in outbox:
                 if type(answer) is Welcome:
-                    self._sockets.admit(identity)
+                    welcomed = door.accounts.get(identity)
+                    self._sockets.admit(identity, first=welcomed is not None and welcomed.role != CLIENT)
                 self._send(identity, answer)
 
     # What leaves.

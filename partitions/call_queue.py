@@ -60,6 +60,16 @@ class CallQueue(Generic[Request]):
         self.calls += calls
         self.held_bytes += held_bytes
 
+    def put_back(self, client_id: int, request: Request, calls: int, held_bytes: int) -> None:
+        """It was taken, and did not run: it is the first of its client's again, and has cost already."""
+        waiting = self._waiting.get(client_id)
+        if waiting is None:
+            waiting = self._waiting[client_id] = deque()
+            self._put(client_id, self._tags.pop(client_id, self._now))
+        waiting.appendleft((request, calls, held_bytes, 0))
+        self.calls += calls
+        self.held_bytes += held_bytes
+
     def take(self, most_bytes: float) -> list[Request]:
         """The next ones, until they cost so much."""
         taken: list[Request] = []

@@ -41,7 +41,7 @@ from partitions.warm_up import WarmUp
 from voltpy.answers import Answers
 from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
-from voltpy.door import COORDINATOR, ROUTER, Account, Door
+from voltpy.door import CLIENT, ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ConstraintViolation, DataError, ReadOnly, SchemaError, Unavailable
 from voltpy.messages import (
@@ -85,6 +85,7 @@ BATCH_BYTES = 2048 * CALL_COST_BYTES  # 2,048 small calls, or fewer large ones
 SHORT_BATCH_BYTES = BATCH_BYTES // 4
 SHORT_BATCHES_S = 0.1  # from then on
 FEW_CALLS = 8
+RESULTS_A_BATCH_BYTES = 16 << 20  # of large results; what would run after them is left to the next batch
 # More is not read. Whoever comes now and then is found as long as all others together have no more than this.
 QUEUED_CALLS = 32768
 QUEUED_BYTES = 64 << 20
@@ -158,6 +159,7 @@ class Server:
         self._give_up_s = 0.0
         self._queue = CallQueue[Request]()
         self._short_until_s = 0.0  # batches are short until then
+        self._switches = False  # procedures are replaced after this batch, which has all that waited
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
@@ -338,6 +340,7 @@ class Server:
             elif message is not None:
                 control = (identity, message)
         self._greet()
+        self._switches = control is not None and type(control[1]) is SwitchLoad
         is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
         if not queue and (is_cheap or len(drained) <= 1):
             return [request for _, _, request, _, _ in drained], control  # all of it, as it came
@@ -345,7 +348,7 @@ class Server:
             queue.add(*one)
         if has_few:
             self._short_until_s = executor.now_s + SHORT_BATCHES_S
-        if control is not None and type(control[1]) is SwitchLoad:
+        if self._switches:
             return queue.take(math.inf), control
         return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
 
@@ -360,7 +363,7 @@ class Server:
                 if type(answer) is Welcome:
                     # Whole batches wait for what the coordinator orders: it does not queue behind clients' frames.
                     welcomed = door.accounts.get(identity)
-                    self._sockets.admit(identity, first=welcomed is not None and welcomed.role == COORDINATOR)
+                    self._sockets.admit(identity, first=welcomed is not None and welcomed.role != CLIENT)
                 self._send(identity, answer)
 
     def _execute(self, requests: list[Request]) -> None:
@@ -372,12 +375,16 @@ class Server:
         if executor.has_ready:
             executor.run_ready()
         large_bytes = executor.large_bytes
-        for run, account, request in requests:
+        for position, (run, account, request) in enumerate(requests):
             run(account, request)
             if executor.large_bytes != large_bytes or self._queue.has_large_results:
                 if isinstance(request, CallGroup):
                     self._queue.ran(request, executor.large_bytes - large_bytes)
                 large_bytes = executor.large_bytes
+                if large_bytes > RESULTS_A_BATCH_BYTES and not self._switches:
+                    self._put_back(requests[position + 1 :])
+                    requests = requests[: position + 1]
+                    break
         self._timeout.disarm()
         crash_point("server.execute.ran")
         try:
@@ -393,6 +400,12 @@ class Server:
             self._refused = None
         self._settle()
         self._batches += 1
+
+    def _put_back(self, requests: list[Request]) -> None:
+        for one in reversed(requests):
+            request = one[2]
+            calls = len(request.numbers) if isinstance(request, CallGroup) else 1
+            self._queue.put_back(request.client_id, one, calls, len(request.args))
 
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""

@@ -12,7 +12,7 @@ from voltpy.wire import joined
 
 ERRORS_A_FRAME = 256  # see MAX_TRACEBACK_CHARACTERS
 MAX_RESULT_BYTES = 1 << 20  # of one call
-LARGE_RESULT_BYTES = 1 << 16
+LARGE_RESULT_BYTES = 1 << 12
 LARGE_RESULTS_A_BATCH_BYTES = 64 << 20
 REPLY_BYTES = MAX_FRAME_BYTES // 4  # a reply frame is closed once it holds so much
 

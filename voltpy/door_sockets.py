@@ -11,6 +11,8 @@ stream can make this process hold beside that is bounded; past a bound a connect
     frames that have come in part, of all        PARTIAL_BYTES    that of the client with the largest part
     replies that a client has not read           QUEUED_BYTES     its own
     replies that clients have not read, of all   UNSENT_BYTES     that of the client with most of them
+
+The same holds for what clients of the ROUTER have not read (voltpy.unread), with UNREAD_BYTES of its own.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ from voltpy.errors import ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES
 from voltpy.sockets import bind_tcp, door_socket, receive_at_door
 from voltpy.stream import READ_BYTES, FrameReader, packed, stream_path
+from voltpy.unread import Unread
 
 PARTIAL_BYTES = 128 << 20  # eight of the largest frames; a client's usual frame of calls is a thousandth of one
 QUEUED_BYTES = 96 << 20  # more than a client that keeps to FRAMES_IN_FLIGHT can be answered with at once
 UNSENT_BYTES = 256 << 20
+UNREAD_BYTES = 128 << 20
 STREAMS = 16384
 ACCEPT_PAUSE_S = 0.1  # while there are no descriptors or buffers for another stream
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -70,6 +74,7 @@ class Sockets:
         self._watched: set[int] = set()
         self._partial_bytes = 0  # of all streams
         self._unsent_bytes = 0  # of all streams
+        self._unread = Unread(UNREAD_BYTES)
         self._router_items = [(router, int(zmq.POLLIN))]
         self._router_waits = False  # it may have frames
         self._router_used = True  # since it was last asked and had none
@@ -86,7 +91,7 @@ class Sockets:
     @property
     def held_bytes(self) -> int:
         """What has come in part, and what clients have not read; bounded by itself."""
-        return self._partial_bytes + self._unsent_bytes
+        return self._partial_bytes + self._unsent_bytes + self._unread.held_bytes()
 
     def watch(self, fd: int, *, to_write: bool = False) -> None:
         """`wait` returns when there is something at this descriptor too, which is its owner's to read, or room.
@@ -119,7 +124,7 @@ class Sockets:
             if self._router_waits and (self._routers_turn or not self._ready):
                 self._routers_turn = False
                 try:
-                    return receive_at_door(self._router)
+                    return receive_at_door(self._router, self._unread)
                 except zmq.Again:
                     self._router_waits = False
                     continue
@@ -141,24 +146,31 @@ class Sockets:
     def admit(self, identity: Hashable, *, first: bool = False) -> None:
         """Its Hello was accepted: from now on its frames may be as large as any.
 
-        `first`: they are taken before those of others that came with them, and it goes last where one has to go.
+        `first`: it is a process of the cluster. On a stream its frames are taken before those of others that came with
+        them; and it goes last where one has to go.
         """
         if isinstance(identity, Stream):
             identity.reader.limit_bytes = MAX_FRAME_BYTES
             identity.first = first
+        elif first:
+            self._unread.trust(cast(bytes, identity))
 
     def send(self, identity: Hashable, frame: bytes) -> bool:
         """False: whoever it is for is gone, or does not read; nobody waits for them."""
         if isinstance(identity, Stream):
             return self._send_to_stream(identity, frame)
         self._router_used = True
+        peer = cast(bytes, identity)
         try:
-            self._router.send_multipart((cast(bytes, identity), frame), zmq.NOBLOCK)
+            self._router.send_multipart((peer, frame), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
+            self._unread.cut(peer)
             return False
-        return True
+        cut = self._unread.sent(peer, len(frame))
+        self.ended.extend(cut)
+        return peer not in cut
 
     def hang_up(self, identity: Hashable) -> None:
         """Ends a stream. What it was sent and its socket has taken arrives; nothing else ever will."""

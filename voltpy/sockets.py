@@ -6,8 +6,9 @@ streams instead: see voltpy.stream.
 every socket   LINGER 0             nothing that was queued for a dead peer outlives the socket, or delays an exit
                MAXMSGSIZE           an oversized frame ends its sender's connection before it is in memory
 ROUTER (door)  ROUTER_MANDATORY 1   without it a frame that can't be delivered vanishes without an error
-               SNDHWM 64            frames for a client that does not read; then EAGAIN, and its account is closed.
-                                    Large ones have up to 4 MiB, and 2,000 clients are many
+               SNDHWM 1024          frames for a client that does not read; then EAGAIN, and its account is closed. The
+                                    router is a client of the partitions, and must not be lost in a burst. What
+                                    matters is bounded in bytes: see voltpy.unread
                RCVHWM 64            frames of one client that wait in memory; then its connection stalls
                BACKLOG 4096         2,000 clients may connect in the same moment
 DEALER         SNDHWM 0             no limit here: the router counts calls and bytes in flight instead, so that a
@@ -22,8 +23,9 @@ import socket
 import zmq
 
 from voltpy.messages import MAX_FRAME_BYTES
+from voltpy.unread import Unread
 
-SNDHWM_CLIENT_FRAMES = 64
+SNDHWM_CLIENT_FRAMES = 1024
 RCVHWM_CLIENT_FRAMES = 64
 BACKLOG = 4096
 OPEN_FILES = 65536
@@ -76,13 +78,14 @@ def partition_socket(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: str) -> 
     return dealer
 
 
-def receive_at_door(door: zmq.Socket[bytes]) -> tuple[bytes, memoryview | None]:
+def receive_at_door(door: zmq.Socket[bytes], unread: Unread) -> tuple[bytes, memoryview | None]:
     """The next message that waits at a ROUTER: who sent it, and its one frame, or None when it had several.
 
     Raises zmq.Again when nothing waits. Half the cost of recv_multipart: it asks the frame itself whether more follows.
     """
     identity = door.recv(zmq.NOBLOCK)
     frame = door.recv(zmq.NOBLOCK, copy=False)
+    unread.heard(identity, frame)
     if not frame.more:
         return identity, frame.buffer
     # Read to the end, or the next part would pass for somebody's identity.

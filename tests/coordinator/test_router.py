@@ -113,9 +113,9 @@ class World:
         return errors
 
     def check_idle(self) -> None:
-        assert [(lane.in_flight, lane.bytes_in_flight, lane.owed) for lane in self.router.lanes] == [(0, 0, {})] * len(
-            self.router.lanes
-        )
+        for lane in self.router.lanes:
+            assert (lane.in_flight, lane.bytes_in_flight, lane.owed) == (0, 0, {})
+            assert (lane.windows, lane.windows_bytes) == ({}, 0)
         assert self.door.in_flight == 0
         assert all((account.in_flight, account.bytes_in_flight) == (0, 0) for account in self.door.by_client.values())
 
@@ -916,4 +916,34 @@ def test_calls_that_were_held_back_leave_under_the_procedures_that_they_were_let
     assert [(frame.catalog_version, len(frame.groups)) for frame in frames] == [(1, 3)]
     world.router.partition_message(0, replies_of(0, 5, (1, list(range(1, 7)))))
     world.flush()
+    world.check_idle()
+
+
+def test_of_all_large_calls_a_bounded_part_is_at_a_partition_and_none_waits_for_ever() -> None:
+    world = World(5, 6)
+    clients = list(range(1, 41))
+    world.join(*clients)
+    for client in clients:
+        world.send(b"%d" % client, Calls(1, [large_group(client, number) for number in (1, 2, 3, 4)]))
+    sent = world.calls_to(0)
+    world.join(50)
+    world.send(b"50", Calls(1, [group_of(50, [1])]))
+    sent += world.calls_to(0)
+    at_partition = [(group.client_id, number) for frame in sent for group in frame.groups for number in group.numbers]
+    assert (50, 1) in at_partition
+    assert 60 <= len(at_partition) <= 65
+    answered: list[tuple[int, int]] = []
+    while at_partition:
+        client, number = at_partition.pop(0)
+        answered.append((client, number))
+        world.router.partition_message(0, replies_of(0, 5, (client, [number])))
+        at_partition += [
+            (group.client_id, number)
+            for to, message in world.router.flush()
+            if to == 0
+            for group in message.groups
+            for number in group.numbers
+        ]
+        assert len(at_partition) <= 65
+    assert sorted(answered) == sorted([(client, number) for client in clients for number in (1, 2, 3, 4)] + [(50, 1)])
     world.check_idle()

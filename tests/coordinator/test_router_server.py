@@ -18,6 +18,7 @@ import pytest
 import zmq
 from msgspec import Raw, msgpack
 
+from coordinator import router_server
 from coordinator.router_server import CannotListen, Server
 from voltpy.door import CLIENT, Door
 from voltpy.hash_slot import slot_owners
@@ -527,3 +528,28 @@ def test_the_process_dies_with_its_parent(runtime: Path) -> None:
         return state == "Z"  # whoever adopted it has not waited for it yet
 
     wait_until(is_gone)
+
+
+def test_clients_that_never_read_are_cut_off_and_others_are_served_meanwhile(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_server, "UNREAD_BYTES", 24 << 20)
+    cluster = Cluster(runtime)
+    try:
+        cluster.start_partition(0)
+        cluster.start_partition(1)
+        cluster.announce()
+        silent = [cluster.client(client_id, RCVHWM=1, RCVBUF=1 << 16) for client_id in (1, 2, 3)]
+        well_behaved = cluster.client(9)
+        text = "x" * (1 << 20)
+        number = 0
+        until_s = time.monotonic() + DEADLINE_S
+        while cluster.router.router.metrics()["clients"] > 3:
+            number += 1
+            assert time.monotonic() < until_s
+            for client_id, client in enumerate(silent, 1):
+                client.socket.send(encode(Calls(1, [group_of(client_id, [number], 0, 0, text)])), zmq.NOBLOCK)
+            check_served(well_behaved, 9, number)
+        check_served(well_behaved, 9, number + 1)
+    finally:
+        cluster.close()
