@@ -43,6 +43,10 @@ class CallQueue(Generic[Request]):
     def __bool__(self) -> bool:
         return bool(self._order)
 
+    def has(self, client_id: int) -> bool:
+        """Whether calls of this client wait."""
+        return client_id in self._waiting
+
     @property
     def has_large_results(self) -> bool:
         """Whether calls are known that have had large results."""

@@ -310,7 +310,8 @@ class Server:
         drained: list[tuple[int, str, Request, int, int]] = []
         control: Control | None = None
         calls = frames_bytes = 0
-        has_few = False
+        few: set[int] = set()  # clients with a group of a few calls
+        many: set[int] = set()  # … and with more
         most_calls = min(CALLS_A_DRAIN, QUEUED_CALLS - queue.calls)
         most_bytes = QUEUED_BYTES - queue.held_bytes
         while calls < most_calls and frames_bytes < most_bytes and control is None:
@@ -329,7 +330,7 @@ class Server:
                 for group in message.groups:
                     length = len(group.numbers)
                     calls += length
-                    has_few = has_few or length <= FEW_CALLS
+                    (few if length <= FEW_CALLS else many).add(group.client_id)
                     for piece in queue.pieces(group, SHORT_BATCH_BYTES) if queue.has_large_results else (group,):
                         request: Request = executor.run, account, piece
                         drained.append((piece.client_id, piece.procedure, request, len(piece.numbers), len(piece.args)))
@@ -344,10 +345,10 @@ class Server:
         is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
         if not queue and (is_cheap or len(drained) <= 1):
             return [request for _, _, request, _, _ in drained], control  # all of it, as it came
+        if any(not queue.has(client_id) for client_id in few - many):
+            self._short_until_s = executor.now_s + SHORT_BATCHES_S
         for one in drained:
             queue.add(*one)
-        if has_few:
-            self._short_until_s = executor.now_s + SHORT_BATCHES_S
         if self._switches:
             return queue.take(math.inf), control
         return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
