@@ -261,9 +261,11 @@ class Server:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self.router.lost(identity)
-            self._unread.cut(identity)
             if error.errno == zmq.EAGAIN:
+                self._unread.cut(identity)
                 self._tell("client_does_not_read")
+            else:
+                self._unread.gone(identity)
             return
         for lost in self._unread.sent(identity, len(frame)):
             self.router.lost(lost)

@@ -166,7 +166,7 @@ class Sockets:
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
-            self._unread.cut(peer)
+            (self._unread.cut if error.errno == zmq.EAGAIN else self._unread.gone)(peer)
             return False
         cut = self._unread.sent(peer, len(frame))
         self.ended.extend(cut)

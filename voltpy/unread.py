@@ -94,6 +94,11 @@ class Unread:
         self._look_at_bytes = max(self._most_bytes, self.total_bytes + LOOK_AFTER_BYTES)
         return cut
 
+    def gone(self, identity: bytes) -> None:
+        """Nothing reaches this peer any more. Its descriptor may be somebody else's: the connection is left alone."""
+        if identity in self._peers:
+            self._forget(identity)
+
     def cut(self, identity: bytes) -> None:
         """Ends the connection to a peer that does not read: what is held for it is freed."""
         peer = self._peers.get(identity)
@@ -143,14 +148,19 @@ class Unread:
 
 
 def _connection(frame: zmq.Frame) -> Connection | None:
-    """The connection that a frame came by; None where there is none any more."""
+    """The connection that a frame came by; None where there is none any more, or the system does not tell."""
     try:
         fd = int(frame.get(zmq.SRCFD))
-        found = socket.socket(fileno=os.dup(fd))
-    except (OSError, ValueError, zmq.ZMQError):
+    except (ValueError, zmq.ZMQError):
+        return None
+    found = _duplicate(fd)
+    if found is None:
         return None
     with found:
-        return Connection(fd, found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES), found.family)
+        try:
+            return Connection(fd, found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES), found.family)
+        except OSError:  # a system without cookies
+            return None
 
 
 def _taken(connection: Connection) -> int | None:
@@ -164,7 +174,7 @@ def _taken(connection: Connection) -> int | None:
             return None
         info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         return int(_ACKED.unpack_from(info, _ACKED_AT)[0])
-    except OSError:
+    except (OSError, struct.error):  # struct.error: a system that does not count what was taken
         return None
     finally:
         found.detach()  # the descriptor is ZeroMQ's
@@ -172,9 +182,8 @@ def _taken(connection: Connection) -> int | None:
 
 def _end(connection: Connection) -> None:
     """Ends the connection, if it is still the same."""
-    try:
-        found = socket.socket(fileno=os.dup(connection.fd))  # no other socket can take its place meanwhile
-    except OSError:
+    found = _duplicate(connection.fd)  # no other socket can take its place meanwhile
+    if found is None:
         return
     with found:
         try:
@@ -182,3 +191,16 @@ def _end(connection: Connection) -> None:
                 found.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it has ended by itself
+
+
+def _duplicate(fd: int) -> socket.socket | None:
+    """Another descriptor of the same socket; None where there is no socket, or no descriptor left."""
+    try:
+        duplicate = os.dup(fd)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        return None

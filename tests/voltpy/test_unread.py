@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
 
+from voltpy import unread as unread_module
 from voltpy.sockets import context, door_socket, receive_at_door
 from voltpy.unread import LOOK_AFTER_BYTES, Unread
 
@@ -137,3 +141,48 @@ def test_who_is_cut_off_may_come_back(place: Place) -> None:
     assert again != identity
     assert place.send(again) == []
     assert len(dealer.recv()) == len(FRAME)
+
+
+def frame_from(fd: int) -> Any:
+    """A frame that came by this descriptor."""
+    return SimpleNamespace(get=lambda option: fd)
+
+
+def test_who_got_the_descriptor_of_one_that_has_left_at_once_is_not_cut_off_for_it(place: Place) -> None:
+    """The frame of the first is taken when the second is connected already, with the descriptor of the first."""
+    dealer, identity = place.peer()
+    dealer.send(b"again")
+    assert place.router.poll(PATIENCE_S * 1000)
+    place.router.recv()
+    fd = int(place.router.recv(copy=False).get(zmq.SRCFD))
+    place.unread.heard(b"left at once", frame_from(fd))
+    place.unread.gone(b"left at once")
+    place.unread.gone(b"never heard")
+    assert place.send(identity) == []
+    assert len(dealer.recv()) == len(FRAME)
+
+
+def test_where_the_system_does_not_tell_nobody_is_counted_or_cut_off(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_module, "_INFO_BYTES", 64)  # an old struct tcp_info
+    dealer, identity = place.peer()
+    for _ in range(2 * MOST_BYTES >> 20):
+        assert place.send(identity) == []
+    monkeypatch.setattr(unread_module, "_SO_COOKIE", 9999)
+    uncounted, other = place.peer()
+    for _ in range(2 * MOST_BYTES >> 20):
+        assert place.send(other) == []
+    assert place.unread.held_bytes() == 0
+    assert [len(dealer.recv()), len(uncounted.recv())] == [len(FRAME)] * 2
+
+
+def test_a_descriptor_that_is_no_socket_any_more_is_let_go(place: Place) -> None:
+    reader, writer = os.pipe()
+    before = len(os.listdir("/proc/self/fd"))
+    place.unread.heard(b"left", frame_from(reader))
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(reader)
+    os.close(writer)
+    place.unread.heard(b"left", frame_from(reader))
+    assert place.unread.sent(b"left", 1 << 30) == []
