@@ -22,8 +22,8 @@ when it never does.
 
 Large calls and calls with large results go a few at a time: past WINDOW_BYTES of arguments and of results, as large as
 those that the client has had of late, its further calls for that partition are held here until some are answered; past
-LANE_BYTES, those of all such clients. The frames between router and partition are one queue in either direction, in
-which everybody waits for everybody.
+LANE_BYTES, those of all such clients, who have their turns then. The frames between router and partition are one queue
+in either direction, in which everybody waits for everybody.
 """
 
 from __future__ import annotations
@@ -284,12 +284,13 @@ class Router:
         lane.bytes_in_flight += size
         lane.owed[client_id] = owed + calls
         self.calls_forwarded += calls
-        cost_bytes = size + calls * account.bytes_a_reply
+        # No more than a window, or a large group would only go when nobody else has anything there.
+        cost_bytes = min(size + calls * account.bytes_a_reply, WINDOW_BYTES)
         if cost_bytes > calls * LARGE_CALL_BYTES or client_id in lane.windows:
             window = lane.windows.get(client_id)
             if window is None:
                 window = lane.windows[client_id] = Window()
-            if window.held or not self._has_room(lane, window, cost_bytes):
+            if window.held or lane.is_crowded or not self._has_room(lane, window, cost_bytes):
                 window.held.append((group, size, cost_bytes))
                 window.held_calls += calls
                 return
@@ -447,14 +448,15 @@ class Router:
             lane.windows_bytes -= cost_bytes
             del lane.windows[client_id]
             if calls < owed:
-                lane.windows[client_id] = window  # the last one: others have their turn
-            self._release(lane, window)
+                lane.windows[client_id] = window  # the last one: others have their turn before it
             if lane.is_crowded:
                 lane.is_crowded = False
-                for other in lane.windows.values():
-                    self._release(lane, other)
+                for waiting in lane.windows.values():
+                    self._release(lane, waiting)
                     if lane.is_crowded:
                         break
+            else:
+                self._release(lane, window)
         if calls < owed:
             lane.owed[client_id] = owed - calls
         elif owed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -947,3 +948,56 @@ def test_of_all_large_calls_a_bounded_part_is_at_a_partition_and_none_waits_for_
         assert len(at_partition) <= 65
     assert sorted(answered) == sorted([(client, number) for client in clients for number in (1, 2, 3, 4)] + [(50, 1)])
     world.check_idle()
+
+
+@pytest.mark.parametrize("size_bytes", [8_000, 1 << 20])
+def test_a_call_that_waits_in_a_crowded_lane_has_its_turn(size_bytes: int) -> None:
+    world = World(5, 6)
+    clients = range(1, 31)
+    world.join(*clients)
+    numbers = dict.fromkeys(clients, 0)
+
+    def send_one(client: int) -> None:
+        numbers[client] += 1
+        world.send(b"%d" % client, Calls(1, [large_group(client, numbers[client])]))
+
+    for client in clients:
+        for _ in range(12):
+            send_one(client)
+    under_way = deque(_calls_in(world.calls_to(0)))
+    assert len(under_way) < 12 * len(clients)  # the lane is crowded
+    world.join(99)
+    world.send(b"99", Calls(1, [large_group(99, 1, size_bytes)]))
+    for _ in range(500):
+        under_way.extend(_calls_in(message for to, message in world.router.flush() if to == 0))
+        client, number = under_way.popleft()
+        if client == 99:
+            return
+        world.router.partition_message(0, replies_of(0, 5, (client, [number])))
+        send_one(client)
+    pytest.fail("the others were always before it")
+
+
+def test_a_group_that_costs_more_than_a_lane_has_goes_beside_others() -> None:
+    world = World(5, 6)
+    world.join(1, 2)
+    world.send(b"1", Calls(1, [group_of(1, [1])]))
+    world.calls_to(0)
+    result = Raw(encode(["x" * (1 << 20)]))
+    world.router.partition_message(0, Replies(0, 5, 9, [ReplyGroup(1, [1], result)], []))
+    world.router.flush()
+    world.send(b"2", Calls(1, [large_group(2, 1, 8_000)]))
+    assert _calls_in(world.calls_to(0)) == [(2, 1)]
+    world.send(b"1", Calls(1, [group_of(1, list(range(2, 102)))]))  # 100 MiB, if all results are as large
+    assert _calls_in(world.calls_to(0)) == [(1, number) for number in range(2, 102)]
+
+
+def _calls_in(messages: Iterable[Message]) -> list[tuple[int, int]]:
+    """(client, number) of calls."""
+    return [
+        (group.client_id, number)
+        for message in messages
+        if isinstance(message, Calls)
+        for group in message.groups
+        for number in group.numbers
+    ]

@@ -30,7 +30,7 @@ from tests.simulation.rules import RULES
 from tests.simulation.run import FAULTS, Run
 from tests.simulation.stage import Stage, setting
 
-SEEDS = range(1, 40)
+SEEDS = range(1, 52)
 SCHEMA_SEEDS = (4, 8, 14, 16, 19, 23, 33, 35)  # in which the schema changes, and each kind of fault fires soon
 LIVES_SEEDS = range(1, 13)
 STATEMENTS = (
