@@ -23,8 +23,10 @@ from typing import Any, NoReturn
 from msgspec import Raw, Struct
 
 from coordinator.across import StatementsAcross
-from coordinator.borrowed import Table, Tables, Wish
+from coordinator.borrowed import Tables
+from coordinator.borrowed_table import Table
 from coordinator.habits import Habit
+from coordinator.wishes import Wish
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
 from voltpy.builtin import PLAN, QUERY_ALL, QUERY_KEYS, builtins, planning
