@@ -16,8 +16,9 @@ from collections.abc import Hashable
 from pathlib import Path
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
+from partitions.checkpoint import read_checkpoint
+from partitions.checkpointer import CHECKPOINT_BYTES, Checkpointer
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover

@@ -28,7 +28,7 @@ from msgspec import Raw, Struct
 
 from partitions.buffer_pool import BufferPool
 from partitions.call_queue import CALL_COST_BYTES, CallQueue
-from partitions.checkpoint import Checkpointer
+from partitions.checkpointer import Checkpointer
 from partitions.executor import Executor
 from partitions.hold import Hold
 from partitions.participant import Participant

@@ -32,7 +32,7 @@ LAYERS = {
         "__main__", "server", "participant", "loans", "in_doubt", "joint_parts",
         "batch_steps", "batch_changes", "row_images", "order_session", "order_queue", "read_rounds",
         "rates", "call_queue", "executor", "set_aside", "first_results", "transaction_kinds",
-        "plans", "recovery", "redo", "checkpoint", "pace", "warm_up",
+        "plans", "recovery", "redo", "checkpointer", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",
         "lookups", "buffer_pool", "accessors", "heap",
         "unique_indexes", "index_image", "secondary_index", "packed_tree", "index", "index_key", "posting_list",

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
+from partitions.checkpoint import load, read_checkpoint
+from partitions.checkpointer import CHECKPOINT_BYTES, Checkpointer
 from partitions.executor import Executor
 from partitions.page import page_id
 from partitions.page_reader import PageReader

@@ -11,7 +11,7 @@ import pytest
 from pyroaring import BitMap
 from xxhash import xxh3_128_intdigest
 
-from partitions import checkpoint as checkpoint_module
+from partitions import checkpointer as checkpointer_module
 from partitions import index_image, lookups
 from partitions.index_image import image_of, read_image
 from partitions.posting_list import sorted_ids
@@ -120,7 +120,7 @@ def test_indexes_come_back_from_an_image_that_was_written_while_rows_changed(
     rng = random.Random(seed)
     monkeypatch.setattr(index_image, "CHUNK_ENTRIES", 16)
     monkeypatch.setattr(lookups, "FEW_PAGES", rng.choice([0, 1000]))
-    monkeypatch.setattr(checkpoint_module, "IMAGE_BYTES", rng.choice([100, 1 << 18]))
+    monkeypatch.setattr(checkpointer_module, "IMAGE_BYTES", rng.choice([100, 1 << 18]))
     for _ in range(30):
         people.change(rng)
     for _ in range(4):

@@ -23,8 +23,9 @@ from coordinator.server import Server as Coordinator
 from coordinator.session import reports_due_s
 from coordinator.transactions import Transactions
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
+from partitions.checkpoint import read_checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
