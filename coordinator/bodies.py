@@ -36,7 +36,8 @@ from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
 from voltpy.messages import LEASE_S, CallError, CallGroup
 from voltpy.not_here import NotHere
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import SLOT_MASK
 from voltpy.row import encode
 from voltpy.schema import Schema

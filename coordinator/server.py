@@ -58,8 +58,8 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
-from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema, from_json
 from voltpy.sql.plan import Plan

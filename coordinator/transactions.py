@@ -62,7 +62,8 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import no_such
 from voltpy.schema import Schema
 from voltpy.sql.plan import Plan

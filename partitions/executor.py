@@ -82,7 +82,8 @@ from voltpy.messages import (
 )
 from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import no_such
 from voltpy.row import encode
 from voltpy.sql.plan import FILE

@@ -72,8 +72,8 @@ from voltpy.messages import (
     SwitchLoad,
     Welcome,
 )
-from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
+from voltpy.registry import Registry
 from voltpy.resident import resident_bytes
 from voltpy.row import encode
 from voltpy.schema import Schema, from_json

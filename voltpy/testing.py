@@ -36,7 +36,8 @@ from voltpy.errors import BadArguments, Error, ReadOnly, SchemaError, Unavailabl
 from voltpy.known_statements import changes_schema, checked_parameters, in_its_words, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Registry, from_functions, load_path, procedure, procedures_of
+from voltpy.procedure import procedure
+from voltpy.registry import Registry, from_functions, load_path, procedures_of
 from voltpy.result import Result
 from voltpy.routing import no_such, not_everywhere, slots_of
 from voltpy.schema import Schema

@@ -42,8 +42,8 @@ from voltpy.messages import (
     RunDirected,
 )
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
-from voltpy.procedure import Registry, from_functions
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry, from_functions
 from voltpy.schema import Schema
 from voltpy.transaction import unique_ids
 from voltpy.wire import joined

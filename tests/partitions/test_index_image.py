@@ -20,7 +20,8 @@ from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_checkpoint import flipped, steps
 from tests.partitions.test_secondary_index import INDEXES, ROW, TABLE
 from voltpy.errors import Corruption
-from voltpy.procedure import from_functions, procedure
+from voltpy.procedure import procedure
+from voltpy.registry import from_functions
 from voltpy.schema import Index
 from voltpy.sql.ddl import parse_schema
 

@@ -60,8 +60,8 @@ from voltpy.messages import (
     Topology,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Registry, load
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry, load
 from voltpy.schema import Schema, from_json, to_json
 from voltpy.schema_queue import SchemaQueue
 from voltpy.supervision import Supervision

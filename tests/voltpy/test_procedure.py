@@ -20,7 +20,8 @@ from msgspec import Raw
 import voltpy.schema
 from voltpy.errors import BadArguments, SchemaError
 from voltpy.messages import Parameter
-from voltpy.procedure import Procedure, Registry, from_functions, imported_from_beside, load, load_path, procedure
+from voltpy.procedure import Procedure, procedure
+from voltpy.registry import Registry, from_functions, imported_from_beside, load, load_path
 from voltpy.schema import Column, Schema, Table
 
 encode = msgspec.msgpack.encode

@@ -14,7 +14,7 @@ from voltpy.cli.options import console, json_option, print_value, timeout_option
 from voltpy.client import connect
 from voltpy.data_directory import read_source
 from voltpy.messages import ProcedureInfo
-from voltpy.procedure import imported_from_beside
+from voltpy.registry import imported_from_beside
 
 ENGINE_PREFIX = "voltpy."  # the engine's own procedures, such as those behind `voltpy load`
 

@@ -20,7 +20,7 @@ from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memo
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
-from voltpy.procedure import imported_from_beside
+from voltpy.registry import imported_from_beside
 from voltpy.reporting_child import ReportingChild
 from voltpy.schema import Schema, added_unique_indexes, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
