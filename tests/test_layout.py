@@ -43,7 +43,8 @@ LAYERS = {
     "voltpy.sql": (
         "ddl_change", "ddl", "view", "planner", "emit", "distribute", "query_function", "access", "aggregate_states",
         "bind", "expression_binder", "type_binder", "parse", "expression_reader", "token_reader", "script",
-        "statements", "plan", "expression", "runtime", "observed", "estimates", "search", "catalog_tables",
+        "statements", "plan", "expression", "runtime", "row_sets", "arithmetic", "text_functions", "time_functions",
+        "observed", "estimates", "search", "catalog_tables",
         "program", "stored_expression", "bound", "catalogue", "values", "functions", "syntax", "tokens",
     ),
 }  # fmt: skip
