@@ -2,7 +2,7 @@
 
 The last turn of a recovery knows what becomes of each row that changed since the checkpoint, but most of their pages
 are cold. To bring them all would take most of the time that a start takes. So what is about cold pages is left
-(Table.apply_turn), and written here, between two batches, as the pages come:
+(partitions.table_redo), and written here, between two batches, as the pages come:
 
     by themselves      some at a time, in the order in which the page file has them
     for a call         its page is fetched before the others (partitions.buffer_pool), by whoever needs the row
@@ -38,15 +38,15 @@ class Redo:
         self.done: Callable[[], None] = lambda: None
         self._store = store
         self._pool = pool
-        self._tables = {table.number: table for table in store.tables if table.left_pages}
-        self._pages = {number: list(table.left_pages) for number, table in self._tables.items()}  # in order
+        self._tables = {table.number: table for table in store.tables if table.redo.left_pages}
+        self._pages = {number: list(table.redo.left_pages) for number, table in self._tables.items()}  # in order
         self._position = 0  # in the pages of the first table
         self._reading: set[int] = set()
         self.is_over = not store.is_behind
 
     @property
     def pages_left(self) -> int:
-        return sum(len(table.left_pages) for table in self._tables.values())
+        return sum(len(table.redo.left_pages) for table in self._tables.values())
 
     @property
     def is_pressed(self) -> bool:
@@ -82,13 +82,13 @@ class Redo:
         for number, numbers in by_table.items():
             table = self._tables.get(number)
             if table is not None:
-                left = [page for page in numbers if page in table.left_pages]
+                left = [page for page in numbers if page in table.redo.left_pages]
                 for first in range(0, len(left), self._pages_at_once):
                     self._write_some(table, left[first : first + self._pages_at_once])
 
     def _write_some(self, table: Table, pages: list[int]) -> None:
         with self._store.bringing_at_once():
-            table.write_left(pages, self._pool)
+            table.redo.write_left(pages, self._pool)
         heap = table.storage[0]
         self._pool.adopt(page_id(table.number, page) for page in pages if not heap.is_pinned(page))
         crash_point("redo.written")
@@ -112,7 +112,7 @@ class Redo:
         while position < len(pages) and len(cold) < ahead - len(self._reading) and len(there) < PAGES_THERE:
             page = pages[position]
             position += 1
-            if page in table.left_pages and not pool.is_coming(page_id(number, page)):
+            if page in table.redo.left_pages and not pool.is_coming(page_id(number, page)):
                 (cold if is_cold(page) else there).append(page)
         started = cold[: pool.read_ahead_in_runs(number, cold)]
         self._reading.update(page_id(number, page) for page in started)
@@ -130,6 +130,6 @@ class Redo:
 
     def _bring_one(self) -> list[int]:
         """Calls wait for the last pages, for which no frame will be free before this is over."""
-        page = next(page_id(number, page) for number, table in self._tables.items() for page in table.left_pages)
+        page = next(page_id(number, page) for number, table in self._tables.items() for page in table.redo.left_pages)
         self._pool.bring(page)
         return [page]

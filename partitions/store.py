@@ -304,7 +304,7 @@ class Store:
             if change.table in self.views_behind:
                 continue
             try:
-                keys, size = self.tables[change.table].replay(change.images, change.deleted)
+                keys, size = self.tables[change.table].redo.gather(change.images, change.deleted)
             except Corruption as error:
                 raise Corruption(f"WAL record {lsn}: {error}") from None
             self.gathered_keys += keys
@@ -329,8 +329,8 @@ class Store:
         prepared = {change.table for changes in self.prepared.values() for change in changes}
         for table in self.tables:
             leaves = leaves_cold and not self.views_behind and table.number not in prepared and not table.is_followed
-            table.apply_turn(self.pool, leaves_cold=leaves)
-        self.is_behind = any(table.left_pages for table in self.tables)
+            table.redo.write(self.pool, leaves_cold=leaves)
+        self.is_behind = any(table.redo.left_pages for table in self.tables)
         self.apply()
         self.gathered_keys = self.gathered_bytes = 0
 
@@ -356,7 +356,7 @@ class Store:
     def wait_for_left(self) -> None:
         """Raises NotHere, for pages, when a recovery has left something: before, no page can be cleaned."""
         for table in self.tables:
-            table.wait_for_left()
+            table.redo.wait_for()
 
     def trim(self, now_s: float) -> None:
         """Gives back to the system what malloc keeps: many rows have gone, or pages are squeezed by other things."""

@@ -174,8 +174,8 @@ def test_what_was_left_is_written_by_itself_and_then_a_checkpoint_may_begin(tmp_
 
 def test_a_table_that_an_index_follows_is_written_before_calls_are_served(tmp_path: Path) -> None:
     partition = reopened(with_changed_rows(tmp_path), tmp_path)
-    assert partition.store.tables[NUMBERS].left_pages
-    assert not partition.store.tables[INDEXED].left_pages
+    assert partition.store.tables[NUMBERS].redo.left_pages
+    assert not partition.store.tables[INDEXED].redo.left_pages
     lookups = partition.store.tables[INDEXED].lookups
     assert lookups is not None
     partition.store.misses.bring = partition.pool.bring
@@ -318,7 +318,7 @@ def test_the_coordinator_borrows_rows_as_they_are_when_what_was_left_is_written(
     (vote,) = partition.order(Prepare(1, [TableChanges(NUMBERS, [encode((33, 5, ""))], [])]))
     assert vote == Vote(1, "")
     again = reopened(partition, tmp_path)  # what is in doubt is over the row as it was
-    assert not again.store.tables[NUMBERS].left_pages
+    assert not again.store.tables[NUMBERS].redo.left_pages
     assert list(again.store.prepared) == [1]
     partition = again
     (counted,) = partition.order(Borrow(2, [], [Scan(INDEXED, "count", b"")], []))
