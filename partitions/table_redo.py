@@ -33,12 +33,13 @@ LEFT_PAGES = 1024  # that a read which is not by key waits for at a time, where 
 class TableRedo:
     """`table`: the partitions.table.Table."""
 
-    __slots__ = ("_gathered", "_left", "_left_images", "_table")
+    __slots__ = ("_counted_keys", "_counted_pages", "_gathered", "_left", "_left_images", "_table")
 
     def __init__(self, table: Any) -> None:
         self._table = table
         # The last image of each key, None where its row went.
         self._gathered: dict[Any, bytes | None] = {}
+        self._counted_keys, self._counted_pages = 0, set[int]()  # by `count_pages`: of how many of them, which
         # What is left: keys, by the page where their rows may be, and what becomes of them.
         self._left: dict[int, list[Any]] = {}
         self._left_images: dict[Any, bytes | None] = {}
@@ -59,12 +60,22 @@ class TableRedo:
         more = len(gathered) - before
         return more, image_bytes + GATHERED_BYTES * more
 
+    def count_pages(self) -> int:
+        """In how many pages the rows are that something was gathered about; what is new is in none."""
+        gathered, find = self._gathered, self._table._find
+        added = islice(gathered, self._counted_keys, None)  # a key that comes again stays where it is
+        page_of = self._table._heap.page_of
+        self._counted_pages.update(page_of(row_id) for row_id in map(find, added, repeat(NOWHERE)) if row_id >= 0)
+        self._counted_keys = len(gathered)
+        return len(self._counted_pages)
+
     def write(self, pool: BufferPool | None, *, leaves_cold: bool = False) -> None:
         """Writes what was gathered. `leaves_cold`: what is about rows on cold pages is left for `write_left`.
 
         Raises Corruption, OSError, ReadOnly.
         """
         gathered, self._gathered = self._gathered, {}
+        self._counted_keys, self._counted_pages = 0, set()
         if not gathered:
             return
         table = self._table

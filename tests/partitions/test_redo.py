@@ -172,6 +172,47 @@ def test_what_was_left_is_written_by_itself_and_then_a_checkpoint_may_begin(tmp_
     killed(again)
 
 
+@pytest.mark.parametrize("rows", [40, 400, 1600])
+def test_a_long_wal_is_left_whole_as_long_as_memory_holds_it_with_its_pages(rows: int, tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for key in range(rows):
+        partition.run("put", "numbers", key, key, 900)
+    partition.seal()
+    partition.checkpointer.make(partition.lsn)
+    for key in range(0, rows, 2):
+        partition.run("put", "numbers", key, -key, 900)
+        if key % 20 == 0:
+            partition.seal()
+    partition.seal()
+    frames = 2 * partition.store.tables[NUMBERS].pages
+    partition = reopened(partition, tmp_path, memory_bytes=frames * PAGE_BYTES, frames=frames)
+    assert partition.pool.faults == 0
+    assert partition.redo.pages_left == partition.store.tables[NUMBERS].pages
+    assert not partition.redo.is_pressed
+    expected = {key: key if key % 2 else -key for key in range(rows)}
+    assert {key: row.n for key, row in partition.rows("numbers").items()} == expected
+    killed(partition)
+
+
+def test_a_turn_ends_before_what_it_changes_needs_more_memory_than_there_is(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for key in range(1600):
+        partition.run("put", "numbers", key, key, 900)
+    partition.seal()
+    partition.checkpointer.make(partition.lsn)
+    for key in range(0, 1600, 3):
+        partition.run("put", "numbers", key, -key, 900)
+        partition.seal()
+    frames = partition.store.tables[NUMBERS].pages // 2
+    partition = reopened(partition, tmp_path, memory_bytes=frames * PAGE_BYTES, frames=frames)
+    assert partition.checkpointer.last.number > 1  # on the way
+    assert partition.pool.pinned_pages + partition.redo.pages_left < frames
+    expected = {key: key if key % 3 else -key for key in range(1600)}
+    assert {key: row.n for key, row in partition.rows("numbers").items()} == expected
+    partition.store.check()
+    killed(partition)
+
+
 def test_a_table_that_an_index_follows_is_written_before_calls_are_served(tmp_path: Path) -> None:
     partition = reopened(with_changed_rows(tmp_path), tmp_path)
     assert partition.store.tables[NUMBERS].redo.left_pages
