@@ -13,6 +13,9 @@ table until nothing is left of it. Other rows are read and changed as ever.
 No checkpoint begins meanwhile (`Store.is_behind`), so pages that have changed stay in memory, and those that will have
 must find room beside them: before there is none, calls wait (`is_pressed`), and so does what finds none all the same.
 What is written here goes beyond the pool's capacity where nothing can leave, since nothing else can end this.
+
+A partition that is to stop does not wait for it, though calls may: what is left is in the WAL, and the next start
+leaves it again.
 """
 
 from __future__ import annotations
@@ -31,8 +34,15 @@ CAPACITY_SHARE = 16  # that is, at most a sixteenth of the frames
 PAGES_THERE = 64  # of those that are in memory already, in one step
 
 
+class Stopped(Exception):
+    """The process is to end, and something is left."""
+
+
 class Redo:
-    """`step` with the pages that have come, between batches, until `is_over`. `done` is called then."""
+    """`step` with the pages that have come, between batches, until `is_over`. `done` is called then.
+
+    After `stop` a step raises Stopped instead, as long as something is left.
+    """
 
     def __init__(self, store: Store, pool: BufferPool) -> None:
         self.done: Callable[[], None] = lambda: None
@@ -42,6 +52,7 @@ class Redo:
         self._pages = {number: list(table.redo.left_pages) for number, table in self._tables.items()}  # in order
         self._position = 0  # in the pages of the first table
         self._reading: set[int] = set()
+        self._stops = False
         self.is_over = not store.is_behind
 
     @property
@@ -54,6 +65,10 @@ class Redo:
         pool = self._pool
         return not self.is_over and 8 * (pool.pinned_pages + self.pages_left) > FINISH_AT * pool.capacity
 
+    def stop(self) -> None:
+        """Nobody waits for it any more. May be called from a signal handler."""
+        self._stops = True
+
     def step(self, arrived: list[int]) -> None:
         """Writes what was left of the pages that have come, and has others read. Raises ReadOnly, OSError, Corruption.
 
@@ -62,6 +77,8 @@ class Redo:
         """
         if self.is_over:
             return
+        if self._stops:
+            raise Stopped
         self._reading.difference_update(arrived)
         self._pool.goes_beyond = True
         try:

@@ -298,6 +298,45 @@ def test_what_was_left_is_written_where_the_pages_that_have_changed_take_all_fra
     server.kill()
 
 
+@pytest.mark.parametrize("when", ["pressed", "no room for a batch"])
+def test_a_stop_does_not_wait_until_what_was_left_is_written_and_the_next_start_leaves_it_again(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 1)
+    spare = 0 if when == "pressed" else 1
+    server = squeezed(
+        tmp_path, lambda partition: (1 + spare) * (partition.store.dirty_pages + partition.redo.pages_left)
+    )
+    serving, store = server.server, server.partition.store
+    left = serving._redo.pages_left
+    assert serving._redo.is_pressed is (when == "pressed")
+
+    def stop_at(name: str) -> None:
+        if name == "redo.written" and serving._redo.pages_left < left // 2:
+            serving.stop()
+            serving._redo.stop()
+
+    monkeypatch.setattr(redo, "crash_point", stop_at)
+    told = server.call(1, "add", "numbers", 33, 1)
+    if when != "pressed":
+        for key in range(server.partition.pool.capacity):
+            server.call(1, "put", "texts", key, key, 7000)
+    with pytest.raises(redo.Stopped):
+        serving.serve()
+    serving.end()
+    assert store.is_behind
+    assert 0 < serving._redo.pages_left < left // 2
+    answers = server.answers(1)
+    assert told not in answers
+    server.kill()
+    again = opened(tmp_path)
+    assert again.redo.pages_left == left
+    assert {key: row.n for key, row in again.rows("numbers").items()} == {n: -n for n in range(160) if n % 10}
+    assert again.rows("texts") == {}
+    again.store.check()
+    killed(again)
+
+
 def test_calls_that_find_no_room_beside_what_was_left_run_when_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
