@@ -22,7 +22,7 @@ from partitions.checkpointer import CHECKPOINT_BYTES, Checkpointer
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
-from partitions.redo import Redo
+from partitions.redo import Redo, Stopped
 from partitions.server import Server
 from partitions.store import Store
 from partitions.wal import FSYNC_MODES, Wal
@@ -196,10 +196,17 @@ def _run(arguments: argparse.Namespace, events: Events) -> int:
         load_beside,
         redo=redo,
     )
+
+    def stop(*_: object) -> None:
+        server.stop()
+        redo.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
+        signal.signal(number, stop)
     try:
         server.serve()
+    except Stopped:  # between two batches
+        server.end()
     finally:
         timeout.end()
     crash_point("partition.stop.served")

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
@@ -320,6 +321,18 @@ class BufferPool:
             crash_point("buffer_pool.run.taken_in")
             yield came
             self.adopt(page_id(table, page) for page in came if not heap.is_pinned(page))
+
+    @contextmanager
+    def beside(self, bytes_taken: int) -> Iterator[None]:
+        """While it lasts something else takes so much of the memory: pages leave for it, if they can."""
+        frames = min(bytes_taken // PAGE_BYTES, self.capacity // 2)
+        self.capacity -= frames
+        self.goes_beyond = True
+        try:
+            yield
+        finally:
+            self.goes_beyond = False
+            self.capacity += frames
 
     def _start_run(self, places: list[int], tag: int) -> list[int]:
         """Begins to read the pages in these places, which are close together, into frames, which it returns."""

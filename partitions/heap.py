@@ -540,17 +540,18 @@ class Heap:
     def is_on_disk_only(self, page: int) -> bool:
         return page < len(self._frames) and self._frames[page] == COLD
 
-    def cold_pages_in_place_order(self) -> list[int]:
-        cold = [page for page, frame in enumerate(self._frames) if frame == COLD]
-        cold.sort(key=self.entries.__getitem__)
-        return cold
+    def cold_in_place_order(self, pages: Iterable[int] | None = None) -> list[int]:
+        """Those of the pages that are cold, as they follow one another in the page file; None: of all there are.
 
-    def cold_in_place_order(self, pages: Iterable[int]) -> list[int]:
-        """Those of the pages that are cold; NO_PAGE is none of them."""
+        NO_PAGE is none of them.
+        """
         frames = self._frames
-        cold = [page for page in pages if page >= 0 and frames[page] == COLD]
-        cold.sort(key=self.entries.__getitem__)
-        return cold
+        if pages is None:
+            pages = range(len(frames))
+        return sorted(
+            [page for page in pages if page >= 0 and frames[page] == COLD],
+            key=self.entries.__getitem__,
+        )
 
     @property
     def pinned(self) -> set[int]:

@@ -131,12 +131,12 @@ class Loans:
         own = self._keys_of(batch)
         for table, keys in wanted:
             self._check_table(table, batch)
-            table.wait_for_left(keys)
+            table.redo.wait_for(keys)
             if table.away and not table.away & set(keys) <= own.get(table.number, _NO_KEYS):
                 raise Unavailable(f"table {table.name}: a key is lent to another batch, or in doubt")
         for table in scanned:
             self._check_table(table, batch)
-            table.wait_for_left()
+            table.redo.wait_for()
             if not table.away <= own.get(table.number, _NO_KEYS):
                 raise Unavailable(f"table {table.name}: keys are lent to another batch, or in doubt")
 
@@ -181,8 +181,8 @@ class Loans:
             if table.number in self._tables:
                 continue
             own = held.get(table.number, _NO_KEYS)
-            table.wait_for_left(keys)
-            table.wait_for_left(deleted)
+            table.redo.wait_for(keys)
+            table.redo.wait_for(deleted)
             # What is new by construction, and what only the coordinator changes, it does not borrow first.
             if self._store.is_copied(table) or table.schema.hidden_key:
                 if table.away and not table.away & {*keys, *deleted} <= own:

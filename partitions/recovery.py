@@ -1,10 +1,10 @@
 """A partition comes back: the last checkpoint, then every WAL record after it, in order.
 
-Records are gathered and written in turns, as long as memory allows: of each turn only the last image of a key goes into
-a page. Most pages are cold: one at a time, records would come at 14,000 a second. So a turn goes through the page file
-once, in long runs of pages, and changes those that have come while the next ones are read. Of the last turn, what is
-about cold pages may be left until calls are served (partitions.redo). A torn tail has been cut by the time the replay
-ends (voltpy.record_log); damage that is no torn tail stops it.
+Records are gathered and written in turns, as long as memory allows (Store.turn_is_full): of each turn only the last
+image of a key goes into a page. Most pages are cold: one at a time, records would come at 14,000 a second. So a turn
+goes through the page file once, in long runs of pages, and changes those that have come while the next ones are read.
+Of the last turn, what is about cold pages may be left until calls are served (partitions.redo). A torn tail has been
+cut by the time the replay ends (voltpy.record_log); damage that is no torn tail stops it.
 
 What was prepared for a batch of the coordinator's, and not decided, is in `Store.prepared` afterwards: see
 partitions.in_doubt, which keeps its keys from everybody until the decision is known.
@@ -43,7 +43,6 @@ def recover(
         window.add(lsn, outcomes, batches.get(lsn, 0))
     store.take_prepared(root.prepared)
     replayed = 0
-    turn_bytes, turn_keys = store.turn_bytes, store.turn_keys
     lsn = checkpoint.lsn
     for lsn, payload in wal.replay(checkpoint.lsn):
         batch = decode_batch(payload, lsn)
@@ -52,10 +51,9 @@ def recover(
         if outcomes != NO_OUTCOMES:
             window.add(lsn, outcomes, step.number if step is not None and step.kind == COMMIT else 0)
         replayed += store.replay(batch, lsn)
-        if store.gathered_bytes > turn_bytes or store.gathered_keys >= turn_keys:
+        if store.turn_is_full:
             store.apply_turn()
             crash_point("recovery.turn.applied")
-            turn_bytes, turn_keys = store.turn_bytes, store.turn_keys
             if pool is not None and pool.must_clean:
                 checkpointer.make(lsn)
                 crash_point("recovery.checkpoint")

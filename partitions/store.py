@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 from partitions.buffer_pool import LEAST_PAGES, BufferPool
@@ -36,6 +36,9 @@ from voltpy.view import own_key
 DECODED_SHARE = 16  # at most 1/16 of the memory budget …
 DECODED_FRACTION = 8  # … and at most 1/8 of what the images take, so that they never outweigh the data …
 DECODED_FLOOR_BYTES = 48 << 20  # … but so much in any case
+# Of a turn of the recovery: what it gathers takes a third of its room at most, since new rows need pages too; a page
+# counts a third more than it is, as in partitions.redo (FINISH_AT); it is over when seven eighths are taken.
+GATHERED_SHARE, CHANGED_PAGE_BYTES, FULL_AT = 3, PAGE_BYTES * 4 // 3, 7
 TRIM_SHARE, TRIM_ROWS = 4, 100_000  # a quarter of the rows have gone, and so many at least
 BUILD_ROWS = 1024  # of a turn at building views, at most
 BESIDE_PAGES = 4  # of a step at building them beside calls
@@ -63,7 +66,11 @@ class Store:
         "_most_rows",
         "_note",
         "_own_key",
+        "_pages_before",
         "_trimmed_s",
+        "_turn_bytes",
+        "_turn_keys",
+        "_turn_pages",
         "_unlimited_until",
         "arena",
         "bases",
@@ -111,6 +118,9 @@ class Store:
         self.views_ahead: list[Table] = []
         self.is_behind = False  # tables lack what the last turn of the recovery has left: see partitions.redo
         self.gathered_keys = self.gathered_bytes = 0  # by a turn of the recovery, and what that takes
+        self._turn_bytes = 0  # what it may take, with the pages that it changes; 0: it has not begun
+        self._turn_pages = self._turn_keys = 0  # pages that it changes, of so many keys; the others may change one each
+        self._pages_before = 0  # more it can't change
         self.condemned: set[int] = set()  # numbers of tables that are dropped, and whose pages are still there
         self._note: Callable[[int, Collection[Any]], None] | None = None
         self.lost_images: list[str] = []  # why indexes had to be built from rows, where an image was of no use
@@ -304,7 +314,7 @@ class Store:
             if change.table in self.views_behind:
                 continue
             try:
-                keys, size = self.tables[change.table].replay(change.images, change.deleted)
+                keys, size = self.tables[change.table].redo.gather(change.images, change.deleted)
             except Corruption as error:
                 raise Corruption(f"WAL record {lsn}: {error}") from None
             self.gathered_keys += keys
@@ -327,36 +337,45 @@ class Store:
         """
         # What is prepared counts as it was prepared: see partitions.in_doubt.
         prepared = {change.table for changes in self.prepared.values() for change in changes}
-        for table in self.tables:
-            leaves = leaves_cold and not self.views_behind and table.number not in prepared and not table.is_followed
-            table.apply_turn(self.pool, leaves_cold=leaves)
-        self.is_behind = any(table.left_pages for table in self.tables)
+        with nullcontext() if self.pool is None else self.pool.beside(self.gathered_bytes):
+            for table in self.tables:
+                is_plain = not self.views_behind and table.number not in prepared and not table.is_followed
+                table.redo.write(self.pool, leaves_cold=leaves_cold and is_plain)
+        self.is_behind = any(table.redo.left_pages for table in self.tables)
         self.apply()
-        self.gathered_keys = self.gathered_bytes = 0
+        self.gathered_keys = self.gathered_bytes = self._turn_bytes = 0
 
     @property
-    def turn_keys(self) -> int:
-        """How many keys a turn of the recovery may change, since each might change another page.
+    def turn_is_full(self) -> bool:
+        """Whether a recovery has gathered so much that it must write it to the pages before it goes on.
 
-        Where half of the memory holds all pages there are, as many as there are.
+        What is gathered and the pages that this changes must be in memory together, beside those that have changed
+        before, and calls must have room to change more: then the last turn can leave it (Redo.is_pressed).
         """
-        if self.pool is None or 2 * sum(table.pages for table in self.tables) <= self.pool.capacity:
-            return sys.maxsize
-        return self.pool.capacity // 8
+        if self.pool is None:
+            # With no room left every batch is written at once: in a longer turn rows that came would stand beside rows
+            # that went.
+            return self.gathered_bytes > self.free_bytes // 16
+        if not self._turn_bytes:
+            self._begin_turn(self.pool)
+        if self.gathered_bytes > self._turn_bytes // GATHERED_SHARE:
+            return True
+        pages = min(self._turn_pages + self.gathered_keys - self._turn_keys, self._pages_before)
+        if self.gathered_bytes + pages * CHANGED_PAGE_BYTES <= self._turn_bytes:
+            return False
+        self._turn_pages, self._turn_keys = sum(table.redo.count_pages() for table in self.tables), self.gathered_keys
+        return 8 * (self.gathered_bytes + self._turn_pages * CHANGED_PAGE_BYTES) > FULL_AT * self._turn_bytes
 
-    @property
-    def turn_bytes(self) -> int:
-        """What a recovery may gather before it writes it to the pages.
-
-        With no room left it is 0, and every batch is written at once: in a longer turn rows that came would stand
-        beside rows that went.
-        """
-        return (self.free_bytes if self.pool is None else self.pool.capacity * PAGE_BYTES) // 16
+    def _begin_turn(self, pool: BufferPool) -> None:
+        left_bytes = self.arena.frames * PAGE_BYTES - pool.pinned_pages * CHANGED_PAGE_BYTES
+        self._turn_bytes = max(left_bytes, pool.capacity * PAGE_BYTES // 8)
+        self._pages_before = sum(table.pages for table in self.tables)
+        self._turn_pages = self._turn_keys = 0
 
     def wait_for_left(self) -> None:
         """Raises NotHere, for pages, when a recovery has left something: before, no page can be cleaned."""
         for table in self.tables:
-            table.wait_for_left()
+            table.redo.wait_for()
 
     def trim(self, now_s: float) -> None:
         """Gives back to the system what malloc keeps: many rows have gone, or pages are squeezed by other things."""

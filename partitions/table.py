@@ -37,7 +37,6 @@ from binascii import crc_hqx
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from itertools import chain, islice, repeat
-from math import inf
 from operator import attrgetter, itemgetter
 from time import perf_counter
 from typing import Any, NoReturn
@@ -46,12 +45,12 @@ from weakref import ref
 import msgspec
 
 from partitions.accessors import UNTOUCHED, accessors
-from partitions.buffer_pool import BufferPool
-from partitions.heap import NO_PAGE, Heap
+from partitions.heap import Heap
 from partitions.index import COLLIDED, NOWHERE, PrimaryIndex
 from partitions.lookups import Lookups
 from partitions.ownership import Ownership
 from partitions.page import Arena, page_id
+from partitions.table_redo import TableRedo
 from voltpy.errors import ConstraintViolation, Corruption, DuplicateKey, ProtocolError, SchemaError
 from voltpy.hash_slot import hash_slot
 from voltpy.not_here import WHOLE_TABLE, Misses
@@ -63,11 +62,8 @@ _INVALID = (msgspec.ValidationError, TypeError, OverflowError, UnicodeEncodeErro
 ASKED_KEYS = 1 << 16  # remembered as asked for once, at most
 ASKED_BYTES = 100  # that each of them takes
 PLACES = 1 << 14  # of rows that were changed, remembered between two batches at most: 100 bytes each
-GATHERED_BYTES = 256  # that a change takes during recovery, besides its image: key, dict entry, row id, their lists
-OVERFLOW_SHARE = 8  # of the frames, for what continues the rows that are changed at a time during recovery
 SAMPLED_READS = 32  # to say what a read costs, or a decoded row takes
 LEAST_DECODED = 256  # rows of a generation, however large they are
-LEFT_PAGES = 1024  # that a read which is not by key waits for at a time, where a recovery has left more
 RANGE_PAGES = 64  # a range whose cold pages are more is read past the frames
 
 # (table, key, row before; None = there was none; or UNTOUCHED). A miss appends (None, None, None): see Store.undo_to.
@@ -90,15 +86,12 @@ class Table:
         "_forget_seen",
         "_format",
         "_former_accessors",
-        "_gathered",
         "_heap",
         "_index",
         "_inserted",
         "_key_columns",
         "_key_of",
         "_key_type",
-        "_left",
-        "_left_images",
         "_misses",
         "_old",
         "_partition_of_key",
@@ -118,6 +111,7 @@ class Table:
         "note",
         "number",
         "owner",
+        "redo",
         "schema",
         "update",
         "upsert",
@@ -155,16 +149,12 @@ class Table:
         self._updated: dict[Any, bytes | None] = {}
         self._asked: set[Any] = set()
         self._places: dict[Any, int] = {}
-        # Of a turn of the recovery: the last image of each key, None where its row went.
-        self._gathered: dict[Any, bytes | None] = {}
-        # What the last turn has left for later: keys, by the page where their rows may be, and what becomes of them.
-        self._left: dict[int, list[Any]] = {}
-        self._left_images: dict[Any, bytes | None] = {}
         self._unchanged_rows = 0  # rows that the batch had changed before that was undone
         self._undo = undo
         self.owner = owner
         self._away: set[Any] = set()
         self._misses = misses
+        self.redo = TableRedo(self)
         self.new_hidden_key: Callable[[], int] | None = None
         # Told of keys that are used often: see partitions.warm_up.
         self.note: Callable[[int, Collection[Any]], None] = lambda _, __: None
@@ -377,7 +367,7 @@ class Table:
 
     def images_of(self, keys: list[Any]) -> list[bytes | None]:
         """The rows with these keys; None for one that is absent. Raises NotHere for cold pages, of all of them."""
-        self.wait_for_left(keys)
+        self.redo.wait_for(keys)
         find, read = self._find, self._heap.read
         row_ids = [find(key, NOWHERE) for key in keys]
         if self._heap.cold:
@@ -388,7 +378,7 @@ class Table:
 
     def scan_images(self) -> list[bytes]:
         """All rows of this partition. Raises NotHere."""
-        self.wait_for_left()
+        self.redo.wait_for()
         return list(self._heap.scan())
 
     def where_images(self, equalities: dict[str, Any]) -> list[bytes]:
@@ -396,7 +386,7 @@ class Table:
         unknown = equalities.keys() - {column.name for column in self.schema.columns}
         if unknown:
             raise SchemaError(f"table {self.name} has no column {', '.join(sorted(unknown))}")
-        self.wait_for_left()
+        self.redo.wait_for()
         if not equalities:
             return self.scan_images()
         columns = attrgetter(*equalities)
@@ -411,7 +401,7 @@ class Table:
     def range_images(self, low: Any, high: Any) -> list[bytes]:
         """The rows with low <= primary key < high, in the order of their keys. Raises ConstraintViolation, NotHere."""
         low, high = self._format.checked_key(low), self._format.checked_key(high)
-        self.wait_for_left()
+        self.redo.wait_for()
         if not low < high:
             return []
         if not self._index.ordered:
@@ -432,8 +422,8 @@ class Table:
         Raises NotHere for cold pages, of all of them; then nothing has changed, as far as `forget_changes` knows.
         """
         inserted, updated, find = self._inserted, self._updated, self._find
-        self.wait_for_left(keys)
-        self.wait_for_left(deleted)
+        self.redo.wait_for(keys)
+        self.redo.wait_for(deleted)
         if self._heap.cold:
             self._miss_cold(chain.from_iterable(map(self._index.candidates, chain(keys, deleted))))
         self._forget_decoded(keys)
@@ -522,172 +512,6 @@ class Table:
             self._drop_dying(len(self._dying) - self._rows_limit + 2 * len(self._rows))
         if len(self._asked) > self._asked_limit:
             self._asked.clear()
-
-    def replay(self, images: list[bytes], deleted: list[bytes]) -> tuple[int, int]:
-        """Takes a WAL batch's changes during recovery; `apply_turn` writes them, the last image of each key.
-
-        (keys, bytes): how much more it has gathered by that.
-        """
-        gathered, format_ = self._gathered, self._format
-        keys = format_.stored_keys(images)
-        try:
-            gone = list(map(format_.decode_key, deleted))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Corruption(f"table {self.name}: a stored key does not decode: {error}") from None
-        before = len(gathered)
-        replaced = chain(map(gathered.get, keys), map(gathered.get, gone))
-        image_bytes = sum(map(len, images)) - sum(map(len, filter(None, replaced)))
-        gathered.update(zip(keys, images, strict=True))
-        gathered.update(zip(gone, repeat(None)))
-        more = len(gathered) - before
-        return more, image_bytes + GATHERED_BYTES * more
-
-    def apply_turn(self, pool: BufferPool | None, *, leaves_cold: bool = False) -> None:
-        """Writes what a turn of the recovery gathered: what is about rows that exist page by page, as the pages come.
-
-        `leaves_cold`: what is about rows on cold pages is left for `write_left`, and its keys are away until then.
-        """
-        gathered, self._gathered = self._gathered, {}
-        if not gathered:
-            return
-        of_page = self._by_page(sorted(gathered) if self._index.ordered else gathered)
-        if leaves_cold:
-            for page in self._heap.cold_in_place_order(of_page):
-                self._left[page] = [key for _, key in of_page.pop(page)]
-            written = [key for places in of_page.values() for _, key in places]
-            images = {key: gathered.pop(key) for key in written}
-            self._left_images = gathered
-            self.send_all_away(gathered)
-            gathered = images
-        elsewhere = of_page.pop(NO_PAGE, [])
-        come: Iterable[Iterable[int]] = (of_page,) if pool is None else pool.bring_in_runs(self.number, of_page)
-        self._write(come, of_page, elsewhere, gathered, pool)
-
-    def write_left(self, pages: Iterable[int], pool: BufferPool) -> None:
-        """Writes what a recovery left of these pages, which have come. Between batches; rows may go to other pages.
-
-        What else is needed is waited for: Misses.bring is set.
-        """
-        keys = [key for page in pages for key in self._left.pop(page, ())]
-        images = {key: self._left_images.pop(key) for key in keys}
-        self._away.difference_update(keys)
-        of_page = self._by_page(keys)
-        elsewhere = of_page.pop(NO_PAGE, [])
-        self._write((of_page,), of_page, elsewhere, images, pool)
-
-    @property
-    def left_pages(self) -> Collection[int]:
-        """The pages for which `write_left` has something, in the order in which the page file has them."""
-        return self._left.keys()
-
-    def wait_for_left(self, keys: Collection[Any] | None = None) -> None:
-        """Raises NotHere, for pages, when a recovery has left something of these keys; None: of any, for some pages."""
-        left = self._left_images
-        if not left:
-            return
-        if keys is None:
-            pages = list(islice(self._left, LEFT_PAGES))
-        else:
-            pages = sorted({self._page_left(key) for key in keys if key in left})
-        if pages:
-            self._misses.raise_for(*(page_id(self.number, page) for page in pages))
-
-    def _page_left(self, key: Any) -> int:
-        """The page for which the key was left."""
-        try:
-            page = self._heap.page_of(self._find(key, NOWHERE))
-        except (TypeError, OverflowError):  # equal to a key, and none: 1.0
-            page = NO_PAGE
-        if key in self._left.get(page, ()):
-            return page
-        # Or another key has had its hash, and that one's row has gone elsewhere since.
-        return next(page for page, keys in self._left.items() if key in keys)
-
-    def _wait_for_table(self) -> NoReturn:
-        self.wait_for_left()
-        self._misses.raise_for((self.number, WHOLE_TABLE))
-
-    def _by_page(self, keys: Iterable[Any]) -> dict[int, list[tuple[int, Any]]]:
-        """(row id, key) of each key, by the page of the row; under NO_PAGE what has none, or one of several."""
-        of_page: dict[int, list[tuple[int, Any]]] = {}
-        page_of, find = self._heap.page_of, self._find
-        for key in keys:
-            row_id = find(key, NOWHERE)
-            page = page_of(row_id) if row_id >= 0 else NO_PAGE
-            if page in of_page:
-                of_page[page].append((row_id, key))
-            else:
-                of_page[page] = [(row_id, key)]
-        return of_page
-
-    def _write(
-        self,
-        come: Iterable[Iterable[int]],
-        of_page: dict[int, list[tuple[int, Any]]],
-        elsewhere: list[tuple[int, Any]],
-        images: dict[Any, bytes | None],
-        pool: BufferPool | None,
-    ) -> None:
-        """Writes the images to the pages in `come`, as those come, and `elsewhere`: what is new, or shares its hash.
-
-        What is under a hash may have been another key: only the page knows, and that key's row is new.
-        """
-        self._format.verify(images)
-        fresh = [key for row_id, key in elsewhere if row_id == NOWHERE]
-        for pages in come:
-            fresh += self._change_stored([place for page in pages for place in of_page[page]], images, pool)
-        for row_id, key in elsewhere:
-            if row_id == COLLIDED:
-                row_id = self._locate(key, NOWHERE)
-                fresh += [key] if row_id == NOWHERE else self._change_stored([(row_id, key)], images, pool)
-        self._inserted.update((key, image) for key in fresh if (image := images[key]) is not None)
-        if pool is not None:
-            pool.make_room(self.pages_needed(self.changes()[0]))
-        self.apply()
-        self._places.clear()
-        if pool is not None:
-            pool.end_batch()
-
-    def _change_stored(
-        self, places: list[tuple[int, Any]], gathered: dict[Any, bytes | None], pool: BufferPool | None
-    ) -> list[Any]:
-        """Writes what was gathered where rows are, by (row id, key). Keys that the rows there turn out not to have.
-
-        Of rows that are larger than a page only some at a time are in memory, however small what they become is.
-        """
-        overflow_pages = inf if pool is None else pool.capacity // OVERFLOW_SHARE
-        strangers = []
-        while places:
-            count = self._heap.need_all([row_id for row_id, _ in places], overflow_pages)
-            strangers += self._change_needed(places[:count], gathered, pool)
-            places = places[count:]
-        return strangers
-
-    def _change_needed(
-        self, places: list[tuple[int, Any]], gathered: dict[Any, bytes | None], pool: BufferPool | None
-    ) -> list[Any]:
-        """The same, of rows that are in memory with all their pages."""
-        strangers = [] if self._index.ordered else self._strangers(places)
-        if strangers:
-            places = [place for place in places if place[1] not in strangers]
-        images: list[Any] = [gathered[key] for _, key in places]
-        if None in images:
-            gone = [place for place, image in zip(places, images, strict=True) if image is None]
-            self._delete_at([key for _, key in gone], [row_id for row_id, _ in gone])
-            places = [place for place, image in zip(places, images, strict=True) if image is not None]
-            images = [image for image in images if image is not None]
-        keys = [key for _, key in places]
-        if pool is not None:
-            pool.make_room(self.pages_needed(images))
-        self._replace_at(keys, [row_id for row_id, _ in places], images)
-        if pool is not None:
-            pool.end_batch()
-        return strangers
-
-    def _strangers(self, places: list[tuple[int, Any]]) -> list[Any]:
-        """The keys, of (row id, key), that the rows there do not have."""
-        found = self._format.stored_keys(self._heap.read_all([row_id for row_id, _ in places]))
-        return [key for (_, key), there in zip(places, found, strict=True) if key != there]
 
     def forget_changes(self) -> None:
         """The whole batch was undone: pages and index are as they were before it."""
@@ -856,6 +680,10 @@ class Table:
 
     # Inside.
 
+    def _wait_for_table(self) -> NoReturn:
+        self.redo.wait_for()
+        self._misses.raise_for((self.number, WHOLE_TABLE))
+
     def _take_schema(self, schema: TableSchema) -> None:
         self.schema = schema
         self._format = RowFormat(schema)
@@ -896,7 +724,7 @@ class Table:
     def _find_row(self, key: Any) -> Any:
         """The row from behind the young generation, or None. An absent key must at least be one that could be here."""
         if self._away and key in self._away:
-            self.wait_for_left((key,))
+            self.redo.wait_for((key,))
             self._misses.raise_for((self.number, key))
         inserted = self._inserted
         if key in inserted or key in self._updated:

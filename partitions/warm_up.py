@@ -143,7 +143,7 @@ class WarmUp:
         """The cold pages of these tables, as they follow one another in the page file."""
         heaps = self._store.heaps
         return chain.from_iterable(
-            (page_id(table, page) for page in heaps[table].cold_pages_in_place_order()) for table in tables
+            (page_id(table, page) for page in heaps[table].cold_in_place_order()) for table in tables
         )
 
     def _missed(self, page: int) -> None:

@@ -34,7 +34,7 @@ LAYERS = {
         "rates", "call_queue", "executor", "set_aside", "first_results", "transaction_kinds",
         "plans", "recovery", "redo", "checkpointer", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",
-        "lookups", "buffer_pool", "accessors", "heap",
+        "table_redo", "lookups", "buffer_pool", "accessors", "heap",
         "unique_indexes", "index_image", "secondary_index", "packed_tree", "index", "index_key", "posting_list",
         "classic_policies", "tiny_lfu", "eviction", "frequency_sketch", "lru_shadow",
         "warming", "prefetch", "access_log", "heat", "hint_file", "page_file", "page_reader", "page",

@@ -340,7 +340,7 @@ class OnePartition:
     def finish_redo(self) -> None:
         """What the recovery has left is written."""
         for table in self.store.tables:
-            self.pool.fetch([page_id(table.number, page) for page in table.left_pages])
+            self.pool.fetch([page_id(table.number, page) for page in table.redo.left_pages])
         while not self.redo.is_over:
             arrived = self.pool.step(0.0, 1.0)
             self.redo.step(arrived)

@@ -172,10 +172,51 @@ def test_what_was_left_is_written_by_itself_and_then_a_checkpoint_may_begin(tmp_
     killed(again)
 
 
+@pytest.mark.parametrize("rows", [40, 400, 1600])
+def test_a_long_wal_is_left_whole_as_long_as_memory_holds_it_with_its_pages(rows: int, tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for key in range(rows):
+        partition.run("put", "numbers", key, key, 900)
+    partition.seal()
+    partition.checkpointer.make(partition.lsn)
+    for key in range(0, rows, 2):
+        partition.run("put", "numbers", key, -key, 900)
+        if key % 20 == 0:
+            partition.seal()
+    partition.seal()
+    frames = 2 * partition.store.tables[NUMBERS].pages
+    partition = reopened(partition, tmp_path, memory_bytes=frames * PAGE_BYTES, frames=frames)
+    assert partition.pool.faults == 0
+    assert partition.redo.pages_left == partition.store.tables[NUMBERS].pages
+    assert not partition.redo.is_pressed
+    expected = {key: key if key % 2 else -key for key in range(rows)}
+    assert {key: row.n for key, row in partition.rows("numbers").items()} == expected
+    killed(partition)
+
+
+def test_a_turn_ends_before_what_it_changes_needs_more_memory_than_there_is(tmp_path: Path) -> None:
+    partition = opened(tmp_path)
+    for key in range(1600):
+        partition.run("put", "numbers", key, key, 900)
+    partition.seal()
+    partition.checkpointer.make(partition.lsn)
+    for key in range(0, 1600, 3):
+        partition.run("put", "numbers", key, -key, 900)
+        partition.seal()
+    frames = partition.store.tables[NUMBERS].pages // 2
+    partition = reopened(partition, tmp_path, memory_bytes=frames * PAGE_BYTES, frames=frames)
+    assert partition.checkpointer.last.number > 1  # on the way
+    assert partition.pool.pinned_pages + partition.redo.pages_left < frames
+    expected = {key: key if key % 3 else -key for key in range(1600)}
+    assert {key: row.n for key, row in partition.rows("numbers").items()} == expected
+    partition.store.check()
+    killed(partition)
+
+
 def test_a_table_that_an_index_follows_is_written_before_calls_are_served(tmp_path: Path) -> None:
     partition = reopened(with_changed_rows(tmp_path), tmp_path)
-    assert partition.store.tables[NUMBERS].left_pages
-    assert not partition.store.tables[INDEXED].left_pages
+    assert partition.store.tables[NUMBERS].redo.left_pages
+    assert not partition.store.tables[INDEXED].redo.left_pages
     lookups = partition.store.tables[INDEXED].lookups
     assert lookups is not None
     partition.store.misses.bring = partition.pool.bring
@@ -257,6 +298,45 @@ def test_what_was_left_is_written_where_the_pages_that_have_changed_take_all_fra
     server.kill()
 
 
+@pytest.mark.parametrize("when", ["pressed", "no room for a batch"])
+def test_a_stop_does_not_wait_until_what_was_left_is_written_and_the_next_start_leaves_it_again(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 1)
+    spare = 0 if when == "pressed" else 1
+    server = squeezed(
+        tmp_path, lambda partition: (1 + spare) * (partition.store.dirty_pages + partition.redo.pages_left)
+    )
+    serving, store = server.server, server.partition.store
+    left = serving._redo.pages_left
+    assert serving._redo.is_pressed is (when == "pressed")
+
+    def stop_at(name: str) -> None:
+        if name == "redo.written" and serving._redo.pages_left < left // 2:
+            serving.stop()
+            serving._redo.stop()
+
+    monkeypatch.setattr(redo, "crash_point", stop_at)
+    told = server.call(1, "add", "numbers", 33, 1)
+    if when != "pressed":
+        for key in range(server.partition.pool.capacity):
+            server.call(1, "put", "texts", key, key, 7000)
+    with pytest.raises(redo.Stopped):
+        serving.serve()
+    serving.end()
+    assert store.is_behind
+    assert 0 < serving._redo.pages_left < left // 2
+    answers = server.answers(1)
+    assert told not in answers
+    server.kill()
+    again = opened(tmp_path)
+    assert again.redo.pages_left == left
+    assert {key: row.n for key, row in again.rows("numbers").items()} == {n: -n for n in range(160) if n % 10}
+    assert again.rows("texts") == {}
+    again.store.check()
+    killed(again)
+
+
 def test_calls_that_find_no_room_beside_what_was_left_run_when_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +398,7 @@ def test_the_coordinator_borrows_rows_as_they_are_when_what_was_left_is_written(
     (vote,) = partition.order(Prepare(1, [TableChanges(NUMBERS, [encode((33, 5, ""))], [])]))
     assert vote == Vote(1, "")
     again = reopened(partition, tmp_path)  # what is in doubt is over the row as it was
-    assert not again.store.tables[NUMBERS].left_pages
+    assert not again.store.tables[NUMBERS].redo.left_pages
     assert list(again.store.prepared) == [1]
     partition = again
     (counted,) = partition.order(Borrow(2, [], [Scan(INDEXED, "count", b"")], []))
