@@ -12,6 +12,7 @@ last time, and for each call as many as can be moved while one runs.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
@@ -64,19 +65,11 @@ class CallQueue(Generic[Request]):
         self.calls += calls
         self.held_bytes += held_bytes
 
-    def put_back(self, client_id: int, request: Request, calls: int, held_bytes: int) -> None:
-        """It was taken, and did not run: it is the first of its client's again, and has cost already."""
-        waiting = self._waiting.get(client_id)
-        if waiting is None:
-            waiting = self._waiting[client_id] = deque()
-            self._put(client_id, self._tags.pop(client_id, self._now))
-        waiting.appendleft((request, calls, held_bytes, 0))
-        self.calls += calls
-        self.held_bytes += held_bytes
+    def take(self, most_bytes: float) -> Iterator[Request]:
+        """The next ones, until they cost so much. Whoever ends it earlier has taken those that it was given.
 
-    def take(self, most_bytes: float) -> list[Request]:
-        """The next ones, until they cost so much."""
-        taken: list[Request] = []
+        Nothing may be added meanwhile.
+        """
         cost_bytes = 0
         while self._order and cost_bytes < most_bytes:
             tag, _, client_id = heappop(self._order)
@@ -86,18 +79,17 @@ class CallQueue(Generic[Request]):
             cost_bytes += cost
             self.calls -= calls
             self.held_bytes -= held_bytes
-            taken.append(request)
             if waiting:
                 self._put(client_id, tag + cost)
             else:
                 del self._waiting[client_id]
                 self._tags[client_id] = tag + cost
-        if not self._order:
-            self._now = 0
-            self._tags.clear()
-        elif len(self._tags) > CLIENTS_REMEMBERED:
-            self._tags = {client_id: tag for client_id, tag in self._tags.items() if tag > self._now}
-        return taken
+            if not self._order:
+                self._now = 0
+                self._tags.clear()
+            elif len(self._tags) > CLIENTS_REMEMBERED:
+                self._tags = {client_id: tag for client_id, tag in self._tags.items() if tag > self._now}
+            yield request
 
     def pieces(self, group: CallGroup, most_bytes: int) -> list[CallGroup]:
         """The same calls, in groups whose results take about so much if they are as large as its client's last ones."""

@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -303,11 +303,11 @@ class Server:
         while not self._redo.is_over:
             self._turn_pages(READ_WAIT_S)
 
-    def _drain(self) -> tuple[list[Request], Control | None]:
-        """The next batch; and what ended the drain, if it was a control message."""
+    def _drain(self) -> tuple[Iterable[Request], Control | None]:
+        """The next batch, false where there is none; and what ended the drain, if it was a control message."""
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         queue = self._queue
-        drained: list[tuple[int, str, Request, int, int]] = []
+        drained: list[Request] = []
         control: Control | None = None
         calls = frames_bytes = 0
         few: set[int] = set()  # clients with a group of a few calls
@@ -332,23 +332,19 @@ class Server:
                     calls += length
                     (few if length <= FEW_CALLS else many).add(group.client_id)
                     for piece in queue.pieces(group, SHORT_BATCH_BYTES) if queue.has_large_results else (group,):
-                        request: Request = executor.run, account, piece
-                        drained.append((piece.client_id, piece.procedure, request, len(piece.numbers), len(piece.args)))
+                        drained.append((executor.run, account, piece))
             elif type(message) is EverywhereCall:
-                account = door.accounts[identity]
-                request = executor.run_everywhere, account, message
-                drained.append((message.client_id, message.procedure, request, 1, len(message.args)))
+                drained.append((executor.run_everywhere, door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
         self._greet()
         self._switches = control is not None and type(control[1]) is SwitchLoad
         is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
         if not queue and (is_cheap or len(drained) <= 1):
-            return [request for _, _, request, _, _ in drained], control  # all of it, as it came
+            return drained, control  # all of it, as it came
         if any(not queue.has(client_id) for client_id in few - many):
             self._short_until_s = executor.now_s + SHORT_BATCHES_S
-        for one in drained:
-            queue.add(*one)
+        self._queue_up(drained)
         if self._switches:
             return queue.take(math.inf), control
         return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
@@ -367,8 +363,11 @@ class Server:
                     self._sockets.admit(identity, first=welcomed is not None and welcomed.role != CLIENT)
                 self._send(identity, answer)
 
-    def _execute(self, requests: list[Request]) -> None:
-        """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own."""
+    def _execute(self, requests: Iterable[Request]) -> None:
+        """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own.
+
+        It ends early where its results are large. What is left of it never left the queue, or goes there.
+        """
         executor = self._executor
         if requests:
             self._read_only = False
@@ -376,15 +375,19 @@ class Server:
         if executor.has_ready:
             executor.run_ready()
         large_bytes = executor.large_bytes
-        for position, (run, account, request) in enumerate(requests):
+        ran: list[Request] = []
+        left = iter(requests)
+        for one in left:
+            ran.append(one)
+            run, account, request = one
             run(account, request)
             if executor.large_bytes != large_bytes or self._queue.has_large_results:
                 if isinstance(request, CallGroup):
                     self._queue.ran(request, executor.large_bytes - large_bytes)
                 large_bytes = executor.large_bytes
                 if large_bytes > RESULTS_A_BATCH_BYTES and not self._switches:
-                    self._put_back(requests[position + 1 :])
-                    requests = requests[: position + 1]
+                    if isinstance(requests, list):
+                        self._queue_up(left)
                     break
         self._timeout.disarm()
         crash_point("server.execute.ran")
@@ -396,17 +399,17 @@ class Server:
                 self._finish_redo()  # then pages can be cleaned to make room
             while executor.has_ready:
                 self._execute_alone(executor.run_next_ready)
-            for run, account, request in requests:
+            for run, account, request in ran:
                 self._execute_alone(partial(run, account, request))
             self._refused = None
         self._settle()
         self._batches += 1
 
-    def _put_back(self, requests: list[Request]) -> None:
-        for one in reversed(requests):
+    def _queue_up(self, requests: Iterable[Request]) -> None:
+        for one in requests:
             request = one[2]
             calls = len(request.numbers) if isinstance(request, CallGroup) else 1
-            self._queue.put_back(request.client_id, one, calls, len(request.args))
+            self._queue.add(request.client_id, request.procedure, one, calls, len(request.args))
 
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""

@@ -10,7 +10,7 @@ import pytest
 
 from partitions.batch_steps import DECIDED_S
 from partitions.executor import LENT_WAIT_S
-from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, UPKEEP_S
+from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, RESULTS_A_BATCH_BYTES, UPKEEP_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
 from tests.partitions.test_lending import (
     ITEMS,
@@ -22,6 +22,7 @@ from tests.partitions.test_lending import (
     item,
     items_stored,
 )
+from voltpy.answers import MAX_RESULT_BYTES
 from voltpy.crash_point import CRASH_POINTS
 from voltpy.door import COORDINATOR
 from voltpy.messages import (
@@ -57,6 +58,7 @@ from voltpy.messages import (
     TableKeys,
     Vote,
 )
+from voltpy.procedure import procedure
 from voltpy.row import encode
 from voltpy.wire import joined
 
@@ -550,6 +552,41 @@ def test_a_flood_alone_has_batches_of_two_thousand_calls(server: OneServer) -> N
         server.turn()
         batches.append(len(server.answers(ONE)))
     assert batches == [2048, 2048]
+
+
+@procedure(partition_by="key", read_only=True)
+def letters(tx: Any, key: int, length: int) -> Any:
+    return "x" * length
+
+
+def test_a_batch_ends_when_its_results_are_large_and_each_call_leaves_the_queue_once(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    taken = 0
+    take = server.server._queue.take
+
+    def counted(most_bytes: float) -> Iterator[Any]:
+        nonlocal taken
+        for request in take(most_bytes):
+            taken += 1
+            yield request
+
+    server.server._queue.take = counted  # type: ignore[method-assign]
+    numbers = [server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16) for _ in range(200)]
+    lone = server.call(OTHER, "add", 1, 1)
+    batches = []
+    answered: list[int] = []
+    while server.door.in_flight or not batches:
+        server.turn()
+        answers = server.answers(ONE)
+        answered += answers
+        batches.append(len(answers))
+        if lone in server.answers(OTHER):
+            lone_at = len(batches)
+    assert answered == numbers
+    assert max(batches) == RESULTS_A_BATCH_BYTES // MAX_RESULT_BYTES + 1
+    assert lone_at <= 2
+    assert taken == 201
 
 
 def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
