@@ -8,15 +8,14 @@
 
 If the order of the last three changed, a crash could take back what a client has been told.
 
-A message that is no call ends what is drained, and is obeyed after the next batch: procedures are replaced when all
-calls have run that were let in under the old ones. Orders of the coordinator come so too (partitions.participant).
-What is reported to it waits for its flush whatever --fsync says, and for nothing else; replies wait, besides, for the
-read rounds that were opened before their batch ran.
+A message that is no call ends what is drained, and is obeyed after the next batch. Procedures are replaced when all
+calls have run that were let in under the old ones: nothing is drained until then. Orders of the coordinator come so
+too (partitions.participant). What is reported to it waits for its flush whatever --fsync says, and for nothing else;
+replies wait, besides, for the read rounds that were opened before their batch ran.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import deque
@@ -159,7 +158,7 @@ class Server:
         self._give_up_s = 0.0
         self._queue = CallQueue[Request]()
         self._short_until_s = 0.0  # batches are short until then
-        self._switches = False  # procedures are replaced after this batch, which has all that waited
+        self._put_off: Control | None = None  # procedures are to be replaced when nothing waits any more
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
@@ -211,7 +210,10 @@ class Server:
             self._flush()
         self._reply()
         if control is not None:
-            self._obey(*control)
+            if self._queue and type(control[1]) is SwitchLoad:
+                self._put_off = control
+            else:
+                self._obey(*control)
         lends = orders.is_due or now_s >= participant.due_s
         if lends:
             self._lend()
@@ -308,7 +310,7 @@ class Server:
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         queue = self._queue
         drained: list[Request] = []
-        control: Control | None = None
+        control, self._put_off = self._put_off, None
         calls = frames_bytes = 0
         few: set[int] = set()  # clients with a group of a few calls
         many: set[int] = set()  # … and with more
@@ -338,15 +340,12 @@ class Server:
             elif message is not None:
                 control = (identity, message)
         self._greet()
-        self._switches = control is not None and type(control[1]) is SwitchLoad
         is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
         if not queue and (is_cheap or len(drained) <= 1):
             return drained, control  # all of it, as it came
         if any(not queue.has(client_id) for client_id in few - many):
             self._short_until_s = executor.now_s + SHORT_BATCHES_S
         self._queue_up(drained)
-        if self._switches:
-            return queue.take(math.inf), control
         return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
 
     def _greet(self) -> None:
@@ -385,7 +384,7 @@ class Server:
                 if isinstance(request, CallGroup):
                     self._queue.ran(request, executor.large_bytes - large_bytes)
                 large_bytes = executor.large_bytes
-                if large_bytes > RESULTS_A_BATCH_BYTES and not self._switches:
+                if large_bytes > RESULTS_A_BATCH_BYTES:
                     if isinstance(requests, list):
                         self._queue_up(left)
                     break

@@ -590,11 +590,31 @@ def test_a_batch_ends_when_its_results_are_large_and_each_call_leaves_the_queue_
 
 
 def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
-    flooded = flood(server, ONE, 5)
+    """In batches no larger than others; what comes behind waits for it."""
+    flooded = flood(server, ONE, 7)
     server.say(SUPERVISOR_AT, SwitchLoad(7))
-    server.turn()
-    assert set(flooded) <= set(server.answers(ONE))
+    behind = server.call(OTHER, "get", 1)
+    batches = []
+    while not server.sockets.sent.get(SUPERVISOR_AT):
+        assert server.answers(OTHER) == {}
+        server.turn()
+        batches.append(server.answers(ONE))
+    assert [number for answers in batches for number in answers] == flooded
+    assert [len(answers) for answers in batches] == [2048, 1536]
     assert len(server.heard(SUPERVISOR_AT, StatusReply)) == 1
+    server.turn()
+    assert server.answers(OTHER) == {behind: 10}
+
+
+def test_results_do_not_fail_for_their_size_because_procedures_are_replaced(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    for _ in range(100):
+        server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16)
+    server.say(SUPERVISOR_AT, SwitchLoad(7))
+    while not server.sockets.sent.get(SUPERVISOR_AT):
+        server.turn()
+    assert {len(answer) for answer in server.answers(ONE).values()} == {MAX_RESULT_BYTES - 16}
 
 
 def test_replies_that_one_flush_lets_go_leave_in_one_frame_a_client(server: OneServer) -> None:
