@@ -309,11 +309,13 @@ class Server:
         """The next batch, false where there is none; and what ended the drain, if it was a control message."""
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         queue = self._queue
+        result_bytes = queue.result_bytes
         drained: list[Request] = []
         control, self._put_off = self._put_off, None
         calls = frames_bytes = 0
         few: set[int] = set()  # clients with a group of a few calls
         many: set[int] = set()  # … and with more
+        is_large = False  # some of the calls have had large results
         most_calls = min(CALLS_A_DRAIN, QUEUED_CALLS - queue.calls)
         most_bytes = QUEUED_BYTES - queue.held_bytes
         while calls < most_calls and frames_bytes < most_bytes and control is None:
@@ -333,14 +335,18 @@ class Server:
                     length = len(group.numbers)
                     calls += length
                     (few if length <= FEW_CALLS else many).add(group.client_id)
-                    for piece in queue.pieces(group, SHORT_BATCH_BYTES) if queue.has_large_results else (group,):
-                        drained.append((executor.run, account, piece))
+                    if result_bytes and (group.client_id, group.procedure) in result_bytes:
+                        is_large = True
+                        pieces = queue.pieces(group, SHORT_BATCH_BYTES)
+                        drained.extend([(executor.run, account, piece) for piece in pieces])
+                    else:
+                        drained.append((executor.run, account, group))
             elif type(message) is EverywhereCall:
                 drained.append((executor.run_everywhere, door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
         self._greet()
-        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
+        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not is_large
         if not queue and (is_cheap or len(drained) <= 1):
             return drained, control  # all of it, as it came
         if any(not queue.has(client_id) for client_id in few - many):
@@ -374,15 +380,17 @@ class Server:
         if executor.has_ready:
             executor.run_ready()
         large_bytes = executor.large_bytes
+        queue = self._queue
+        result_bytes = queue.result_bytes
         ran: list[Request] = []
         left = iter(requests)
         for one in left:
             ran.append(one)
             run, account, request = one
             run(account, request)
-            if executor.large_bytes != large_bytes or self._queue.has_large_results:
+            if executor.large_bytes != large_bytes or result_bytes:
                 if isinstance(request, CallGroup):
-                    self._queue.ran(request, executor.large_bytes - large_bytes)
+                    queue.ran(request, executor.large_bytes - large_bytes)
                 large_bytes = executor.large_bytes
                 if large_bytes > RESULTS_A_BATCH_BYTES:
                     if isinstance(requests, list):

@@ -56,7 +56,7 @@ def test_whose_results_were_large_has_fewer_calls_in_a_batch() -> None:
         queue.add(FLOODER, "fetch", piece.numbers[0], 2, 0)
     assert list(queue.take(4 << 20)) == [0, 2]
     # Results that are small again are believed in the end.
-    while queue.has_large_results:
+    while queue.result_bytes:
         queue.ran(group, 0)
     queue.add(FLOODER, "fetch", 8, 8, 0)
     assert list(queue.take(4 << 20)) == [4, 6]

@@ -589,6 +589,30 @@ def test_a_batch_ends_when_its_results_are_large_and_each_call_leaves_the_queue_
     assert taken == 201
 
 
+def test_small_calls_go_the_short_way_though_others_have_had_large_results(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    queued: list[int] = []
+    add = server.server._queue.add
+
+    def noted(client_id: int, *arguments: Any) -> None:
+        queued.append(client_id)
+        add(client_id, *arguments)
+
+    server.server._queue.add = noted  # type: ignore[method-assign]
+    server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16)
+    server.turn()
+    server.call(ONE, "add", 1, 1)
+    server.call(OTHER, "letters", 1, 1)
+    server.turn()
+    assert queued == []
+    server.call(ONE, "letters", 1, 1)
+    server.call(OTHER, "letters", 1, 1)
+    server.turn()
+    assert queued == [ONE, OTHER]
+    assert len(server.answers(ONE) | server.answers(OTHER)) == 5
+
+
 def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
     """In batches no larger than others; what comes behind waits for it."""
     flooded = flood(server, ONE, 7)
