@@ -16,6 +16,7 @@ replies wait, besides, for the read rounds that were opened before their batch r
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -52,6 +53,7 @@ from voltpy.messages import (
     CheckpointBegun,
     CheckpointHeld,
     CheckpointReleased,
+    Closing,
     Detach,
     DiscardLoad,
     Dropped,
@@ -179,7 +181,7 @@ class Server:
         self._stopping = True
 
     def serve(self) -> None:
-        """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
+        """Returns after `stop`, with every call that came answered. Any OSError ends the process."""
         while not self._stopping:
             self.turn()
         self.end()
@@ -255,13 +257,28 @@ class Server:
             self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
 
     def end(self) -> None:
-        """The last turn is over: everything is flushed, and every reply sent."""
+        """The last turn is over: everything is flushed, and every reply sent. What has not run by now never will."""
+        self._turn_away()
         self._flush()
         self._report()  # as long as it can be told
         self._sockets.hang_up(self._coordinator)
         self._rounds.end_all()  # the coordinator believes in none of one that has hung up
         self._reply()
+        self._greet()  # those who could not be told are gone from the door
+        closing = Closing(f"partition {self._partition} is stopping")
+        for account in list(self._door.accounts.values()):
+            if account.role == CLIENT and not account.closed and not account.in_flight:
+                self._send(account.identity, closing)
         self._warm_up.dump(flush=True)
+
+    def _turn_away(self) -> None:
+        """Answers all calls that wait: they never ran. Those that are still in the sockets are told so by Closing."""
+        error = Unavailable(f"partition {self._partition} is stopping")
+        for _, account, request in self._queue.take(math.inf):
+            numbers = request.numbers if isinstance(request, CallGroup) else [request.number]
+            self._executor.turn_away(account, request.client_id, numbers, error)
+        self._executor.turn_away_set_aside(error)
+        self._settle()
 
     @property
     def _has_work(self) -> bool:

@@ -35,6 +35,7 @@ from voltpy.messages import (
     Calls,
     CheckpointBegun,
     CheckpointHeld,
+    Closing,
     Commit,
     Decide,
     Decided,
@@ -62,7 +63,7 @@ from voltpy.procedure import procedure
 from voltpy.row import encode
 from voltpy.wire import joined
 
-ONE, OTHER = 11, 12  # clients
+ONE, OTHER, LATE = 11, 12, 13  # clients
 
 
 running: list[OneServer] = []
@@ -196,6 +197,30 @@ def test_a_partition_that_stops_hangs_up_on_the_coordinator_before_held_replies_
     server.server.end()
     assert server.sockets.hung_up == [(COORDINATOR_AT, sent)]
     assert server.answers(ONE) == {number: 11}
+
+
+def test_a_partition_that_stops_says_of_every_call_that_did_not_run_that_it_never_will(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    waits = server.call(OTHER, "add", 1, 1)
+    server.say(LATE, Hello(PROTOCOL_VERSION, LATE))
+    flooded = flood(server, ONE, 10)
+    server.turn()
+    server.call(LATE, "get", 1)  # is still in the socket
+    server.server.stop()
+    server.server.serve()
+    answers = server.answers(ONE)
+    assert list(answers) == flooded[: len(answers)]  # the others are still in the socket
+    codes = list(answers.values())
+    ran = codes.index("Unavailable")
+    assert 0 < ran < len(codes)
+    assert set(codes[:ran]) == {20}
+    assert set(codes[ran:]) == {"Unavailable"}
+    assert server.answers(OTHER) == {waits: "Unavailable"}
+    assert server.answers(LATE) == {}
+    assert server.door.in_flight == 0
+    for client in (ONE, OTHER, LATE):
+        assert server.sockets.sent[client][-1] == Closing("partition 0 is stopping")
+    assert server.heard(SUPERVISOR_AT, Closing) == server.heard(COORDINATOR_AT, Closing) == []
 
 
 def test_replies_are_held_for_as_long_as_the_order_says_from_when_it_came(server: OneServer) -> None:
