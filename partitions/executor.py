@@ -411,12 +411,25 @@ class Executor:
             error = Unavailable(f"{call.procedure.name}: {self._lacks(call.missed)}")
             answer = call_error(call.client_id, call.number, error)
             self.window.remember([answer])
-            answers = self._settled.get(call.origin)
-            if answers is None:
-                answers = self._settled[call.origin] = Answers([], [])
-            answers.errors.append(answer)
+            self._settled_for(call.origin).errors.append(answer)
         self.counts["raised"] += len(overdue)
         return bool(overdue)
+
+    def turn_away(self, origin: Origin, client_id: int, numbers: Iterable[int], error: Error) -> None:
+        """These calls, which have not run, are answered with this error. Between batches only."""
+        errors = self._settled_for(origin).errors
+        errors.extend(call_error(client_id, number, error) for number in numbers)
+
+    def turn_away_set_aside(self, error: Error) -> None:
+        """All calls that are set aside are answered with this error. Between batches only."""
+        for call in self._set_aside.take_all():
+            self.turn_away(call.origin, call.client_id, [call.number], error)
+
+    def _settled_for(self, origin: Origin) -> Answers:
+        answers = self._settled.get(origin)
+        if answers is None:
+            answers = self._settled[origin] = Answers([], [])
+        return answers
 
     def _lacks(self, missed: Iterable[Miss]) -> str:
         """Says what is lent, of what a call has missed."""

@@ -1510,6 +1510,33 @@ def test_a_joint_call_runs_again_when_a_partition_is_lost(cluster: FakeCluster) 
     assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [5, 5]
 
 
+# The end.
+
+
+@pytest.mark.parametrize("kind", ["transfer", "both", "everywhere"])
+def test_at_the_end_what_is_under_way_is_answered_and_what_has_not_begun_never_runs(
+    kind: str, cluster: FakeCluster
+) -> None:
+    def send() -> int:
+        if kind == "everywhere":
+            return cluster.send_everywhere("directed")
+        return cluster.send(kind, A, B, *([1] if kind == "transfer" else []))
+
+    first = send()
+    cluster.settle_without(0)  # it has begun
+    waits = cluster.send("transfer", A2, B2, 1)
+    waits_too = cluster.send("both", A2, B2)
+    cluster.core.end()
+    late = send()
+    cluster.settle()
+    assert not isinstance(cluster.answer(first), Exception)
+    for number in (waits, waits_too, late):
+        with pytest.raises(Unavailable, match="the coordinator is stopping"):
+            cluster.answer(number)
+    assert not cluster.core.owes_answers
+    assert cluster.row("accounts", A2).balance == 100
+
+
 # Snapshots.
 
 

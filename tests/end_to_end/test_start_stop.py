@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import msgspec
 import pytest
 import zmq
 
-from voltpy.client import connect
+from voltpy.client import Client, connect
 from voltpy.errors import Aborted, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import NEVER_SENT, PROTOCOL_VERSION, CallGroup, Calls, Hello, Message, Replies, Welcome
@@ -40,6 +43,12 @@ from voltpy import procedure
 def open_account(tx, account: int, owner: str, opened: datetime | None = None) -> None:
     """Opens an account."""
     tx.accounts.insert(id=account, owner=owner, opened=opened)
+
+
+@procedure(partition_by=("account", "other"))
+def open_pair(tx, account: int, other: int) -> None:
+    for number in (account, other):
+        tx.accounts.insert(id=number, owner="Ola")
 
 
 @procedure(partition_by="account")
@@ -170,6 +179,31 @@ def test_a_cluster_keeps_its_data_over_a_stop_and_needs_nothing_to_start_again(
     assert sum(total[1] for total in again.db.call_everywhere("totals")) == 70
     assert "has stopped" in again.run("stop").stdout
     assert again.process.wait(LIMIT_S) == 0
+
+
+def test_of_every_call_at_a_stop_it_is_known_whether_it_ran(start: Callable[..., Running]) -> None:
+    running = start()
+    futures: list[Future[None]] = []
+    over = threading.Event()
+
+    def flood(db: Client) -> None:
+        while not over.is_set():
+            account = 3 * len(futures)
+            futures.append(db.submit("open_account", account, "Kari"))
+            futures.append(db.submit("open_pair", account + 1, account + 2))
+
+    with connect(running.url, timeout=30.0) as db:
+        flooding = threading.Thread(target=flood, args=(db,), daemon=True)
+        flooding.start()
+        eventually(lambda: len(futures) > 1000)
+        assert running.end() == 0
+        over.set()
+        flooding.join()
+        errors = [future.exception() for future in futures]
+    assert {type(error) for error in errors} == {type(None), Unavailable}, Counter(map(repr, errors))
+    opened = sum(1 + index % 2 for index, error in enumerate(errors) if error is None)
+    again = start("--fsync", "never")
+    assert sum(total[0] for total in again.db.call_everywhere("totals")) == opened
 
 
 def test_starts_that_do_not_fit_the_data_directory_are_refused(
