@@ -57,6 +57,19 @@ def test_help_and_version_of_every_command() -> None:
             assert shown.stdout.startswith(f"Usage: voltpy {command}")
 
 
+def test_a_url_that_is_none_is_refused_in_a_line() -> None:
+    asked = run("call", "--url", "localhost:21212", "deposit", "42", "100")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert asked.stderr.splitlines()[-1] == (
+        "Error: Invalid value for '--url' (env var: 'VOLTPY_URL'): 'localhost:21212' does not begin with voltpy://;"
+        " expected voltpy://HOST[:PORT][?affinity=on|off]"
+    )
+    inherited = run("sql", "-c", "SELECT 1", VOLTPY_URL="voltpy://127.0.0.1:99999")
+    assert inherited.returncode == 2
+    assert "VOLTPY_URL" in inherited.stderr
+    assert "'voltpy://127.0.0.1:99999' is no address: Port out of range" in inherited.stderr
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::"])
 def test_an_address_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
     refused = run("start", "--host", host, "--data", str(tmp_path / "data"))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
+from voltpy.address import Address
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,8 +31,17 @@ def url_option(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         metavar="URL",
+        callback=_url,
         help="Where the cluster is.",
     )(command)
+
+
+def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        Address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+    return value
 
 
 def timeout_option(default_s: float) -> Callable[[Command], Command]:
