@@ -22,6 +22,7 @@ from tests.voltpy.fake_cluster import PROCEDURES, FakeCluster, info, wait_until
 from voltpy import busy_poll, client
 from voltpy.address import Address
 from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
+from voltpy.errors import CODES
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.links import Links
@@ -1101,5 +1102,6 @@ def test_the_package_loads_no_sockets_until_a_client_is_asked_for() -> None:
 
 def test_public_names_are_there() -> None:
     assert all(getattr(voltpy, name) is not None for name in voltpy.__all__)
+    assert set(CODES) <= set(voltpy.__all__)  # every error
     with pytest.raises(AttributeError, match="conect"):
         voltpy.conect  # noqa: B018 — the access is the test

@@ -55,6 +55,19 @@ def count(tx: Any) -> int:
     return 0
 
 
+def test_tx_may_be_annotated(tmp_path: Path) -> None:
+    text = """
+        from voltpy import Transaction, procedure
+
+        @procedure(partition_by="account")
+        def balance(tx: Transaction, account: int) -> int:
+            found: int = tx.accounts.get(account).balance
+            return found
+    """
+    procedure = load_text(tmp_path, text).procedures["balance"]
+    assert procedure.info.parameters == [Parameter("account", "int", True)]
+
+
 def load_text(tmp_path: Path, text: str, schema: Schema | None = BANK, version: int = 1) -> Registry:
     path = tmp_path / "bank.py"
     path.write_text(dedent(text))
