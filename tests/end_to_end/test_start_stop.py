@@ -369,7 +369,8 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     running = start("--partitions", "2", "--procedure-timeout", "0.5", *files)
     running.db.call("open_account", 1, "Kari")
     ended = running.run("call", "spin", "1", status=1)
-    assert ended.stderr.startswith("voltpy: ProcedureTimeout: ")
+    assert ended.stderr.startswith("voltpy: ProcedureTimeout: spin ran longer than ")
+    assert " and was ended, at bank.py:" in ended.stderr
     assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
 
 
