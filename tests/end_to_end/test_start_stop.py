@@ -329,6 +329,12 @@ def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., R
         in running.run("procedures", "load", str(tmp_path / "next.py")).stdout
     )
     assert running.db.call("deposit", 1, 10) == 20
+    fewer = PROCEDURES.replace("+ amount", "+ 2 * amount").partition("@procedure(partition_by=None")[0]
+    (tmp_path / "next.py").write_text(fewer)
+    assert running.run("procedures", "load", str(tmp_path / "next.py")).stdout.splitlines() == [
+        "loaded 3 procedures, version 3: deposit, open_account, spin",
+        f"gone, since they are not in {tmp_path / 'next.py'}: totals",
+    ]
     (tmp_path / "bad.py").write_text("from voltpy import procedure\n@procedure(partition_by='x')\ndef f(tx): ...\n")
     refused = running.run("procedures", "load", str(tmp_path / "bad.py"), status=1)
     assert refused.stderr.startswith("voltpy: SchemaError: ")

@@ -70,6 +70,14 @@ def test_a_url_that_is_none_is_refused_in_a_line() -> None:
     assert "'voltpy://127.0.0.1:99999' is no address: Port out of range" in inherited.stderr
 
 
+@pytest.mark.parametrize("option", ["--schema", "--procedures"])
+def test_of_two_files_none_is_taken_in_silence(option: str, tmp_path: Path) -> None:
+    refused = run("start", option, "a.py", option, "b.py", "--data", str(tmp_path / "data"))
+    assert refused.returncode == 2
+    assert f"Invalid value for '{option}': give one file, not 2" in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::"])
 def test_an_address_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
     refused = run("start", "--host", host, "--data", str(tmp_path / "data"))

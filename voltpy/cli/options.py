@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -56,6 +57,16 @@ def timeout_option(default_s: float) -> Callable[[Command], Command]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def one_file(context: click.Context, parameter: click.Parameter, values: tuple[Path, ...]) -> Path | None:
+    """A click callback for an option with `multiple`: else of several files click would take the last."""
+    if len(values) > 1:
+        raise click.BadParameter(
+            f"give one file, not {len(values)}; one procedure file imports what others declare by name",
+            context, parameter,
+        )  # fmt: skip
+    return values[0] if values else None
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -16,7 +16,7 @@ import click
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
-from voltpy.cli.options import size, size_text
+from voltpy.cli.options import one_file, size, size_text
 from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
@@ -27,6 +27,7 @@ from voltpy.schema import Schema, added_unique_indexes, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
 NOT_STORED = "the procedures import them from there at every start"
+FILE = click.Path(dir_okay=False, path_type=Path)
 EVENT_FORMS = ("text", "json")
 FSYNC_MODES = ("always", "everysec", "never")
 TRIAL_COMMAND = (sys.executable, "-I", "-m", "partitions.schema_trial")
@@ -60,9 +61,9 @@ def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: st
 
 
 @click.command()
-@click.option("--schema", type=click.Path(dir_okay=False, path_type=Path), metavar="S.sql", help="Tables and indexes.")
+@click.option("--schema", multiple=True, callback=one_file, type=FILE, metavar="S.sql", help="Tables and indexes.")
 @click.option(
-    "--procedures", type=click.Path(dir_okay=False, path_type=Path), metavar="P.py", help="The stored procedures."
+    "--procedures", multiple=True, callback=one_file, type=FILE, metavar="P.py", help="The stored procedures."
 )
 @click.option(
     "--data",
