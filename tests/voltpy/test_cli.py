@@ -70,6 +70,15 @@ def test_a_url_that_is_none_is_refused_in_a_line() -> None:
     assert "'voltpy://127.0.0.1:99999' is no address: Port out of range" in inherited.stderr
 
 
+def test_a_schema_that_is_wrong_is_named_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "shop.sql"
+    file.write_text("CREATE TABLE orders (\n  id INT PRIMARY KEY,\n  price NUMERIC(10, 2)\n);")
+    refused = run("start", "--schema", str(file), "--data", str(tmp_path / "data"), "--port", "0")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f'voltpy: SchemaError: {file}: line 3, column 9: found "NUMERIC"')
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("option", ["--schema", "--procedures"])
 def test_of_two_files_none_is_taken_in_silence(option: str, tmp_path: Path) -> None:
     refused = run("start", option, "a.py", option, "b.py", "--data", str(tmp_path / "data"))

@@ -221,6 +221,10 @@ def test_files_are_read_by_their_paths(tmp_path: Path, voltpy_engine: Callable[.
         assert [info.name for info in db.procedures()] == ["twice"]
     with pytest.raises(SchemaError, match="can't be read"):
         voltpy_engine(SCHEMA, tmp_path / "absent.py")
+    (tmp_path / "s.sql").write_text("CREATE TABLE t (id SERIAL PRIMARY KEY);")
+    with pytest.raises(SchemaError) as raised:
+        voltpy_engine(tmp_path / "s.sql")
+    assert str(raised.value).startswith(f'{tmp_path}/s.sql: line 1, column 20: found "SERIAL"')
 
 
 def test_a_closed_engine_is_unavailable() -> None:

@@ -42,14 +42,20 @@ def _loopback(context: click.Context, parameter: click.Parameter, value: str) ->
 
 
 def _text_of(path: Path | None) -> str | None:
+    """The text of a schema file. Raises SchemaError, with the file's name, unless it is one."""
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ClusterError(f"schema file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ClusterError(f"schema file {path}: {error}") from None
+    try:
+        _parsed(text)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from None
+    return text
 
 
 def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
