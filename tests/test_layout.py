@@ -151,6 +151,14 @@ def test_the_client_package_loads_without_zmq() -> None:
     assert {"zmq", "sqlglot", "rich"}.isdisjoint(loaded.stdout.split())
 
 
+def test_type_checkers_find_the_package_where_it_is_installed(tmp_path: Path) -> None:
+    program = "from importlib.machinery import PathFinder; print(PathFinder.find_spec('voltpy').origin)"
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert Path(found.stdout.strip()).with_name("py.typed").exists()  # on the path itself: no import hook finds it
+
+
 @pytest.mark.parametrize("command", ["call", "start"])
 def test_a_command_loads_nothing_that_only_others_need(command: str) -> None:
     program = f"import sys, voltpy.cli.{command}; print(*sorted(sys.modules))"

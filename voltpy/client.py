@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from itertools import chain, islice
 from math import inf
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from voltpy.address import Address
 from voltpy.batch import Batch
@@ -219,6 +219,12 @@ class Client:
     def close(self) -> None:
         """Ends the connection. Calls under way fail; any later one raises Unavailable. May be called again."""
         self._shared.close()
+
+    def __repr__(self) -> str:
+        return f"<voltpy.Client of {self._shared.url}{', closed' if self._shared.is_closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
 
     def __enter__(self) -> Self:
         return self

@@ -200,7 +200,10 @@ def _registry_of(
 ) -> Registry:
     functions = procedures_of(module, declared)
     if not functions:
-        raise SchemaError(f"the procedure file {path} declares no procedure; decorate one with @procedure")
+        advice = "decorate one with @procedure"
+        if declared:  # in a module that it imports
+            advice = f"import those of {declared[0].__module__} by name: from {declared[0].__module__} import …"
+        raise SchemaError(f"the procedure file {path} declares no procedure; {advice}")
     if schema is not None:
         _check_tables(functions, source, path, schema)
     copies = _tables_of_copies(schema)

@@ -74,6 +74,14 @@ class SharedConnection:
         self._by_fd: dict[int, Link | StreamLink] = {}
         self._generation = -1
 
+    @property
+    def url(self) -> str:
+        return self._links.address.url
+
+    @property
+    def is_closed(self) -> bool:
+        return self._poller.closed
+
     # ── opening and closing ────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, timeout_s: float) -> None:

@@ -74,7 +74,7 @@ class Engine:
         clock: Callable[[], datetime] | None = None,
         memory_bytes: int = 8 << 30,
     ) -> None:
-        tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
+        tables = schema if isinstance(schema, Schema) else _parsed(schema)
         self._procedures = procedures if isinstance(procedures, str | Path) else _functions(procedures)
         registry = self._registry(tables)
         self.statements = _statements(tables)
@@ -278,7 +278,11 @@ def _functions(procedures: ModuleType | Iterable[Callable[..., Any]]) -> list[Ca
     return list(procedures)
 
 
-def _text(schema: str | Path) -> str:
-    if isinstance(schema, Path) or (";" not in schema and "\n" not in schema and Path(schema).suffix == ".sql"):
-        return Path(schema).read_text(encoding="utf-8")
-    return schema
+def _parsed(schema: str | Path) -> Schema:
+    """Raises SchemaError, with the file's name if it is one."""
+    if not isinstance(schema, Path) and (";" in schema or "\n" in schema or Path(schema).suffix != ".sql"):
+        return parse_schema(schema)
+    try:
+        return parse_schema(Path(schema).read_text(encoding="utf-8"))
+    except SchemaError as error:
+        raise SchemaError(f"{schema}: {error}") from None

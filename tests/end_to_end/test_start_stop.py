@@ -363,6 +363,12 @@ def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., R
         in running.run("procedures", "load", str(tmp_path / "next.py")).stdout
     )
     assert running.db.call("deposit", 1, 10) == 20
+    fewer = PROCEDURES.replace("+ amount", "+ 2 * amount").partition("@procedure(partition_by=None")[0]
+    (tmp_path / "next.py").write_text(fewer)
+    assert running.run("procedures", "load", str(tmp_path / "next.py")).stdout.splitlines() == [
+        "loaded 3 procedures, version 3: deposit, open_account, spin",
+        f"gone, since they are not in {tmp_path / 'next.py'}: totals",
+    ]
     (tmp_path / "bad.py").write_text("from voltpy import procedure\n@procedure(partition_by='x')\ndef f(tx): ...\n")
     refused = running.run("procedures", "load", str(tmp_path / "bad.py"), status=1)
     assert refused.stderr.startswith("voltpy: SchemaError: ")
@@ -403,7 +409,8 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     running = start("--partitions", "2", "--procedure-timeout", "0.5", *files)
     running.db.call("open_account", 1, "Kari")
     ended = running.run("call", "spin", "1", status=1)
-    assert ended.stderr.startswith("voltpy: ProcedureTimeout: ")
+    assert ended.stderr.startswith("voltpy: ProcedureTimeout: spin ran longer than ")
+    assert " and was ended, at bank.py:" in ended.stderr
     assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
 
 
@@ -502,8 +509,16 @@ def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running
     (tmp_path / "branches.csv").write_text("code;name\nO;Oslo\nB;\n")
     branches = ("load", "branches", str(tmp_path / "branches.csv"), "--delimiter", ";", "--json")
     assert running.json(*branches)["loaded"] == 2
+    piped = subprocess.run(
+        [sys.executable, "-m", "voltpy.cli", "load", "--url", running.url, "branches", "-"],
+        input="code,name\nT,Tromsø\nO,Oslo\n", cwd=tmp_path,
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert piped.stdout.startswith("branches: 2 rows read, 1 loaded, 1 rejected")
+    assert (piped.returncode, piped.stderr) == (3, "")
+    assert "DuplicateKey" in (tmp_path / "branches.rejected.csv").read_text()
     totals = running.db.call_everywhere("totals")
-    assert [total[2] for total in totals] == [2, 2]
+    assert [total[2] for total in totals] == [3, 3]
     assert sum(total[0] for total in totals) == 998
     assert running.run("load", "nowhere", str(tmp_path / "branches.csv"), status=1).stderr == (
         "voltpy: SchemaError: there is no table nowhere\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from tests.voltpy.fake_cluster import PROCEDURES, FakeCluster, info, wait_until
 from voltpy import busy_poll, waiting
 from voltpy.address import Address
 from voltpy.client import Client
+from voltpy.errors import CODES
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.links import Links
@@ -97,6 +100,15 @@ def test_another_machine_is_reached_by_tcp() -> None:
         assert db.call("where", key_of(1)) == 1
         assert cluster.router is not None
         assert cluster.router.calls() == 0
+
+
+def test_a_client_says_what_it_is_and_is_not_copied(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, timeout=10) as db:
+        assert repr(db) == f"<voltpy.Client of {cluster.url}>"
+        for copied in (pickle.dumps, copy.copy):
+            with pytest.raises(TypeError, match="connect again where it goes"):
+                copied(db)
+    assert repr(db) == f"<voltpy.Client of {cluster.url}, closed>"
 
 
 def test_an_error_of_the_procedure_is_raised(db: Client) -> None:
@@ -1119,5 +1131,6 @@ def test_the_package_loads_no_sockets_until_a_client_is_asked_for() -> None:
 
 def test_public_names_are_there() -> None:
     assert all(getattr(voltpy, name) is not None for name in voltpy.__all__)
+    assert set(CODES) <= set(voltpy.__all__)  # every error
     with pytest.raises(AttributeError, match="conect"):
         voltpy.conect  # noqa: B018 — the access is the test
