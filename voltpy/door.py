@@ -373,15 +373,16 @@ class Door(Generic[Identity]):
         return at_home
 
     def _is_full(self, account: Account[Identity], calls: int, frame_bytes: int) -> bool:
-        if self.at_partition is not None and (
+        if account.role == CLIENT:
+            calls += account.in_flight
+            frame_bytes += account.bytes_in_flight
+            if calls > CALLS_IN_FLIGHT_A_CLIENT or frame_bytes > BYTES_IN_FLIGHT_A_CLIENT:
+                return True
+        # The router's account carries many clients: each had its limits there. Of the others here none may have more
+        # than it leaves free: those that flood can't take the last place from one that makes a call now and then.
+        return self.at_partition is not None and (
             self.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
             or self.bytes_in_flight + frame_bytes > self._most_bytes
-        ):
-            return True
-        # The router's account carries many clients: each had its limits there.
-        return account.role == CLIENT and (
-            account.in_flight + calls > CALLS_IN_FLIGHT_A_CLIENT
-            or account.bytes_in_flight + frame_bytes > BYTES_IN_FLIGHT_A_CLIENT
         )
 
     def _fitting(
