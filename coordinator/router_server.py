@@ -23,6 +23,7 @@ import zmq
 
 from coordinator.router import Router
 from voltpy.crash_point import crash_point
+from voltpy.descriptors import Descriptors, reserve
 from voltpy.door import CLIENT, Door
 from voltpy.errors import ProtocolError
 from voltpy.events import get_logger
@@ -86,6 +87,7 @@ class Server:
         self._context = context()
         self._front = door_socket(self._context)
         self._unread = Unread(UNREAD_BYTES)
+        self._descriptors = Descriptors()
         try:
             self._front.bind(f"ipc://{runtime / 'r'}")
             self.port = bind_tcp(self._front, host, port)
@@ -123,6 +125,10 @@ class Server:
                     self._receive_from_partition(partition, PASS_CALLS, PASS_BYTES)
             if self._front in ready:
                 self._receive_from_clients()
+            if self._descriptors.are_short():
+                for lost in self._unread.make_room(self.port, reserve()):
+                    self.router.lost(lost)
+                self._tell("descriptors_short")
             self._send()
             if os.getppid() != self._parent:  # a kernel that does not kill with the parent
                 break
@@ -130,6 +136,7 @@ class Server:
         self._context.destroy(linger=LINGER_MS)
         self._wakeup_reader.close()
         self._wakeup_writer.close()
+        self._descriptors.close()
 
     def _finish(self) -> None:
         """Takes no more calls, and passes on the answers to those that are with the partitions, for a while."""

@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import zmq
 
+from voltpy.descriptors import limit
+
 LOOK_AFTER_BYTES = 16 << 20  # sent since the last look, at least
 SLACK_BYTES = 4096
 PEERS = 65536
@@ -122,6 +124,21 @@ class Unread:
             _end(peer.connection)
             self._forget(identity)
 
+    def make_room(self, port: int, connections: int) -> list[bytes]:
+        """Ends so many connections at this port of ours, at least: all that have sent no frame, then the newest others.
+
+        Returns those of the latter.
+        """
+        connections -= _end_strangers(port, {peer.connection.fd for peer in self._peers.values()})
+        cut: list[bytes] = []
+        for identity in reversed(list(self._peers)):
+            if len(cut) >= connections:
+                break
+            if not self._peers[identity].is_trusted:
+                cut.append(identity)
+                self.cut(identity)
+        return cut
+
     def held_bytes(self) -> int:
         """About as much as is held now."""
         if self.total_bytes > LOOK_AFTER_BYTES:
@@ -185,6 +202,28 @@ def _connection(frame: zmq.Frame) -> Connection | None:
         return None
     finally:
         found.detach()  # the descriptor is ZeroMQ's
+
+
+def _end_strangers(port: int, known: set[int]) -> int:
+    """Ends the TCP connections at this port whose descriptors are not known. How many there were."""
+    ended = 0
+    for fd in range(limit()):  # to list them takes one
+        if fd in known:
+            continue
+        try:
+            found = socket.socket(fileno=fd)
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        try:
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port:
+                found.getpeername()  # OSError: it is what listens
+                found.shutdown(socket.SHUT_RDWR)
+                ended += 1
+        except OSError:
+            pass
+        finally:
+            found.detach()
+    return ended
 
 
 def _taken(connection: Connection) -> int | None:
