@@ -123,8 +123,10 @@ class Server:
             for partition, connection in self._connections.items():
                 if connection.socket in ready:
                     self._receive_from_partition(partition, PASS_CALLS, PASS_BYTES)
-            if self._front in ready:
-                self._receive_from_clients()
+            if self._front not in ready or self._receive_from_clients():
+                for lost in self._unread.end_partial(self.port):
+                    self.router.lost(lost)
+                    self._tell("client_sends_in_part")
             if self._descriptors.are_short():
                 for lost in self._unread.make_room(self.port, reserve()):
                     self.router.lost(lost)
@@ -178,7 +180,8 @@ class Server:
             calls += router.calls_answered - answered
         self._bytes_in += received_bytes
 
-    def _receive_from_clients(self) -> None:
+    def _receive_from_clients(self) -> bool:
+        """Whether all that was there has been taken."""
         router, door, front = self.router, self.router.door, self._front
         accounts = door.accounts
         calls = received_bytes = 0
@@ -186,7 +189,8 @@ class Server:
             try:
                 identity, frame = receive_at_door(front, self._unread)
             except zmq.Again:
-                break
+                self._bytes_in += received_bytes
+                return True
             self._frames_in += 1
             calls += 1
             if frame is None:
@@ -217,6 +221,7 @@ class Server:
                 self._connect()
                 crash_point("router.topology.adopted")
         self._bytes_in += received_bytes
+        return False
 
     def _connect(self) -> None:
         """Replaces each connection whose lane asks for it; frames queued on the old one are dropped with it."""

@@ -12,6 +12,7 @@ import resource
 import time
 
 RESERVE_LEAST, RESERVE_MOST = 32, 1024
+LOOK_S = 0.01
 PAUSE_S = 0.1  # between two times that connections end for it
 
 
@@ -28,7 +29,11 @@ class Descriptors:
         self._not_before_s = 0.0
 
     def are_short(self) -> bool:
-        """Asked often: it costs two system calls. The lowest number that is free is as high as many are in use."""
+        """The lowest number that is free is as high as many are in use. Asked often, it looks now and then."""
+        now_s = time.monotonic()
+        if now_s < self._not_before_s:
+            return False
+        self._not_before_s = now_s + LOOK_S
         try:
             lowest = os.dup(self._fd)
         except OSError:
@@ -36,9 +41,6 @@ class Descriptors:
         else:
             os.close(lowest)
         if lowest < RESERVE_LEAST or lowest + reserve() < limit():
-            return False
-        now_s = time.monotonic()
-        if now_s < self._not_before_s:
             return False
         self._not_before_s = now_s + PAUSE_S
         return True

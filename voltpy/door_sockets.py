@@ -117,6 +117,8 @@ class Sockets:
             self._router_waits = self._router_has_input()
         if self._look(0 if self._ready or self._router_waits else timeout_s):
             self._router_waits = self._router_has_input()
+        if not self._router_waits:
+            self.ended.extend(self._unread.end_partial(self._tcp_port))
         if self._descriptors.are_short():
             self.ended.extend(self._unread.make_room(self._tcp_port, reserve()))
 

@@ -46,6 +46,7 @@ def has_ended(stranger: socket.socket) -> bool:
 def test_they_are_short_when_those_that_are_kept_are_in_use_and_not_again_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(descriptors_module, "LOOK_S", 0.0)
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVE_LEAST)]
     descriptors = Descriptors()
     limited(monkeypatch, LIMIT)
@@ -74,6 +75,7 @@ def test_connections_that_say_nothing_end_and_a_client_stays(
         served.wait(0.01)
         arrived = served.receive()
     limited(monkeypatch, 1)
+    served._descriptors._not_before_s = 0.0
     served.wait(0)
     monkeypatch.undo()
     assert all(has_ended(stranger) for stranger in strangers)
@@ -103,6 +105,7 @@ def test_where_all_have_said_something_the_newest_go(
         identities.append(arrived[0])
     monkeypatch.setattr("voltpy.door_sockets.reserve", lambda: 2)
     limited(monkeypatch, 1)
+    served._descriptors._not_before_s = 0.0
     served.wait(0)
     monkeypatch.undo()
     assert served.ended == [identities[3], identities[2]]
