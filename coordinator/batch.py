@@ -108,10 +108,10 @@ class Batch:
         self.renew_s = now_s + RENEW_S
         return sorted(self.participants - self.awaited.keys())
 
-    def ran(self, missed: list[Call]) -> None:
-        """All that were waiting have run; these have to run again."""
-        if missed:
-            again = set(map(id, missed))
+    def ran(self, missed: list[Call], left: list[Call]) -> None:
+        """Those that were waiting have run: the missed ones have to run again, those left go into another batch."""
+        if missed or left:
+            again = set(map(id, (*missed, *left)))
             self.done.extend(call for call in self.waiting if id(call) not in again)
         else:
             self.done.extend(self.waiting)

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Raw
 
 from coordinator.batch import CALLS_A_BATCH, CHANGES_BYTES, NO_OUTCOMES, ROUNDS, Batch, wants_keys_only
-from coordinator.bodies import Bodies, Call
+from coordinator.bodies import TURN_S, Bodies, Call
 from coordinator.callers import Callers
 from coordinator.decision_log import Decision
 from coordinator.fetch import Fetch, fetches
@@ -96,13 +96,13 @@ class Batches:
             calls = self._waiting.take(self._waiting.batches, self._limit)
         else:
             calls = self._taken_beside(self.committing)
+        self._bodies.begin_batch()
+        calls = self._bodies.discover(calls, self._waiting.batches.put_back)
         if not calls:
             return False
         self._overlapped = 0 if self.committing is None else self._overlapped + 1
         self.counts["overlapped"] += self.committing is not None
         batch = self.borrowing = Batch(self._participants.next_batch(), calls, self._participants.now_s)
-        self._bodies.begin_batch()
-        self._bodies.discover(calls)
         self._borrow(batch)
         return True
 
@@ -113,17 +113,18 @@ class Batches:
         left: list[Call] = []
         left_keys: list[set[Any]] = [set() for _ in held]
         discovered = 0
+        until_s = self._bodies.monotonic() + TURN_S
         while queue and len(taken) < self._limit and len(left) < CALLS_A_BATCH:
-            call = queue.popleft()
+            call = queue.take()
             if call.wants is None and not self._bodies.guess(call):
-                if discovered == DISCOVERED_BESIDE:
-                    queue.appendleft(call)
+                if discovered == DISCOVERED_BESIDE or (discovered and self._bodies.monotonic() >= until_s):
+                    queue.put_first((call,))
                     break
-                self._bodies.discover((call,))
+                self._bodies.discover([call], queue.put_back)
                 discovered += 1
             wants: Any = call.wants or ()
             if not (call.guessed or wants_keys_only(wants)):
-                queue.appendleft(call)
+                queue.put_first((call,))
                 break
             for _, table, key in wants:
                 if key in held[table] or key in left_keys[table]:
@@ -135,7 +136,7 @@ class Batches:
             else:
                 call.until_s = 0.0
                 taken.append(call)
-        queue.extendleft(reversed(left))
+        queue.put_first(left)
         self._is_held_up = not taken
         return taken
 
@@ -184,7 +185,11 @@ class Batches:
             self._run(batch)
 
     def _run(self, batch: Batch) -> None:
-        batch.ran(self._bodies.run(batch.waiting))
+        missed, left = self._bodies.run(batch.waiting)
+        batch.ran(missed, left)
+        if left:
+            self._limit = max(len(batch.done) + len(missed), 1)
+            self._waiting.batches.put_back(left)
         if self.committing is None:
             self._go_on(batch)
         elif batch.waiting and batch.rounds < ROUNDS and self.committing.lets(batch.waiting):

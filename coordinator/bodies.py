@@ -13,8 +13,9 @@ of it any later would never be committed.
 from __future__ import annotations
 
 import os
+import time
 from binascii import crc_hqx
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from importlib.util import find_spec
 from types import CodeType
@@ -45,6 +46,7 @@ from voltpy.sql.plan import FILE, Plan
 from voltpy.transaction import CallContext, Generated, ReadOnlyTable, Transaction
 
 ALLOWED_KEPT = 4096  # sets of partitions
+TURN_S = 0.1  # for the calls of a batch to run, or to find out what they want; then the others are left to the next one
 STAND_INS_S = 0.3  # of a run that will be repeated anyway
 CALLS_WITHOUT_STAND_INS = 256  # of a procedure whose body looped on them; after each further time, four times as many
 BORROWING_S = 0.6 * LEASE_S  # beside the messages before and after a run, and the calls that run before it
@@ -126,9 +128,11 @@ class Bodies:
         running: Words,
         ids: Callable[[], int],
         clock: Callable[[], datetime],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.interrupted: Error | None = None  # with which the running call is being ended
         self.failed: Callable[[BaseException], None] = let_go
+        self.monotonic = monotonic
         self.counts = {"returned": 0, "raised": 0, "missed": 0, "timed_out": 0}
         self._running = running
         self._schema = schema
@@ -340,11 +344,15 @@ class Bodies:
         call.wants = dict.fromkeys(wishes)
         return True
 
-    def discover(self, calls: Iterable[Call]) -> None:
+    def discover(self, calls: list[Call], put_back: Callable[[list[Call]], None]) -> list[Call]:
         """Finds out what calls that never ran want: by habit, by what their statement is, or by a run on stand-ins that
-        leaves nothing else."""
+        leaves nothing else. After TURN_S the others are put back. Returns those that were not."""
         tables, habits = self.tables, self._habits
-        for call in calls:
+        until_s = 0.0
+        for position, call in enumerate(calls):
+            if until_s and self.monotonic() >= until_s:
+                put_back(calls[position:])
+                return calls[:position]
             is_select = call.procedure.name in SELECTS
             if call.wants is not None or (self._read_off(call) if is_select else self.guess(call)):
                 continue
@@ -352,20 +360,31 @@ class Bodies:
             if habit is None:
                 habit = habits[call.procedure] = Habit()
             call.wants = {}
+            until_s = until_s or self.monotonic() + TURN_S
             self.run([call])
             tables.undo_to(call.changed[0])
             call.error = None
             if call.stand_ins and not is_select:
                 habit.saw(call.arguments, call.wants)
+        return calls
 
-    def run(self, calls: Iterable[Call]) -> list[Call]:
-        """Runs them one after another, on what is in the cache. Returns those that missed something."""
+    def run(self, calls: list[Call]) -> tuple[list[Call], list[Call]]:
+        """Runs them one after another, on what is in the cache, for about TURN_S.
+
+        Returns those that missed something, and those that did not run, for want of time.
+        """
         tables, context, running, views = self.tables, self._context, self._running, self._views
         undo, wants, places, begin = tables.undo, tables.wants, self._places, tables.begin
         missed: list[Call] = []
         returned = 0
         procedure: Procedure | None = None
-        for call in calls:
+        left: list[Call] = []
+        monotonic = self.monotonic
+        until_s = monotonic() + TURN_S
+        for position, call in enumerate(calls):
+            if position and monotonic() >= until_s:
+                left = calls[position:]
+                break
             if call.procedure is not procedure:
                 procedure = call.procedure
                 body, tx = procedure.body, views[procedure.read_only]
@@ -402,7 +421,7 @@ class Bodies:
             call.changed = (mark, len(undo))
             returned += 1
         self.counts["returned"] += returned
-        return missed
+        return missed, left
 
     def _ended_badly(self, call: Call, raised: BaseException) -> bool:
         """The run was undone. Whether that is its end, with `error`; otherwise it is to run again."""

@@ -107,7 +107,7 @@ class Inquiries:
                 if group.retry_floor < batch_number(self._participants.epoch, 0) and not call.procedure.read_only:
                     unknown.append(call)  # an earlier coordinator may have had it committed in one partition
                 else:
-                    self._waiting.queue_of(call).append(call)
+                    self._waiting.queue_of(call).add(call.client_id, (call,))
         if unknown:
             numbers = [call.number for call in unknown]
             partitions = self._participants.everywhere
@@ -175,7 +175,7 @@ class Inquiries:
                 text = "the call was retried so late that its first outcome is no longer remembered"
                 self._callers.give_up(call, Indeterminate(text))
             else:
-                self._waiting.queue_of(call).append(call)
+                self._waiting.queue_of(call).add(call.client_id, (call,))
 
     def _close_batch(self, inquiry: Inquiry, batch: Batch, given_up: Error | None) -> None:
         if inquiry.results:

@@ -148,7 +148,7 @@ class Joints:
         joint = work.of
         joint.attempts += 1
         if error is None and joint.attempts < ATTEMPTS:
-            self._waiting.joints.appendleft(joint)
+            self._waiting.joints.put_first((joint,))
         else:
             lost = Unavailable("a partition was lost again and again while the call ran")
             self._callers.give_up(joint, error or lost)

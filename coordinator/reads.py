@@ -100,6 +100,7 @@ class Reads:
         self.round: Round | None = None
         self.counts = counts
         self._rounds = 0
+        self._limit = CALLS_A_BATCH  # of calls in the next round
         self._slow: set[str] = set()  # texts of statements that have made a round overdue
         self._bodies = bodies
         self._tables = bodies.tables
@@ -119,12 +120,12 @@ class Reads:
 
     def begin(self) -> bool:
         participants = self._participants
-        calls = self._waiting.take(self._waiting.reads, CALLS_A_BATCH)
+        calls = self._waiting.take(self._waiting.reads, self._limit)
         if not calls:
             return False
         self._rounds += 1
         self._bodies.begin_batch()
-        self._bodies.discover(calls)
+        calls = self._bodies.discover(calls, self._waiting.reads.put_back)
         asked = one_fetch_each(calls, self._tables, participants.one_attached())
         while max((fetch.bytes for fetch in asked.values()), default=0) > READ_BYTES:
             if len(calls) == 1:
@@ -133,7 +134,7 @@ class Reads:
                 self._waiting.put_in_front(calls)
                 return False
             half = len(calls) // 2
-            self._waiting.put_in_front(calls[half:])
+            self._waiting.reads.put_back(calls[half:])
             calls = calls[:half]
             asked = one_fetch_each(calls, self._tables, participants.one_attached())
         number = batch_number(participants.epoch, self._rounds)
@@ -186,10 +187,12 @@ class Reads:
                 self._took_too_long(work)
             self._end(work.calls)
         else:
-            missed = self._bodies.run(work.calls)
-            again = set(map(id, missed))
+            missed, left = self._bodies.run(work.calls)
+            again = set(map(id, (*missed, *left)))
             done = [call for call in work.calls if id(call) not in again]
             self._end(missed)
+            self._waiting.reads.put_back(left)
+            self._limit = max(len(work.calls) - len(left), 1) if left else min(2 * self._limit, CALLS_A_BATCH)
             self._callers.answer_reads(done, [(origin, group) for (origin, _, _), group in groups_of(done).items()])
             self.counts["reads"] += len(done)
 

@@ -265,10 +265,7 @@ class Router:
         owed = lane.owed.get(client_id, 0)
         # No client may have more here than it leaves free: those that flood can't take the last place from one that
         # makes a call now and then, however many they are.
-        if (
-            owed + calls > CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
-            or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
-        ):
+        if _is_full(lane, account, owed + calls, size):
             waiting = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes), {owed} of them this client's,"
             text = f"{waiting} wait for {lane.name}"
             refuse(group, "Overloaded", text, errors)
@@ -351,12 +348,7 @@ class Router:
         if call.procedure in self._joint and self._coordinator is not None:
             lanes = self.lanes[self._coordinator :]
         down = [lane.name for lane in lanes if not lane.is_up]
-        full = [
-            lane.name
-            for lane in lanes
-            if lane.in_flight >= CALLS_IN_FLIGHT_A_PARTITION
-            or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
-        ]
+        full = [lane.name for lane in lanes if _is_full(lane, account, lane.owed.get(call.client_id, 0) + 1, size)]
         if not self.lanes:
             code, text = "Unavailable", "the router does not know the partitions yet"
         elif down:
@@ -561,6 +553,14 @@ class Router:
             if not command.account.closed:
                 self._outbox.append((command.account.identity, failed(command.number, "Indeterminate", reason)))
         self._commands.clear()
+
+
+def _is_full(lane: Lane, account: Account[bytes], owed: int, size: int) -> bool:
+    """Whether the client would have more there than it leaves free, with `owed` calls, the last of so many bytes."""
+    return (
+        lane.in_flight + owed > CALLS_IN_FLIGHT_A_PARTITION
+        or lane.bytes_in_flight + max(account.bytes_in_flight, size) > BYTES_IN_FLIGHT_A_PARTITION
+    )
 
 
 def size_bytes(group: CallGroup) -> int:

@@ -23,6 +23,7 @@ import zmq
 
 from coordinator.router import Router
 from voltpy.crash_point import crash_point
+from voltpy.descriptors import Descriptors, reserve
 from voltpy.door import CLIENT, Door
 from voltpy.errors import ProtocolError
 from voltpy.events import get_logger
@@ -86,6 +87,7 @@ class Server:
         self._context = context()
         self._front = door_socket(self._context)
         self._unread = Unread(UNREAD_BYTES)
+        self._descriptors = Descriptors()
         try:
             self._front.bind(f"ipc://{runtime / 'r'}")
             self.port = bind_tcp(self._front, host, port)
@@ -121,8 +123,14 @@ class Server:
             for partition, connection in self._connections.items():
                 if connection.socket in ready:
                     self._receive_from_partition(partition, PASS_CALLS, PASS_BYTES)
-            if self._front in ready:
-                self._receive_from_clients()
+            if self._front not in ready or self._receive_from_clients():
+                for lost in self._unread.end_partial(self.port):
+                    self.router.lost(lost)
+                    self._tell("client_sends_in_part")
+            if self._descriptors.are_short():
+                for lost in self._unread.make_room(self.port, reserve()):
+                    self.router.lost(lost)
+                self._tell("descriptors_short")
             self._send()
             if os.getppid() != self._parent:  # a kernel that does not kill with the parent
                 break
@@ -130,6 +138,7 @@ class Server:
         self._context.destroy(linger=LINGER_MS)
         self._wakeup_reader.close()
         self._wakeup_writer.close()
+        self._descriptors.close()
 
     def _finish(self) -> None:
         """Takes no more calls, and passes on the answers to those that are with the partitions, for a while."""
@@ -171,7 +180,8 @@ class Server:
             calls += router.calls_answered - answered
         self._bytes_in += received_bytes
 
-    def _receive_from_clients(self) -> None:
+    def _receive_from_clients(self) -> bool:
+        """Whether all that was there has been taken."""
         router, door, front = self.router, self.router.door, self._front
         accounts = door.accounts
         calls = received_bytes = 0
@@ -179,7 +189,8 @@ class Server:
             try:
                 identity, frame = receive_at_door(front, self._unread)
             except zmq.Again:
-                break
+                self._bytes_in += received_bytes
+                return True
             self._frames_in += 1
             calls += 1
             if frame is None:
@@ -210,6 +221,7 @@ class Server:
                 self._connect()
                 crash_point("router.topology.adopted")
         self._bytes_in += received_bytes
+        return False
 
     def _connect(self) -> None:
         """Replaces each connection whose lane asks for it; frames queued on the old one are dropped with it."""

@@ -1,7 +1,8 @@
 """The coordinator's loop: sockets, clocks and the decision log around coordinator.transactions.
 
 drain     what the partitions report, then what clients, router and supervisor send: at most CALLS_A_TURN calls
-believe   what all partitions have read, if after the last answer every connection is still there
+believe   what all partitions have read, if after the last answer every connection is still there; its readers are
+          answered at once, since nobody is while the next round is open
 step      the core does what can be done about it
 decide    a decision goes to the decision log, and is flushed, before anything else leaves
 send      replies first, that somebody waits for; then orders to the partitions
@@ -173,6 +174,7 @@ class Server:
         self._drain_partitions()
         if self.core.is_answered:
             self._believe()
+            self._reply()  # before the next round holds them back
         self._drain_door()
         self.core.step(time.monotonic())
         self._timeout.disarm()

@@ -140,7 +140,8 @@ class Transactions:
         new = {(call.client_id, call.number): call for call in calls}
         if not overtaken and len(new) == len(calls) and pending.keys().isdisjoint(new):
             pending.update(new)
-            queue.extend(calls)
+            if calls:
+                queue.add(group.client_id, calls)
             return
         for call in calls:
             call_id = call.client_id, call.number
@@ -150,7 +151,7 @@ class Transactions:
                 callers.join(call_id, origin)
             else:
                 pending[call_id] = call
-                queue.append(call)
+                queue.add(call.client_id, (call,))
 
     def everywhere(self, origin: Origin, call: EverywhereCall, now_s: float) -> None:
         """A directed call whose parts are to commit together."""
@@ -167,7 +168,7 @@ class Transactions:
             self.callers.refuse(origin, call.client_id, [call.number], BadArguments(text))
             return
         joint = self.callers.pending[call_id] = Joint(origin, call)
-        self.waiting.joints.append(joint)
+        self.waiting.joints.add(call.client_id, (joint,))
 
     def topology(self, topology: Topology, now_s: float) -> None:
         """What the supervisor says about the partitions."""

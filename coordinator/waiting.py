@@ -1,6 +1,6 @@
 """Calls that have not begun: what they wait for, and in which order they are taken. Pure.
 
-batches, reads, joints    until it is their turn, each kind in a queue of its own
+batches, reads, joints    until it is their client's turn, each kind in a queue of its own
 stalled                   until a partition that they need is attached, ATTACH_WAIT_S at most
 """
 
@@ -14,6 +14,7 @@ from coordinator.bodies import Call
 from coordinator.callers import Callers
 from coordinator.participants import Participants
 from coordinator.session import ATTACHED, DOWN
+from coordinator.turns import Turns
 from voltpy.errors import Error, Unavailable
 
 ATTACH_WAIT_S = 2.0
@@ -24,38 +25,38 @@ class Waiting:
 
     def __init__(self, participants: Participants, callers: Callers) -> None:
         self.knows_partitions = False
-        self.batches: deque[Call] = deque()
-        self.reads: deque[Call] = deque()
-        self.joints: deque[Joint] = deque()
+        self.batches: Turns[Call] = Turns()
+        self.reads: Turns[Call] = Turns()
+        self.joints: Turns[Joint] = Turns()
         self.stalled: deque[Call | Joint] = deque()  # the longest waiting first
         self._participants = participants
         self._callers = callers
 
-    def queue_of(self, call: Call) -> deque[Call]:
+    def queue_of(self, call: Call) -> Turns[Call]:
         return self.reads if call.procedure.read_only and not call.borrows else self.batches
 
     def put_in_front(self, calls: Iterable[Call]) -> None:
         """Of all others, in their order."""
         for call in reversed(list(calls)):
-            self.queue_of(call).appendleft(call)
+            self.queue_of(call).put_first((call,))
 
-    def take(self, queue: deque[Call], limit: int) -> list[Call]:
+    def take(self, queue: Turns[Call], limit: int) -> list[Call]:
         """The next calls of a queue whose partitions are attached."""
         if self._participants.all_attached:
-            taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+            taken = queue.take_some(limit)
             for call in taken:
                 call.until_s = 0.0
             return taken
         taken = []
         while queue and len(taken) < limit:
-            call = queue.popleft()
+            call = queue.take()
             if self._is_ready(call):
                 taken.append(call)
         return taken
 
     def take_joint(self) -> Joint | None:
         while self.joints:
-            joint = self.joints.popleft()
+            joint = self.joints.take()
             if self._is_ready(joint):
                 return joint
         return None
@@ -87,15 +88,17 @@ class Waiting:
         stalled, self.stalled = self.stalled, deque()
         for call in reversed(stalled):
             if isinstance(call, Joint):
-                self.joints.appendleft(call)
+                self.joints.put_first((call,))
             else:
-                self.queue_of(call).appendleft(call)
+                self.queue_of(call).put_first((call,))
 
     def turn_away(self, error: Error) -> None:
         """Answers all of them with this error."""
-        for queue in (self.batches, self.reads, self.joints, self.stalled):
+        for queue in (self.batches, self.reads, self.joints):
             while queue:
-                self._callers.give_up(queue.popleft(), error)
+                self._callers.give_up(queue.take(), error)
+        while self.stalled:
+            self._callers.give_up(self.stalled.popleft(), error)
 
     def expire(self) -> None:
         while self.stalled and self._participants.now_s >= self.stalled[0].until_s:

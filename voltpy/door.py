@@ -377,17 +377,18 @@ class Door(Generic[Identity]):
 
     def _is_full(self, account: Account[Identity], calls: int, group_calls: int, frame_bytes: int) -> bool:
         """Whether so many calls are too many, the last `group_calls` of them one client's."""
-        # The router's account carries many clients: each had its limits there.
-        is_client = account.role == CLIENT
-        if self.at_partition is not None:
-            has_few = (account.in_flight + calls if is_client else group_calls) <= FEW_CALLS
-            most_calls = CALLS_IN_FLIGHT_A_PARTITION if has_few else CALLS_IN_FLIGHT_A_PARTITION - RESERVED_CALLS
-            if self.in_flight + calls > most_calls or self.bytes_in_flight + frame_bytes > self._most_bytes:
+        if account.role == CLIENT:  # the router's account carries many: each had its limits there
+            calls += account.in_flight
+            frame_bytes += account.bytes_in_flight
+            group_calls = calls
+            if calls > CALLS_IN_FLIGHT_A_CLIENT or frame_bytes > BYTES_IN_FLIGHT_A_CLIENT:
                 return True
-        return is_client and (
-            account.in_flight + calls > CALLS_IN_FLIGHT_A_CLIENT
-            or account.bytes_in_flight + frame_bytes > BYTES_IN_FLIGHT_A_CLIENT
-        )
+        if self.at_partition is None:
+            return False
+        # No client may have more here than it leaves free: those that flood can't take the last place from one that
+        # makes a call now and then. But that is halved by each that comes after the others have what they may.
+        most_calls = CALLS_IN_FLIGHT_A_PARTITION - (RESERVED_CALLS if group_calls > FEW_CALLS else 0)
+        return self.in_flight + calls > most_calls or self.bytes_in_flight + frame_bytes > self._most_bytes
 
     def _fitting(
         self, account: Account[Identity], groups: list[CallGroup], frame_bytes: int, errors: list[CallError]

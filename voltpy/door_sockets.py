@@ -30,6 +30,7 @@ from typing import cast
 import zmq
 from zmq import zmq_poll
 
+from voltpy.descriptors import Descriptors, reserve
 from voltpy.door import HELLO_BYTES
 from voltpy.errors import ProtocolError
 from voltpy.messages import MAX_FRAME_BYTES
@@ -65,7 +66,9 @@ class Sockets:
     """`ended`: streams that are gone, for the door to forget. `stirred`: which of the watched descriptors have had
     something since their owner last emptied it."""
 
-    def __init__(self, router: zmq.Socket[bytes], listener: sockets.socket) -> None:
+    def __init__(self, router: zmq.Socket[bytes], listener: sockets.socket, tcp_port: int = 0) -> None:
+        self._tcp_port = tcp_port
+        self._descriptors = Descriptors()
         self.ended: list[Hashable] = []
         self.stirred: set[int] = set()
         self._router = router
@@ -114,6 +117,10 @@ class Sockets:
             self._router_waits = self._router_has_input()
         if self._look(0 if self._ready or self._router_waits else timeout_s):
             self._router_waits = self._router_has_input()
+        if not self._router_waits:
+            self.ended.extend(self._unread.end_partial(self._tcp_port))
+        if self._descriptors.are_short():
+            self.ended.extend(self._unread.make_room(self._tcp_port, reserve()))
 
     def receive(self) -> tuple[Hashable, bytes | memoryview | None] | None:
         """The next frame that the last `wait` found, and who sent it; None when there is none left.
@@ -187,6 +194,7 @@ class Sockets:
             stream.socket.close()
         self._listener.close()
         self._epoll.close()
+        self._descriptors.close()
         self._router.close(linger_ms)
 
     def _router_has_input(self) -> bool:
@@ -331,4 +339,4 @@ def opened(made_by: zmq.Context[zmq.Socket[bytes]], ipc_path: Path, host: str) -
     tcp_port = bind_tcp(router, host, 0)
     path = Path(stream_path(str(ipc_path)))
     path.unlink(missing_ok=True)
-    return Sockets(router, listen(str(path))), tcp_port
+    return Sockets(router, listen(str(path)), tcp_port), tcp_port

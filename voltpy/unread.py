@@ -1,4 +1,4 @@
-"""What a ROUTER holds for peers that do not read, and the end of those for whom it holds most.
+"""What a ROUTER holds for peers that do not read, or send no frame to its end; and the end of their connections.
 
 ZeroMQ bounds what it queues for a peer in frames, 64 of up to 4 MiB here, keeps it as long as the connection lasts, and
 neither tells how much that is nor ends a connection: a few hundred clients that ask and never read would be gigabytes.
@@ -12,6 +12,10 @@ and whoever could kill them: what is held for them is not counted.
 A peer takes more than it was sent where it makes ZeroMQ answer it, by pings: a few bytes at the handshake, or any
 number, in order that nothing of what is sent then seems to be held. Past SLACK_BYTES a look does not believe it.
 
+The other way round: of a frame that comes in part ZeroMQ keeps what there is, up to 16 MiB for each connection, be it
+of a stranger. What the kernel has passed on less the frames that have been taken is that part, at a moment when there
+is no frame to take. Past PARTIAL_BYTES of all together, the connections end that have sent part of one for longest.
+
 A connection is found by the descriptor that came with its frames, and is ours only if its cookie (a number that Linux
 gives to no other socket) is still the same. `shutdown` ends it, and ZeroMQ frees what it holds for it.
 """
@@ -19,21 +23,30 @@ gives to no other socket) is still the same. `shutdown` ends it, and ZeroMQ free
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
+import sys
+import termios
+import time
 from itertools import islice
 from typing import NamedTuple
 
 import zmq
 
+from voltpy.descriptors import limit
+
 LOOK_AFTER_BYTES = 16 << 20  # sent since the last look, at least
 SLACK_BYTES = 4096
+PARTIAL_BYTES = 128 << 20  # as of streams
+LOOK_EVERY_S = 0.5
+LOOK_SHARE = 200  # of the time goes into looks at frames in part, at most: one part of so many
 PEERS = 65536
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
-_INFO_BYTES = 128
-_ACKED = struct.Struct("@Q")  # tcpi_bytes_acked in struct tcp_info
-_ACKED_AT = 120
+_INFO_BYTES = 136
+_BYTES = struct.Struct("@Q")  # tcpi_bytes_acked in struct tcp_info
+_ACKED_AT, _RECEIVED_AT = 120, 128  # tcpi_bytes_received
 _COOKIE_BYTES = 8
 
 
@@ -48,15 +61,21 @@ class Connection(NamedTuple):
 class Peer:
     """`sent` bytes, in ZeroMQ's framing, of which `unread` were not taken when last looked, or sent since.
 
+    `heard` bytes came from it in whole frames; there was part of another one at `stalled` looks in a row, the last time
+    behind `heard_before`.
+
     `marked` is what had been sent at look number `marked_at`, where some of it may not have been taken since.
     """
 
-    __slots__ = ("connection", "is_trusted", "marked", "marked_at", "sent", "unread")
+    __slots__ = (
+        "connection", "heard", "heard_before", "is_trusted", "marked", "marked_at", "sent", "stalled", "unread",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, sent: int) -> None:
         self.connection = connection
         self.sent = sent
         self.unread = 0
+        self.heard = self.heard_before = self.stalled = 0
         self.marked = sent
         self.marked_at = 0
         self.is_trusted = connection.family != socket.AF_INET and connection.family != socket.AF_INET6
@@ -70,18 +89,23 @@ class Unread:
         self._most_bytes = most_bytes
         self._look_at_bytes = most_bytes // 2
         self._looks = 0
+        self._partial_at_s = 0.0
+        self._strangers: dict[bytes, int] = {}  # by cookie, those with part of a frame: for how many looks
         self._peers: dict[bytes, Peer] = {}
 
     def heard(self, identity: bytes, frame: zmq.Frame) -> None:
         """A frame of this peer has come."""
-        if identity in self._peers:
+        peer = self._peers.get(identity)
+        if peer is not None:
+            peer.heard += _framed(len(frame))
             return
         connection = _connection(frame)
         if connection is None:
             return
         if len(self._peers) >= PEERS:
             self._make_room()
-        self._peers[identity] = Peer(connection, _taken(connection) or 0)
+        peer = self._peers[identity] = Peer(connection, _told(connection, _ACKED_AT) or 0)
+        peer.heard = _framed(len(frame))
 
     def trust(self, identity: bytes) -> None:
         """It is a process of the cluster: never cut off, and not counted."""
@@ -96,7 +120,7 @@ class Unread:
         peer = self._peers.get(identity)
         if peer is None or peer.is_trusted:
             return []
-        frame_bytes += 2 if frame_bytes < 256 else 9  # ZMTP: flags and length
+        frame_bytes = _framed(frame_bytes)
         if not peer.unread:
             peer.marked = peer.sent
             peer.marked_at = self._looks
@@ -122,6 +146,71 @@ class Unread:
             _end(peer.connection)
             self._forget(identity)
 
+    def make_room(self, port: int, connections: int) -> list[bytes]:
+        """Ends so many connections at this port of ours, at least: all that have sent no frame, then the newest others.
+
+        Returns those of the latter.
+        """
+        for stranger in _strangers(port, {peer.connection.fd for peer in self._peers.values()}):
+            _end(stranger)
+            connections -= 1
+        cut: list[bytes] = []
+        for identity in reversed(list(self._peers)):
+            if len(cut) >= connections:
+                break
+            if not self._peers[identity].is_trusted:
+                cut.append(identity)
+                self.cut(identity)
+        return cut
+
+    def end_partial(self, port: int) -> list[bytes]:
+        """To be called where there is no frame to take. Returns those that have been cut off, if it is time to look.
+
+        `port`: ours, to know the connections of strangers by.
+        """
+        began_s = time.monotonic()
+        if began_s < self._partial_at_s:
+            return []
+        parts = self._parts(port)
+        cut: list[bytes] = []
+        total_bytes = sum(size for _, size, _, _ in parts)
+        if total_bytes > PARTIAL_BYTES:
+            parts.sort(key=lambda part: part[:2])
+        while total_bytes > PARTIAL_BYTES:
+            _, size, connection, identity = parts.pop()
+            total_bytes -= size
+            if identity is None:
+                _end(connection)
+            else:
+                cut.append(identity)
+                self.cut(identity)
+        took_s = time.monotonic() - began_s
+        self._partial_at_s = began_s + max(LOOK_EVERY_S, LOOK_SHARE * took_s)
+        return cut
+
+    def _parts(self, port: int) -> list[tuple[int, int, Connection, bytes | None]]:
+        """Of each connection with part of a frame: for how many looks, its bytes, and whose it is."""
+        parts: list[tuple[int, int, Connection, bytes | None]] = []
+        for identity, peer in self._peers.items():
+            if peer.is_trusted:
+                continue
+            size = (_told(peer.connection, _RECEIVED_AT) or 0) - peer.heard
+            is_same = peer.heard == peer.heard_before
+            peer.heard_before = peer.heard
+            if size <= SLACK_BYTES:
+                peer.stalled = 0
+                continue
+            peer.stalled = peer.stalled + 1 if is_same else 0
+            parts.append((peer.stalled, size, peer.connection, identity))
+        strangers: dict[bytes, int] = {}
+        for connection in _strangers(port, {peer.connection.fd for peer in self._peers.values()}):
+            size = _told(connection, _RECEIVED_AT) or 0
+            if size > SLACK_BYTES:
+                stalled = strangers[connection.cookie] = self._strangers.get(connection.cookie, -1) + 1
+                parts.append((stalled, size, connection, None))
+        self._strangers = strangers
+        return parts
+
     def held_bytes(self) -> int:
         """About as much as is held now."""
         if self.total_bytes > LOOK_AFTER_BYTES:
@@ -134,7 +223,7 @@ class Unread:
         for identity, peer in list(self._peers.items()):
             if not peer.unread:
                 continue
-            taken = _taken(peer.connection)
+            taken = _told(peer.connection, _ACKED_AT)
             if taken is None:
                 self._forget(identity)
                 continue
@@ -172,6 +261,11 @@ class Unread:
         self.total_bytes -= self._peers.pop(identity).unread
 
 
+def _framed(frame_bytes: int) -> int:
+    """With ZMTP's flags and length."""
+    return frame_bytes + (2 if frame_bytes < 256 else 9)
+
+
 def _connection(frame: zmq.Frame) -> Connection | None:
     """The connection that a frame came by; None where there is none any more, or the system does not tell."""
     try:
@@ -187,8 +281,35 @@ def _connection(frame: zmq.Frame) -> Connection | None:
         found.detach()  # the descriptor is ZeroMQ's
 
 
-def _taken(connection: Connection) -> int | None:
-    """How many bytes the other side has taken; None when the connection is gone, or is none over TCP."""
+def _strangers(port: int, known: set[int]) -> list[Connection]:
+    """The TCP connections at this port whose descriptors are not known."""
+    try:
+        fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # that takes a descriptor
+        fds = list(range(limit()))
+    found = []
+    for fd in fds:
+        if fd in known:
+            continue
+        try:
+            one = socket.socket(fileno=fd)
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        try:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
+                one.getpeername()  # OSError: it is what listens
+                cookie = one.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES)
+                found.append(Connection(fd, cookie, one.family))
+        except OSError:
+            pass
+        finally:
+            one.detach()
+    return found
+
+
+def _told(connection: Connection, at: int) -> int | None:
+    """How many bytes the other side has taken, or ZeroMQ from the other side. None when the connection is gone, or is
+    none over TCP."""
     try:
         found = socket.socket(connection.family, socket.SOCK_STREAM, fileno=connection.fd)
     except OSError:
@@ -197,8 +318,11 @@ def _taken(connection: Connection) -> int | None:
         if found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES) != connection.cookie:
             return None
         info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        return int(_ACKED.unpack_from(info, _ACKED_AT)[0])
-    except (OSError, struct.error):  # struct.error: a system that does not count what was taken
+        told = int(_BYTES.unpack_from(info, at)[0])
+        if at == _RECEIVED_AT:  # less what it still has
+            told -= int.from_bytes(fcntl.ioctl(found, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return told
+    except (OSError, struct.error):  # struct.error: a system that does not count them
         return None
     finally:
         found.detach()

@@ -348,12 +348,18 @@ class FakeCluster:
         return None
 
     def send(
-        self, name: str, *arguments: Any, number: int | None = None, floor: int = NEVER_SENT, origin: str = "a"
+        self,
+        name: str,
+        *arguments: Any,
+        number: int | None = None,
+        floor: int = NEVER_SENT,
+        origin: str = "a",
+        client: int = CLIENT,
     ) -> int:
         if number is None:
             self.number += 1
             number = self.number
-        group = CallGroup(CLIENT, name, 0, 0, [number], [0], joined([encode(arguments)]), floor)
+        group = CallGroup(client, name, 0, 0, [number], [0], joined([encode(arguments)]), floor)
         self.core.calls(origin, group, self.now)
         self.collect()
         return number
@@ -380,6 +386,7 @@ class FakeCluster:
     def step(self) -> None:
         if self.core.is_answered:
             self.core.believe(self.now)
+            self.collect()
         self.core.step(self.now)
         decision = self.core.take_decision()
         if decision is not None:

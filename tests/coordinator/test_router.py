@@ -426,20 +426,40 @@ def test_clients_that_flood_a_partition_leave_room_for_one_that_does_not() -> No
     assert [group.numbers for frame in world.calls_to(0) for group in frame.groups] == [[1, 2]]
 
 
+def test_clients_that_flood_with_everywhere_calls_leave_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "CALLS_IN_FLIGHT_A_PARTITION", 100)
+    world = World(5, 6)
+    world.join(1, 2, 3)
+    for number in range(1, 100):
+        for client in (2, 3):
+            world.send(b"%d" % client, EverywhereCall(1, client, "count", number, Raw(b"\x90")))
+    world.flush()
+    assert [lane.in_flight for lane in world.router.lanes[:2]] == [67, 67]
+    world.send(b"1", EverywhereCall(1, 1, "count", 1, Raw(b"\x90")))
+    assert [destination for destination, _ in world.flush()] == [0, 1]
+
+
 def test_past_a_partitions_bytes_calls_are_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody has more of them than he leaves free."""
     monkeypatch.setattr(router_module, "BYTES_IN_FLIGHT_A_PARTITION", 1000)
     world = World(5, 6)
-    world.join(1)
-    large = group_of(1, [1])
-    large.args = Raw(encode([["x" * 700]]))
-    world.send(b"1", Calls(1, [large]))
+    world.join(1, 2)
+    for client, codes in ((1, []), (2, [(1, "Overloaded")])):
+        large = group_of(client, [1])
+        large.args = Raw(encode([["x" * 700]]))
+        world.send(b"%d" % client, Calls(1, [large]))
+        if codes:
+            assert world.errors_to(b"%d" % client) == codes
+        else:
+            assert len(world.calls_to(0)) == 1
+    world.send(b"1", Calls(1, [group_of(1, [2])]))
+    assert world.errors_to(b"1") == [(2, "Overloaded")]
+    world.send(b"2", Calls(1, [group_of(2, [2])]))
     assert len(world.calls_to(0)) == 1
-    world.send(b"1", Calls(1, [group_of(1, [2]), large]))
-    sent = world.flush()
-    assert [destination for destination, _ in sent] == [0, b"1"]
-    world.router.partition_message(0, replies_of(0, 5, (1, [1, 2])))
+    world.router.partition_message(0, replies_of(0, 5, (1, [1])))
     world.flush()
-    world.check_idle()
+    world.send(b"1", Calls(1, [group_of(1, [3])]))
+    assert len(world.calls_to(0)) == 1
 
 
 def test_frames_out_are_bounded_by_calls_and_by_bytes() -> None:

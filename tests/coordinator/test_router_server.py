@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from msgspec import Raw, msgpack
 
 from coordinator import router_server
 from coordinator.router_server import CannotListen, Server
+from voltpy import descriptors, unread
 from voltpy.door import CLIENT, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
@@ -449,6 +451,24 @@ def test_two_thousand_clients_that_connect_at_once_are_all_served(cluster: Clust
         assert client.replies().groups[0].client_id == number
     roles = [account.role for account in cluster.router.router.door.accounts.values()]
     assert roles.count(CLIENT) == 2000
+
+
+def test_connections_that_say_nothing_do_not_take_the_last_descriptors(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = cluster.client(1)
+    crowd = [socket.create_connection(("127.0.0.1", cluster.port), timeout=DEADLINE_S) for _ in range(100)]
+    assert all(stranger.recv(1) for stranger in crowd)  # they have been accepted
+    highest = max(stranger.fileno() for stranger in crowd)
+    monkeypatch.setattr(descriptors, "limit", lambda: highest)
+    monkeypatch.setattr(unread, "limit", lambda: highest + 200)  # the other ends may be behind
+    for stranger in crowd:
+        with contextlib.suppress(ConnectionResetError):
+            while stranger.recv(4096):  # what ZeroMQ says to everybody
+                pass
+    monkeypatch.undo()
+    client.send(Calls(1, [group_of(1, [1])]))
+    assert client.replies().groups[0].numbers == [1]
 
 
 def test_a_taken_port_is_refused(cluster: Cluster, tmp_path: Path) -> None:

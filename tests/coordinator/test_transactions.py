@@ -15,7 +15,7 @@ from sqlglot.tokens import Tokenizer
 from coordinator import batches
 from coordinator.batch import PARTS_HOLD_S, RENEW_S, Batch
 from coordinator.batches import OVERLAPS_IN_A_ROW
-from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS, Bodies
+from coordinator.bodies import BORROWING_S, CALLS_WITHOUT_STAND_INS, TURN_S, Bodies
 from coordinator.inquiries import IN_DOUBT_S
 from coordinator.session import ATTACHED, REPORTS_DUE_S
 from coordinator.waiting import ATTACH_WAIT_S
@@ -1726,3 +1726,35 @@ def test_calls_that_get_rows_by_their_arguments_are_soon_guessed_and_not_run_on_
     assert len(runs) == 28
     assert [len(order.keys) for order in orders(cluster, 0, Borrow)][-3:] == [1, 1, 1]
     assert balances(cluster, A, A3, B, B2, B3) == [83, 99, 109, 108, 101]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_one_call_does_not_wait_for_all_that_a_client_has_sent_whose_calls_take_long(*, read_only: bool) -> None:
+    now_s = 0.0
+    ran: list[int] = []
+
+    @procedure(partition_by=("one", "two"), read_only=read_only)
+    def ponder(tx: Any, one: int, two: int, seconds: float) -> int:
+        nonlocal now_s
+        now_s += seconds
+        ran.append(one)
+        balance = tx.accounts.get(one).balance + tx.accounts.get(two).balance
+        if not read_only:
+            tx.accounts.update(one, balance=balance)
+        return balance
+
+    cluster = FakeCluster(SCHEMA, [ponder])
+    for key in range(100):
+        cluster.put("accounts", key, 1)
+    cluster.settle()
+    cluster.bodies.monotonic = lambda: now_s
+    slow = [cluster.send("ponder", A, B, 0.03) for _ in range(200)]
+    for _ in range(3):
+        began = len(ran)
+        one = cluster.send("ponder", A2, B2, 0.0, client=CLIENT + 1)
+        until(cluster, lambda: one in cluster.answers)  # noqa: B023 — called before the loop goes on
+        assert (len(ran) - began) * 0.03 < 6 * TURN_S
+    cluster.settle()
+    assert [cluster.answer(number) for number in slow] == [2] * 200 if read_only else list(range(2, 202))
+    assert cluster.core.counts["aborted_batches"] == 0
+    assert len(ran) < 3 * 203

@@ -358,7 +358,7 @@ def _one_phase_outcomes_are_not_asked_for(put: Put) -> None:
 
     def ask(inquiries: Any, inquiry: Any) -> None:
         for call in inquiry.calls:
-            inquiries._waiting.queue_of(call).append(call)
+            inquiries._waiting.queue_of(call).add(call.client_id, (call,))
 
     put(Inquiries, "_ask", ask)
 

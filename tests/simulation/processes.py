@@ -214,6 +214,7 @@ def run_coordinator(process: Process, network: Network, disk: Disk, options: Opt
         running,
         unique_ids(lane, epoch),
         lambda: datetime.fromtimestamp(world.time(), UTC),
+        world.monotonic,
     )
     runaways = [] if runaway is None else [(runaway.client_id, runaway.call_number)]
     core = Transactions(lane, epoch, bodies, decisions, window, runaways, reports_due_s(options.procedure_timeout_s))

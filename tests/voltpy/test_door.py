@@ -367,6 +367,35 @@ def test_at_a_partition_the_bytes_of_all_together_are_limited(
     assert isinstance(door.receive(b"2", encode(large), AT_PARTITION), Calls)
 
 
+@pytest.mark.parametrize("is_coordinator", [False, True])
+def test_clients_that_flood_a_door_leave_room_for_one_that_does_not(
+    *, is_coordinator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "CALLS_IN_FLIGHT_A_PARTITION", 1000)
+    door = Door[bytes](TOKEN, at_partition=0, is_coordinator=is_coordinator)
+    flood = range(2, 12)
+    greet(door, AT_PARTITION, 1, *flood)
+    for number in range(1, 200):
+        for client in flood:
+            door.receive(b"%d" % client, encode(calls_of(client, [number])), AT_PARTITION)
+    assert {message.errors[0].code for _, message in answers(door) if isinstance(message, Replies)} == {"Overloaded"}
+    assert door.in_flight <= 1000 * len(flood) // (len(flood) + 1) + 1
+    assert isinstance(door.receive(b"1", encode(calls_of(1, list(range(1, 51)))), AT_PARTITION), Calls)
+
+
+def test_one_client_can_not_take_all_the_bytes_of_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "BYTES_IN_FLIGHT_AT_COORDINATOR", 4000)
+    door = Door[bytes](TOKEN, at_partition=0, is_coordinator=True)
+    greet(door, AT_PARTITION, 1, 2)
+    large = calls_of(1, [1])
+    large.groups[0].args = Raw(joined([encode(["x" * 1500])]))
+    assert isinstance(door.receive(b"1", encode(large), AT_PARTITION), Calls)
+    large.groups[0].numbers = [2]
+    assert door.receive(b"1", encode(large), AT_PARTITION) is None
+    assert error_codes(door, b"1") == [(2, "Overloaded")]
+    assert isinstance(door.receive(b"2", encode(calls_of(2, [1])), AT_PARTITION), Calls)
+
+
 def test_at_a_partition_another_incarnation_is_unavailable() -> None:
     door = partition_door(1)
     for incarnation in (INCARNATION - 1, INCARNATION + 1, 0):
@@ -416,7 +445,9 @@ def test_however_many_flood_a_partition_a_client_with_a_few_calls_finds_room() -
         for first in range(1, CALLS_IN_FLIGHT_A_CLIENT, 256):
             numbers = list(range(first, first + 256))
             door.receive(b"%d" % flooder, encode(calls_of(flooder, numbers)), AT_PARTITION)
-    assert door.in_flight == CALLS_IN_FLIGHT_A_PARTITION - RESERVED_CALLS
+    most = CALLS_IN_FLIGHT_A_PARTITION - RESERVED_CALLS
+    assert most - 1024 <= door.in_flight <= most
+    door.charge(door.accounts[b"r"], most - door.in_flight)
     answers(door)
     assert door.receive(b"7", encode(calls_of(7, [10_000])), AT_PARTITION) is None
     assert error_codes(door, b"7") == [(10_000, "Overloaded")]

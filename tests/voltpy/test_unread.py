@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +129,7 @@ def test_who_has_taken_more_than_it_was_sent_has_no_credit_for_it(
 ) -> None:
     """Pings make ZeroMQ answer. Here a peer has taken a gibibyte of answers, and then reads nothing."""
     _, identity = place.peer()
-    monkeypatch.setattr(unread_module, "_taken", lambda connection: 1 << 30)
+    monkeypatch.setattr(unread_module, "_told", lambda connection, at: 1 << 30)
     sent = 0
     while identity not in place.send(identity):
         sent += len(FRAME)
@@ -187,9 +187,89 @@ def test_who_is_cut_off_may_come_back(place: Place) -> None:
     assert len(dealer.recv()) == len(FRAME)
 
 
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+
+
+def half_a_frame(endpoint: str, half_bytes: int) -> socket.socket:
+    """A peer that has sent so much of a frame that is twice as long."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    peer = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    peer.sendall(GREETING + b"\x04" + bytes([len(READY)]) + READY)
+    peer.sendall(b"\x02" + (2 * half_bytes).to_bytes(8, "big") + bytes(half_bytes))
+    return peer
+
+
+def test_frames_that_stay_half_are_bounded_and_those_who_send_whole_ones_are_served(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_module, "PARTIAL_BYTES", 4 << 20)
+    monkeypatch.setattr(unread_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(unread_module, "LOOK_SHARE", 0)
+    port = int(place.endpoints["tcp"].rpartition(":")[2])
+    dealer, identity = place.peer()
+    rude = [half_a_frame(place.endpoints["tcp"], 1 << 20) for _ in range(9)]
+    until(lambda: sum(size for _, size, _, _ in place.unread._parts(port)) >= 9 << 20)
+    assert place.unread.end_partial(port) == []  # strangers all of them
+    until(lambda: sum(size for _, size, _, _ in place.unread._parts(port)) <= 4 << 20)
+    ended = 0
+    for peer in rude:
+        peer.setblocking(False)
+        with suppress(BlockingIOError, ConnectionResetError):
+            while peer.recv(4096):
+                pass
+            ended += 1
+        peer.close()
+    assert ended == 6  # there is the handshake too
+    assert place.send(identity) == []
+    assert len(dealer.recv()) == len(FRAME)
+
+
+def test_a_client_that_stays_in_the_midst_of_a_frame_goes_before_one_that_has_just_begun(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_module, "PARTIAL_BYTES", 4 << 20)
+    monkeypatch.setattr(unread_module, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(unread_module, "LOOK_SHARE", 0)
+    port = int(place.endpoints["tcp"].rpartition(":")[2])
+    with half_a_frame(place.endpoints["tcp"], 2 << 20):
+        until(lambda: len(place.unread._parts(port)) == 1)
+        assert place.unread.end_partial(port) == []
+        with half_a_frame(place.endpoints["tcp"], 3 << 20) as busy:
+            until(lambda: sum(size for _, size, _, _ in place.unread._parts(port)) >= 5 << 20)
+            place.unread.end_partial(port)
+            until(lambda: [size >> 20 for _, size, _, _ in place.unread._parts(port)] == [3])
+            busy.sendall(bytes(3 << 20))
+            assert place.router.poll(PATIENCE_S * 1000)
+            assert len(receive_at_door(place.router, place.unread)[1] or b"") == 6 << 20
+            assert place.unread._parts(port) == []
+
+
+def test_whole_frames_are_none_in_part(place: Place) -> None:
+    port = int(place.endpoints["tcp"].rpartition(":")[2])
+    dealer, _ = place.peer()
+    for size in (0, 1, 254, 255, 256, 257, 65535, 65536, *([255] * 3000), *([256] * 3000)):
+        dealer.send(bytes(size))
+        assert place.router.poll(PATIENCE_S * 1000)
+        receive_at_door(place.router, place.unread)
+    [peer] = place.unread._peers.values()
+    assert 0 < (unread_module._told(peer.connection, unread_module._RECEIVED_AT) or 0) - peer.heard < 512
+    assert place.unread._parts(port) == []
+
+
+class Frame(bytes):
+    """A frame that came by a descriptor."""
+
+    fd: int
+
+    def get(self, option: int) -> int:
+        return self.fd
+
+
 def frame_from(fd: int) -> Any:
-    """A frame that came by this descriptor."""
-    return SimpleNamespace(get=lambda option: fd)
+    frame = Frame()
+    frame.fd = fd
+    return frame
 
 
 def test_who_got_the_descriptor_of_one_that_has_left_at_once_is_not_cut_off_for_it(place: Place) -> None:
