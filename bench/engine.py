@@ -21,7 +21,8 @@ from msgspec import Raw
 from bench import machine
 from bench.zipf import Zipf, uniform
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, load, read_checkpoint
+from partitions.checkpoint import load, read_checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store

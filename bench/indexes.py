@@ -20,7 +20,8 @@ import click
 from msgspec import Raw
 
 from bench.engine import BATCH, MEMORY_BYTES, _resident_bytes
-from partitions.checkpoint import Checkpointer, load, read_checkpoint
+from partitions.checkpoint import load, read_checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.recovery import recover
 from partitions.secondary_index import SecondaryIndex
 from partitions.store import Store

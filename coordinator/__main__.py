@@ -35,8 +35,8 @@ from voltpy.events import configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.outcome_window import OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import load_beside
 from voltpy.record_log import DiskFull
+from voltpy.registry import load_beside
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema
 from voltpy.sockets import context, raise_open_files_limit

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from coordinator.borrowed import FragmentWish, Tables
+from coordinator.borrowed import Tables
+from coordinator.wishes import FragmentWish
 from voltpy.errors import CODES, DataError, ProtocolError
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, Words
 from voltpy.row import encode

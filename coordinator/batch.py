@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from coordinator.bodies import Call, Origin
-from coordinator.borrowed import ANY, KeyWish, Undo, Wish
+from coordinator.borrowed_table import Undo
 from coordinator.fetch import Fetch
 from coordinator.two_phase import TwoPhase
+from coordinator.wishes import ANY, KeyWish, Wish
 from voltpy.messages import (
     BATCH_BITS,
     LEASE_S,

@@ -20,7 +20,6 @@ from msgspec import Raw
 
 from coordinator.batch import CALLS_A_BATCH, CHANGES_BYTES, NO_OUTCOMES, ROUNDS, Batch, wants_keys_only
 from coordinator.bodies import Bodies, Call
-from coordinator.borrowed import ANY
 from coordinator.callers import Callers
 from coordinator.decision_log import Decision
 from coordinator.fetch import Fetch, fetches
@@ -29,6 +28,7 @@ from coordinator.participants import ORDER_BYTES, Participants
 from coordinator.session import ATTACHED
 from coordinator.two_phase import Ask, State
 from coordinator.waiting import Waiting
+from coordinator.wishes import ANY
 from voltpy.errors import CODES, ConstraintViolation, Unavailable
 from voltpy.messages import Borrow, Commit, Lent, Prepare, TableKeys, Vote
 from voltpy.outcome_window import OutcomeWindow

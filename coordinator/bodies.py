@@ -23,8 +23,10 @@ from typing import Any, NoReturn
 from msgspec import Raw, Struct
 
 from coordinator.across import StatementsAcross
-from coordinator.borrowed import Table, Tables, Wish
+from coordinator.borrowed import Tables
+from coordinator.borrowed_table import Table
 from coordinator.habits import Habit
+from coordinator.wishes import Wish
 from voltpy import arguments as argument_lists
 from voltpy.answers import LARGE_RESULT_BYTES, LARGE_RESULTS_A_BATCH_BYTES, MAX_RESULT_BYTES
 from voltpy.builtin import PLAN, QUERY_ALL, QUERY_KEYS, builtins, planning
@@ -34,7 +36,8 @@ from voltpy.hash_slot import hash_slot
 from voltpy.heartbeat import CALL_NUMBER, CLIENT_ID, PROCEDURE, Words
 from voltpy.messages import LEASE_S, CallError, CallGroup
 from voltpy.not_here import NotHere
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import SLOT_MASK
 from voltpy.row import encode
 from voltpy.schema import Schema
@@ -440,7 +443,9 @@ class Bodies:
     def _admit_large(self, result_bytes: int) -> None:
         """Bounds what a client can make this process hold in results."""
         if result_bytes > MAX_RESULT_BYTES:
-            raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
+            raise ConstraintViolation(
+                f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}: ask in parts"
+            )
         self._large_bytes += result_bytes
         if self._large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
             raise ResultsWait(

@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Raw
 
 from coordinator.bodies import Call
-from coordinator.borrowed import ANY, FragmentWish, KeyWish, ScanWish, Tables, scan_of
+from coordinator.borrowed import Tables
 from coordinator.entries import EntryWish
+from coordinator.wishes import ANY, FragmentWish, KeyWish, ScanWish, scan_of
 from voltpy.errors import ProtocolError
 from voltpy.messages import Fragment, FragmentAnswer, Scan, ScanAnswer, TableKeys, UniqueValues
 from voltpy.row import encode

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.borrowed import KeyWish, Table, Wish
+from coordinator.borrowed_table import Table
+from coordinator.wishes import KeyWish, Wish
 
 _made = tuple.__new__  # KeyWish's own costs three times as much
 

@@ -31,10 +31,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-import msgspec
-from msgspec import Raw
-
+from voltpy import arguments as argument_lists
 from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, Account, Door, refuse
+from voltpy.errors import ProtocolError
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_PARTITION,
@@ -68,9 +67,6 @@ WINDOW_BYTES = 4 << 20  # a client and partition
 LANE_BYTES = 64 << 20  # a partition
 COMMANDS = 1024  # admin commands under way, of all clients
 COMMANDS_A_CLIENT = 16
-NOBODY = -2  # no partition's number, and no client's way to say that it knows none
-
-_elements = msgspec.msgpack.Decoder(list[Raw]).decode
 
 
 class Window:
@@ -146,7 +142,7 @@ class Router:
         self.frames_of_dead_partitions = 0
         self._owners: list[int] = []
         self._partitions = 0
-        self._coordinator = NOBODY  # its number, in a cluster of several partitions
+        self._coordinator: int | None = None  # its number, in a cluster of several partitions
         self._joint: frozenset[str] = frozenset()  # procedures
         self._outbox: list[tuple[Destination, Message]] = []
         self._commands: dict[int, Command] = {}
@@ -328,13 +324,9 @@ class Router:
             refuse(group, "ProtocolError", "a retry must name the partition that it was first sent to", errors)
             return []
         try:
-            arguments = _elements(group.args)
-        except (msgspec.DecodeError, RecursionError) as error:
-            refuse(group, "BadArguments", f"not an array of argument arrays: {error}", errors)
-            return []
-        if len(arguments) != len(group.numbers):
-            text = f"{len(arguments)} argument arrays for {len(group.numbers)} calls"
-            refuse(group, "BadArguments", text, errors)
+            arguments = argument_lists.split(group)
+        except ProtocolError as error:
+            refuse(group, "BadArguments", str(error), errors)
             return []
         members: dict[int, list[int]] = {}
         for position, hash_slot in enumerate(group.slots):
@@ -348,7 +340,7 @@ class Router:
                 group.incarnation if partition == group.partition else 0,
                 [group.numbers[position] for position in positions],
                 [group.slots[position] for position in positions],
-                joined([bytes(arguments[position]) for position in positions]),
+                joined([bytes(arguments[position][1]) for position in positions]),
             )
             for partition, positions in members.items()
         ]
@@ -356,7 +348,7 @@ class Router:
     def _route_everywhere(self, account: Account[bytes], call: EverywhereCall, now_us: int) -> None:
         size = len(call.args) + 4 * len(call.procedure) + 64
         lanes = self.lanes[: self._partitions]
-        if call.procedure in self._joint and self._coordinator != NOBODY:
+        if call.procedure in self._joint and self._coordinator is not None:
             lanes = self.lanes[self._coordinator :]
         down = [lane.name for lane in lanes if not lane.is_up]
         full = [
@@ -529,7 +521,7 @@ class Router:
         if len(addresses) != self._partitions:
             self.door.garbage(account.identity, "the number of partitions can't change")
             return
-        if self._coordinator != NOBODY:
+        if self._coordinator is not None:
             addresses.append(topology.coordinator or PartitionAddress(self._coordinator, 0, "", 0, 0))
         for lane, address in zip(self.lanes, addresses, strict=True):
             if address.incarnation != lane.incarnation or address.ipc_path != lane.address.ipc_path:

@@ -51,7 +51,7 @@ from voltpy.wire import decode, encode
 
 PASS_CALLS = 2048  # taken from the clients together, and from each partition, before anything is sent
 PASS_BYTES = 4 << 20
-UNREAD_BYTES = 128 << 20  # of replies that clients have not read, of all; then those with most are cut off
+UNREAD_BYTES = 128 << 20  # of replies that clients have not read, of all; past it connections end (voltpy.unread)
 IDLE_MS = 1000
 FINISH_S = 1.0  # at the end, for answers that partitions still owe
 LINGER_MS = 500  # … and for what clients have not taken yet

@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from coordinator.decision_log import DecisionLog
 from coordinator.session import ATTACHED, DOWN
-from coordinator.transactions import Transactions
+from coordinator.transactions import ENDING, Transactions
 from voltpy.answers import Answers
 from voltpy.builtin import infos
 from voltpy.crash_point import crash_point
@@ -34,6 +34,7 @@ from voltpy.messages import (
     Attach,
     Borrow,
     Calls,
+    Closing,
     Commit,
     Decide,
     DiscardLoad,
@@ -58,8 +59,8 @@ from voltpy.messages import (
     Topology,
     Welcome,
 )
-from voltpy.procedure import Registry
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry
 from voltpy.resident import resident_bytes
 from voltpy.schema import Schema, from_json
 from voltpy.sql.plan import Plan
@@ -71,6 +72,7 @@ CALLS_A_TURN = 2048
 IDLE_WAIT_S = 0.2
 NO_PLAN = Raw(b"\xc0")
 WAIT_S = 0.01  # while something may become overdue
+FINISH_S = 2.0  # at the end, for what is under way
 
 # The crash points before and after orders are sent.
 SENDING_POINTS: dict[type, tuple[str, str]] = {
@@ -132,19 +134,37 @@ class Server:
         self._flushes = 0
         self._flush_s = 0.0
         self._stopping = False
+        self._is_too_late = False  # for everything that is under way
 
     def stop(self) -> None:
         """Lets `serve` return after this turn. May be called from a signal handler."""
         self._stopping = True
 
     def serve(self) -> None:
-        """Returns after `stop`: what is under way is left as a crash would leave it. Any OSError ends the process."""
+        """Returns after `stop`, with every call that came answered, if that takes no longer than FINISH_S.
+
+        What is under way by then is left as a crash would leave it. Any OSError ends the process.
+        """
         wait_s = 0.0
         while not self._stopping:
             self.turn(wait_s)
             wait_s = 0.0 if self.core.has_work else WAIT_S if self.core.is_waiting else IDLE_WAIT_S
+        if not self._is_too_late:
+            self._finish()
         for connection in self._connections.values():
             self._disconnect(connection)
+
+    def _finish(self) -> None:
+        """Ends what is under way, begins nothing, and tells the clients whose calls are answered that no others ran."""
+        self.core.end()
+        until_s = time.monotonic() + FINISH_S
+        self.turn(0.0)
+        while self.core.owes_answers and time.monotonic() < until_s:
+            self.turn(WAIT_S)
+        closing = Closing(ENDING)
+        for account in list(self._door.accounts.values()):
+            if account.role == CLIENT and not account.closed and not account.in_flight:
+                self._send(account.identity, closing)
 
     def turn(self, wait_s: float) -> None:
         """One pass of the loop, which waits for so long at most when nothing has arrived."""
@@ -396,7 +416,9 @@ class Server:
             self.core.bodies.use(registry)
         elif self.core.lane > 1 and not self.core.is_holding:
             _events.warning("schema_comes_too_late", catalog_version=registry.catalog_version)
-            self.stop()  # batches go on already, on the old one: the process that follows has the new one
+            # Batches go on already, on the old one: the process that follows has the new one.
+            self._is_too_late = True
+            self.stop()
             return
         else:
             self._schema = self._prepared_schema

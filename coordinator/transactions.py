@@ -11,6 +11,7 @@ While one is under way none of another kind begins; a second batch may borrow wh
 Its shell does this, over and over:
 
     calls, everywhere, topology, receive, hold, resume     whatever has arrived
+    end                                                    nothing is begun any more
     step(now)                                              what can be done about it
     take_decision()                                        to be flushed to the decision log before anything else; then
     decided(was_room)                                      it counts, or nothing of the batch does
@@ -42,7 +43,7 @@ from coordinator.reads import Reads
 from coordinator.session import ATTACHED, DOWN, REPORTS_DUE_S
 from coordinator.waiting import Waiting
 from voltpy.answers import Answers
-from voltpy.errors import BadArguments, ProtocolError, UnknownProcedure
+from voltpy.errors import BadArguments, ProtocolError, Unavailable, UnknownProcedure
 from voltpy.messages import (
     NEVER_SENT,
     Attached,
@@ -62,10 +63,13 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import no_such
 from voltpy.schema import Schema
 from voltpy.sql.plan import Plan
+
+ENDING = "the coordinator is stopping"
 
 
 class Transactions:
@@ -108,6 +112,7 @@ class Transactions:
         self._notices: list[tuple[Origin, Message]] = []
         self._hold: tuple[int, Origin, float] | None = None  # snapshot, who asked, until when
         self._hold_is_told = False
+        self._is_ending = False
 
     # What arrives.
 
@@ -115,6 +120,9 @@ class Transactions:
         """Calls from a client. Their arguments are decoded at once; they run in a later step."""
         self.participants.now_s = now_s
         callers = self.callers
+        if self._is_ending:
+            callers.refuse(origin, group.client_id, group.numbers, Unavailable(ENDING))
+            return
         procedure = self.bodies.procedures.get(group.procedure)
         if procedure is None or procedure.everywhere:
             error = _not_callable(group, procedure, self.bodies.procedures)
@@ -150,6 +158,9 @@ class Transactions:
         call_id = call.client_id, call.number
         if call_id in self.callers.pending:
             self.callers.join(call_id, origin)
+            return
+        if self._is_ending:
+            self.callers.refuse(origin, call.client_id, [call.number], Unavailable(ENDING))
             return
         if len(call.args) > CHANGES_BYTES:
             text = f"{call.procedure}: arguments of {len(call.args):,} bytes; the limit is {CHANGES_BYTES:,}"
@@ -213,6 +224,10 @@ class Transactions:
             if isinstance(call, Call):
                 call.wants, call.guessed = None, False
 
+    def end(self) -> None:
+        """Begin nothing any more. What comes, and what would run in a later batch or round, is answered Unavailable."""
+        self._is_ending = True
+
     @property
     def is_answered(self) -> bool:
         """Whether partitions have read, or run their parts, what counts if all of them are still there now."""
@@ -254,7 +269,9 @@ class Transactions:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something, though nothing arrives."""
-        if self._hold is not None or self.reads.round is not None or self.joints.work is not None:
+        if self._is_ending or self._hold is not None:
+            return False
+        if self.reads.round is not None or self.joints.work is not None:
             return False
         waiting = self.waiting
         return self.batches.may_begin or (self._is_idle and bool(waiting.reads or waiting.joints))
@@ -274,6 +291,11 @@ class Transactions:
         )  # fmt: skip
 
     @property
+    def owes_answers(self) -> bool:
+        """Whether calls are not answered that may be, sooner or later."""
+        return bool(self.callers.pending)
+
+    @property
     def in_doubt(self) -> int:
         """Batches that are decided here and not yet known to be on disk in every partition, or not known here."""
         return len(self.participants.unacknowledged) + self.inquiries.in_doubt
@@ -288,7 +310,9 @@ class Transactions:
         """Looks at what is overdue; begins the next batch, joint or round when nothing is in its way."""
         self.participants.now_s = now_s
         self._expire()
-        if self._hold is not None:
+        if self._is_ending:
+            self.waiting.turn_away(Unavailable(ENDING))
+        elif self._hold is not None:
             self._look_at_hold()
         elif self._is_idle:
             self._begin()

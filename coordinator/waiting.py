@@ -14,7 +14,7 @@ from coordinator.bodies import Call
 from coordinator.callers import Callers
 from coordinator.participants import Participants
 from coordinator.session import ATTACHED, DOWN
-from voltpy.errors import Unavailable
+from voltpy.errors import Error, Unavailable
 
 ATTACH_WAIT_S = 2.0
 
@@ -90,6 +90,12 @@ class Waiting:
                 self.joints.appendleft(call)
             else:
                 self.queue_of(call).appendleft(call)
+
+    def turn_away(self, error: Error) -> None:
+        """Answers all of them with this error."""
+        for queue in (self.batches, self.reads, self.joints, self.stalled):
+            while queue:
+                self._callers.give_up(queue.popleft(), error)
 
     def expire(self) -> None:
         while self.stalled and self._participants.now_s >= self.stalled[0].until_s:

@@ -16,8 +16,9 @@ from collections.abc import Hashable
 from pathlib import Path
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
+from partitions.checkpoint import read_checkpoint
+from partitions.checkpointer import CHECKPOINT_BYTES, Checkpointer
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
@@ -36,8 +37,8 @@ from voltpy.events import Events, configure, get_logger
 from voltpy.forks import forbid_forks
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
 from voltpy.parent_death import SUPERVISOR, die_with_parent
-from voltpy.procedure import load_beside
 from voltpy.record_log import SEGMENT_BYTES, DiskFull
+from voltpy.registry import load_beside
 from voltpy.resident import resident_bytes
 from voltpy.sockets import context, raise_open_files_limit
 from voltpy.timeout import Timeout

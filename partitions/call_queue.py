@@ -12,6 +12,7 @@ last time, and for each call as many as can be moved while one runs.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
@@ -28,17 +29,20 @@ Request = TypeVar("Request")
 
 
 class CallQueue(Generic[Request]):
-    """`calls` and `held_bytes`, of arguments, wait."""
+    """`calls` and `held_bytes`, of arguments, wait.
+
+    `result_bytes`: how large the results of a client's calls of a procedure have been of late; only large ones.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
         self.held_bytes = 0
+        self.result_bytes: dict[tuple[int, str], int] = {}
         self._waiting: dict[int, deque[tuple[Request, int, int, int]]] = {}  # by client: see `add`
         self._order: list[tuple[int, int, int]] = []  # a heap: (tag of a client's first group, order, client)
         self._added = 0
         self._now = 0  # the tag of what went last
         self._tags: dict[int, int] = {}  # what clients have cost, where that is more than `_now`
-        self._result_bytes: dict[tuple[int, str], int] = {}  # of a call, by client and procedure; only large ones
 
     def __bool__(self) -> bool:
         return bool(self._order)
@@ -47,14 +51,9 @@ class CallQueue(Generic[Request]):
         """Whether calls of this client wait."""
         return client_id in self._waiting
 
-    @property
-    def has_large_results(self) -> bool:
-        """Whether calls are known that have had large results."""
-        return bool(self._result_bytes)
-
     def add(self, client_id: int, procedure: str, request: Request, calls: int, held_bytes: int) -> None:
         """`held_bytes`: what this request keeps in memory."""
-        cost_bytes = held_bytes + calls * (CALL_COST_BYTES + self._result_bytes.get((client_id, procedure), 0))
+        cost_bytes = held_bytes + calls * (CALL_COST_BYTES + self.result_bytes.get((client_id, procedure), 0))
         waiting = self._waiting.get(client_id)
         if waiting is None:
             self._waiting[client_id] = deque([(request, calls, held_bytes, cost_bytes)])
@@ -64,19 +63,11 @@ class CallQueue(Generic[Request]):
         self.calls += calls
         self.held_bytes += held_bytes
 
-    def put_back(self, client_id: int, request: Request, calls: int, held_bytes: int) -> None:
-        """It was taken, and did not run: it is the first of its client's again, and has cost already."""
-        waiting = self._waiting.get(client_id)
-        if waiting is None:
-            waiting = self._waiting[client_id] = deque()
-            self._put(client_id, self._tags.pop(client_id, self._now))
-        waiting.appendleft((request, calls, held_bytes, 0))
-        self.calls += calls
-        self.held_bytes += held_bytes
+    def take(self, most_bytes: float) -> Iterator[Request]:
+        """The next ones, until they cost so much. Whoever ends it earlier has taken those that it was given.
 
-    def take(self, most_bytes: float) -> list[Request]:
-        """The next ones, until they cost so much."""
-        taken: list[Request] = []
+        Nothing may be added meanwhile.
+        """
         cost_bytes = 0
         while self._order and cost_bytes < most_bytes:
             tag, _, client_id = heappop(self._order)
@@ -86,22 +77,21 @@ class CallQueue(Generic[Request]):
             cost_bytes += cost
             self.calls -= calls
             self.held_bytes -= held_bytes
-            taken.append(request)
             if waiting:
                 self._put(client_id, tag + cost)
             else:
                 del self._waiting[client_id]
                 self._tags[client_id] = tag + cost
-        if not self._order:
-            self._now = 0
-            self._tags.clear()
-        elif len(self._tags) > CLIENTS_REMEMBERED:
-            self._tags = {client_id: tag for client_id, tag in self._tags.items() if tag > self._now}
-        return taken
+            if not self._order:
+                self._now = 0
+                self._tags.clear()
+            elif len(self._tags) > CLIENTS_REMEMBERED:
+                self._tags = {client_id: tag for client_id, tag in self._tags.items() if tag > self._now}
+            yield request
 
     def pieces(self, group: CallGroup, most_bytes: int) -> list[CallGroup]:
         """The same calls, in groups whose results take about so much if they are as large as its client's last ones."""
-        size = self._result_bytes.get((group.client_id, group.procedure), 0)
+        size = self.result_bytes.get((group.client_id, group.procedure), 0)
         if size * len(group.numbers) <= most_bytes:
             return [group]
         try:
@@ -126,13 +116,13 @@ class CallQueue(Generic[Request]):
     def ran(self, group: CallGroup, large_bytes: int) -> None:
         """Its large results took so many bytes together: the next ones may do so too."""
         key = group.client_id, group.procedure
-        size = max(large_bytes // max(len(group.numbers), 1), self._result_bytes.get(key, 0) // 2)
+        size = max(large_bytes // max(len(group.numbers), 1), self.result_bytes.get(key, 0) // 2)
         if size >= CALL_COST_BYTES:
-            if len(self._result_bytes) >= GUESSES:
-                self._result_bytes.clear()
-            self._result_bytes[key] = size
+            if len(self.result_bytes) >= GUESSES:
+                self.result_bytes.clear()
+            self.result_bytes[key] = size
         else:
-            self._result_bytes.pop(key, None)
+            self.result_bytes.pop(key, None)
 
     def _put(self, client_id: int, tag: int) -> None:
         self._added += 1

@@ -82,7 +82,8 @@ from voltpy.messages import (
 )
 from voltpy.not_here import COORDINATOR, PLAN, WHOLE_TABLE, Miss, NotHere
 from voltpy.outcome_window import OutcomeWindow, Unlogged
-from voltpy.procedure import Procedure, Registry
+from voltpy.procedure import Procedure
+from voltpy.registry import Registry
 from voltpy.routing import no_such
 from voltpy.row import encode
 from voltpy.sql.plan import FILE
@@ -410,12 +411,25 @@ class Executor:
             error = Unavailable(f"{call.procedure.name}: {self._lacks(call.missed)}")
             answer = call_error(call.client_id, call.number, error)
             self.window.remember([answer])
-            answers = self._settled.get(call.origin)
-            if answers is None:
-                answers = self._settled[call.origin] = Answers([], [])
-            answers.errors.append(answer)
+            self._settled_for(call.origin).errors.append(answer)
         self.counts["raised"] += len(overdue)
         return bool(overdue)
+
+    def turn_away(self, origin: Origin, client_id: int, numbers: Iterable[int], error: Error) -> None:
+        """These calls, which have not run, are answered with this error. Between batches only."""
+        errors = self._settled_for(origin).errors
+        errors.extend(call_error(client_id, number, error) for number in numbers)
+
+    def turn_away_set_aside(self, error: Error) -> None:
+        """All calls that are set aside are answered with this error. Between batches only."""
+        for call in self._set_aside.take_all():
+            self.turn_away(call.origin, call.client_id, [call.number], error)
+
+    def _settled_for(self, origin: Origin) -> Answers:
+        answers = self._settled.get(origin)
+        if answers is None:
+            answers = self._settled[origin] = Answers([], [])
+        return answers
 
     def _lacks(self, missed: Iterable[Miss]) -> str:
         """Says what is lent, of what a call has missed."""
@@ -709,7 +723,9 @@ class Executor:
     def _admit_large(self, result_bytes: int) -> None:
         """Bounds what a client can make this process hold in results."""
         if result_bytes > MAX_RESULT_BYTES:
-            raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
+            raise ConstraintViolation(
+                f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}: ask in parts"
+            )
         self.large_bytes += result_bytes
         if self.large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
             raise ResultsWait(

@@ -12,7 +12,8 @@ partitions.in_doubt, which keeps its keys from everybody until the decision is k
 
 from __future__ import annotations
 
-from partitions.checkpoint import Checkpoint, Checkpointer
+from partitions.checkpoint import Checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.store import Store
 from partitions.wal import COMMIT, NO_OUTCOMES, Wal, decode_batch
 from voltpy.crash_point import crash_point

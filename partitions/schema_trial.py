@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
+from partitions.checkpoint import read_checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
 from partitions.store import Store

@@ -8,10 +8,10 @@
 
 If the order of the last three changed, a crash could take back what a client has been told.
 
-A message that is no call ends what is drained, and is obeyed after the next batch: procedures are replaced when all
-calls have run that were let in under the old ones. Orders of the coordinator come so too (partitions.participant).
-What is reported to it waits for its flush whatever --fsync says, and for nothing else; replies wait, besides, for the
-read rounds that were opened before their batch ran.
+A message that is no call ends what is drained, and is obeyed after the next batch. Procedures are replaced when all
+calls have run that were let in under the old ones: nothing is drained until then. Orders of the coordinator come so
+too (partitions.participant). What is reported to it waits for its flush whatever --fsync says, and for nothing else;
+replies wait, besides, for the read rounds that were opened before their batch ran.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from msgspec import Raw, Struct
 
 from partitions.buffer_pool import BufferPool
 from partitions.call_queue import CALL_COST_BYTES, CallQueue
-from partitions.checkpoint import Checkpointer
+from partitions.checkpointer import Checkpointer
 from partitions.executor import Executor
 from partitions.hold import Hold
 from partitions.participant import Participant
@@ -53,6 +53,7 @@ from voltpy.messages import (
     CheckpointBegun,
     CheckpointHeld,
     CheckpointReleased,
+    Closing,
     Detach,
     DiscardLoad,
     Dropped,
@@ -72,8 +73,8 @@ from voltpy.messages import (
     SwitchLoad,
     Welcome,
 )
-from voltpy.procedure import Registry
 from voltpy.record_log import MAX_RECORD_BYTES, DiskFull
+from voltpy.registry import Registry
 from voltpy.resident import resident_bytes
 from voltpy.row import encode
 from voltpy.schema import Schema, from_json
@@ -159,7 +160,7 @@ class Server:
         self._give_up_s = 0.0
         self._queue = CallQueue[Request]()
         self._short_until_s = 0.0  # batches are short until then
-        self._switches = False  # procedures are replaced after this batch, which has all that waited
+        self._put_off: Control | None = None  # procedures are to be replaced when nothing waits any more
         self._wal = wal
         self._checkpointer = checkpointer
         self._timeout = timeout
@@ -180,7 +181,7 @@ class Server:
         self._stopping = True
 
     def serve(self) -> None:
-        """Returns after `stop`, with everything flushed and every reply sent. Any OSError ends the process."""
+        """Returns after `stop`, with every call that came answered. Any OSError ends the process."""
         while not self._stopping:
             self.turn()
         self.end()
@@ -211,7 +212,10 @@ class Server:
             self._flush()
         self._reply()
         if control is not None:
-            self._obey(*control)
+            if self._queue and type(control[1]) is SwitchLoad:
+                self._put_off = control
+            else:
+                self._obey(*control)
         lends = orders.is_due or now_s >= participant.due_s
         if lends:
             self._lend()
@@ -253,13 +257,28 @@ class Server:
             self._rates.count(now_s, touches=pool.touches, faults=pool.faults, evictions=pool.evictions)
 
     def end(self) -> None:
-        """The last turn is over: everything is flushed, and every reply sent."""
+        """The last turn is over: everything is flushed, and every reply sent. What has not run by now never will."""
+        self._turn_away()
         self._flush()
         self._report()  # as long as it can be told
         self._sockets.hang_up(self._coordinator)
         self._rounds.end_all()  # the coordinator believes in none of one that has hung up
         self._reply()
+        self._greet()  # those who could not be told are gone from the door
+        closing = Closing(f"partition {self._partition} is stopping")
+        for account in list(self._door.accounts.values()):
+            if account.role == CLIENT and not account.closed and not account.in_flight:
+                self._send(account.identity, closing)
         self._warm_up.dump(flush=True)
+
+    def _turn_away(self) -> None:
+        """Answers all calls that wait: they never ran. Those that are still in the sockets are told so by Closing."""
+        error = Unavailable(f"partition {self._partition} is stopping")
+        for _, account, request in self._queue.take(math.inf):
+            numbers = request.numbers if isinstance(request, CallGroup) else [request.number]
+            self._executor.turn_away(account, request.client_id, numbers, error)
+        self._executor.turn_away_set_aside(error)
+        self._settle()
 
     @property
     def _has_work(self) -> bool:
@@ -303,15 +322,17 @@ class Server:
         while not self._redo.is_over:
             self._turn_pages(READ_WAIT_S)
 
-    def _drain(self) -> tuple[list[Request], Control | None]:
-        """The next batch; and what ended the drain, if it was a control message."""
+    def _drain(self) -> tuple[Iterable[Request], Control | None]:
+        """The next batch, false where there is none; and what ended the drain, if it was a control message."""
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         queue = self._queue
-        drained: list[tuple[int, str, Request, int, int]] = []
-        control: Control | None = None
+        result_bytes = queue.result_bytes
+        drained: list[Request] = []
+        control, self._put_off = self._put_off, None
         calls = frames_bytes = 0
         few: set[int] = set()  # clients with a group of a few calls
         many: set[int] = set()  # … and with more
+        is_large = False  # some of the calls have had large results
         most_calls = min(CALLS_A_DRAIN, QUEUED_CALLS - queue.calls)
         most_bytes = QUEUED_BYTES - queue.held_bytes
         while calls < most_calls and frames_bytes < most_bytes and control is None:
@@ -331,26 +352,23 @@ class Server:
                     length = len(group.numbers)
                     calls += length
                     (few if length <= FEW_CALLS else many).add(group.client_id)
-                    for piece in queue.pieces(group, SHORT_BATCH_BYTES) if queue.has_large_results else (group,):
-                        request: Request = executor.run, account, piece
-                        drained.append((piece.client_id, piece.procedure, request, len(piece.numbers), len(piece.args)))
+                    if result_bytes and (group.client_id, group.procedure) in result_bytes:
+                        is_large = True
+                        pieces = queue.pieces(group, SHORT_BATCH_BYTES)
+                        drained.extend([(executor.run, account, piece) for piece in pieces])
+                    else:
+                        drained.append((executor.run, account, group))
             elif type(message) is EverywhereCall:
-                account = door.accounts[identity]
-                request = executor.run_everywhere, account, message
-                drained.append((message.client_id, message.procedure, request, 1, len(message.args)))
+                drained.append((executor.run_everywhere, door.accounts[identity], message))
             elif message is not None:
                 control = (identity, message)
         self._greet()
-        self._switches = control is not None and type(control[1]) is SwitchLoad
-        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not queue.has_large_results
+        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not is_large
         if not queue and (is_cheap or len(drained) <= 1):
-            return [request for _, _, request, _, _ in drained], control  # all of it, as it came
+            return drained, control  # all of it, as it came
         if any(not queue.has(client_id) for client_id in few - many):
             self._short_until_s = executor.now_s + SHORT_BATCHES_S
-        for one in drained:
-            queue.add(*one)
-        if self._switches:
-            return queue.take(math.inf), control
+        self._queue_up(drained)
         return queue.take(SHORT_BATCH_BYTES if executor.now_s < self._short_until_s else BATCH_BYTES), control
 
     def _greet(self) -> None:
@@ -367,8 +385,11 @@ class Server:
                     self._sockets.admit(identity, first=welcomed is not None and welcomed.role != CLIENT)
                 self._send(identity, answer)
 
-    def _execute(self, requests: list[Request]) -> None:
-        """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own."""
+    def _execute(self, requests: Iterable[Request]) -> None:
+        """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own.
+
+        It ends early where its results are large. What is left of it never left the queue, or goes there.
+        """
         executor = self._executor
         if requests:
             self._read_only = False
@@ -376,15 +397,21 @@ class Server:
         if executor.has_ready:
             executor.run_ready()
         large_bytes = executor.large_bytes
-        for position, (run, account, request) in enumerate(requests):
+        queue = self._queue
+        result_bytes = queue.result_bytes
+        ran: list[Request] = []
+        left = iter(requests)
+        for one in left:
+            ran.append(one)
+            run, account, request = one
             run(account, request)
-            if executor.large_bytes != large_bytes or self._queue.has_large_results:
+            if executor.large_bytes != large_bytes or result_bytes:
                 if isinstance(request, CallGroup):
-                    self._queue.ran(request, executor.large_bytes - large_bytes)
+                    queue.ran(request, executor.large_bytes - large_bytes)
                 large_bytes = executor.large_bytes
-                if large_bytes > RESULTS_A_BATCH_BYTES and not self._switches:
-                    self._put_back(requests[position + 1 :])
-                    requests = requests[: position + 1]
+                if large_bytes > RESULTS_A_BATCH_BYTES:
+                    if isinstance(requests, list):
+                        self._queue_up(left)
                     break
         self._timeout.disarm()
         crash_point("server.execute.ran")
@@ -396,17 +423,17 @@ class Server:
                 self._finish_redo()  # then pages can be cleaned to make room
             while executor.has_ready:
                 self._execute_alone(executor.run_next_ready)
-            for run, account, request in requests:
+            for run, account, request in ran:
                 self._execute_alone(partial(run, account, request))
             self._refused = None
         self._settle()
         self._batches += 1
 
-    def _put_back(self, requests: list[Request]) -> None:
-        for one in reversed(requests):
+    def _queue_up(self, requests: Iterable[Request]) -> None:
+        for one in requests:
             request = one[2]
             calls = len(request.numbers) if isinstance(request, CallGroup) else 1
-            self._queue.put_back(request.client_id, one, calls, len(request.args))
+            self._queue.add(request.client_id, request.procedure, one, calls, len(request.args))
 
     def _settle(self) -> None:
         """What calls are told waits from now on until it may leave."""

@@ -185,6 +185,14 @@ class CallsSetAside:
                 calls.remove(call)
         self._want_no_more(call)
 
+    def take_all(self) -> list[SetAside]:
+        """Takes out all of them, ready or not."""
+        calls = list(self._calls.values())
+        for call in calls:
+            self.drop(call)
+        self.ready.clear()
+        return calls
+
     def begin_batch(self) -> None:
         """What was changed until now is not undone any more. Not needed where `is_changed` is false."""
         self._before = {}

@@ -32,7 +32,7 @@ LAYERS = {
         "__main__", "server", "participant", "loans", "in_doubt", "joint_parts",
         "batch_steps", "batch_changes", "row_images", "order_session", "order_queue", "read_rounds",
         "rates", "call_queue", "executor", "set_aside", "first_results", "transaction_kinds",
-        "plans", "recovery", "redo", "checkpoint", "pace", "warm_up",
+        "plans", "recovery", "redo", "checkpointer", "checkpoint", "pace", "warm_up",
         "schema_change", "store", "view_reader", "viewed_table", "view_build", "view_source", "table", "ownership",
         "table_redo", "lookups", "buffer_pool", "accessors", "heap",
         "unique_indexes", "index_image", "secondary_index", "packed_tree", "index", "index_key", "posting_list",
@@ -43,7 +43,8 @@ LAYERS = {
     "voltpy.sql": (
         "ddl_change", "ddl", "view", "planner", "emit", "distribute", "query_function", "access", "aggregate_states",
         "bind", "expression_binder", "type_binder", "parse", "expression_reader", "token_reader", "script",
-        "statements", "plan", "expression", "runtime", "observed", "estimates", "search", "catalog_tables",
+        "statements", "plan", "expression", "runtime", "row_sets", "arithmetic", "text_functions", "time_functions",
+        "observed", "estimates", "search", "catalog_tables",
         "program", "stored_expression", "bound", "catalogue", "values", "functions", "syntax", "tokens",
     ),
 }  # fmt: skip
@@ -148,6 +149,14 @@ def test_the_client_package_loads_without_zmq() -> None:
     program = "import sys, voltpy; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert {"zmq", "sqlglot", "rich"}.isdisjoint(loaded.stdout.split())
+
+
+def test_type_checkers_find_the_package_where_it_is_installed(tmp_path: Path) -> None:
+    program = "from importlib.machinery import PathFinder; print(PathFinder.find_spec('voltpy').origin)"
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert Path(found.stdout.strip()).with_name("py.typed").exists()  # on the path itself: no import hook finds it
 
 
 @pytest.mark.parametrize("command", ["call", "start"])

@@ -14,6 +14,7 @@ from voltpy.errors import (
     ClusterError,
     ConstraintViolation,
     Corruption,
+    DataError,
     DuplicateKey,
     Error,
     Indeterminate,
@@ -24,6 +25,7 @@ from voltpy.errors import (
     ReadOnly,
     Reentered,
     SchemaError,
+    SqlError,
     Unavailable,
     UnknownProcedure,
     WrongPartition,
@@ -36,6 +38,8 @@ from voltpy.procedure import procedure
 if TYPE_CHECKING:
     from voltpy.aio import AsyncClient, connect_async
     from voltpy.client import Client, connect
+    from voltpy.result import Result
+    from voltpy.transaction import Transaction
 
 __all__ = [
     "Aborted",
@@ -45,6 +49,7 @@ __all__ = [
     "ClusterError",
     "ConstraintViolation",
     "Corruption",
+    "DataError",
     "DuplicateKey",
     "Error",
     "Indeterminate",
@@ -54,7 +59,10 @@ __all__ = [
     "ProtocolError",
     "ReadOnly",
     "Reentered",
+    "Result",
     "SchemaError",
+    "SqlError",
+    "Transaction",
     "Unavailable",
     "UnknownProcedure",
     "WrongPartition",
@@ -66,6 +74,8 @@ __all__ = [
 _LAZY = {
     "AsyncClient": "voltpy.aio",
     "Client": "voltpy.client",
+    "Result": "voltpy.result",
+    "Transaction": "voltpy.transaction",
     "connect": "voltpy.client",
     "connect_async": "voltpy.aio",
 }

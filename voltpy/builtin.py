@@ -14,7 +14,8 @@ from typing import Any
 
 from voltpy.errors import ConstraintViolation, DataError, SchemaError, SqlError, Unavailable, WrongPartition
 from voltpy.messages import ProcedureInfo
-from voltpy.procedure import Procedure, Registry, procedure
+from voltpy.procedure import Procedure, procedure
+from voltpy.registry import Registry
 
 Rejected = list[list[Any]]  # [position in the call, error class, reason] of each row that was not inserted
 

@@ -43,7 +43,7 @@ from voltpy.crash_point import PROCESS, crash_point
 from voltpy.data_directory import Unflushed
 from voltpy.ending import last_words_of
 from voltpy.errors import ClusterError, Error, ProtocolError, SchemaError
-from voltpy.events import logger_to, stderr_outlet
+from voltpy.events import Outlet, logger_to, stderr_outlet
 from voltpy.messages import MAX_FRAME_BYTES, PROTOCOL_VERSION, Admin, AdminReply, Hello, Message
 from voltpy.parent_death import SUPERVISOR
 from voltpy.schema import Schema
@@ -140,6 +140,7 @@ class Cluster:
         options: Options,
         on_ready: Callable[[str], None],
         *,
+        outlet: Outlet | None = None,
         router_command: Sequence[str] = ROUTER_COMMAND,
         partition_command: Sequence[str] = PARTITION_COMMAND,
         coordinator_command: Sequence[str] = COORDINATOR_COMMAND,
@@ -151,7 +152,7 @@ class Cluster:
         self._router_command = router_command
         self._partition_command = partition_command
         self._coordinator_command = coordinator_command
-        self._stderr = stderr_outlet()
+        self._stderr = stderr_outlet() if outlet is None else outlet
         self._events = logger_to(self._stderr)
         self._cores = usable_cores()
         self._token = secrets.token_hex(16)

@@ -4,6 +4,8 @@
     the connection to the router              what went through it is lost at once
     a direct connection to a process          waits, in limbo: up to TOPOLOGY_WAIT_S for the router to say what became
                                               of the process, or until a new connection is there; then it is lost
+    a connection to a process that stops in   never ran: it goes again, or is Unavailable
+    order (Closing says so)
     a process (a topology, or Lost, says so)  what its former incarnation has not answered is lost
     the cluster (another answers instead)     is lost, and goes nowhere again
 
@@ -19,11 +21,11 @@ from typing import Final
 from voltpy.alarm import Alarm
 from voltpy.attempts import Attempts
 from voltpy.calls import Everywhere, Lookup, Pending
-from voltpy.errors import Indeterminate, ProtocolError, Unavailable
+from voltpy.errors import Error, Indeterminate, ProtocolError, Unavailable
 from voltpy.in_flight import InFlight
 from voltpy.known_cluster import KnownCluster
 from voltpy.lane import ROUTER, Lane, Lanes
-from voltpy.messages import NEVER_SENT, Lost, PartitionAddress, Topology, Welcome
+from voltpy.messages import NEVER_SENT, CallError, Closing, Lost, PartitionAddress, Topology, Welcome
 from voltpy.outcomes import Outcomes
 from voltpy.routing import no_such
 from voltpy.unsent import Unsent
@@ -102,6 +104,18 @@ class ClusterChanges:
             self._outcomes.fail(call, error)
         if destination == ROUTER:
             for other in self._in_flight.take_others():
+                self._outcomes.fail(other, error)
+
+    def closing(self, source: int, message: Closing, now: float) -> None:
+        """The process at the other end has answered what ran, and stops."""
+        for call in self._in_flight.single_out(lambda call: call.via == source):
+            self._in_flight.remove(call)
+            self._attempts.answer(call, source, CallError(0, call.number, "Unavailable", message.reason), now)
+        if source == ROUTER:
+            for other in self._in_flight.take_others():
+                error: Error = Unavailable(f"{other.procedure}: {message.reason}")
+                if isinstance(other, Everywhere) and (other.values or other.errors):
+                    error = Indeterminate(f"{other.procedure}: {message.reason}; some parts of it have run")
                 self._outcomes.fail(other, error)
 
     def end_limbos(self, now: float) -> None:

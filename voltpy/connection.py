@@ -49,6 +49,7 @@ from voltpy.messages import (
     AdminReply,
     CallGroup,
     Calls,
+    Closing,
     Lost,
     Refusal,
     Replies,
@@ -283,6 +284,9 @@ class Connection:
                 self._arrivals.admin_reply(message)
             elif isinstance(message, Lost):
                 self._changes.lost_partition(message, now)
+            elif isinstance(message, Closing):
+                self._changes.closing(source, message, now)
+                return False
             elif isinstance(message, Refusal):
                 if message.code != NO_HELLO:  # then it knows us no more: what was sent is as with any lost connection
                     self._refused(source, message)

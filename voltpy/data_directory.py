@@ -36,7 +36,7 @@ from msgspec.structs import replace
 
 from voltpy.crash_point import crash_point
 from voltpy.errors import ClusterError, Corruption, SchemaError
-from voltpy.procedure import Registry, load
+from voltpy.registry import Registry, load
 from voltpy.schema import FORMAT_VERSION, Schema, describe, from_json, grown, to_json, tombstone
 
 VERSION = 1

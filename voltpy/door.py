@@ -70,6 +70,9 @@ BYTES_IN_FLIGHT_A_PARTITION = 1 << 30
 BYTES_IN_FLIGHT_AT_COORDINATOR = (
     256 << 20
 )  # calls wait there, with their arguments decoded: that takes several times this
+# Of the calls in flight at a partition, these are for clients that have no more than a few there.
+RESERVED_CALLS = 4096
+FEW_CALLS = 64
 HELLO_BYTES = 1024  # a stranger's longer frame is not even decoded
 FRAME_CALLS = CALLS_IN_FLIGHT_A_CLIENT
 # Free values take up to 64 times their bytes once decoded, arguments that pass as they are do not: only a frame that
@@ -323,7 +326,7 @@ class Door(Generic[Identity]):
         elif self.at_partition is not None:
             groups = self._at_home(groups, incarnation, errors)
             number_of_calls -= len(errors)
-        if groups and self._is_full(account, number_of_calls, frame_bytes):
+        if groups and self._is_full(account, number_of_calls, number_of_calls, frame_bytes):
             groups, number_of_calls = self._fitting(account, groups, frame_bytes, errors)
         if errors:
             self._answer(account.identity, incarnation, errors)
@@ -344,7 +347,7 @@ class Door(Generic[Identity]):
             return None
         if call.catalog_version != self.catalog_version and self.catalog_version:
             code, text = STALE, f"the procedures are at version {self.catalog_version}"
-        elif self._is_full(account, 1, frame_bytes):
+        elif self._is_full(account, 1, 1, frame_bytes):
             code, text = "Overloaded", self._too_much(account)
         else:
             account.bytes_in_flight += frame_bytes
@@ -372,14 +375,16 @@ class Door(Generic[Identity]):
                 at_home.append(group)
         return at_home
 
-    def _is_full(self, account: Account[Identity], calls: int, frame_bytes: int) -> bool:
-        if self.at_partition is not None and (
-            self.in_flight + calls > CALLS_IN_FLIGHT_A_PARTITION
-            or self.bytes_in_flight + frame_bytes > self._most_bytes
-        ):
-            return True
+    def _is_full(self, account: Account[Identity], calls: int, group_calls: int, frame_bytes: int) -> bool:
+        """Whether so many calls are too many, the last `group_calls` of them one client's."""
         # The router's account carries many clients: each had its limits there.
-        return account.role == CLIENT and (
+        is_client = account.role == CLIENT
+        if self.at_partition is not None:
+            has_few = (account.in_flight + calls if is_client else group_calls) <= FEW_CALLS
+            most_calls = CALLS_IN_FLIGHT_A_PARTITION if has_few else CALLS_IN_FLIGHT_A_PARTITION - RESERVED_CALLS
+            if self.in_flight + calls > most_calls or self.bytes_in_flight + frame_bytes > self._most_bytes:
+                return True
+        return is_client and (
             account.in_flight + calls > CALLS_IN_FLIGHT_A_CLIENT
             or account.bytes_in_flight + frame_bytes > BYTES_IN_FLIGHT_A_CLIENT
         )
@@ -392,7 +397,7 @@ class Door(Generic[Identity]):
         calls = 0
         for group in groups:
             length = len(group.numbers)
-            if self._is_full(account, calls + length, frame_bytes):
+            if self._is_full(account, calls + length, length, frame_bytes):
                 refuse(group, "Overloaded", self._too_much(account), errors)
             else:
                 fitting.append(group)

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
@@ -71,12 +72,12 @@ class Outlet:
             del waiting[:written]
 
 
-def stderr_outlet() -> Outlet:
+def stderr_outlet(kind: Callable[[int | None], Outlet] = Outlet) -> Outlet:
     """For this process's stderr, if it has one: closed at the start, its number may be anybody's by now."""
     try:
-        return Outlet(sys.stderr.fileno())
+        return kind(sys.stderr.fileno())
     except (AttributeError, OSError, ValueError):
-        return Outlet(None)
+        return kind(None)
 
 
 def _dropped(lines: int) -> bytes:
@@ -95,8 +96,10 @@ def logger_to(outlet: Outlet) -> Events:
     return logger
 
 
-def configure() -> None:
-    """Called once, at the start of each process. stdout stays free for what a program reads.
+def configure(outlet: Outlet | None = None) -> None:
+    """Called once, at the start of each process: events go to the outlet, or to stderr, whose reader they wait for.
+
+    stdout stays free for what a program reads.
 
     In the processes of a cluster it is a pipe, and what a procedure prints there is to be seen when it is printed.
     """
@@ -108,6 +111,6 @@ def configure() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr if outlet is None else cast(TextIO, outlet)),
         cache_logger_on_first_use=True,
     )

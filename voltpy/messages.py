@@ -9,6 +9,7 @@
     Dropped          partition → router                 calls that get no reply
     Refusal          door → client                      a whole frame was refused (garbage, no Hello, account closed)
     Lost             router → client                    calls that it sent on will not be answered
+    Closing          door → client                      it stops: what it has not answered never ran
     Topology         supervisor → router → client       partitions, incarnations, addresses, procedures
     Admin            client → router → supervisor       status, stop, load_procedures, change_schema
     AdminReply       supervisor → router → client
@@ -250,6 +251,15 @@ class Lost(Struct, array_like=True, tag=33):
 
     partition: int
     incarnation: int
+    reason: str
+
+
+class Closing(Struct, array_like=True, tag=34):
+    """The last word of a process that stops in order.
+
+    Of what the client has sent by this connection, whatever is not answered never ran, and never will.
+    """
+
     reason: str
 
 
@@ -679,8 +689,8 @@ class PlanReply(Struct, array_like=True, tag=32, forbid_unknown_fields=True):
 
 
 Message = (
-    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Lost | Refusal | Admin | AdminReply
-    | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
+    Hello | Topology | Welcome | Calls | EverywhereCall | Replies | Dropped | Lost | Closing | Refusal
+    | Admin | AdminReply | StatusRequest | StatusReply | PrepareLoad | LoadPrepared | SwitchLoad | DiscardLoad
     | HoldCheckpoint | CheckpointHeld | RenewHold | ReleaseCheckpoint | CheckpointReleased
     | CheckpointBegun | HoldBatches | BatchesHeld | ResumeBatches
     | Attach | Attached | Orders | Reports | Detach | PlanRequest | PlanReply

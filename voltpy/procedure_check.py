@@ -10,7 +10,7 @@ import sys
 
 from voltpy.data_directory import read_source
 from voltpy.errors import ClusterError, SchemaError
-from voltpy.procedure import load
+from voltpy.registry import load
 from voltpy.schema import from_json
 
 EXIT_REFUSED = 4

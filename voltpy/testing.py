@@ -36,7 +36,8 @@ from voltpy.errors import BadArguments, Error, ReadOnly, SchemaError, Unavailabl
 from voltpy.known_statements import changes_schema, checked_parameters, in_its_words, schema_changed
 from voltpy.messages import CallGroup, EverywhereCall, ProcedureInfo
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Registry, from_functions, load_path, procedure, procedures_of
+from voltpy.procedure import procedure
+from voltpy.registry import Registry, from_functions, load_path, procedures_of
 from voltpy.result import Result
 from voltpy.routing import no_such, not_everywhere, slots_of
 from voltpy.schema import Schema
@@ -73,7 +74,7 @@ class Engine:
         clock: Callable[[], datetime] | None = None,
         memory_bytes: int = 8 << 30,
     ) -> None:
-        tables = schema if isinstance(schema, Schema) else parse_schema(_text(schema))
+        tables = schema if isinstance(schema, Schema) else _parsed(schema)
         self._procedures = procedures if isinstance(procedures, str | Path) else _functions(procedures)
         registry = self._registry(tables)
         self.statements = _statements(tables)
@@ -277,7 +278,11 @@ def _functions(procedures: ModuleType | Iterable[Callable[..., Any]]) -> list[Ca
     return list(procedures)
 
 
-def _text(schema: str | Path) -> str:
-    if isinstance(schema, Path) or (";" not in schema and "\n" not in schema and Path(schema).suffix == ".sql"):
-        return Path(schema).read_text(encoding="utf-8")
-    return schema
+def _parsed(schema: str | Path) -> Schema:
+    """Raises SchemaError, with the file's name if it is one."""
+    if not isinstance(schema, Path) and (";" in schema or "\n" in schema or Path(schema).suffix != ".sql"):
+        return parse_schema(schema)
+    try:
+        return parse_schema(Path(schema).read_text(encoding="utf-8"))
+    except SchemaError as error:
+        raise SchemaError(f"{schema}: {error}") from None

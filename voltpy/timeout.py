@@ -9,9 +9,11 @@ function that never returns, is the supervisor's: it kills the process (voltpy.h
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType, FrameType
 
 from voltpy.errors import ConstraintViolation, Error, ProcedureTimeout
@@ -20,6 +22,9 @@ from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID, Words
 MIN_TICK_S, MAX_TICK_S = 0.01, 0.1
 OVERDUE_TICK_S = 0.002  # so that a procedure which spends its time in our code is soon met in its own
 CALLS_MET = 256  # whose time is remembered
+_OURS = tuple(
+    f"{Path(__file__).parent.parent / package}{os.sep}" for package in ("voltpy", "partitions", "coordinator")
+)
 
 
 class Interruption(BaseException):
@@ -95,7 +100,8 @@ class Timeout:
         error: Error
         shorter = self._shorter()
         if now_s - self._since_s >= self._limit_s or spent_s >= self._limit_s or running == self._ended:
-            error = ProcedureTimeout("ran past the procedure timeout and was ended")
+            limit = f"ran longer than {self._limit_s:g} s (--procedure-timeout)"
+            error = ProcedureTimeout(f"{limit} and was ended{_place(frame)}")
         elif shorter is not None and self._run_s >= shorter[0]:
             error = ProcedureTimeout(shorter[1])
         elif self._run_s and self._is_too_large():
@@ -119,3 +125,13 @@ class Timeout:
         if len(self._spent_s) > CALLS_MET:
             del self._spent_s[next(iter(self._spent_s))]
         return spent_s
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where in the user's files that is: `, at bank.py:17`."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(("<", *_OURS)):
+            return f", at {os.path.basename(name)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

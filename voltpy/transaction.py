@@ -170,6 +170,8 @@ class ReadOnlyTable:
 class Transaction:
     """`tx`. Tables are attributes; a table's name never collides with a method (the schema sees to it)."""
 
+    _context: CallContext
+
     def __init__(self, tables: Mapping[str, Any], context: CallContext) -> None:
         statements = context.statements
         self.__dict__.update(tables, _context=context, _prepared={} if statements is None else statements.prepared)
@@ -204,7 +206,7 @@ class Transaction:
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"tx.{name} can't be set: nothing but rows outlives a call")
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:  # as if it returned: to a type checker tables are attributes of any type
         if name in self._context.dropped:
             raise SchemaError(f"there is no table {name}: it was dropped")
         raise AttributeError(f"tx has no table or method {name!r}")

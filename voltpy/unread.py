@@ -4,8 +4,13 @@ ZeroMQ bounds what it queues for a peer in frames, 64 of up to 4 MiB here, keeps
 neither tells how much that is nor ends a connection: a few hundred clients that ask and never read would be gigabytes.
 The kernel knows how many bytes the other side of a TCP connection has taken. What was sent less what was taken is an
 upper bound of what is held. It is looked at when so much has been sent since the last look that all of it together
-could be too much: nothing a client who reads ever pays for. Over ipc come the processes of the cluster, and whoever
-could kill them: what is held for them is not counted.
+could be half of what is too much: nothing a client who reads ever pays for. Where it is too much, those go first for
+whom something has been held for most looks, and of these the one with most: many who each hold a little for ever must
+not cost a client its connection who takes what it is sent, be that much. Over ipc come the processes of the cluster,
+and whoever could kill them: what is held for them is not counted.
+
+A peer takes more than it was sent where it makes ZeroMQ answer it, by pings: a few bytes at the handshake, or any
+number, in order that nothing of what is sent then seems to be held. Past SLACK_BYTES a look does not believe it.
 
 A connection is found by the descriptor that came with its frames, and is ours only if its cookie (a number that Linux
 gives to no other socket) is still the same. `shutdown` ends it, and ZeroMQ frees what it holds for it.
@@ -13,6 +18,7 @@ gives to no other socket) is still the same. `shutdown` ends it, and ZeroMQ free
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -22,6 +28,7 @@ from typing import NamedTuple
 import zmq
 
 LOOK_AFTER_BYTES = 16 << 20  # sent since the last look, at least
+SLACK_BYTES = 4096
 PEERS = 65536
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _INFO_BYTES = 128
@@ -39,24 +46,30 @@ class Connection(NamedTuple):
 
 
 class Peer:
-    """`sent` bytes, in ZeroMQ's framing, of which `unread` were not taken when last looked, or sent since."""
+    """`sent` bytes, in ZeroMQ's framing, of which `unread` were not taken when last looked, or sent since.
 
-    __slots__ = ("connection", "is_trusted", "sent", "unread")
+    `marked` is what had been sent at look number `marked_at`, where some of it may not have been taken since.
+    """
+
+    __slots__ = ("connection", "is_trusted", "marked", "marked_at", "sent", "unread")
 
     def __init__(self, connection: Connection, sent: int) -> None:
         self.connection = connection
         self.sent = sent
         self.unread = 0
+        self.marked = sent
+        self.marked_at = 0
         self.is_trusted = connection.family != socket.AF_INET and connection.family != socket.AF_INET6
 
 
 class Unread:
-    """`total_bytes`: of all peers, an upper bound. Past `most_bytes` those with most are cut off."""
+    """`total_bytes`: of all peers, an upper bound. Past `most_bytes` those go that have held something for longest."""
 
     def __init__(self, most_bytes: int) -> None:
         self.total_bytes = 0
         self._most_bytes = most_bytes
-        self._look_at_bytes = most_bytes
+        self._look_at_bytes = most_bytes // 2
+        self._looks = 0
         self._peers: dict[bytes, Peer] = {}
 
     def heard(self, identity: bytes, frame: zmq.Frame) -> None:
@@ -84,14 +97,17 @@ class Unread:
         if peer is None or peer.is_trusted:
             return []
         frame_bytes += 2 if frame_bytes < 256 else 9  # ZMTP: flags and length
+        if not peer.unread:
+            peer.marked = peer.sent
+            peer.marked_at = self._looks
         peer.sent += frame_bytes
         peer.unread += frame_bytes
         self.total_bytes += frame_bytes
         if self.total_bytes <= self._look_at_bytes:
             return []
         self._look()
-        cut = self._cut_largest() if self.total_bytes > self._most_bytes else []
-        self._look_at_bytes = max(self._most_bytes, self.total_bytes + LOOK_AFTER_BYTES)
+        cut = self._cut_oldest() if self.total_bytes > self._most_bytes else []
+        self._look_at_bytes = max(self._most_bytes // 2, self.total_bytes + LOOK_AFTER_BYTES)
         return cut
 
     def gone(self, identity: bytes) -> None:
@@ -114,6 +130,7 @@ class Unread:
 
     def _look(self) -> None:
         """Asks the kernel about all that were sent something."""
+        self._looks += 1
         for identity, peer in list(self._peers.items()):
             if not peer.unread:
                 continue
@@ -121,12 +138,20 @@ class Unread:
             if taken is None:
                 self._forget(identity)
                 continue
-            unread = min(max(peer.sent - taken, 0), peer.unread)
-            self.total_bytes -= peer.unread - unread
-            peer.unread = unread
+            if taken > peer.sent + SLACK_BYTES:
+                peer.sent = taken + peer.unread
+            else:
+                unread = min(max(peer.sent - taken, 0), peer.unread)
+                self.total_bytes -= peer.unread - unread
+                peer.unread = unread
+                peer.sent = max(peer.sent, taken)
+                if taken >= peer.marked:
+                    peer.marked = peer.sent
+                    peer.marked_at = self._looks
 
-    def _cut_largest(self) -> list[bytes]:
-        identities = sorted(self._peers, key=lambda identity: self._peers[identity].unread)
+    def _cut_oldest(self) -> list[bytes]:
+        holding = [(-peer.marked_at, peer.unread, identity) for identity, peer in self._peers.items() if peer.unread]
+        identities = [identity for _, _, identity in sorted(holding)]
         cut = []
         while self.total_bytes > self._most_bytes:
             cut.append(identities.pop())
@@ -151,16 +176,15 @@ def _connection(frame: zmq.Frame) -> Connection | None:
     """The connection that a frame came by; None where there is none any more, or the system does not tell."""
     try:
         fd = int(frame.get(zmq.SRCFD))
-    except (ValueError, zmq.ZMQError):
+        found = socket.socket(fileno=fd)
+    except (ValueError, OSError, zmq.ZMQError):
         return None
-    found = _duplicate(fd)
-    if found is None:
+    try:
+        return Connection(fd, found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES), found.family)
+    except OSError:  # a system without cookies
         return None
-    with found:
-        try:
-            return Connection(fd, found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES), found.family)
-        except OSError:  # a system without cookies
-            return None
+    finally:
+        found.detach()  # the descriptor is ZeroMQ's
 
 
 def _taken(connection: Connection) -> int | None:
@@ -177,30 +201,26 @@ def _taken(connection: Connection) -> int | None:
     except (OSError, struct.error):  # struct.error: a system that does not count what was taken
         return None
     finally:
-        found.detach()  # the descriptor is ZeroMQ's
+        found.detach()
 
 
 def _end(connection: Connection) -> None:
     """Ends the connection, if it is still the same."""
-    found = _duplicate(connection.fd)  # no other socket can take its place meanwhile
-    if found is None:
-        return
-    with found:
-        try:
-            if found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES) == connection.cookie:
-                found.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended by itself
-
-
-def _duplicate(fd: int) -> socket.socket | None:
-    """Another descriptor of the same socket; None where there is no socket, or no descriptor left."""
     try:
-        duplicate = os.dup(fd)
-    except OSError:
-        return None
+        fd = os.dup(connection.fd)  # no other socket can take its place meanwhile
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            return
+        fd = connection.fd  # what is held must not stay for want of a descriptor, of which the peer may have them all
+    found = None
     try:
-        return socket.socket(fileno=duplicate)
+        found = socket.socket(fileno=fd)
+        if found.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES) == connection.cookie:
+            found.shutdown(socket.SHUT_RDWR)
     except OSError:
-        os.close(duplicate)
-        return None
+        pass  # it has ended by itself
+    finally:
+        if found is not None:
+            found.detach()
+        if fd != connection.fd:
+            os.close(fd)

@@ -34,6 +34,7 @@ import zmq
 
 import voltpy
 from tests.campaigns.cluster import Cluster
+from tests.campaigns.counters import PROCEDURES, SCHEMA
 from tests.campaigns.many_clients import PARTITIONS, Place, calls_frame, look_up
 from voltpy import wire
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -41,33 +42,9 @@ from voltpy.messages import PROTOCOL_VERSION, Hello, Replies, Welcome
 from voltpy.stream import FrameReader, packed
 
 PAUSE_S = 0.001
+BEGIN_S = 60.0  # for the greedy client to be at work
 GREEDY_ID, GREEDY_COUNTER = 3, 0
 PATHS = ("router", "direct")
-
-SCHEMA = (
-    "CREATE TABLE counters (counter INT PRIMARY KEY, value INT NOT NULL); PARTITION TABLE counters ON COLUMN counter;"
-)
-PROCEDURES = """
-from voltpy import procedure
-
-
-@procedure(partition_by="counter")
-def increment(tx, counter: int) -> int:
-    row = tx.counters.get(counter)
-    if row is None:
-        return tx.counters.insert(counter, 1).value
-    return tx.counters.update(counter, value=row.value + 1).value
-
-
-@procedure(partition_by="counter", read_only=True)
-def measure(tx, counter: int, text: str) -> int:
-    return len(text)
-
-
-@procedure(partition_by="counter", read_only=True)
-def fetch(tx, counter: int, size: int) -> str:
-    return "x" * size
-"""
 
 
 class Kind(NamedTuple):
@@ -188,7 +165,10 @@ def run(url: str, kind: str, path: str, seconds: float) -> Figures:
     if KINDS[kind] is not None:
         greedy = get_context("spawn").Process(target=greed, args=(url, kind, path, theirs), daemon=True)
         greedy.start()
-        while _told(ours)[1] < 100:
+        deadline_s = time.monotonic() + BEGIN_S
+        while (told := _told(ours))[1] < 100:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"the greedy client has had {told[1]} results and {told[2]} errors in {BEGIN_S} s")
             time.sleep(0.05)
     began = _told(ours) if greedy else (time.monotonic(), 0, 0)
     took_ms = call_alone(url if path == "direct" else f"{url}?affinity=off", seconds)

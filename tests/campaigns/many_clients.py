@@ -35,6 +35,7 @@ import zmq
 
 import voltpy
 from tests.campaigns.cluster import Cluster
+from tests.campaigns.counters import PROCEDURES, SCHEMA
 from voltpy import wire
 from voltpy.errors import Error
 from voltpy.hash_slot import hash_slot, slot_owners
@@ -51,26 +52,6 @@ TURNS = 80  # over which their calls are spread
 FACTOR = 3.0
 LEAST_P99_MS = 25.0  # below it a factor means nothing: before, the well-behaved client was alone
 RSS_BYTES = 1 << 30
-
-SCHEMA = (
-    "CREATE TABLE counters (counter INT PRIMARY KEY, value INT NOT NULL); PARTITION TABLE counters ON COLUMN counter;"
-)
-PROCEDURES = """
-from voltpy import procedure
-
-
-@procedure(partition_by="counter")
-def increment(tx, counter: int) -> int:
-    row = tx.counters.get(counter)
-    if row is None:
-        return tx.counters.insert(counter, 1).value
-    return tx.counters.update(counter, value=row.value + 1).value
-
-
-@procedure(partition_by="counter", read_only=True)
-def fetch(tx, counter: int, size: int) -> str:
-    return "x" * size
-"""
 
 # What the silent ones do: calls whose results nobody reads, at three doors, and four kinds of nonsense.
 _KINDS = ("calls_router", "calls_partition", "calls_stream", "garbage", "oversized", "stream_length", "stream_dribble")

@@ -29,7 +29,7 @@ import zmq
 
 import voltpy
 from tests.campaigns.cluster import Cluster
-from tests.campaigns.fairness import PROCEDURES, SCHEMA
+from tests.campaigns.counters import PROCEDURES, SCHEMA
 from tests.campaigns.many_clients import Place, calls_frame, look_up
 from voltpy import wire
 from voltpy.errors import Error

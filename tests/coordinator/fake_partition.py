@@ -57,7 +57,7 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import from_functions
+from voltpy.registry import from_functions
 from voltpy.row import RowFormat, encode
 from voltpy.schema import Schema
 from voltpy.transaction import unique_ids

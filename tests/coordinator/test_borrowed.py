@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.borrowed import UNKNOWN, KeyWish, ScanWish, Tables, scan_of
+from coordinator.borrowed import Tables
+from coordinator.borrowed_table import UNKNOWN
+from coordinator.wishes import KeyWish, ScanWish, scan_of
 from tests.coordinator.fake_partition import FakeCluster
 from voltpy import procedure
 from voltpy.errors import Error, ProcedureError, SchemaError, WrongPartition

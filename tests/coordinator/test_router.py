@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
@@ -230,6 +231,23 @@ def test_a_split_needs_one_argument_array_a_call(args: bytes) -> None:
     world = World(5, 6)
     world.join(1)
     world.send(b"1", Calls(1, [CallGroup(1, "vote", -1, 0, [1, 2], SLOT_OF, Raw(args))]))
+    assert world.errors_to(b"1") == [(1, "BadArguments"), (2, "BadArguments")]
+    world.check_idle()
+
+
+def test_a_split_of_more_argument_arrays_than_calls_is_refused_before_memory_is_spent_on_it() -> None:
+    world = World(5, 6)
+    world.join(1)
+    arrays = 1 << 20
+    args = b"\xdd" + arrays.to_bytes(4, "big") + b"\xc0" * arrays
+    frame = Calls(1, [CallGroup(1, "vote", -1, 0, [1, 2], SLOT_OF, Raw(args))])
+    passed = world.door.receive(b"1", encode(frame), world.router.welcome)
+    assert isinstance(passed, Calls)
+    tracemalloc.start()
+    world.router.client_message(world.account(1), passed, NOW_US)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 1 << 16
     assert world.errors_to(b"1") == [(1, "BadArguments"), (2, "BadArguments")]
     world.check_idle()
 
@@ -664,6 +682,17 @@ def test_a_joint_call_goes_to_the_coordinator_alone_and_is_answered_once() -> No
     world.router.partition_message(COORDINATOR, reply)
     assert world.flush() == [(b"1", reply)]
     world.check_idle()
+
+
+@pytest.mark.parametrize("partition", [-3, -2, -1, 1, 2])
+def test_no_number_names_the_coordinator_that_one_partition_does_without(partition: int) -> None:
+    world = World(5)
+    world.join(1)
+    group = group_of(1, [1])
+    group.partition, group.incarnation = partition, 0
+    world.send(b"1", Calls(1, [group]))
+    [frame] = world.calls_to(0)
+    assert [(g.partition, g.incarnation) for g in frame.groups] == [(0, 5)]
 
 
 def test_with_one_partition_nothing_goes_to_a_coordinator() -> None:

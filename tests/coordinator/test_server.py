@@ -33,6 +33,7 @@ from voltpy.messages import (
     BatchesHeld,
     CallGroup,
     Calls,
+    Closing,
     Hello,
     HoldBatches,
     LoadPrepared,
@@ -246,11 +247,13 @@ def test_a_transfer_is_committed_answered_and_remembered_over_a_kill(process: Pr
 
 def test_sigterm_ends_it_with_status_0(process: Process) -> None:
     process.start()
-    process.client().call("transfer", 1, 2, 30, number=1)
+    client = process.client()
+    client.call("transfer", 1, 2, 30, number=1)
     assert process.child is not None
     process.child.send_signal(signal.SIGTERM)
     status, errors = process.ended()
     assert status == 0, errors
+    assert client.receive(Closing) == Closing("the coordinator is stopping")
 
 
 def test_a_procedure_that_runs_too_long_is_ended_and_a_runaway_not_run_again(process: Process) -> None:

@@ -893,7 +893,7 @@ def test_a_body_that_loops_on_stand_ins_runs_without_them(cluster: FakeCluster) 
         row = tx.accounts.get(key)
         runs.append(row.balance)
         if row.balance == 0:
-            fresh.bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+            fresh.bodies.interrupt(ProcedureTimeout("ran longer than 5 s (--procedure-timeout) and was ended"))
             raise KeyboardInterrupt
         return row.balance
 
@@ -948,7 +948,7 @@ def test_what_a_partition_asks_to_have_planned_is_planned_and_ended_as_a_call_is
         if text == "fault":
             raise KeyError("a fault of the planner's")
         if text == "endless":
-            bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+            bodies.interrupt(ProcedureTimeout("ran longer than 5 s (--procedure-timeout) and was ended"))
             raise Interruption
         return plan(text, catalogue)
 
@@ -959,7 +959,7 @@ def test_what_a_partition_asks_to_have_planned_is_planned_and_ended_as_a_call_is
     for text, code, words in (
         ("SELECT nothing FROM accounts", "SqlError", "nothing"),
         ("fault", "ProcedureError", "KeyError"),
-        ("endless", "ProcedureTimeout", "procedure timeout"),
+        ("endless", "ProcedureTimeout", "--procedure-timeout"),
     ):
         refused = bodies.plan(text)
         assert isinstance(refused, CallError)
@@ -972,14 +972,14 @@ def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -
     @procedure
     def loops(tx: Any, key: int) -> int:
         if tx.accounts.get(key).balance == 5:
-            fresh.bodies.interrupt(ProcedureTimeout("ran past the procedure timeout and was ended"))
+            fresh.bodies.interrupt(ProcedureTimeout("ran longer than 5 s (--procedure-timeout) and was ended"))
         tx.accounts.update(key, balance=9)
         return 1
 
     fresh = FakeCluster(SCHEMA, [loops])
     fresh.put("accounts", A, 5)
     fresh.settle()
-    with pytest.raises(ProcedureTimeout, match="loops ran past"):
+    with pytest.raises(ProcedureTimeout, match="loops ran longer"):
         fresh.call("loops", A)
     assert fresh.row("accounts", A).balance == 5
 
@@ -987,9 +987,11 @@ def test_a_body_that_runs_too_long_on_real_rows_is_ended(cluster: FakeCluster) -
 def test_a_statement_whose_part_a_partition_has_ended_is_a_procedure_timeout(cluster: FakeCluster) -> None:
     @procedure
     def asks(tx: Any) -> None:
-        raise ProcedureTimeout("the statement ran past the procedure timeout and was ended")  # as coordinator.across
+        raise ProcedureTimeout(
+            "the statement ran longer than 5 s (--procedure-timeout) and was ended"
+        )  # as coordinator.across
 
-    with pytest.raises(ProcedureTimeout, match="the statement ran past"):
+    with pytest.raises(ProcedureTimeout, match="the statement ran longer"):
         FakeCluster(SCHEMA, [asks]).call("asks")
 
 
@@ -1508,6 +1510,33 @@ def test_a_joint_call_runs_again_when_a_partition_is_lost(cluster: FakeCluster) 
     cluster.settle()
     assert cluster.answer(number) == [0, 10]
     assert [cluster.row("rates", "x", partition).rate for partition in (0, 1)] == [5, 5]
+
+
+# The end.
+
+
+@pytest.mark.parametrize("kind", ["transfer", "both", "everywhere"])
+def test_at_the_end_what_is_under_way_is_answered_and_what_has_not_begun_never_runs(
+    kind: str, cluster: FakeCluster
+) -> None:
+    def send() -> int:
+        if kind == "everywhere":
+            return cluster.send_everywhere("directed")
+        return cluster.send(kind, A, B, *([1] if kind == "transfer" else []))
+
+    first = send()
+    cluster.settle_without(0)  # it has begun
+    waits = cluster.send("transfer", A2, B2, 1)
+    waits_too = cluster.send("both", A2, B2)
+    cluster.core.end()
+    late = send()
+    cluster.settle()
+    assert not isinstance(cluster.answer(first), Exception)
+    for number in (waits, waits_too, late):
+        with pytest.raises(Unavailable, match="the coordinator is stopping"):
+            cluster.answer(number)
+    assert not cluster.core.owes_answers
+    assert cluster.row("accounts", A2).balance == 100
 
 
 # Snapshots.

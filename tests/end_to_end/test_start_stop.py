@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import msgspec
 import pytest
 import zmq
 
-from voltpy.client import connect
+from voltpy.client import Client, connect
 from voltpy.errors import Aborted, Unavailable
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import NEVER_SENT, PROTOCOL_VERSION, CallGroup, Calls, Hello, Message, Replies, Welcome
@@ -40,6 +43,12 @@ from voltpy import procedure
 def open_account(tx, account: int, owner: str, opened: datetime | None = None) -> None:
     """Opens an account."""
     tx.accounts.insert(id=account, owner=owner, opened=opened)
+
+
+@procedure(partition_by=("account", "other"))
+def open_pair(tx, account: int, other: int) -> None:
+    for number in (account, other):
+        tx.accounts.insert(id=number, owner="Ola")
 
 
 @procedure(partition_by="account")
@@ -170,6 +179,31 @@ def test_a_cluster_keeps_its_data_over_a_stop_and_needs_nothing_to_start_again(
     assert sum(total[1] for total in again.db.call_everywhere("totals")) == 70
     assert "has stopped" in again.run("stop").stdout
     assert again.process.wait(LIMIT_S) == 0
+
+
+def test_of_every_call_at_a_stop_it_is_known_whether_it_ran(start: Callable[..., Running]) -> None:
+    running = start()
+    futures: list[Future[None]] = []
+    over = threading.Event()
+
+    def flood(db: Client) -> None:
+        while not over.is_set():
+            account = 3 * len(futures)
+            futures.append(db.submit("open_account", account, "Kari"))
+            futures.append(db.submit("open_pair", account + 1, account + 2))
+
+    with connect(running.url, timeout=30.0) as db:
+        flooding = threading.Thread(target=flood, args=(db,), daemon=True)
+        flooding.start()
+        eventually(lambda: len(futures) > 1000)
+        assert running.end() == 0
+        over.set()
+        flooding.join()
+        errors = [future.exception() for future in futures]
+    assert {type(error) for error in errors} == {type(None), Unavailable}, Counter(map(repr, errors))
+    opened = sum(1 + index % 2 for index, error in enumerate(errors) if error is None)
+    again = start("--fsync", "never")
+    assert sum(total[0] for total in again.db.call_everywhere("totals")) == opened
 
 
 def test_starts_that_do_not_fit_the_data_directory_are_refused(
@@ -329,6 +363,12 @@ def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., R
         in running.run("procedures", "load", str(tmp_path / "next.py")).stdout
     )
     assert running.db.call("deposit", 1, 10) == 20
+    fewer = PROCEDURES.replace("+ amount", "+ 2 * amount").partition("@procedure(partition_by=None")[0]
+    (tmp_path / "next.py").write_text(fewer)
+    assert running.run("procedures", "load", str(tmp_path / "next.py")).stdout.splitlines() == [
+        "loaded 3 procedures, version 3: deposit, open_account, spin",
+        f"gone, since they are not in {tmp_path / 'next.py'}: totals",
+    ]
     (tmp_path / "bad.py").write_text("from voltpy import procedure\n@procedure(partition_by='x')\ndef f(tx): ...\n")
     refused = running.run("procedures", "load", str(tmp_path / "bad.py"), status=1)
     assert refused.stderr.startswith("voltpy: SchemaError: ")
@@ -369,7 +409,8 @@ def test_a_procedure_that_never_ends_costs_its_caller_and_nobody_else(
     running = start("--partitions", "2", "--procedure-timeout", "0.5", *files)
     running.db.call("open_account", 1, "Kari")
     ended = running.run("call", "spin", "1", status=1)
-    assert ended.stderr.startswith("voltpy: ProcedureTimeout: ")
+    assert ended.stderr.startswith("voltpy: ProcedureTimeout: spin ran longer than ")
+    assert " and was ended, at bank.py:" in ended.stderr
     assert eventually(lambda: running.db.call("deposit", 1, 5)) == 5
 
 
@@ -468,8 +509,16 @@ def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running
     (tmp_path / "branches.csv").write_text("code;name\nO;Oslo\nB;\n")
     branches = ("load", "branches", str(tmp_path / "branches.csv"), "--delimiter", ";", "--json")
     assert running.json(*branches)["loaded"] == 2
+    piped = subprocess.run(
+        [sys.executable, "-m", "voltpy.cli", "load", "--url", running.url, "branches", "-"],
+        input="code,name\nT,Tromsø\nO,Oslo\n", cwd=tmp_path,
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert piped.stdout.startswith("branches: 2 rows read, 1 loaded, 1 rejected")
+    assert (piped.returncode, piped.stderr) == (3, "")
+    assert "DuplicateKey" in (tmp_path / "branches.rejected.csv").read_text()
     totals = running.db.call_everywhere("totals")
-    assert [total[2] for total in totals] == [2, 2]
+    assert [total[2] for total in totals] == [3, 3]
     assert sum(total[0] for total in totals) == 998
     assert running.run("load", "nowhere", str(tmp_path / "branches.csv"), status=1).stderr == (
         "voltpy: SchemaError: there is no table nowhere\n"

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Raw
 
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import CHECKPOINT_BYTES, Checkpointer, load, read_checkpoint
+from partitions.checkpoint import load, read_checkpoint
+from partitions.checkpointer import CHECKPOINT_BYTES, Checkpointer
 from partitions.executor import Executor
 from partitions.page import page_id
 from partitions.page_reader import PageReader
@@ -41,8 +42,8 @@ from voltpy.messages import (
     RunDirected,
 )
 from voltpy.outcome_window import WINDOW_BYTES, OutcomeWindow
-from voltpy.procedure import Registry, from_functions
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry, from_functions
 from voltpy.schema import Schema
 from voltpy.transaction import unique_ids
 from voltpy.wire import joined

@@ -22,13 +22,13 @@ def test_a_client_that_comes_last_and_wants_little_goes_first() -> None:
     for number in range(4):
         queue.add(FLOODER, "put", f"flood {number}", 512, 0)
         queue.add(OTHER, "put", f"other {number}", 512, 0)
-    assert queue.take(1024 * CALL_COST_BYTES) == ["flood 0", "other 0"]
+    assert list(queue.take(1024 * CALL_COST_BYTES)) == ["flood 0", "other 0"]
     queue.add(LONE, "put", "lone", 1, 0)
-    assert queue.take(513 * CALL_COST_BYTES) == ["lone", "flood 1"]
+    assert list(queue.take(513 * CALL_COST_BYTES)) == ["lone", "flood 1"]
     queue.add(LONE, "put", "lone again", 1, 0)
-    assert queue.take(513 * CALL_COST_BYTES) == ["other 1", "lone again"]  # its turn was due
+    assert list(queue.take(513 * CALL_COST_BYTES)) == ["other 1", "lone again"]  # its turn was due
     assert (queue.calls, bool(queue)) == (4 * 512, True)
-    assert queue.take(float("inf")) == ["flood 2", "other 2", "flood 3", "other 3"]
+    assert list(queue.take(float("inf"))) == ["flood 2", "other 2", "flood 3", "other 3"]
     assert (queue.calls, queue.held_bytes, bool(queue)) == (0, 0, False)
 
 
@@ -38,9 +38,9 @@ def test_large_arguments_cost_as_much_as_many_calls() -> None:
         queue.add(FLOODER, "put", f"large {number}", 1, 1 << 20)
         queue.add(OTHER, "put", f"many {number}", 128, 0)
     assert queue.held_bytes == 3 << 20
-    assert queue.take(2 << 20) == ["large 0", "many 0", "many 1"]
+    assert list(queue.take(2 << 20)) == ["large 0", "many 0", "many 1"]
     assert queue.held_bytes == 2 << 20
-    assert queue.take(1) == ["many 2"]
+    assert list(queue.take(1)) == ["many 2"]
 
 
 def test_whose_results_were_large_has_fewer_calls_in_a_batch() -> None:
@@ -54,12 +54,12 @@ def test_whose_results_were_large_has_fewer_calls_in_a_batch() -> None:
     assert queue.pieces(group_of(OTHER, [1]), 1) == [group_of(OTHER, [1])]
     for piece in pieces:
         queue.add(FLOODER, "fetch", piece.numbers[0], 2, 0)
-    assert queue.take(4 << 20) == [0, 2]
+    assert list(queue.take(4 << 20)) == [0, 2]
     # Results that are small again are believed in the end.
-    while queue.has_large_results:
+    while queue.result_bytes:
         queue.ran(group, 0)
     queue.add(FLOODER, "fetch", 8, 8, 0)
-    assert queue.take(4 << 20) == [4, 6]
+    assert list(queue.take(4 << 20)) == [4, 6]
     assert queue.pieces(group, 2 << 20) == [group]
 
 
@@ -77,7 +77,22 @@ def test_a_client_gains_nothing_by_an_empty_queue() -> None:
     queue.add(OTHER, "put", "first", 128, 0)
     queue.add(OTHER, "put", "second", 128, 0)
     queue.add(FLOODER, "put", "large", 512, 0)
-    assert queue.take(129 * CALL_COST_BYTES) == ["first", "large"]
+    assert list(queue.take(129 * CALL_COST_BYTES)) == ["first", "large"]
     queue.add(FLOODER, "put", "large again", 512, 0)
-    assert queue.take(1) == ["second"]
-    assert queue.take(1) == ["large again"]
+    assert list(queue.take(1)) == ["second"]
+    assert list(queue.take(1)) == ["large again"]
+
+
+def test_what_is_not_run_any_more_has_not_been_taken() -> None:
+    """A batch that ends early leaves the rest where it was, at its cost, in its turn."""
+    queue = CallQueue[str]()
+    for number in range(3):
+        queue.add(FLOODER, "put", f"flood {number}", 512, 5)
+    queue.add(OTHER, "put", "other", 2, 7)
+    batch = queue.take(float("inf"))
+    assert next(batch) == "flood 0"
+    del batch
+    assert (queue.calls, queue.held_bytes, queue.has(OTHER)) == (1026, 17, True)
+    queue.add(LONE, "put", "lone", 1, 0)
+    assert list(queue.take(516 * CALL_COST_BYTES)) == ["other", "lone", "flood 1", "flood 2"]
+    assert (queue.calls, queue.held_bytes, bool(queue)) == (0, 0, False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from partitions import checkpoint as checkpoint_module
+from partitions import checkpointer as checkpointer_module
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import load, read_checkpoint
 from partitions.page import PAGE_BYTES
@@ -148,9 +148,9 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 def test_a_crash_between_any_two_steps_comes_back(kept: Kept, tmp_path: Path, seed: int, monkeypatch: Any) -> None:
     print("seed", seed)
     rng = random.Random(seed)
-    monkeypatch.setattr(checkpoint_module, "CHUNK_PAGES", 4)
-    monkeypatch.setattr(checkpoint_module, "RUN_ENTRIES", 50)
-    monkeypatch.setattr(checkpoint_module, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(checkpointer_module, "CHUNK_PAGES", 4)
+    monkeypatch.setattr(checkpointer_module, "RUN_ENTRIES", 50)
+    monkeypatch.setattr(checkpointer_module, "FEW_ENTRIES", 0)
     crashes = based = 0
     for made in range(1, 8):
         for _ in range(rng.randrange(1, 25)):
@@ -271,7 +271,7 @@ def test_a_page_that_is_not_changed_is_not_written_again(kept: Kept, monkeypatch
 
 def test_a_full_disk_puts_the_checkpoint_off(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(3)
-    monkeypatch.setattr(checkpoint_module, "CHUNK_PAGES", 2)
+    monkeypatch.setattr(checkpointer_module, "CHUNK_PAGES", 2)
     failed: list[DiskFull] = []
     kept.checkpointer.failed = failed.append
     write = PageFile.write

@@ -36,7 +36,8 @@ from voltpy.errors import (
 )
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import ELSEWHERE, CallGroup, EverywhereCall
-from voltpy.procedure import from_functions, procedure
+from voltpy.procedure import procedure
+from voltpy.registry import from_functions
 from voltpy.sql.ddl import parse_schema
 from voltpy.timeout import Interruption
 from voltpy.wire import encode as encode_message

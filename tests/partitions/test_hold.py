@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from partitions import checkpoint as checkpoint_module
+from partitions import checkpointer as checkpointer_module
 from partitions.buffer_pool import BufferPool
 from partitions.checkpoint import load, read_root
 from partitions.copier import Copier, plan
@@ -32,8 +32,8 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "CHUNK_PAGES", 4)
-    monkeypatch.setattr(checkpoint_module, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(checkpointer_module, "CHUNK_PAGES", 4)
+    monkeypatch.setattr(checkpointer_module, "FEW_ENTRIES", 0)
 
 
 class Holding:

@@ -11,7 +11,7 @@ import pytest
 from pyroaring import BitMap
 from xxhash import xxh3_128_intdigest
 
-from partitions import checkpoint as checkpoint_module
+from partitions import checkpointer as checkpointer_module
 from partitions import index_image, lookups
 from partitions.index_image import image_of, read_image
 from partitions.posting_list import sorted_ids
@@ -20,7 +20,8 @@ from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_checkpoint import flipped, steps
 from tests.partitions.test_secondary_index import INDEXES, ROW, TABLE
 from voltpy.errors import Corruption
-from voltpy.procedure import from_functions, procedure
+from voltpy.procedure import procedure
+from voltpy.registry import from_functions
 from voltpy.schema import Index
 from voltpy.sql.ddl import parse_schema
 
@@ -120,7 +121,7 @@ def test_indexes_come_back_from_an_image_that_was_written_while_rows_changed(
     rng = random.Random(seed)
     monkeypatch.setattr(index_image, "CHUNK_ENTRIES", 16)
     monkeypatch.setattr(lookups, "FEW_PAGES", rng.choice([0, 1000]))
-    monkeypatch.setattr(checkpoint_module, "IMAGE_BYTES", rng.choice([100, 1 << 18]))
+    monkeypatch.setattr(checkpointer_module, "IMAGE_BYTES", rng.choice([100, 1 << 18]))
     for _ in range(30):
         people.change(rng)
     for _ in range(4):

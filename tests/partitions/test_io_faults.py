@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from partitions import checkpoint as checkpoint_module
+from partitions import checkpointer as checkpointer_module
 from partitions import redo
 from partitions.page import PAGE_BYTES, check_sealed
 from partitions.wal import Wal
@@ -391,10 +391,10 @@ class RedoScenario(Scenario):
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     gc.freeze()  # each process that ends is collected, and nothing else need be looked at
-    monkeypatch.setattr(checkpoint_module, "CHUNK_PAGES", 6)
-    monkeypatch.setattr(checkpoint_module, "HURRIED_PAGES", 6)
-    monkeypatch.setattr(checkpoint_module, "RUN_ENTRIES", 50)
-    monkeypatch.setattr(checkpoint_module, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(checkpointer_module, "CHUNK_PAGES", 6)
+    monkeypatch.setattr(checkpointer_module, "HURRIED_PAGES", 6)
+    monkeypatch.setattr(checkpointer_module, "RUN_ENTRIES", 50)
+    monkeypatch.setattr(checkpointer_module, "FEW_ENTRIES", 0)
     yield
     gc.unfreeze()
 

@@ -10,7 +10,7 @@ import pytest
 
 from partitions.batch_steps import DECIDED_S
 from partitions.executor import LENT_WAIT_S
-from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, UPKEEP_S
+from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, RESULTS_A_BATCH_BYTES, UPKEEP_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
 from tests.partitions.test_lending import (
     ITEMS,
@@ -22,6 +22,7 @@ from tests.partitions.test_lending import (
     item,
     items_stored,
 )
+from voltpy.answers import MAX_RESULT_BYTES
 from voltpy.crash_point import CRASH_POINTS
 from voltpy.door import COORDINATOR
 from voltpy.messages import (
@@ -34,6 +35,7 @@ from voltpy.messages import (
     Calls,
     CheckpointBegun,
     CheckpointHeld,
+    Closing,
     Commit,
     Decide,
     Decided,
@@ -57,10 +59,11 @@ from voltpy.messages import (
     TableKeys,
     Vote,
 )
+from voltpy.procedure import procedure
 from voltpy.row import encode
 from voltpy.wire import joined
 
-ONE, OTHER = 11, 12  # clients
+ONE, OTHER, LATE = 11, 12, 13  # clients
 
 
 running: list[OneServer] = []
@@ -194,6 +197,30 @@ def test_a_partition_that_stops_hangs_up_on_the_coordinator_before_held_replies_
     server.server.end()
     assert server.sockets.hung_up == [(COORDINATOR_AT, sent)]
     assert server.answers(ONE) == {number: 11}
+
+
+def test_a_partition_that_stops_says_of_every_call_that_did_not_run_that_it_never_will(server: OneServer) -> None:
+    server.ordered(borrow(7, 1))
+    waits = server.call(OTHER, "add", 1, 1)
+    server.say(LATE, Hello(PROTOCOL_VERSION, LATE))
+    flooded = flood(server, ONE, 10)
+    server.turn()
+    server.call(LATE, "get", 1)  # is still in the socket
+    server.server.stop()
+    server.server.serve()
+    answers = server.answers(ONE)
+    assert list(answers) == flooded[: len(answers)]  # the others are still in the socket
+    codes = list(answers.values())
+    ran = codes.index("Unavailable")
+    assert 0 < ran < len(codes)
+    assert set(codes[:ran]) == {20}
+    assert set(codes[ran:]) == {"Unavailable"}
+    assert server.answers(OTHER) == {waits: "Unavailable"}
+    assert server.answers(LATE) == {}
+    assert server.door.in_flight == 0
+    for client in (ONE, OTHER, LATE):
+        assert server.sockets.sent[client][-1] == Closing("partition 0 is stopping")
+    assert server.heard(SUPERVISOR_AT, Closing) == server.heard(COORDINATOR_AT, Closing) == []
 
 
 def test_replies_are_held_for_as_long_as_the_order_says_from_when_it_came(server: OneServer) -> None:
@@ -552,12 +579,91 @@ def test_a_flood_alone_has_batches_of_two_thousand_calls(server: OneServer) -> N
     assert batches == [2048, 2048]
 
 
-def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
-    flooded = flood(server, ONE, 5)
-    server.say(SUPERVISOR_AT, SwitchLoad(7))
+@procedure(partition_by="key", read_only=True)
+def letters(tx: Any, key: int, length: int) -> Any:
+    return "x" * length
+
+
+def test_a_batch_ends_when_its_results_are_large_and_each_call_leaves_the_queue_once(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    taken = 0
+    take = server.server._queue.take
+
+    def counted(most_bytes: float) -> Iterator[Any]:
+        nonlocal taken
+        for request in take(most_bytes):
+            taken += 1
+            yield request
+
+    server.server._queue.take = counted  # type: ignore[method-assign]
+    numbers = [server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16) for _ in range(200)]
+    lone = server.call(OTHER, "add", 1, 1)
+    batches = []
+    answered: list[int] = []
+    while server.door.in_flight or not batches:
+        server.turn()
+        answers = server.answers(ONE)
+        answered += answers
+        batches.append(len(answers))
+        if lone in server.answers(OTHER):
+            lone_at = len(batches)
+    assert answered == numbers
+    assert max(batches) == RESULTS_A_BATCH_BYTES // MAX_RESULT_BYTES + 1
+    assert lone_at <= 2
+    assert taken == 201
+
+
+def test_small_calls_go_the_short_way_though_others_have_had_large_results(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    queued: list[int] = []
+    add = server.server._queue.add
+
+    def noted(client_id: int, *arguments: Any) -> None:
+        queued.append(client_id)
+        add(client_id, *arguments)
+
+    server.server._queue.add = noted  # type: ignore[method-assign]
+    server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16)
     server.turn()
-    assert set(flooded) <= set(server.answers(ONE))
+    server.call(ONE, "add", 1, 1)
+    server.call(OTHER, "letters", 1, 1)
+    server.turn()
+    assert queued == []
+    server.call(ONE, "letters", 1, 1)
+    server.call(OTHER, "letters", 1, 1)
+    server.turn()
+    assert queued == [ONE, OTHER]
+    assert len(server.answers(ONE) | server.answers(OTHER)) == 5
+
+
+def test_procedures_are_replaced_when_all_calls_have_run_that_were_let_in_before(server: OneServer) -> None:
+    """In batches no larger than others; what comes behind waits for it."""
+    flooded = flood(server, ONE, 7)
+    server.say(SUPERVISOR_AT, SwitchLoad(7))
+    behind = server.call(OTHER, "get", 1)
+    batches = []
+    while not server.sockets.sent.get(SUPERVISOR_AT):
+        assert server.answers(OTHER) == {}
+        server.turn()
+        batches.append(server.answers(ONE))
+    assert [number for answers in batches for number in answers] == flooded
+    assert [len(answers) for answers in batches] == [2048, 1536]
     assert len(server.heard(SUPERVISOR_AT, StatusReply)) == 1
+    server.turn()
+    assert server.answers(OTHER) == {behind: 10}
+
+
+def test_results_do_not_fail_for_their_size_because_procedures_are_replaced(tmp_path: Path) -> None:
+    server = OneServer(SCHEMA, [*PROCEDURES, letters], tmp_path)
+    running.append(server)
+    for _ in range(100):
+        server.call(ONE, "letters", 1, MAX_RESULT_BYTES - 16)
+    server.say(SUPERVISOR_AT, SwitchLoad(7))
+    while not server.sockets.sent.get(SUPERVISOR_AT):
+        server.turn()
+    assert {len(answer) for answer in server.answers(ONE).values()} == {MAX_RESULT_BYTES - 16}
 
 
 def test_replies_that_one_flush_lets_go_leave_in_one_frame_a_client(server: OneServer) -> None:

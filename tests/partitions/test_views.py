@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from partitions.checkpoint import Checkpointer
+from partitions.checkpointer import Checkpointer
 from partitions.view_source import MOST_SUM, string_limit
 from partitions.viewed_table import MOST_CHANGE, ViewedTable
 from tests.partitions.one_partition import OnePartition

@@ -12,7 +12,7 @@ import pytest
 
 import procedures
 from bench.plain_dicts import Transaction
-from voltpy.procedure import load_path
+from voltpy.registry import load_path
 from voltpy.sql.ddl import parse_schema
 from voltpy.testing import Engine
 

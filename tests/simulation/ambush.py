@@ -28,6 +28,8 @@ Where lives of one process meet (tests.simulation.lives), there are also:
 
     begun and gone              a first batch borrows the coordinator loses its power at once
     begun a life and gone       an epoch is raised    the process loses its power, soon
+    attached too late           a round is sent       a session ends; as the next one is begun the coordinator dies, and
+                                                      its Attach arrives in the middle of a round of its successor's
     stands still and is ended   a round is answered,  the coordinator stands still until the supervisor ends it, as if
                                 replies wait for it   a call were running that never returns
 
@@ -60,11 +62,16 @@ from typing import TYPE_CHECKING, Any
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
 from tests.simulation.disk import Disk
+from tests.simulation.network import Line
+from tests.simulation.schema_changes import COLUMN
 from tests.simulation.world import Process, World
+from voltpy.messages import HOLD_S
 
 if TYPE_CHECKING:
     from tests.simulation.run import Run
 
+POINT_OF_ROUNDS = "coordinator.read.before_send"
+TABLES_OF_LISTS = (0, 1)  # lists and elements: in which a list has its place, and most is appended to
 AGAIN_S = 0.08  # at least, until the same ambush is laid again
 
 
@@ -81,6 +88,8 @@ class Ambush:
     def lay(self, within_s: float = 0.1) -> None:
         """At some time from now on the next one who passes by is caught."""
         self._run.ledger.kinds = {**self._run.ledger.kinds, **CALLS.get(self.kind, {})}
+        if self._run.changes is not None:
+            self._run.changes.kinds = {**self._run.changes.kinds, **STATEMENTS.get(self.kind, {})}
         self._run.world.after(self._run.world.rng.uniform(0.0, within_s), self._wait)
 
     def _wait(self) -> None:
@@ -95,7 +104,8 @@ class Ambush:
             world.fault(self.kind, process.name)
             self._spring(Scene(self._run, process))
             self._point, self._next_point = self._next_point, self._point
-            world.after(world.rng.uniform(AGAIN_S, 3 * AGAIN_S), self.lay)
+            again_s = SELDOM_S.get(self.kind, AGAIN_S)
+            world.after(world.rng.uniform(again_s, 3 * again_s), self.lay)
 
 
 class Scene:
@@ -118,6 +128,11 @@ class Scene:
 
     def soon(self, least_s: float, most_s: float, action: Callable[[], None]) -> None:
         self.world.after(self.rng.uniform(least_s, most_s), lambda: self.run.is_troubled and action())
+
+    def read_by_the_round(self) -> list[Process]:
+        """The partitions in which the coordinator's round reads lists, in an order of chance."""
+        numbers = _read_by_the_round(self.process)
+        return [self.run.processes[f"p{number}"] for number in self.rng.sample(numbers, len(numbers))]
 
     def kill(self, process: Process, *, power: bool = False) -> None:
         """When nobody runs."""
@@ -167,6 +182,16 @@ class Scene:
         partition.wake()
         self.until(lambda: checkpointer.last.number > last, 0.2, begin)
 
+    def once(self, point: str, fits: Callable[[Process], bool], action: Callable[[Process], None]) -> None:
+        """Does it to the next one who passes by and fits."""
+
+        def caught(process: Process) -> None:
+            if self.run.is_troubled and fits(process):
+                self.world.ambushes[point].remove(caught)
+                action(process)
+
+        self.world.ambushes[point].append(caught)
+
     def until(self, is_so: Callable[[], bool], limit_s: float, action: Callable[[], None]) -> None:
         """Does it as soon as that is so, if it is so in time."""
         if is_so():
@@ -198,14 +223,14 @@ def _prepared_and_gone(scene: Scene) -> None:
 
 def _a_read_comes_late(scene: Scene) -> None:
     time_s = scene.rng.choice((0.005, 0.02, 0.1, 0.3, 0.45))
-    scene.run.network.cut(scene.coordinator.name, scene.partitions()[0].name, time_s)
+    scene.run.network.cut(scene.coordinator.name, scene.read_by_the_round()[0].name, time_s)
 
 
 def _read_and_gone(scene: Scene) -> None:
-    late, *others = scene.partitions()
-    scene.run.network.cut(scene.coordinator.name, late.name, scene.rng.choice((0.2, 0.5)))
-    if others:
-        scene.soon(1e-3, 0.05, lambda: scene.kill(others[0]))
+    late, gone, *_ = scene.read_by_the_round()
+    time_s = scene.rng.uniform(0.6, 0.95) * HOLD_S
+    scene.run.network.cut(scene.coordinator.name, late.name, time_s)
+    scene.soon(2e-3, 0.03, lambda: scene.kill(gone))
 
 
 def _decided_and_gone(scene: Scene) -> None:
@@ -323,6 +348,39 @@ def _begun_a_life_and_gone(scene: Scene) -> None:
     scene.soon(5e-4, 0.02, lambda: scene.kill(scene.process, power=True))
 
 
+def _attached_too_late(scene: Scene) -> None:
+    network, coordinator = scene.run.network, scene.process
+    lost = scene.read_by_the_round()[0]
+
+    def line_to(partition: Process) -> Line | None:
+        lines = [line for line in network.connections if line.caller is coordinator]
+        return next((line for line in reversed(lines) if line.door_name == partition.name), None)
+
+    def begins_anew(process: Process) -> bool:
+        return process is coordinator and (line := line_to(lost)) is not None and line.peer is None
+
+    def dies(_: Process) -> None:
+        line = line_to(lost)
+        assert line is not None
+        line.hold()
+        scene.soon(1e-3, 5e-3, lambda: scene.kill(coordinator))
+        scene.once(POINT_OF_ROUNDS, reads_there, lambda successor: arrives(successor, line))
+
+    def reads_there(process: Process) -> bool:
+        numbers = _read_by_the_round(process)
+        return process is not coordinator and len(numbers) > 1 and int(lost.name[1:]) in numbers
+
+    def arrives(successor: Process, line: Line) -> None:
+        late = next(each for each in Scene(scene.run, successor).read_by_the_round() if each is not lost)
+        network.cut(successor.name, late.name, scene.rng.uniform(0.12, 0.22))
+        scene.soon(5e-3, 0.03, line.let_go)
+
+    line = line_to(lost)
+    if line is not None:
+        scene.once("simulation.connecting", begins_anew, dies)
+        scene.soon(0.0, 1e-3, line.break_)
+
+
 def _stands_still_and_is_ended(scene: Scene) -> None:
     scene.process.pause(0.7)
 
@@ -352,8 +410,8 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "checkpoint in doubt": ("coordinator.prepare.sent", _checkpoint_in_doubt),
     "heard by nobody": ("server.append.applied", _heard_by_nobody),
     "prepared and gone": ("participant.prepare.appended", _prepared_and_gone),
-    "a read comes late": ("coordinator.read.before_send", _a_read_comes_late),
-    "read and gone": ("coordinator.read.before_send", _read_and_gone),
+    "a read comes late": (POINT_OF_ROUNDS, _a_read_comes_late),
+    "read and gone": (POINT_OF_ROUNDS, _read_and_gone),
     "decided and gone": ("participant.decide.applied", _decided_and_gone),
     "borrowed in vain": ("coordinator.borrow.sent", _borrowed_in_vain),
     "voted and gone": ("coordinator.prepare.sent", _voted_and_gone),
@@ -364,7 +422,7 @@ KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "told and gone": ("coordinator.decide.before_send", _told_and_gone),
     "a part has run": ("coordinator.run_directed.before_send", _a_part_has_run),
     "a part is of old": ("coordinator.run_directed.before_send", _a_part_is_of_old),
-    "between two rounds": ("coordinator.read.before_send", _between_two_rounds),
+    "between two rounds": (POINT_OF_ROUNDS, _between_two_rounds),
     "no room to decide": ("participant.decide.before_append", _no_room_to_decide),
 }
 
@@ -390,6 +448,7 @@ SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
 
 # Where lives of one process meet.
 LIFE_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
+    "attached too late": (POINT_OF_ROUNDS, _attached_too_late),
     "begun and gone": ("coordinator.borrow.sent", _begun_and_gone),
     "stands still and is ended": ("simulation.believing", _stands_still_and_is_ended),
     "begun a life and gone": ("record_log.begin.epoch_raised", _begun_a_life_and_gone),
@@ -406,17 +465,33 @@ CALLS: dict[str, dict[str, float]] = {
     "a table is lent": {"transact": 12.0, "transact_one": 40.0},
     "a read comes late": {"look": 9.0, "transact_one": 12.0},
     "borrowed in vain": {"transact": 25.0, "transact_and_give_up": 25.0, "transact_one": 12.0},
+    "attached too late": {"look": 12.0, "transact_one": 30.0},
+    "read and gone": {"look": 6.0, "transact_one": 40.0, "look_at_one": 20.0},
     "between two rounds": {"look_along": 12.0, "transact_one": 40.0},
     "in doubt for long": {"transact_one": 60.0, "look_at_one": 20.0},
     "lent for too long": {"transact": 9.0, "transact_one": 12.0, "transfer": 9.0},
     "no room to decide": {"transact": 9.0, "look": 9.0},
 }
 
+# The same of what is asked for where the schema changes.
+STATEMENTS: dict[str, dict[str, float]] = {
+    "one switches late": {COLUMN: 12.0},
+}
+
+# Where somebody looks on meanwhile who calls in one partition only: whoever does more waits until it is over.
+LOOKED_ON = frozenset({"a read comes late", "read and gone", "attached too late", "one switches late"})
+
+# Those that go on for longer before they may come again than AGAIN_S.
+SELDOM_S = {"attached too late": 0.4}
+# And those beside which others would come in between.
+ALONE = frozenset({"attached too late"})
+
 # How many calls return at least before it is over, and for how many seconds more it lasts, where a run needs longer.
 LONG: dict[str, tuple[int, float]] = {
     "a part has run": (300, 1.5),
     "a read comes late": (300, 1.0),
     "read and gone": (300, 1.0),
+    "attached too late": (300, 1.0),
     "a table is lent": (300, 0.5),
     "between two rounds": (300, 0.5),
     "borrowed in vain": (300, 0.5),
@@ -427,6 +502,20 @@ LONG: dict[str, tuple[int, float]] = {
 def _borrows_again(coordinator: Process) -> bool:
     batch = coordinator.server.core.batches.borrowing
     return batch is not None and batch.first_writer() is not None and bool(batch.participants)
+
+
+def _reads_in_several(coordinator: Process) -> bool:
+    return len(_read_by_the_round(coordinator)) > 1
+
+
+def _read_by_the_round(coordinator: Process) -> list[int]:
+    round_ = coordinator.server.core.reads.round
+    fetches = {} if round_ is None else round_.fetches
+    return sorted(
+        partition
+        for partition, fetch in fetches.items()
+        if any(asked.table in TABLES_OF_LISTS for asked in (*fetch.keys, *fetch.scans))
+    )
 
 
 def _has_only_begun(coordinator: Process) -> bool:
@@ -440,6 +529,9 @@ def _reads_again(coordinator: Process) -> bool:
 
 # Whether whoever passes by is the one who is waited for, where not everybody is.
 FITTING: dict[str, Callable[[Process], bool]] = {
+    "a read comes late": _reads_in_several,
+    "attached too late": _reads_in_several,
+    "read and gone": _reads_in_several,
     "borrowed in vain": _borrows_again,
     "begun and gone": _has_only_begun,
     "stands still and is ended": lambda process: bool(process.server.core.callers._answers),

@@ -13,8 +13,8 @@ from unittest import mock
 
 from coordinator.batch import JointBatch
 from coordinator.batches import Batches
-from coordinator.borrowed import Table as BorrowedTable
 from coordinator.borrowed import Tables
+from coordinator.borrowed_table import Table as BorrowedTable
 from coordinator.decision_log import DecisionLog
 from coordinator.inquiries import Inquiries
 from coordinator.reads import Reads, Round

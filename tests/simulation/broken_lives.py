@@ -15,6 +15,7 @@ from coordinator.bodies import Bodies
 from coordinator.participants import Participants
 from coordinator.transactions import Transactions
 from partitions.executor import Executor
+from partitions.order_session import OrderSession
 from partitions.participant import Participant
 from voltpy import record_log
 from voltpy.messages import BatchesHeld
@@ -59,6 +60,11 @@ def _epochs_are_durable_with_the_first_record(put: Put) -> None:
 def _the_dead_keep_what_was_lent(put: Put) -> None:
     """The supervisor's word that a coordinator is dead is not heeded."""
     put(Participant, "detach", lambda *_: None)
+
+
+def _late_attaches_are_accepted(put: Put) -> None:
+    """Of a coordinator that is dead, or of a session that is over, when a later one has begun."""
+    put(OrderSession, "may_begin", lambda *_: True)
 
 
 def _runaways_are_forgotten(put: Put) -> None:

@@ -70,13 +70,18 @@ class Lives:
     def begin(self) -> None:
         """The trouble begins."""
         run = self._run
-        kinds = sorted(LIFE_KINDS)
-        for kind in kinds[run.world.seed % (len(kinds) + 1) :][:1]:  # or none
+        for kind in self.ambushes:
             Ambush(run, kind).lay(within_s=0.05)
         if run.world.seed % 3 == 0:
             self._next_outlived()
         if self._taker is not None:
             run.start("s0", self._taker.run)
+
+    @property
+    def ambushes(self) -> list[str]:
+        """The one that is laid in this run, or none."""
+        kinds = sorted(LIFE_KINDS)
+        return kinds[self.world.seed % (len(kinds) + 1) :][:1]
 
     def lay_out(self) -> None:
         """Whoever copies looks for the partitions' directories in the data directory."""

@@ -176,6 +176,7 @@ class Line:
         self.arrived: deque[bytes] = deque()
         self.peer: Peer | None = None
         self.is_broken = False
+        self.is_held = False  # what is sent up does not leave
         self.duplicates = 0.0  # how many of the frames arrive twice
         self._slowness = network.world.rng.choice((1.0, 1.0, 3.0, 30.0))
         self._door: Door | None = None
@@ -196,6 +197,15 @@ class Line:
     def stall(self, time_s: float) -> None:
         """Nothing that is sent up from now on arrives before so long is over."""
         self._up_at_s = max(self._up_at_s, self.network.world.now_s + time_s)
+
+    def hold(self) -> None:
+        """Nothing that is sent up from now on arrives before it is let go; the caller may have died meanwhile."""
+        self.is_held = True
+
+    def let_go(self) -> None:
+        self.is_held = False
+        if self._door is not None:
+            self._let_go_up()
 
     def leads_to(self, process: Process, *, is_reached: bool) -> bool:
         """Whether it is connected there, or would be, where new connections reach this process."""
@@ -248,7 +258,7 @@ class Line:
         return self.network.reachable_at_s(self.caller_name, self.door_name) > self.network.world.now_s
 
     def _let_go_up(self) -> None:
-        while self._up:
+        while self._up and not self.is_held:
             frame = self._up.popleft()
             self._up_at_s = self._travels(self._up_at_s, lambda frame=frame: self._arrive_up(frame))  # type: ignore[misc]
 
@@ -290,7 +300,13 @@ class Stream(Line):
         self.is_broken = True
         if self in self.network.connections:
             self.network.connections.remove(self)
-        self.network.world.at(self._up_at_s, self._disconnect)
+        if not self.is_held:
+            self.network.world.at(self._up_at_s, self._disconnect)
+
+    def let_go(self) -> None:
+        super().let_go()
+        if self.is_broken:
+            self.network.world.at(self._up_at_s, self._disconnect)
 
 
 class Dealer(Stream):

@@ -23,8 +23,9 @@ from coordinator.server import Server as Coordinator
 from coordinator.session import reports_due_s
 from coordinator.transactions import Transactions
 from partitions.buffer_pool import BufferPool
-from partitions.checkpoint import Checkpointer, read_checkpoint
 from partitions.checkpoint import load as load_checkpoint
+from partitions.checkpoint import read_checkpoint
+from partitions.checkpointer import Checkpointer
 from partitions.executor import Executor
 from partitions.page_reader import PageReader
 from partitions.recovery import recover
@@ -59,8 +60,8 @@ from voltpy.messages import (
     Topology,
 )
 from voltpy.outcome_window import OutcomeWindow
-from voltpy.procedure import Registry, load
 from voltpy.record_log import DiskFull
+from voltpy.registry import Registry, load
 from voltpy.schema import Schema, from_json, to_json
 from voltpy.schema_queue import SchemaQueue
 from voltpy.supervision import Supervision

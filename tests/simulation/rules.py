@@ -210,7 +210,12 @@ RULES: dict[int, Rule] = {
             "partitions/test_recovery.py::test_the_wal_is_locked_while_a_partition_has_it",
             _LENDING + "test_a_dead_coordinators_loans_end_and_it_does_not_come_back",
         ),
-        ("logs_are_not_locked", "epochs_are_durable_with_the_first_record", "the_dead_keep_what_was_lent"),
+        (
+            "logs_are_not_locked",
+            "epochs_are_durable_with_the_first_record",
+            "the_dead_keep_what_was_lent",
+            "late_attaches_are_accepted",
+        ),
     ),
     22: Rule(
         "A snapshot is cut between batches.",

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC, PowerCut
 from tests.simulation import pastime
+from tests.simulation.ambush import ALONE, LONG, LOOKED_ON, SCHEMA_KINDS, Ambush, Scene
 from tests.simulation.ambush import KINDS as AMBUSHES
-from tests.simulation.ambush import LONG, SCHEMA_KINDS, Ambush, Scene
 from tests.simulation.checker import check
 from tests.simulation.conditions import AMBUSHES as AMBUSHES_OF
 from tests.simulation.conditions import (
@@ -44,7 +44,7 @@ from tests.simulation.network import Network
 from tests.simulation.processes import Options, Supervisor, run_coordinator, run_partition, run_router
 from tests.simulation.schema_changes import Changes
 from tests.simulation.stage import Stage
-from tests.simulation.workload import Call, Client, Ledger
+from tests.simulation.workload import IN_ONE_PARTITION, Call, Client, Ledger
 from tests.simulation.world import Killed, Process, World, choose
 from voltpy.child import ROUTER
 from voltpy.data_directory import DataDirectory
@@ -59,7 +59,6 @@ KINDS = {
     "look_along": 1.0, "transact_anywhere": 1.0, "look_anywhere": 1.0, "append_copies": 1.0, "transfer": 3.0,
     "total": 2.0, "total_of_all": 1.0,
 }  # fmt: skip
-ALONE = {"transact_one": 5.0, "look_at_one": 3.0}
 BY_VIEWS = {"total_by_view": 2.0}  # where the schema changes
 FAULTS = {
     "kill": 3.0, "kill at a step": 3.0, "torn write": 1.5, "power cut": 0.7, "pause": 2.0, "cut": 1.5, "break": 2.0,
@@ -105,7 +104,7 @@ class Run:
         )
         if trace:
             world.trace = lambda text: print(text, flush=True)
-        kinds = KINDS if self.options.partitions > 1 else ALONE
+        kinds = KINDS if self.options.partitions > 1 else IN_ONE_PARTITION
         self.conditions = frozenset() if changes_schema or lives else conditions_of(seed, self.options.partitions)
         if CROWD in self.conditions:
             kinds = crowd_of(seed).kinds
@@ -214,6 +213,11 @@ class Run:
         if self.ledger.outcomes != {"ok": opened}:
             self.violations.append("the accounts were not opened")
             return
+        life_ambushes = [] if self.lives is None else self.lives.ambushes
+        ambushes = [] if ALONE.intersection(life_ambushes) else self._ambushes()
+        schema_ambushes = self._schema_ambushes()
+        if LOOKED_ON.intersection(ambushes + schema_ambushes + life_ambushes):
+            self._add_onlooker()
         if self.changes is not None:
             changing = Client(
                 world,
@@ -248,22 +252,21 @@ class Run:
             self._memory_is_short_now_and_then()
         if CROWD in self.conditions:
             kinds, enough, time_s = [], crowd_of(world.seed).calls, 3.0
-        ambushes = self._ambushes()
-        if ambushes:
+        if ambushes or ALONE.intersection(life_ambushes):
             # What the rules are there for is rare: more of that, and less of what comes by chance, or nothing.
             for kind in ambushes:
                 Ambush(self, kind).lay(within_s=0.03)  # the shortest runs are over after a tenth of a second
             kinds = kinds[: rng.choice((0, 0, 1, 3))]
-            longer = [LONG[kind] for kind in ambushes if kind in LONG]
-            enough = max([enough, *(calls for calls, _ in longer)])
-            time_s += max([0.0, *(seconds for _, seconds in longer)])
+        longer = [LONG[kind] for kind in (*ambushes, *life_ambushes) if kind in LONG]
+        enough = max([enough, *(calls for calls, _ in longer)])
+        time_s += max([0.0, *(seconds for _, seconds in longer)])
         if self.changes is not None:
             enough, time_s = max(enough, 500), time_s + 1.0
             if not ambushes:
                 kinds = kinds[: rng.choice((0, 0, 1, 3))]
             for client in self.clients[:-1]:
                 client.think_s = min(client.think_s, 0.002)
-            for kind in self._schema_ambushes():
+            for kind in schema_ambushes:
                 Ambush(self, kind).lay(within_s=0.1)
         if self.lives is not None:
             self.lives.begin()
@@ -280,6 +283,14 @@ class Run:
             self.violations.append(f"{pending} calls have not been answered {ANSWER_S:g} s after peace")
         self._judge()
 
+    def _add_onlooker(self) -> None:
+        world = self.world
+        onlooker = Client(world, self.ledger, 98, affinity=world.rng.random() < 0.7, retry_s=3.0, callers=4)
+        onlooker.next_call = self.ledger.next_call_in_one_partition
+        onlooker.think_s = 0.003
+        self.clients.append(onlooker)
+        self.start(f"c{len(self.clients) - 1}", onlooker.run)
+
     def _ambushes(self) -> list[str]:
         """The kinds that are laid in this run: one or two in most, none in some."""
         seed, all_kinds = self.world.seed, sorted(AMBUSHES)
@@ -292,7 +303,7 @@ class Run:
     def _schema_ambushes(self) -> list[str]:
         """The same for changes of the schema: one in most, two in some, none in some."""
         seed, all_kinds = self.world.seed, sorted(SCHEMA_KINDS)
-        if seed % 7 == 6:
+        if self.changes is None or seed % 7 == 6:
             return []
         first = seed % len(all_kinds)
         second = (first + seed // len(all_kinds)) % len(all_kinds)

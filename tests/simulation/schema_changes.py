@@ -89,6 +89,7 @@ class Changes:
 
     def __init__(self, seed: int, ledger: Ledger) -> None:
         self.rng = Random(f"changes of the schema {seed}")
+        self.kinds = KINDS
         self.things: dict[str, Thing] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.violations: list[str] = []
@@ -103,7 +104,7 @@ class Changes:
     # ── what is asked for ──────────────────────────────────────────────────────────────────────────────────────────
 
     def next_call(self) -> Call:
-        rng, of = self.rng, choose(self.rng, KINDS)
+        rng, of = self.rng, choose(self.rng, self.kinds)
         there = [thing for thing in self.things.values() if thing.of == of and not thing.is_to_go]
         there = [thing for thing in there if True in thing.may_be]
         if of == COLUMN and len(there) == MOST_COLUMNS:

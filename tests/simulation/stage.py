@@ -129,6 +129,7 @@ class StreamToPartition:
         self.fds = (network.number(),)
         self._process = world.running
         self._line = Stream(network, self._process, self._process.name, f"p{destination}")
+        self._process.comes_by("simulation.connecting")
 
     def send(self, frames: list[bytes]) -> int:
         for sent, frame in enumerate(frames):

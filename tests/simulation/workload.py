@@ -38,6 +38,7 @@ PAUSE_S = 0.05  # after an error
 WANDERS = 24  # from row to row
 FIRST_BALLAST, BALLAST_ELEMENTS = 2000, 250  # lists that nobody asks for
 APPENDS_A_CHAPTER = 6  # then another list in places is appended to
+IN_ONE_PARTITION = {"transact_one": 5.0, "look_at_one": 3.0}
 NEVER_RAN = (Unavailable, Overloaded, ReadOnly)
 CHANGE = "change_schema"
 
@@ -73,7 +74,14 @@ class Ledger:
         return self.accounts * OPENING_BALANCE
 
     def next_call(self) -> Call:
-        rng, kind = self.rng, choose(self.rng, self.kinds)
+        return self._call(choose(self.rng, self.kinds))
+
+    def next_call_in_one_partition(self) -> Call:
+        """Whoever calls nothing else sees something of the others all the time: he waits for nobody else's batch."""
+        return self._call(choose(self.rng, IN_ONE_PARTITION))
+
+    def _call(self, kind: str) -> Call:
+        rng = self.rng
         self._numbers += 1
         if self.lives is not None and kind in self.lives.calls:
             return self.lives.next_call(kind, self._numbers)

@@ -12,7 +12,7 @@ from voltpy.schema import Schema
 from voltpy.sql.catalogue import Catalogue
 from voltpy.sql.plan import Plan, compiled, streams
 from voltpy.sql.planner import plan
-from voltpy.sql.runtime import ordered
+from voltpy.sql.row_sets import ordered
 from voltpy.testing import Engine
 
 MEMORY_BYTES = 8 << 20

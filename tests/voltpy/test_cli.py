@@ -57,6 +57,36 @@ def test_help_and_version_of_every_command() -> None:
             assert shown.stdout.startswith(f"Usage: voltpy {command}")
 
 
+def test_a_url_that_is_none_is_refused_in_a_line() -> None:
+    asked = run("call", "--url", "localhost:21212", "deposit", "42", "100")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert asked.stderr.splitlines()[-1] == (
+        "Error: Invalid value for '--url' (env var: 'VOLTPY_URL'): 'localhost:21212' does not begin with voltpy://;"
+        " expected voltpy://HOST[:PORT][?affinity=on|off]"
+    )
+    inherited = run("sql", "-c", "SELECT 1", VOLTPY_URL="voltpy://127.0.0.1:99999")
+    assert inherited.returncode == 2
+    assert "VOLTPY_URL" in inherited.stderr
+    assert "'voltpy://127.0.0.1:99999' is no address: Port out of range" in inherited.stderr
+
+
+def test_a_schema_that_is_wrong_is_named_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "shop.sql"
+    file.write_text("CREATE TABLE orders (\n  id INT PRIMARY KEY,\n  price NUMERIC(10, 2)\n);")
+    refused = run("start", "--schema", str(file), "--data", str(tmp_path / "data"), "--port", "0")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f'voltpy: SchemaError: {file}: line 3, column 9: found "NUMERIC"')
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("option", ["--schema", "--procedures"])
+def test_of_two_files_none_is_taken_in_silence(option: str, tmp_path: Path) -> None:
+    refused = run("start", option, "a.py", option, "b.py", "--data", str(tmp_path / "data"))
+    assert refused.returncode == 2
+    assert f"Invalid value for '{option}': give one file, not 2" in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::"])
 def test_an_address_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
     refused = run("start", "--host", host, "--data", str(tmp_path / "data"))

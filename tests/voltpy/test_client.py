@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -19,13 +21,16 @@ import pytest
 import voltpy
 from tests.readable import readable
 from tests.voltpy.fake_cluster import PROCEDURES, FakeCluster, info, wait_until
-from voltpy import busy_poll, client
+from voltpy import busy_poll, waiting
 from voltpy.address import Address
-from voltpy.client import FRESH_S, SUBMITTED_CALLS, Client
+from voltpy.client import Client
+from voltpy.errors import CODES
 from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.lane import ROUTER, WINDOW_CALLS
 from voltpy.links import Links
 from voltpy.messages import Runaway
+from voltpy.shared_connection import FRESH_S, SUBMITTED_CALLS, SharedConnection
+from voltpy.waiting import WaitingCall
 
 
 @pytest.fixture(params=["stream", "ipc"])
@@ -95,6 +100,15 @@ def test_another_machine_is_reached_by_tcp() -> None:
         assert db.call("where", key_of(1)) == 1
         assert cluster.router is not None
         assert cluster.router.calls() == 0
+
+
+def test_a_client_says_what_it_is_and_is_not_copied(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, timeout=10) as db:
+        assert repr(db) == f"<voltpy.Client of {cluster.url}>"
+        for copied in (pickle.dumps, copy.copy):
+            with pytest.raises(TypeError, match="connect again where it goes"):
+                copied(db)
+    assert repr(db) == f"<voltpy.Client of {cluster.url}, closed>"
 
 
 def test_an_error_of_the_procedure_is_raised(db: Client) -> None:
@@ -233,7 +247,7 @@ def test_a_lone_caller_notices_a_dead_partition_at_once(cluster: FakeCluster, db
     with pytest.raises(voltpy.Indeterminate, match="partition 0"):
         db.call("echo", key_of(0))
     assert time.monotonic() - died[0] < 0.9
-    assert db._thread is None
+    assert db._shared._thread is None
     thread.join()
 
 
@@ -243,9 +257,9 @@ def test_an_idle_client_finds_a_restarted_partition_without_an_error(cluster: Fa
     cluster.kill(0, announce=False)
     cluster.restart(0)
     # Looking at the sockets themselves would take the news from the client.
-    wait_until(lambda: is_readable(db._links.links[0].fds[-1]), "the old connection ended")
-    wait_until(lambda: is_readable(db._links.links[ROUTER].fds[0]), "the router has told")
-    wait_until(lambda: time.monotonic() - db._looked_at > FRESH_S, "the next call looks at its sockets first")
+    wait_until(lambda: is_readable(db._shared._links.links[0].fds[-1]), "the old connection ended")
+    wait_until(lambda: is_readable(db._shared._links.links[ROUTER].fds[0]), "the router has told")
+    wait_until(lambda: time.monotonic() - db._shared._looked_at > FRESH_S, "the next call looks at its sockets first")
     assert db.call("where", key_of(0)) == 0
     wait_until(lambda: db.call("where", key_of(0)) == 0 and bool(cluster.partition(0).clients), "a new connection")
     assert list(cluster.partition(0).clients) != identities
@@ -414,9 +428,9 @@ def test_threads_share_frames_and_the_io_thread_ends_with_them(cluster: FakeClus
     in_threads(32, body)
     assert cluster.partition(0).calls() + cluster.partition(1).calls() == 1600
     assert cluster.call_frames() < 1200
-    wait_until(lambda: db._thread is None, "the I/O thread has ended", 3)
+    wait_until(lambda: db._shared._thread is None, "the I/O thread has ended", 3)
     assert db.call("echo", 1) == 1
-    assert db._thread is None
+    assert db._shared._thread is None
 
 
 def test_threads_mix_every_kind_of_call(db: Client) -> None:
@@ -536,7 +550,7 @@ def test_calls_across_partitions_reach_the_coordinator(cluster: FakeCluster, db:
         assert db.call("move", here, here) == 0
         assert db.call("move", here, there) == 2
         assert db.call("anywhere") == 2
-        wait_until(lambda: 2 in db._links.links, "a link to the coordinator")
+        wait_until(lambda: 2 in db._shared._links.links, "a link to the coordinator")
     assert db.submit("move", there, here).result(5) == 2
     rows = [(here, there), (there, there), (here, here)] * 300
     assert db.call_many("move", rows) == [2, 1, 0] * 300
@@ -587,14 +601,14 @@ def test_threads_are_answered_beside_one_that_waits_awake(
     monkeypatch.setattr(busy_poll, "TAKEN_S", inf)  # however busy the machine is
     with voltpy.connect(cluster.url, busy_poll_us=100_000) as db:
         assert [db.call("echo", number) for number in range(200)] == list(range(200))
-        assert db._busy_poll._in_a_row > 0  # the partitions are threads of this process, and may be slow
+        assert db._shared._busy_poll._in_a_row > 0  # the partitions are threads of this process, and may be slow
         in_threads(4, lambda number: [db.call("echo", number) for _ in range(100)])
         cluster.partition(0).deaf.set()
         ended = []
 
         def body(number: int) -> None:
             if number:
-                wait_until(lambda: db._poller.asleep, "the other thread waits", 3)
+                wait_until(lambda: db._shared._poller.asleep, "the other thread waits", 3)
                 assert db.call("where", key_of(1)) == 1
                 assert not ended
             else:
@@ -776,13 +790,13 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, af
     [
         (Links, "_send", False),
         (Links, "_send", True),
-        (Client, "_prepare_sleep", False),
-        (Client, "_prepare_sleep", True),
-        (Client, "_poll_for", False),
-        (Client, "_wake_up", False),
-        (Client, "_leave", False),
-        (Client, "_leave", True),
-        (Client, "_start_io", False),
+        (SharedConnection, "_prepare_sleep", False),
+        (SharedConnection, "_prepare_sleep", True),
+        (SharedConnection, "_poll_for", False),
+        (SharedConnection, "_wake_up", False),
+        (SharedConnection, "_leave", False),
+        (SharedConnection, "_leave", True),
+        (SharedConnection, "_start_io", False),
         (threading.Thread, "start", False),
         (threading.Thread, "start", True),
     ],
@@ -817,13 +831,13 @@ def test_an_interrupt_as_the_role_passes_on_leaves_nobody_waiting(
     ]
 
     def start_others() -> None:
-        wait_until(lambda: partition.calls() == 1 and db._poller.asleep, "the call has arrived")
+        wait_until(lambda: partition.calls() == 1 and db._shared._poller.asleep, "the call has arrived")
         for other in others:
             other.start()
 
     starting = threading.Thread(target=start_others)
     starting.start()
-    interrupt_once(monkeypatch, Client, name, after=after)
+    interrupt_once(monkeypatch, SharedConnection, name, after=after)
     with pytest.raises(KeyboardInterrupt):
         db.call("where", key_of(0))
     starting.join()
@@ -835,16 +849,16 @@ def test_an_interrupt_as_the_role_passes_on_leaves_nobody_waiting(
 def test_an_interrupt_amid_waking_others_wakes_them_all(
     cluster: FakeCluster, db: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = [threading.Lock() for _ in range(3)]
+    locks = [threading.Lock() for _ in range(3)]
     settled: list[Any] = []
-    for lock in waiting:
+    for lock in locks:
         lock.acquire()
-        call = client._Call()
+        call = WaitingCall()
         call.lock = lock
         call.done = True
         settled.append(call)
     assert db.call("where", key_of(0)) == 0
-    take, wake = Client._take_settled, client._wake
+    take, wake = SharedConnection._take_settled, waiting.wake
     woken = 0
 
     def interrupted(lock: Any) -> None:
@@ -854,16 +868,16 @@ def test_an_interrupt_amid_waking_others_wakes_them_all(
         if woken == 2:
             raise KeyboardInterrupt
 
-    def take_settled(self: Client, into: list[Any]) -> None:
-        monkeypatch.setattr(Client, "_take_settled", take)
+    def take_settled(self: SharedConnection, into: list[Any]) -> None:
+        monkeypatch.setattr(SharedConnection, "_take_settled", take)
         take(self, into)
         into += settled
 
-    monkeypatch.setattr(client, "_wake", interrupted)
-    monkeypatch.setattr(Client, "_take_settled", take_settled)
+    monkeypatch.setattr(waiting, "wake", interrupted)
+    monkeypatch.setattr(SharedConnection, "_take_settled", take_settled)
     with pytest.raises(KeyboardInterrupt):
         db.call("where", key_of(0))
-    assert not any(lock.locked() for lock in waiting)
+    assert not any(lock.locked() for lock in locks)
 
 
 def test_a_client_that_can_start_no_thread_fails_all_calls_instead_of_keeping_them_waiting(
@@ -879,14 +893,14 @@ def test_a_client_that_can_start_no_thread_fails_all_calls_instead_of_keeping_th
         except (RuntimeError, voltpy.Error) as error:
             errors.append(error)
 
-    def fail(client: Client) -> None:
+    def fail(connection: SharedConnection) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Client, "_start_io", fail)
+    monkeypatch.setattr(SharedConnection, "_start_io", fail)
     threads = [threading.Thread(target=body) for _ in range(3)]
     for thread in threads:
         thread.start()
-        wait_until(lambda: db._poller.asleep or bool(errors), "it waits")
+        wait_until(lambda: db._shared._poller.asleep or bool(errors), "it waits")
     for thread in threads:
         thread.join(5)
         assert not thread.is_alive()
@@ -933,7 +947,7 @@ def answer_after_signal(monkeypatch: pytest.MonkeyPatch, db: Client, outcomes: l
     caller = threading.get_ident()
 
     def body(node: Any, key: Any, amount: int) -> int:
-        wait_until(lambda: db._poller.asleep, "the caller waits")
+        wait_until(lambda: db._shared._poller.asleep, "the caller waits")
         wait_until(lambda: bool(outcomes) or signal.pthread_kill(caller, signal.SIGUSR1), "the signal is handled")
         return amount
 
@@ -962,11 +976,11 @@ def test_a_signal_handler_that_calls_amid_the_wait_of_a_call_is_refused(
     assert isinstance(refused, voltpy.Reentered)
     assert "signal handler" in str(refused)
     assert db.call("where", key_of(1)) == 1
-    assert db._thread is None  # it was alone all the time
+    assert db._shared._thread is None  # it was alone all the time
 
 
 @pytest.mark.parametrize("use", WAITING_USES + OTHER_USES)
-@pytest.mark.parametrize("place", [(Links, "_send"), (Links, "_take"), (Client, "_leave")])
+@pytest.mark.parametrize("place", [(Links, "_send"), (Links, "_take"), (SharedConnection, "_leave")])
 def test_a_signal_handler_that_uses_the_client_amid_its_work_is_refused(
     db: Client, monkeypatch: pytest.MonkeyPatch, on_signal: Any, use: Callable[[Client], Any], place: tuple[Any, str]
 ) -> None:
@@ -984,7 +998,7 @@ def test_a_signal_handler_that_uses_the_client_amid_its_work_is_refused(
     assert isinstance(refused, voltpy.Reentered)
     monkeypatch.undo()
     assert db.call("where", key_of(1)) == 1
-    assert db._thread is None
+    assert db._shared._thread is None
 
 
 def test_a_signal_handler_may_submit_amid_the_wait_of_a_call(
@@ -1039,17 +1053,33 @@ def test_a_call_in_a_callback_of_the_thread_that_polls_is_refused(db: Client, mo
     assert db.call("echo", 4) == 4
 
 
-def test_a_forked_child_is_told_to_connect_again(cluster: FakeCluster, db: Client) -> None:
+@pytest.mark.parametrize("use", [lambda db: db.call("echo", 1), lambda db: db.execute("SELECT 1")])
+def test_a_forked_child_is_told_to_connect_again(
+    cluster: FakeCluster, db: Client, use: Callable[[Client], Any]
+) -> None:
     assert db.call("echo", 1) == 1
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db._shared.mutex:  # nobody will ever release that of the child
+            held.set()
+            forked.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
     child = os.fork()
     if child == 0:
+        signal.alarm(10)
         status = 1
         try:
-            db.call("echo", 1)
+            use(db)
         except voltpy.Unavailable as error:
             status = 0 if "fork" in str(error) else 2
         db.close()
         os._exit(status)
+    forked.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert db.call("echo", 2) == 2
 
@@ -1101,5 +1131,6 @@ def test_the_package_loads_no_sockets_until_a_client_is_asked_for() -> None:
 
 def test_public_names_are_there() -> None:
     assert all(getattr(voltpy, name) is not None for name in voltpy.__all__)
+    assert set(CODES) <= set(voltpy.__all__)  # every error
     with pytest.raises(AttributeError, match="conect"):
         voltpy.conect  # noqa: B018 — the access is the test

@@ -48,6 +48,7 @@ from voltpy.messages import (
     AdminReply,
     CallError,
     Calls,
+    Closing,
     EverywhereCall,
     Hello,
     Lost,
@@ -710,6 +711,62 @@ def test_what_went_through_a_router_that_lost_its_connection_to_a_living_partiti
     cluster.answer(frame)
     assert again.error is None
     assert not cluster.connection.receive(ROUTER, wire.encode(Lost(7, 1, "there is no such partition")), 0.0)
+
+
+def test_what_a_process_that_stops_in_order_has_not_answered_never_ran() -> None:
+    cluster = Cluster()
+    cluster.welcome()
+    cluster.direct()
+    answered, sent, other = (cluster.submit("put", key_of(number)) for number in (0, 0, 1))
+    for frame in cluster.frames():
+        if frame.destination == 0:
+            cluster.reply(0, [answered.number], ["yes"])
+    batch = cluster.batch([(key_of(0),), (key_of(0),)])
+    cluster.frames()
+    assert not cluster.feed(0, Closing("partition 0 is stopping"))  # the shell closes it, and tells
+    cluster.connection.lost(0, 0.0)
+    assert answered.value == "yes"
+    assert type(error_of(sent)) is Unavailable
+    assert str(sent.error) == "partition 0 is stopping"
+    assert [type(result) for result in batch.results] == [Unavailable, Unavailable]
+    assert not other.done
+    through_router = cluster.submit("put", key_of(0))
+    (frame,) = cluster.frames()
+    assert frame.destination == ROUTER
+    parts, none, command = Everywhere(), Everywhere(), Command()
+    for directed in (parts, none):
+        cluster.connection.everywhere(directed, "count", (), 0.0, 10.0)
+    cluster.connection.admin(command, "status", {}, 0.0, 10.0)
+    cluster.frames()
+    cluster.reply(1, [parts.number], [1])
+    assert not cluster.feed(ROUTER, Closing("the cluster is stopping"))
+    cluster.connection.lost(ROUTER, 0.0)
+    assert type(error_of(through_router)) is Unavailable
+    assert type(error_of(none)) is Unavailable
+    assert type(error_of(command)) is Unavailable
+    assert type(error_of(parts)) is Indeterminate
+    assert not other.done  # its partition may still answer
+
+
+def test_a_call_that_a_closing_process_has_not_run_goes_again_while_it_may() -> None:
+    cluster = Cluster(retry_s=5.0)
+    cluster.welcome()
+    cluster.direct()
+    lost, sent = cluster.submit("put", key_of(0)), cluster.submit("put", key_of(0))
+    cluster.frames()
+    lost.retry_until = 0.0
+    lost.floor = 7  # an earlier attempt may have run
+    cluster.feed(0, Closing("partition 0 is stopping"))
+    cluster.connection.lost(0, 0.0)
+    assert type(error_of(lost)) is Indeterminate
+    assert not sent.done
+    number = sent.number
+    cluster.connection.expire(1.0)
+    (frame,) = cluster.frames(1.0)
+    (group,) = calls_of(frame).groups
+    assert (frame.destination, group.numbers, group.retry_floor) == (ROUTER, [number], NEVER_SENT)
+    cluster.answer(frame, 1.0)
+    assert sent.error is None
 
 
 def test_without_router_and_direct_connection_a_call_is_unavailable() -> None:

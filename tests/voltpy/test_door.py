@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from voltpy import door as door_module
-from voltpy.door import COMMAND_BYTES, Door
+from voltpy.door import COMMAND_BYTES, FEW_CALLS, RESERVED_CALLS, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
@@ -407,6 +407,27 @@ def test_the_routers_calls_are_many_clients_calls_up_to_the_partitions_limit() -
     assert error_codes(door, b"3") == [(9, "Overloaded")]
     door.answered(router, CALLS_IN_FLIGHT_A_PARTITION)
     assert (router.in_flight, door.in_flight) == (0, 0)
+
+
+def test_however_many_flood_a_partition_a_client_with_a_few_calls_finds_room() -> None:
+    door = partition_door(*range(1, 12))
+    door.receive(b"r", encode(Hello(PROTOCOL_VERSION, 0, "router", TOKEN)), AT_PARTITION)
+    for flooder in range(1, 10):
+        for first in range(1, CALLS_IN_FLIGHT_A_CLIENT, 256):
+            numbers = list(range(first, first + 256))
+            door.receive(b"%d" % flooder, encode(calls_of(flooder, numbers)), AT_PARTITION)
+    assert door.in_flight == CALLS_IN_FLIGHT_A_PARTITION - RESERVED_CALLS
+    answers(door)
+    assert door.receive(b"7", encode(calls_of(7, [10_000])), AT_PARTITION) is None
+    assert error_codes(door, b"7") == [(10_000, "Overloaded")]
+    for number in range(1, FEW_CALLS + 1):
+        assert isinstance(door.receive(b"11", encode(calls_of(11, [number])), AT_PARTITION), Calls)
+    assert door.receive(b"11", encode(calls_of(11, [FEW_CALLS + 1])), AT_PARTITION) is None
+    answers(door)
+    many, few = calls_of(1, list(range(20_000, 20_256))).groups[0], calls_of(10, [1]).groups[0]
+    passed = door.receive(b"r", encode(Calls(1, [many, few])), AT_PARTITION)
+    assert isinstance(passed, Calls)
+    assert passed.groups == [few]
 
 
 def test_a_client_that_returns_finds_its_account_and_loses_the_old_connection() -> None:

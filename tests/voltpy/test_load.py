@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import re
+import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from voltpy.cli.load import Rejects
+from voltpy.cli.load import _remove as removed
 from voltpy.csv_load import (
     BATCH_CHARACTERS,
     BATCHES_IN_FLIGHT,
@@ -120,6 +124,11 @@ def test_columns_can_be_left_out_and_skipped() -> None:
     ("names", "reason"),
     [
         (["id", "colour"], "table flights has no column 'colour'; it has id, dest, distance, cancelled, at"),
+        (
+            ["id;dest"],
+            "table flights has no column 'id;dest'; it has id, dest, distance, cancelled, at."
+            " Are its fields apart by --delimiter ';'?",
+        ),
         (["id", "id"], "column id occurs twice in the file"),
         (["dest"], "column id of flights must be given and is not in the file"),
     ],
@@ -168,6 +177,18 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.csv", TEXT)
     assert records(tmp_path / "a.zip") == RECORDS
+
+
+def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=[TEXT])
+    writer.start()
+    source = Source(tmp_path / "pipe", ",")
+    assert (list(source.records()), source.bytes_total, source.bytes_read) == (RECORDS, 0, 0)
+    source.close()
+    writer.join()
+    with pytest.raises(ClusterError, match="none: No such file"):
+        Source(tmp_path / "none", ",")
 
 
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
@@ -325,3 +346,20 @@ def test_an_overloaded_partition_is_asked_again_and_a_full_disk_ends_the_load() 
     cluster.errors = [ReadOnly("disk full")]
     with pytest.raises(ReadOnly, match="disk full"):
         load(cluster, FLIGHTS, [[2, "x", None, False, None]])
+
+
+def test_rejected_rows_that_can_be_kept_nowhere_end_the_load(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "none" / "rejected.csv", ["id"])
+    with pytest.raises(
+        ClusterError, match=r"line 3 can't be loaded \(bad\), nor kept in .*: No such file .*--rejects FILE"
+    ):
+        rejects.add(Rejected(3, "bad", ["x"]))
+
+
+def test_rejected_rows_of_an_earlier_load_go_first(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("line,reason,id\n")
+    removed(tmp_path / "old.csv")
+    removed(tmp_path / "old.csv")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ClusterError, match=r"of an earlier load, can't be removed"):
+        removed(tmp_path)

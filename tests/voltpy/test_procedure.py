@@ -20,7 +20,8 @@ from msgspec import Raw
 import voltpy.schema
 from voltpy.errors import BadArguments, SchemaError
 from voltpy.messages import Parameter
-from voltpy.procedure import Procedure, Registry, from_functions, imported_from_beside, load, load_path, procedure
+from voltpy.procedure import Procedure, procedure
+from voltpy.registry import Registry, from_functions, imported_from_beside, load, load_path
 from voltpy.schema import Column, Schema, Table
 
 encode = msgspec.msgpack.encode
@@ -53,6 +54,19 @@ def put(tx: Any, key: str, value: float = 0.5, note: str | None = None) -> tuple
 @procedure(everywhere=True, read_only=True)
 def count(tx: Any) -> int:
     return 0
+
+
+def test_tx_may_be_annotated(tmp_path: Path) -> None:
+    text = """
+        from voltpy import Transaction, procedure
+
+        @procedure(partition_by="account")
+        def balance(tx: Transaction, account: int) -> int:
+            found: int = tx.accounts.get(account).balance
+            return found
+    """
+    procedure = load_text(tmp_path, text).procedures["balance"]
+    assert procedure.info.parameters == [Parameter("account", "int", True)]
 
 
 def load_text(tmp_path: Path, text: str, schema: Schema | None = BANK, version: int = 1) -> Registry:
@@ -704,6 +718,12 @@ def test_modules_that_lie_beside_a_file_are_told_from_what_is_installed(tmp_path
 def test_a_file_without_procedures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="declares no procedure; decorate one with @procedure"):
         load_text(tmp_path, "def f(tx): ...")
+    (tmp_path / "orders_of_the_shop.py").write_text("from voltpy import procedure\n@procedure\ndef place(tx): ...\n")
+    with pytest.raises(
+        SchemaError, match="import those of orders_of_the_shop by name: from orders_of_the_shop import …"
+    ):
+        load_text(tmp_path, "import orders_of_the_shop")
+    assert list(load_text(tmp_path, "from orders_of_the_shop import place").procedures) == ["place"]
     with pytest.raises(SchemaError, match=r"missing\.py can't be read"):
         load_path(tmp_path / "missing.py")
     (tmp_path / "binary.py").write_bytes(b"\xff\xfe\x00")

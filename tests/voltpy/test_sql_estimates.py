@@ -267,8 +267,8 @@ def test_a_client_runs_an_analyzed_change_as_the_change() -> None:
     ("error", "told"),
     [
         (
-            ProcedureTimeout("voltpy.query_all ran past the procedure timeout and was ended"),
-            "the statement ran past the procedure timeout and was ended",
+            ProcedureTimeout("voltpy.query_all ran longer than 5 s (--procedure-timeout) and was ended"),
+            "the statement ran longer than 5 s (--procedure-timeout) and was ended",
         ),
         (
             Indeterminate("voltpy.execute: timed out after 1 s; it may have run"),

@@ -216,6 +216,31 @@ def test_a_command_that_is_none_is_an_error(sql: Any) -> None:
     assert sql("-c", "\\i")[0] == 1
 
 
+def test_an_expanded_row_is_a_line_for_each_column(sql: Any) -> None:
+    record = """\
+-[ row 1 ]+-
+id        | 1
+owner     | Kari
+city      | Oslo
+the notes | NULL
+(1 row)
+"""
+    select = 'SELECT id, owner, city, NULL AS "the notes" FROM accounts WHERE id = 1;'
+    assert sql(typed=f"\\x\n{select}\n\\x off\nSELECT 1 AS n;") == (0, f"{record}\nn\n-\n1\n(1 row)\n", "")
+    assert sql("--csv", typed=f"\\x on\n{select}")[1].startswith("id,owner")
+    assert sql("-c", "\\x maybe")[2] == "voltpy: SqlError: \\x takes on or off, not maybe\n"
+    assert sql(typed="\\x\nEXPLAIN SELECT 1")[1] == sql("-c", "EXPLAIN SELECT 1")[1]
+
+
+def test_indexes_and_procedures_are_listed(sql: Any) -> None:
+    status, shown, said = sql("-c", "\\di")
+    assert (status, said) == (0, "")
+    assert "accounts_city | accounts   | INVERTED   | city    |" in shown
+    assert sql("-c", "\\df")[1].startswith("procedure | runs\n")
+    assert sql("-c", "\\dt") == sql("-c", "\\d")
+    assert "`voltpy load` reads a file" in sql("-c", "\\copy accounts to 'x'")[2]
+
+
 # ── what results look like ─────────────────────────────────────────────────────────────────────────────────────────
 
 

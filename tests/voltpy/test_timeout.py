@@ -7,12 +7,14 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.partitions.one_partition import OnePartition
+from tests.voltpy import endless_procedures
 from tests.voltpy.endless_procedures import BODIES, IN_TIME_S, put, run
 from voltpy.errors import ConstraintViolation, Error, ProcedureError, ProcedureTimeout
 from voltpy.heartbeat import BUSY, CALL_NUMBER, CLIENT_ID
@@ -75,7 +77,10 @@ def test_a_call_that_runs_too_long_is_ended_without_a_trace(body: str, timed: Ti
     answer, after = timed.batch(body, "quick")
     assert time.monotonic() - began_s < 20
     assert isinstance(answer, ProcedureTimeout)
-    assert str(answer) == "run ran past the procedure timeout and was ended"
+    said, at, where = str(answer).partition(", at ")
+    assert said == "run ran longer than 0.1 s (--procedure-timeout) and was ended"
+    assert (at, where.split(":")[0]) == (", at ", "endless_procedures.py")
+    assert 0 < int(where.split(":")[1]) <= len(Path(endless_procedures.__file__).read_text().splitlines())
     assert after == 5
     timed.partition.call("put", 3, 3)
     timed.partition.call("put", 4, 4)
@@ -142,10 +147,10 @@ def test_rule_26_reruns_share_one_clock(monkeypatch: pytest.MonkeyPatch) -> None
     ticking = Ticking(monkeypatch, 1.0)
     assert [ticking.run(1, 0.3) for _ in range(3)] == [""] * 3
     assert ticking.run(2, 0.9) == ""  # another one's
-    assert "ran past the procedure timeout" in ticking.run(1, 0.3)
+    assert "ran longer than 1 s" in ticking.run(1, 0.3)
     assert ticking.run(1, 0.9) == ""  # as without stand-ins, after a run on them was ended
     assert [ticking.run(3, 0.1) for _ in range(9)] == [""] * 9  # no tick meets the same run twice
-    assert "ran past the procedure timeout" in ticking.run(3, 0.1) + ticking.run(3, 0.1)
+    assert "ran longer than 1 s" in ticking.run(3, 0.1) + ticking.run(3, 0.1)
 
 
 def test_a_run_that_must_end_early_is_ended_by_the_ticks_that_met_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +105,49 @@ def test_who_reads_nothing_is_cut_off_where_too_much_is_held_and_others_are_serv
     assert not place.is_gone(reading)
 
 
+def test_many_who_hold_a_little_for_ever_go_before_one_who_takes_much(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread_module, "LOOK_AFTER_BYTES", 2 << 20)
+    holders = [place.peer() for _ in range(4)]
+    reader, reading = place.peer()
+    for _, holder in holders:  # the kernel has taken some of it
+        for _ in range(6):
+            assert place.send(holder) == []
+    cut: set[bytes] = set()
+    for _ in range(8):
+        for _ in range((MOST_BYTES >> 21) + 1):  # more than any other has, while it is on its way
+            cut.update(place.send(reading))
+        for _ in range((MOST_BYTES >> 21) + 1):
+            assert len(reader.recv()) == len(FRAME)
+    assert cut
+    assert cut <= {holder for _, holder in holders}
+
+
+def test_who_has_taken_more_than_it_was_sent_has_no_credit_for_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pings make ZeroMQ answer. Here a peer has taken a gibibyte of answers, and then reads nothing."""
+    _, identity = place.peer()
+    monkeypatch.setattr(unread_module, "_taken", lambda connection: 1 << 30)
+    sent = 0
+    while identity not in place.send(identity):
+        sent += len(FRAME)
+        assert sent <= MOST_BYTES + LOOK_AFTER_BYTES
+    until(lambda: place.is_gone(identity))
+
+
+def test_a_connection_ends_though_the_process_has_no_descriptor_left(place: Place) -> None:
+    _, identity = place.peer()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        place.unread.cut(identity)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    until(lambda: place.is_gone(identity))
+
+
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_a_process_of_the_cluster_is_never_cut_off(place: Place, transport: str) -> None:
     dealer, identity = place.peer(transport)
@@ -117,9 +161,9 @@ def test_a_process_of_the_cluster_is_never_cut_off(place: Place, transport: str)
 
 def test_a_peer_that_is_gone_leaves_nothing_in_the_count(place: Place) -> None:
     dealer, identity = place.peer()
-    sent = LOOK_AFTER_BYTES // len(FRAME) + 1
-    for _ in range(sent):
+    for _ in range((MOST_BYTES >> 20) - 1):
         place.send(identity)
+    assert place.unread.total_bytes > LOOK_AFTER_BYTES
     dealer.close()
     until(lambda: place.is_gone(identity))
     place.peer()  # may get the same descriptor

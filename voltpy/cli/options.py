@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
+
+from voltpy.address import Address
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +32,17 @@ def url_option(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         metavar="URL",
+        callback=_url,
         help="Where the cluster is.",
     )(command)
+
+
+def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        Address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+    return value
 
 
 def timeout_option(default_s: float) -> Callable[[Command], Command]:
@@ -45,6 +57,16 @@ def timeout_option(default_s: float) -> Callable[[Command], Command]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def one_file(context: click.Context, parameter: click.Parameter, values: tuple[Path, ...]) -> Path | None:
+    """A click callback for an option with `multiple`: else of several files click would take the last."""
+    if len(values) > 1:
+        raise click.BadParameter(
+            f"give one file, not {len(values)}; one procedure file imports what others declare by name",
+            context, parameter,
+        )  # fmt: skip
+    return values[0] if values else None
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -14,7 +14,7 @@ from voltpy.cli.options import console, json_option, print_value, timeout_option
 from voltpy.client import connect
 from voltpy.data_directory import read_source
 from voltpy.messages import ProcedureInfo
-from voltpy.procedure import imported_from_beside
+from voltpy.registry import imported_from_beside
 
 ENGINE_PREFIX = "voltpy."  # the engine's own procedures, such as those behind `voltpy load`
 
@@ -70,6 +70,7 @@ def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
     """Replace the stored procedures by those in FILE, between two calls, in the whole cluster or nowhere."""
     path, source = read_source(file)
     with connect(url, timeout=timeout) as db:
+        before = {info.name for info in db.procedures()}
         answer = db.load_procedures(source, path)
     if as_json:
         return print_value(answer, as_json=True)
@@ -79,4 +80,7 @@ def load_file(url: str, timeout: float, as_json: bool, file: Path) -> None:
             err=True,
         )
     names = [name for name in answer["procedures"] if not name.startswith(ENGINE_PREFIX)]
-    click.echo(f"loaded {len(names)} procedures, version {answer['catalog_version']}: {', '.join(names)}")
+    count = f"{len(names)} procedure{'' if len(names) == 1 else 's'}"
+    click.echo(f"loaded {count}, version {answer['catalog_version']}: {', '.join(names)}")
+    if gone := sorted(before.difference(answer["procedures"])):
+        click.echo(f"gone, since they are not in {file}: {', '.join(gone)}")

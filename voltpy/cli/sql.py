@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import chain
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import click
 import msgspec
@@ -19,6 +19,7 @@ from voltpy.cli import sql_results
 from voltpy.cli.options import json_option, timeout_option, url_option
 from voltpy.client import connect
 from voltpy.errors import Error, SqlError
+from voltpy.messages import ProcedureInfo
 from voltpy.result import Database, Result
 from voltpy.sql.catalog_tables import CATALOG
 from voltpy.sql.script import Piece, ScriptReader
@@ -30,13 +31,22 @@ COUNTED = ("insert", "update", "delete")
 SHOWN = ("select", "explain", "explain insert", "explain update", "explain delete")
 
 HELP = r"""A statement may take several lines; its semicolon ends it.
-\d          the tables
+\d          the tables; also \dt
 \d TABLE    a table's columns, keys and indexes
+\di         the indexes
+\df         the stored procedures; `voltpy call` calls them
 \i FILE     runs the statements in FILE
 \timing     says after each statement how long it took, or stops saying it
+\x          shows each row as lines of column and value, or stops doing so
 \?          this
 \q          leaves; so do exit, quit and Ctrl-D. Ctrl-C drops what is typed, or stops waiting for an answer
 """
+
+
+class Served(Database, Protocol):
+    """What the shell speaks to."""
+
+    def procedures(self) -> list[ProcedureInfo]: ...
 
 
 class Shell:
@@ -47,7 +57,7 @@ class Shell:
     """
 
     def __init__(
-        self, db: Database, form: Form = "table", *, keep_going: bool = False, is_prompt: bool = False,
+        self, db: Served, form: Form = "table", *, keep_going: bool = False, is_prompt: bool = False,
         quiet: bool = False,
     ) -> None:  # fmt: skip
         self._db = db
@@ -56,14 +66,19 @@ class Shell:
         self._is_prompt = is_prompt
         self._is_quiet = quiet
         self._times = False
+        self._is_expanded = False
         self._included = 0
         self._has_shown = False
         self.failed = False
         self.schema_may_differ = False  # since somebody last set this
         self._commands: dict[str, Callable[[str], bool]] = {
             "d": self._describe,
+            "dt": self._describe,
+            "di": self._list_indexes,
+            "df": self._list_procedures,
             "i": self._include,
             "timing": self._switch_timing,
+            "x": self._switch_expanded,
             "?": self._help,
             "q": self._quit,
         }
@@ -139,7 +154,8 @@ class Shell:
         click.echo(f"{result.kind.upper()} {result.rowcount}" if result.kind in COUNTED else result.kind.upper())
 
     def _show_table(self, result: Result) -> None:
-        pieces = sql_results.table(result, styled=sys.stdout.isatty())
+        shown = sql_results.records if self._is_expanded else sql_results.table
+        pieces = shown(result, styled=sys.stdout.isatty())
         if not self._is_prompt:
             _write(["\n"] if self._has_shown else [])  # between two tables
             self._has_shown = True
@@ -158,7 +174,8 @@ class Shell:
         name, argument = (*words, "", "")[:2]
         command = self._commands.get(name)
         if command is None:
-            raise SqlError(f"there is no command \\{name}; \\? lists them")
+            advice = _INSTEAD.get(name, "\\? lists them")
+            raise SqlError(f"there is no command \\{name}; {advice}")
         return command(argument)
 
     def _describe(self, name: str) -> bool:
@@ -221,12 +238,29 @@ class Shell:
         finally:
             self._included -= 1
 
+    def _list_indexes(self, _argument: str) -> bool:
+        self._show(self._db.execute(_INDEXES, ()))
+        return True
+
+    def _list_procedures(self, _argument: str) -> bool:
+        from voltpy.cli.call import signature
+        from voltpy.cli.procedures import ENGINE_PREFIX, where_it_runs
+
+        infos = sorted(self._db.procedures(), key=lambda info: info.name)
+        rows = [(signature(info), where_it_runs(info)) for info in infos if not info.name.startswith(ENGINE_PREFIX)]
+        self._show(Result(["procedure", "runs"], rows, len(rows), ["STRING", "STRING"], "select"))
+        return True
+
     def _switch_timing(self, argument: str) -> bool:
-        if argument not in ("", "on", "off"):
-            raise SqlError(f"\\timing takes on or off, not {argument}")
-        self._times = argument == "on" or (argument == "" and not self._times)
+        self._times = _switched("timing", argument, self._times)
         if self._is_prompt:
             click.echo(f"Timing is {'on' if self._times else 'off'}.")
+        return True
+
+    def _switch_expanded(self, argument: str) -> bool:
+        self._is_expanded = _switched("x", argument, self._is_expanded)
+        if self._is_prompt:
+            click.echo(f"Expanded display is {'on' if self._is_expanded else 'off'}.")
         return True
 
     def _help(self, _argument: str) -> bool:
@@ -235,6 +269,12 @@ class Shell:
 
     def _quit(self, _argument: str) -> bool:
         raise Quit
+
+
+def _switched(command: str, argument: str, was_on: bool) -> bool:
+    if argument not in ("", "on", "off"):
+        raise SqlError(f"\\{command} takes on or off, not {argument}")
+    return argument == "on" or (argument == "" and not was_on)
 
 
 class Quit(Exception):
@@ -246,6 +286,15 @@ SELECT t.table_name, column_count, row_count, c.column_name AS partition_column,
 FROM db_tables t LEFT JOIN db_columns c ON c.table_id = t.table_id AND c.is_partition_column
 ORDER BY t.table_name
 """
+_INDEXES = """
+SELECT index_name, table_name, index_type, columns, entry_count, is_unique FROM db_indexes
+ORDER BY table_name, index_name
+"""
+_INSTEAD = {  # of psql's commands
+    "copy": "`voltpy load` reads a file, and `voltpy sql --csv -c` writes one",
+    "dv": "\\d shows views, too",
+    "d+": "\\d shows all that there is",
+}
 _DESCRIBED = ["column_name", "column_type", "is_nullable", "is_indexed"]
 
 

@@ -35,7 +35,8 @@ WORDS = {"exit": "\\q", "quit": "\\q", "help": "\\?"}
 
 _NAME = r'(?:\w+|"[^"]*")'
 _TABLE_NEXT = re.compile(
-    rf"(?:\b(?:FROM|JOIN|INTO|UPDATE|TABLE)\s+(?:{_NAME}(?:\s+(?:AS\s+)?{_NAME})?\s*,\s*)*|^\s*\\d\s+)$", re.IGNORECASE
+    rf"(?:\b(?:FROM|JOIN|INTO|UPDATE|TABLE)\s+(?:{_NAME}(?:\s+(?:AS\s+)?{_NAME})?\s*,\s*)*|^\s*\\dt?\s+)$",
+    re.IGNORECASE,
 )
 _ALIASES = re.compile(rf"(?:\b(?:FROM|JOIN|INTO|UPDATE)|,)\s+({_NAME})\s+(?:AS\s+)?({_NAME})", re.IGNORECASE)
 _LAST_WORD = re.compile(r'"?\w*$')

@@ -1,4 +1,4 @@
-"""How `voltpy sql` shows what statements answer: aligned tables, CSV, or a line of JSON.
+"""How `voltpy sql` shows what statements answer: aligned tables, a record a row, CSV, or a line of JSON.
 
 Tables and CSV come in pieces of some hundred rows, so that many rows need no second copy in memory, and a reader who
 has seen enough stops the rest.
@@ -38,6 +38,29 @@ def table(result: Result, *, styled: bool = False) -> Iterator[str]:
     null = click.style(NULL, dim=True) if styled else NULL
     for rows in _by_piece(result):
         yield "".join(_line([shown(value) for value in row], columns, row, null) for row in rows)
+    yield f"({len(result)} row{'' if len(result) == 1 else 's'})\n"
+
+
+def records(result: Result, *, styled: bool = False) -> Iterator[str]:
+    """Each row as lines of `column | value`, for rows that are wider than the screen."""
+    if result.kind.startswith("explain"):
+        yield from table(result, styled=styled)
+        return
+    titles = [shown(name) for name in result.columns]
+    width = max(map(_width, titles), default=0)
+    labels = [title + " " * (width - _width(title)) for title in titles]
+    null = click.style(NULL, dim=True) if styled else NULL
+    number = 0
+    for rows in _by_piece(result):
+        lines = []
+        for row in rows:
+            number += 1
+            lines.append(f"-[ row {number} ]".ljust(width + 1, "-") + "+-\n")
+            lines += [
+                f"{label} | {null if value is None else shown(value)}".rstrip(" ") + "\n"
+                for label, value in zip(labels, row, strict=True)
+            ]
+        yield "".join(lines)
     yield f"({len(result)} row{'' if len(result) == 1 else 's'})\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -15,17 +16,19 @@ import click
 
 from voltpy import events
 from voltpy.address import DEFAULT_PORT
-from voltpy.cli.options import size, size_text
+from voltpy.cli.options import one_file, size, size_text
 from voltpy.cluster import Cluster, Options, loopback, usable_cores, usable_memory_bytes
 from voltpy.data_directory import MAX_PARTITIONS, SCHEMA, DataDirectory, read_schema, schema_with
 from voltpy.errors import ClusterError, SchemaError
 from voltpy.parent_death import die_with_parent
-from voltpy.procedure import imported_from_beside
+from voltpy.registry import imported_from_beside
 from voltpy.reporting_child import ReportingChild
 from voltpy.schema import Schema, added_unique_indexes, to_json
 from voltpy.warm_schedule import WARM_BYTES_PER_S, WARM_SOURCES, parse
 
 NOT_STORED = "the procedures import them from there at every start"
+FILE = click.Path(dir_okay=False, path_type=Path)
+EVENT_FORMS = ("text", "json")
 FSYNC_MODES = ("always", "everysec", "never")
 TRIAL_COMMAND = (sys.executable, "-I", "-m", "partitions.schema_trial")
 LEAST_MEMORY_BYTES = 16 << 20  # for each partition
@@ -39,14 +42,20 @@ def _loopback(context: click.Context, parameter: click.Parameter, value: str) ->
 
 
 def _text_of(path: Path | None) -> str | None:
+    """The text of a schema file. Raises SchemaError, with the file's name, unless it is one."""
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ClusterError(f"schema file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ClusterError(f"schema file {path}: {error}") from None
+    try:
+        _parsed(text)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from None
+    return text
 
 
 def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
@@ -58,9 +67,9 @@ def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: st
 
 
 @click.command()
-@click.option("--schema", type=click.Path(dir_okay=False, path_type=Path), metavar="S.sql", help="Tables and indexes.")
+@click.option("--schema", multiple=True, callback=one_file, type=FILE, metavar="S.sql", help="Tables and indexes.")
 @click.option(
-    "--procedures", type=click.Path(dir_okay=False, path_type=Path), metavar="P.py", help="The stored procedures."
+    "--procedures", multiple=True, callback=one_file, type=FILE, metavar="P.py", help="The stored procedures."
 )
 @click.option(
     "--data",
@@ -120,6 +129,12 @@ def _warm_sources(_context: click.Context, _parameter: click.Parameter, text: st
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
     help="Tables to bring into memory at times of the day; see docs/operations.md.",
 )
+@click.option(
+    "--events",
+    "form",
+    type=click.Choice(EVENT_FORMS),
+    help="How events look.  [default: text at a terminal, else json]",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="Die with the process that started this one.")
 def start(
     schema: Path | None,
@@ -135,19 +150,21 @@ def start(
     warm: tuple[str, ...],
     warm_rate: int | None,
     warm_schedule: Path | None,
+    form: str | None,
     with_parent: bool,
 ) -> None:
     """Start a cluster, in the foreground.
 
     A router, a coordinator and one partition a core, watched and restarted. Prints one line when it is ready, with
-    its URL; ends with exit status 0 after Ctrl-C, SIGTERM or `voltpy stop`. Events go to stderr, one JSON object a
-    line.
+    its URL; ends with exit status 0 after Ctrl-C, SIGTERM or `voltpy stop`. Events go to stderr, a line
+    each.
 
     --schema and --procedures are kept in the data directory: a later start needs neither. A new schema may add to it.
     """
     if with_parent:
         die_with_parent()
-    events.configure()
+    outlet = _outlet(form)
+    events.configure(outlet)
     _check_port(host, port)
     schema_text = _text_of(schema)
     _check_procedures(procedures, schema_text, data if restore is None else restore)
@@ -179,10 +196,20 @@ def start(
         options: dict[str, Any] = {"host": host, "port": port, "fsync": fsync, "memory_bytes": memory_bytes}
         options |= {"warm": warm, "warm_bytes_per_s": warm_rate or WARM_BYTES_PER_S, "warm_schedule": warm_schedule}
         try:
-            Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready).run()
+            Cluster(directory, Options(**options, procedure_timeout_s=procedure_timeout), ready, outlet=outlet).run()
         except SchemaError as error:
             withdrawn = directory.withdraw_schema()
             raise SchemaError(f"{error}; withdrawn from the schema: {', '.join(withdrawn) or 'nothing'}") from None
+
+
+def _outlet(form: str | None) -> events.Outlet:
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if form == "json" or (form is None and not is_terminal):
+        return events.stderr_outlet()
+    from voltpy.event_text import TextOutlet
+
+    coloured = is_terminal and not os.environ.get("NO_COLOR")
+    return events.stderr_outlet(lambda fd: TextOutlet(fd, coloured=coloured))
 
 
 def _check_port(host: str, port: int) -> None:

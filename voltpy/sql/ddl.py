@@ -86,7 +86,6 @@ _UNSUPPORTED = {
     "IF NOT": "IF NOT EXISTS is not supported: a schema names each table and index once",
     "OR REPLACE": "OR REPLACE is not supported",
     "CASCADE": "CASCADE is not supported: a table's indexes go with it; drop its views first",
-    "RENAME": "ALTER TABLE adds columns; it renames nothing",
     "TEMP": "temporary tables are not supported",
     "TEMPORARY": "temporary tables are not supported",
     "UNLOGGED": "UNLOGGED is not supported",
@@ -428,7 +427,9 @@ class SchemaReader:
         columns = tuple(self.column_of(table, token).name for token in tokens)
         if unique and not can_be_unique(table, columns):
             raise self.error(
-                f"{table.partition_column} among the columns: rows that are equal must be in one partition", tokens[0]
+                f"{table.partition_column} among the columns: rows that are equal must be in one partition. What is to"
+                " be unique in all of them is the primary key of another table, with a row for each value",
+                tokens[0],
             )
         if name not in self.indexes:
             self.indexes[name] = Index(name, table.name, kind, columns, unique)

@@ -144,7 +144,8 @@ class _ChangeReader(SchemaReader):
         if table.view is not None:
             raise self.error(f"a table: {table.name} is a view of {table.view.base}", token)
         while True:
-            self.expect_words("ADD")
+            if not self.take_words("ADD"):
+                raise self.error("ADD: ALTER TABLE adds columns, and does nothing else", self.peek())
             self.take_words("COLUMN")
             may_exist = self.may_exist()
             token = self.peek()

@@ -10,7 +10,7 @@ from voltpy.errors import DataError
 from voltpy.schema import INT_MAX, INT_MIN
 from voltpy.sql.bound import BoundQuery, Column, Const, Expr, Op, Param, Slot, Subquery
 from voltpy.sql.program import Program, tuple_text
-from voltpy.sql.runtime import like_pattern
+from voltpy.sql.text_functions import like_pattern
 
 _OPERATORS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _OPPOSITE = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}
