@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +34,8 @@ class DidNotHappen(Exception):
 class Cluster:
     """Data, schema and procedures under `directory`; `start` and `end` as often as wanted. Also a context manager.
 
-    `memory_bytes`, for all partitions together, may be changed between two starts.
+    `memory_bytes`, for all partitions together, may be changed between two starts. `options`: more of
+    tests.campaigns.supervisor's.
     `events` is what all supervisors printed on stderr, decoded where it is JSON; other lines are {"line": …}.
     Processes go by the names that crash points know them by: `supervisor`, `router`, `coordinator`, `partition-<i>`.
     """
@@ -50,6 +51,7 @@ class Cluster:
         checkpoint_bytes: int = 65536,
         procedure_timeout_s: float = 5.0,
         memory_bytes: int = 512 << 20,
+        options: Sequence[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -68,6 +70,7 @@ class Cluster:
             *("--partitions", str(partitions), "--schema", str(directory / "schema.sql"), "--port", str(self.port)),
             *("--segment-bytes", str(segment_bytes), "--checkpoint-bytes", str(checkpoint_bytes)),
             *("--procedure-timeout", str(procedure_timeout_s)),
+            *options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: list[threading.Thread] = []

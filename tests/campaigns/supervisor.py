@@ -14,6 +14,7 @@ from voltpy.cluster import COORDINATOR_COMMAND, PARTITION_COMMAND, Cluster, Opti
 from voltpy.data_directory import DataDirectory
 from voltpy.errors import Error
 from voltpy.parent_death import die_with_parent
+from voltpy.warm_schedule import WARM_SOURCES
 
 
 def main() -> int:
@@ -27,18 +28,27 @@ def main() -> int:
     parser.add_argument("--checkpoint-bytes", type=int, required=True)
     parser.add_argument("--memory", type=int, required=True, help="bytes, of all partitions; `voltpy start` wants more")
     parser.add_argument("--procedure-timeout", type=float, default=5.0)
+    parser.add_argument("--fsync", default="always")
+    parser.add_argument("--hold-redo", type=Path, help="see tests.campaigns.held_redo")
     arguments = parser.parse_args()
     die_with_parent()
     events.configure()
     # A child that is killed on purpose again and again is not to be waited for longer and longer.
     child.BACKOFF_MOST_S = 0.0
+    command = PARTITION_COMMAND
+    if arguments.hold_redo is not None:
+        command = (sys.executable, "-I", str(Path(__file__).with_name("held_redo.py")), str(arguments.hold_redo))
     partition_command = (
-        *PARTITION_COMMAND,
+        *command,
         *("--segment-bytes", str(arguments.segment_bytes)),
         *("--checkpoint-bytes", str(arguments.checkpoint_bytes)),
     )
     options = Options(
-        port=arguments.port, memory_bytes=arguments.memory, procedure_timeout_s=arguments.procedure_timeout
+        port=arguments.port,
+        memory_bytes=arguments.memory,
+        procedure_timeout_s=arguments.procedure_timeout,
+        fsync=arguments.fsync,
+        warm=WARM_SOURCES if arguments.hold_redo is None else (),  # pages that come have what was left written too
     )
     try:
         with DataDirectory.open(

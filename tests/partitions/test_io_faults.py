@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from partitions import checkpointer as checkpointer_module
+from partitions import redo
 from partitions.page import PAGE_BYTES, check_sealed
 from partitions.wal import Wal
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC, SHORT, FaultyDisk, PowerCut, may_meet
@@ -32,9 +33,11 @@ from tests.partitions.one_partition import OnePartition
 from tests.partitions.test_buffer_pool import LARGE, PROCEDURES, SCHEMA, checkpointed, closed
 from voltpy.errors import Corruption, ReadOnly
 from voltpy.record_log import DiskFull
+from voltpy.schema import Schema
 
 ALL = os.environ.get("VOLTPY_FAULTS") == "all"
 STRIDES = {EIO: 13, ENOSPC: 11, SHORT: 13, CUT: 9}
+REDO_STRIDES = {EIO: 41, ENOSPC: 11, CUT: 41}
 SEGMENT_BYTES = 65536
 KEYS = 120
 
@@ -113,14 +116,18 @@ class Witness:
 
     def verify(self, partition: OnePartition) -> None:
         """The partition, just recovered, is as it was at its LSN, and nothing that was acknowledged came after it."""
+        self.go_back(partition)
+        self.compare(partition)
+        partition.store.check()
+
+    def go_back(self, partition: OnePartition) -> None:
+        """What must be there now, by the LSN that the partition has recovered."""
         assert partition.lsn in self.states
         assert partition.lsn >= self.acknowledged_lsn
         self.items, self.names = self.states[partition.lsn]
         self.states = {partition.lsn: ({key: row.copy() for key, row in self.items.items()}, self.names.copy())}
         self.acknowledged_lsn = partition.lsn
         self.calls.clear()
-        self.compare(partition)
-        partition.store.check()
 
     def compare(self, partition: OnePartition) -> None:
         items, names = partition.table("items"), partition.table("names")
@@ -131,6 +138,9 @@ class Witness:
 
 class Scenario:
     """Lives of one partition, with fewer frames than its data have pages, and then with fewer still."""
+
+    schema = SCHEMA
+    fsync = "always"
 
     def __init__(self, directory: Path, disk: FaultyDisk) -> None:
         self.directory = directory
@@ -169,23 +179,28 @@ class Scenario:
             self.checkpoint_steps(40)
         self.close()
 
-    def open(self, frames: int) -> None:
+    def open(self, frames: int, *, leaves_cold: bool = False) -> None:
         self.is_starting, self.disk.stays_full = True, False
         made, fired = self.disk.calls.count("rename root"), self.disk.fired
         self.partition = Partition(
-            SCHEMA,
+            self.schema,
             PROCEDURES,
             self.directory,
             memory_bytes=frames * PAGE_BYTES,
             frames=frames,
             segment_bytes=SEGMENT_BYTES,
+            fsync=self.fsync,
+            leaves_cold=leaves_cold,
         )
         self.is_starting, self.disk.stays_full = False, True
         self.made_by_recovery += self.disk.calls.count("rename root") - made
         self.started_without_room |= self.disk.fired != fired
         self.partition.witness = self.witness
         self.partition.checkpointer.failed = self.put_off.append
-        self.witness.verify(self.partition)
+        if leaves_cold:
+            self.witness.go_back(self.partition)  # a look at the tables would wait until nothing is left
+        else:
+            self.witness.verify(self.partition)
 
     def run_with_fault(self, fault: str, rng: random.Random) -> None:
         """The scenario, as far as it goes; then the partition starts, works, loses its power and starts once more."""
@@ -284,8 +299,9 @@ class Scenario:
             partition.wal.wait_flush()
         else:
             partition.turn_pages()
-        partition.wal.flush()
-        witness.acknowledged_lsn = partition.wal.flushed_lsn
+        if self.fsync == "always":
+            partition.wal.flush()
+        witness.acknowledged_lsn = max(witness.acknowledged_lsn, partition.wal.flushed_lsn)
         while partition.pool.must_clean and partition.checkpointer.clean_some():
             pass
         if is_refused or self.put_off:
@@ -322,6 +338,55 @@ class Scenario:
                 return
 
 
+class RedoScenario(Scenario):
+    """Lives with frames for all pages, in which a recovery leaves what is about cold ones, and calls need some."""
+
+    schema = Schema(SCHEMA.tables, ())  # a table with an index leaves nothing
+    behind = 0  # batches that ended with something left
+    flushed_lsn = 0  # by the process that was killed last
+
+    def run(self) -> None:
+        rng = random.Random(1)
+        self.until_killed(rng)
+        for _ in range(2):  # the first dies while something is left
+            self.open(400, leaves_cold=True)
+            for _ in range(3):
+                self.batch(rng, 2)
+                self.partition.checkpointer.request()
+                self.checkpoint_steps(2)
+                self.behind += self.partition.store.is_behind
+            self.kill()
+        self.open(400, leaves_cold=True)
+        self.batch(rng, 2)
+        self.witness.compare(self.partition)
+        self.partition.checkpointer.request()
+        self.checkpoint_steps(1000)
+        self.batch(rng, 2)
+        self.close()
+
+    def until_killed(self, rng: random.Random) -> None:
+        self.open(400)
+        for _ in range(6):
+            self.batch(rng, 16)
+        self.partition.checkpointer.request()
+        self.checkpoint_steps(1000)
+        for _ in range(3):
+            self.batch(rng, 16)
+        self.kill()
+
+    def kill(self) -> None:
+        wal = self.partition.wal
+        assert wal is not None
+        self.flushed_lsn = wal.flushed_lsn
+        self.witness.acknowledged_lsn = wal.written_lsn  # the system has it, unless its power goes
+        super().kill()
+
+    def judge(self, fault: str, fired: str) -> None:
+        super().judge(fault, fired)
+        if fault == CUT and self.is_starting:
+            self.witness.acknowledged_lsn = min(self.witness.acknowledged_lsn, self.flushed_lsn)
+
+
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
@@ -334,24 +399,26 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.unfreeze()
 
 
-def calls_of(directory: Path) -> list[str]:
+def calls_of(directory: Path, kind: type[Scenario] = Scenario) -> list[str]:
     """Those of a run in which nothing fails."""
     directory.mkdir()
     with FaultyDisk(directory) as disk:
-        scenario = Scenario(directory, disk)
+        scenario = kind(directory, disk)
         scenario.run()
         scenario.end_process()
     return disk.calls
 
 
-def endings(directory: Path, fault: str) -> Iterator[tuple[int, str, BaseException | None]]:
+def endings(
+    directory: Path, fault: str, kind: type[Scenario], stride: int
+) -> Iterator[tuple[int, str, BaseException | None]]:
     """Each call that the fault can meet, by number and name, and what was wrong then, if anything."""
-    met = [n for n, call in enumerate(calls_of(directory), start=1) if may_meet(fault, call)]
-    for n in met if ALL else met[:: STRIDES[fault]]:
+    met = [n for n, call in enumerate(calls_of(directory, kind), start=1) if may_meet(fault, call)]
+    for n in met if ALL else met[::stride]:
         shutil.rmtree(directory)
         directory.mkdir()
         with FaultyDisk(directory) as disk:
-            scenario = Scenario(directory, disk)
+            scenario = kind(directory, disk)
             disk.fail(n, fault)
             wrong: BaseException | None = None
             try:
@@ -364,10 +431,10 @@ def endings(directory: Path, fault: str) -> Iterator[tuple[int, str, BaseExcepti
         yield n, fired, wrong
 
 
-def told(fault: str, directory: Path) -> Counter[str]:
+def told(fault: str, directory: Path, kind: type[Scenario] = Scenario, stride: int = 0) -> Counter[str]:
     fired = Counter[str]()
     wrong = []
-    for n, call, error in endings(directory, fault):
+    for n, call, error in endings(directory, fault, kind, stride or STRIDES[fault]):
         fired[call] += 1
         if error is not None:
             wrong.append(f"{fault} at call {n}, {call}: " + "".join(traceback.format_exception(error)[-12:]))
@@ -380,6 +447,64 @@ def told(fault: str, directory: Path) -> Counter[str]:
 def test_nothing_acknowledged_is_lost_whichever_call_fails(fault: str, tmp_path: Path) -> None:
     fired = told(fault, tmp_path / "partition")
     assert fired.total() >= 20
+
+
+@pytest.mark.parametrize("fsync", ["always", "never"])
+@pytest.mark.parametrize("fault", [ENOSPC, CUT, EIO])
+def test_nothing_is_lost_whichever_call_fails_while_what_a_recovery_left_is_written(
+    fault: str, fsync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 0)
+    monkeypatch.setattr(redo, "PAGES_THERE", 0)
+    monkeypatch.setattr(RedoScenario, "fsync", fsync)
+    assert told(fault, tmp_path / "partition", RedoScenario, REDO_STRIDES[fault]).total() >= 6
+
+
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_the_scenario_of_a_redo_dies_while_something_is_left(
+    fsync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 0)
+    monkeypatch.setattr(redo, "PAGES_THERE", 0)
+    monkeypatch.setattr(RedoScenario, "fsync", fsync)
+    directory = tmp_path / "partition"
+    directory.mkdir()
+    with FaultyDisk(directory) as disk:
+        scenario = RedoScenario(directory, disk)
+        scenario.run()
+    assert scenario.behind == 6
+    assert scenario.made == 2  # one before, one when nothing was left: none in between
+
+
+@pytest.mark.parametrize("fsync", ["always", "never"])
+def test_what_a_recovery_left_is_written_on_a_full_disk_while_writes_are_refused(
+    fsync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redo, "PAGES_AHEAD", 0)
+    monkeypatch.setattr(redo, "PAGES_THERE", 0)
+    monkeypatch.setattr(RedoScenario, "fsync", fsync)
+    directory = tmp_path / "partition"
+    directory.mkdir()
+    with FaultyDisk(directory) as disk:
+        scenario, rng = RedoScenario(directory, disk), random.Random(1)
+        scenario.until_killed(rng)
+        scenario.open(400, leaves_cold=True)
+        disk.is_full = True
+        was_full: list[bool] = []
+        scenario.partition.redo.done = lambda: was_full.append(disk.is_full)
+        while not scenario.witness.refused:
+            assert scenario.partition.store.is_behind
+            scenario.batch(rng, 2)  # where it is refused, nothing is left before there is room again
+        assert was_full == [True]
+        scenario.partition.checkpointer.request()
+        scenario.checkpoint_steps(1000)
+        made = scenario.partition.checkpointer.last.number
+        assert made == 2
+        scenario.kill()
+        scenario.open(400, leaves_cold=True)
+        assert not scenario.partition.store.is_behind
+        scenario.witness.compare(scenario.partition)
+        scenario.close()
 
 
 def test_the_scenario_goes_everywhere(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from partitions import index, redo
+from partitions import index, redo, table_redo
 from partitions.page import PAGE_BYTES
 from tests.partitions.one_partition import OnePartition
 from tests.partitions.one_server import SUPERVISOR_AT, OneServer
@@ -405,6 +405,37 @@ def test_the_coordinator_borrows_rows_as_they_are_when_what_was_left_is_written(
     assert isinstance(counted, Lent)
     assert [answer.count for answer in counted.scans] == [160]
     killed(partition)
+
+
+@pytest.mark.usefixtures("nothing_by_itself")
+def test_orders_wait_behind_one_that_scans_what_was_left_and_calls_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_redo, "LEFT_PAGES", 2)
+    killed(with_changed_rows(tmp_path))
+    server = OneServer(SCHEMA, PROCEDURES, tmp_path, leaves_cold=True)
+    server.attach()
+    server.order(
+        Borrow(1, [], [Scan(NUMBERS, "count", b"")], []), Borrow(2, [TableKeys(TEXTS, [encode("k1")])], [], [])
+    )
+    answers: dict[int, Any] = {}
+    asked = 0
+    while server.partition.store.is_behind:
+        assert server.reports() == []
+        number = server.call(1, "get", "indexed", asked)
+        while number not in answers:
+            server.turn()
+            answers.update(server.answers(1))
+        assert answers[number] == -asked
+        asked += 1
+    assert asked >= 3
+    server.turn()
+    counted, lent = server.reports()
+    assert isinstance(counted, Lent)
+    assert isinstance(lent, Lent)
+    assert [answer.count for answer in counted.scans] == [144]
+    assert (lent.batch, lent.refused, lent.images) == (2, "", [[None]])
+    server.kill()
 
 
 @pytest.mark.parametrize("hashes", [1 << 64, 5], ids=["few collide", "most collide"])
