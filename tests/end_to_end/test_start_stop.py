@@ -359,14 +359,14 @@ def test_new_procedures_are_loaded_while_the_cluster_runs(start: Callable[..., R
     assert "voltpy." not in listed
     (tmp_path / "next.py").write_text(PROCEDURES.replace("row.balance + amount", "row.balance + 2 * amount"))
     assert (
-        "version 2: deposit, open_account, spin, totals"
+        "version 2: deposit, open_account, open_pair, spin, totals"
         in running.run("procedures", "load", str(tmp_path / "next.py")).stdout
     )
     assert running.db.call("deposit", 1, 10) == 20
     fewer = PROCEDURES.replace("+ amount", "+ 2 * amount").partition("@procedure(partition_by=None")[0]
     (tmp_path / "next.py").write_text(fewer)
     assert running.run("procedures", "load", str(tmp_path / "next.py")).stdout.splitlines() == [
-        "loaded 3 procedures, version 3: deposit, open_account, spin",
+        "loaded 4 procedures, version 3: deposit, open_account, open_pair, spin",
         f"gone, since they are not in {tmp_path / 'next.py'}: totals",
     ]
     (tmp_path / "bad.py").write_text("from voltpy import procedure\n@procedure(partition_by='x')\ndef f(tx): ...\n")
