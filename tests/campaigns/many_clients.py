@@ -8,7 +8,9 @@ never read a byte, or send garbage, oversized frames, or frames that never end (
 
 The well-behaved client makes one call after another, by router and direct, and notes how long each takes. It must be
 answered all the time, and within RECOVERY_S of the crowd's arrival its p99 a second must be back within a small factor
-of what it was. Nothing may have been restarted, and the memory of the processes is shown.
+of what it was. Nothing may have been restarted, and the memory of the processes is shown. So is the share of the time
+after the crowd's arrival in which each process was ready to run and had no processor: where that is much, what the
+others on the machine take is measured, the crowd first of all.
 """
 
 from __future__ import annotations
@@ -88,6 +90,7 @@ class Figures(NamedTuple):
     failed_calls: int
     restarts: int
     rss_mib: dict[str, float]
+    without_processor: dict[str, float]
 
     @property
     def passed(self) -> bool:
@@ -347,9 +350,14 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
         time.sleep(1.0 + before_s)  # the crowd's processes start in the first second
         arrival_s = time.monotonic()
         before = {name: p99_ms(calls[name], arrival_s - before_s, arrival_s) for name in urls}
+        pids = {name: cluster.pid(name) for name in ("router", *(f"partition-{n}" for n in range(PARTITIONS)))}
         for ours, _ in orders:
             ours.send("go")
-        time.sleep(seconds)
+        waited_s = {name: -_waited_s(pid) for name, pid in pids.items()}
+        looked_s = min(RECOVERY_S, seconds)
+        time.sleep(looked_s)
+        waited_s = {name: waited_s[name] + _waited_s(pid) for name, pid in pids.items()}
+        time.sleep(seconds - looked_s)
         while time.monotonic() < arrival_s + RECOVERY_S and not all(
             _recovered_s(list(by_second(calls[name], arrival_s)), before[name], arrival_s) >= 0.0 for name in urls
         ):
@@ -388,7 +396,16 @@ def run(directory: Path, clients: int, silent: int, *, before_s: float, flood_s:
         len(failed),
         sum(child["restarts"] for child in children.values()),
         _rounded({name: child["rss_bytes"] / 2**20 for name, child in children.items()}),
+        _rounded({name: seconds / looked_s for name, seconds in waited_s.items()}),
     )
+
+
+def _waited_s(pid: int) -> float:
+    """How long the main thread of a process has been ready to run, and did not."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:  # a kernel without it, or the process was restarted, which is told
+        return 0.0
 
 
 def _recovered_s(seconds: list[tuple[float, float]], before_ms: float, arrival_s: float) -> float:
