@@ -134,6 +134,12 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
+def _other_delimiter(names: Sequence[str]) -> str:
+    """What to try where a header was not taken apart."""
+    found = [delimiter for delimiter in ";\t|" if len(names) == 1 and delimiter in names[0]]
+    return f". Are its fields apart by --delimiter {found[0]!r}?" if found else ""
+
+
 # ── one row ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,7 +155,9 @@ class RowReader:
         given = [name for name in names if name != SKIPPED]
         for name in given:
             if name not in known:
-                raise SchemaError(f"table {table.name} has no column {name!r}; it has {', '.join(known)}")
+                raise SchemaError(
+                    f"table {table.name} has no column {name!r}; it has {', '.join(known)}{_other_delimiter(names)}"
+                )
             if given.count(name) > 1:
                 raise SchemaError(f"column {name} occurs twice in the file")
         for column in columns:
@@ -167,7 +175,8 @@ class RowReader:
     def read(self, fields: Sequence[str]) -> list[Value]:
         """Raises ValueError with the reason why these fields are no row of the table."""
         if len(fields) != len(self.names):
-            raise ValueError(f"{len(fields)} fields where {len(self.names)} are expected")
+            count = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+            raise ValueError(f"{count} where {len(self.names)} are expected")
         row = self._template.copy()
         nulls = self._nulls
         for source, position, name, reader, nullable in self._steps:
@@ -190,8 +199,12 @@ class Source:
     """An input file: records with the line on which each begins, and how far the file has been read."""
 
     def __init__(self, path: Path, delimiter: str) -> None:
-        self.bytes_total = path.stat().st_size
-        self._raw = path.open("rb")
+        try:
+            self.bytes_total = path.stat().st_size  # 0 of a pipe
+            self._raw = path.open("rb")
+        except OSError as error:
+            raise ClusterError(f"{path}: {error.strerror or error}") from None
+        self._has_place = self._raw.seekable()
         self._text = _text(self._raw, path)  # kept: it closes the file below it when it goes
         self.line = 0  # the last line that was read
         self._kept: list[str] = []  # the lines of the present record
@@ -200,7 +213,7 @@ class Source:
 
     @property
     def bytes_read(self) -> int:
-        return self._raw.tell()
+        return self._raw.tell() if self._has_place else 0
 
     def keep(self, line: str) -> None:
         self.line += 1

@@ -475,8 +475,16 @@ def test_a_file_is_loaded_by_the_types_of_its_table(start: Callable[..., Running
     (tmp_path / "branches.csv").write_text("code;name\nO;Oslo\nB;\n")
     branches = ("load", "branches", str(tmp_path / "branches.csv"), "--delimiter", ";", "--json")
     assert running.json(*branches)["loaded"] == 2
+    piped = subprocess.run(
+        [sys.executable, "-m", "voltpy.cli", "load", "--url", running.url, "branches", "-"],
+        input="code,name\nT,Tromsø\nO,Oslo\n", cwd=tmp_path,
+        capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert piped.stdout.startswith("branches: 2 rows read, 1 loaded, 1 rejected")
+    assert (piped.returncode, piped.stderr) == (3, "")
+    assert "DuplicateKey" in (tmp_path / "branches.rejected.csv").read_text()
     totals = running.db.call_everywhere("totals")
-    assert [total[2] for total in totals] == [2, 2]
+    assert [total[2] for total in totals] == [3, 3]
     assert sum(total[0] for total in totals) == 998
     assert running.run("load", "nowhere", str(tmp_path / "branches.csv"), status=1).stderr == (
         "voltpy: SchemaError: there is no table nowhere\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import re
+import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -120,6 +122,11 @@ def test_columns_can_be_left_out_and_skipped() -> None:
     ("names", "reason"),
     [
         (["id", "colour"], "table flights has no column 'colour'; it has id, dest, distance, cancelled, at"),
+        (
+            ["id;dest"],
+            "table flights has no column 'id;dest'; it has id, dest, distance, cancelled, at."
+            " Are its fields apart by --delimiter ';'?",
+        ),
         (["id", "id"], "column id occurs twice in the file"),
         (["dest"], "column id of flights must be given and is not in the file"),
     ],
@@ -168,6 +175,18 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.csv", TEXT)
     assert records(tmp_path / "a.zip") == RECORDS
+
+
+def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=[TEXT])
+    writer.start()
+    source = Source(tmp_path / "pipe", ",")
+    assert (list(source.records()), source.bytes_total, source.bytes_read) == (RECORDS, 0, 0)
+    source.close()
+    writer.join()
+    with pytest.raises(ClusterError, match="none: No such file"):
+        Source(tmp_path / "none", ",")
 
 
 def test_damaged_archives_are_named(tmp_path: Path) -> None:

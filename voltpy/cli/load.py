@@ -28,6 +28,7 @@ RETRY_S = 30.0  # a partition that is restarted meanwhile does not end the load
 SHOWN_REJECTS = 3
 REJECTED = 3
 INTERRUPTED = 130
+STDIN = Path("-")
 
 
 class Rejects:
@@ -72,8 +73,9 @@ class Rejects:
 )
 @click.option("--header", is_flag=True, help="With --columns: the file has a header all the same; skip it.")
 @click.option(
-    "--rejects", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="[default: FILE.rejected.csv]"
-)
+    "--rejects", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="[default: FILE.rejected.csv; of what is no file: TABLE.rejected.csv]",
+)  # fmt: skip
 @click.option(
     "--batch",
     type=click.IntRange(1, 100_000),
@@ -82,7 +84,7 @@ class Rejects:
     help="Rows a transaction.",
 )
 @click.argument("table_name", metavar="TABLE")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 def load(
     url: str,
     timeout: float,
@@ -98,9 +100,9 @@ def load(
 ) -> int:
     """Load the rows of a CSV file (.csv, .gz, .zip) into TABLE.
 
-    The first line names the columns, unless --columns does. Values are read by the types of the table's columns: times
-    in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected rows, with its line and
-    the reason, and the others go on. Ctrl-C stops, and says how far it got.
+    FILE is - for stdin. The first line names the columns, unless --columns does. Values are read by the types of the
+    table's columns: times in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected
+    rows, with its line and the reason, and the others go on. Ctrl-C stops, and says how far it got.
 
     Exit status: 0 when every row was loaded, 3 when some were rejected, 1 for an error that ended the load, 130 after
     Ctrl-C.
@@ -109,8 +111,10 @@ def load(
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise click.BadParameter("one character", param_hint="--delimiter")
     names = [name.strip() for name in columns.split(",")] if columns is not None else None
+    is_file = file.is_file() and file != STDIN
+    file = Path("/dev/stdin") if file == STDIN else file
     if rejects is None:
-        rejects = file.with_name(file.name + ".rejected.csv")
+        rejects = file.with_name(f"{file.name}.rejected.csv") if is_file else Path(f"{table_name}.rejected.csv")
         rejects.unlink(missing_ok=True)  # of an earlier load: its rows would pass for this one's
     Address(url).check()  # retried are calls alone: nobody waits for a cluster that is not there
     with connect(url, timeout=timeout, retry_s=RETRY_S) as db:
@@ -157,7 +161,7 @@ def _load(
         stack.callback(rejects.close)
         loader = Loader(db, table, partitions, rejects.add, batch_rows=batch_rows)
         progress = stack.enter_context(_progress(console, hidden=as_json))
-        task = progress.add_task(f"{file.name} → {table.name}", total=source.bytes_total, loaded=0)
+        task = progress.add_task(f"{file.name} → {table.name}", total=source.bytes_total or None, loaded=0)
         interrupted = stack.enter_context(_Interrupt())
         stopped = False
         try:
@@ -201,8 +205,9 @@ def _load(
 
 
 def _tell(summary: dict[str, Any], rejects: Rejects) -> None:
+    rows = f"{summary['rows_read']:,} row{'' if summary['rows_read'] == 1 else 's'}"
     click.echo(
-        f"{summary['table']}: {summary['rows_read']:,} rows read, {summary['loaded']:,} loaded, "
+        f"{summary['table']}: {rows} read, {summary['loaded']:,} loaded, "
         f"{summary['rejected']:,} rejected in {summary['seconds']:.1f} s ({summary['rows_per_s']:,} rows/s)"
     )
     for rejected in rejects.first:
