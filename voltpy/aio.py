@@ -238,6 +238,9 @@ class AsyncClient:
         self._watched.clear()
         self._links.close()
 
+    def __repr__(self) -> str:
+        return f"<voltpy.AsyncClient of {self._links.address.url}{', closed' if self._closed else ''}>"
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -27,7 +27,7 @@ from math import inf
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from voltpy.address import LISTENS_AGAIN_S, Address
 from voltpy.batch import Batch
@@ -386,6 +386,12 @@ class Client:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def __repr__(self) -> str:
+        return f"<voltpy.Client of {self._links.address.url}{', closed' if self._poller.closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -96,6 +98,15 @@ def test_another_machine_is_reached_by_tcp() -> None:
         assert db.call("where", key_of(1)) == 1
         assert cluster.router is not None
         assert cluster.router.calls() == 0
+
+
+def test_a_client_says_what_it_is_and_is_not_copied(cluster: FakeCluster) -> None:
+    with voltpy.connect(cluster.url, timeout=10) as db:
+        assert repr(db) == f"<voltpy.Client of {cluster.url}>"
+        for copied in (pickle.dumps, copy.copy):
+            with pytest.raises(TypeError, match="connect again where it goes"):
+                copied(db)
+    assert repr(db) == f"<voltpy.Client of {cluster.url}, closed>"
 
 
 def test_an_error_of_the_procedure_is_raised(db: Client) -> None:
