@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from voltpy.cli.load import Rejects
+from voltpy.cli.load import _remove as removed
 from voltpy.csv_load import (
     BATCH_CHARACTERS,
     BATCHES_IN_FLIGHT,
@@ -344,3 +346,20 @@ def test_an_overloaded_partition_is_asked_again_and_a_full_disk_ends_the_load() 
     cluster.errors = [ReadOnly("disk full")]
     with pytest.raises(ReadOnly, match="disk full"):
         load(cluster, FLIGHTS, [[2, "x", None, False, None]])
+
+
+def test_rejected_rows_that_can_be_kept_nowhere_end_the_load(tmp_path: Path) -> None:
+    rejects = Rejects(tmp_path / "none" / "rejected.csv", ["id"])
+    with pytest.raises(
+        ClusterError, match=r"line 3 can't be loaded \(bad\), nor kept in .*: No such file .*--rejects FILE"
+    ):
+        rejects.add(Rejected(3, "bad", ["x"]))
+
+
+def test_rejected_rows_of_an_earlier_load_go_first(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("line,reason,id\n")
+    removed(tmp_path / "old.csv")
+    removed(tmp_path / "old.csv")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ClusterError, match=r"of an earlier load, can't be removed"):
+        removed(tmp_path)

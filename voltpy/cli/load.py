@@ -47,7 +47,8 @@ class Rejects:
                 self._file = self.path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             except OSError as error:
                 raise ClusterError(
-                    f"line {rejected.line} can't be loaded ({rejected.reason}), nor kept: {error}"
+                    f"line {rejected.line} can't be loaded ({rejected.reason}), nor kept in {self.path}:"
+                    f" {error.strerror or error}; --rejects FILE says where"
                 ) from None
             self._writer = csv.writer(self._file)
             self._writer.writerow(["line", "reason", *self._names])
@@ -115,7 +116,7 @@ def load(
     file = Path("/dev/stdin") if file == STDIN else file
     if rejects is None:
         rejects = file.with_name(f"{file.name}.rejected.csv") if is_file else Path(f"{table_name}.rejected.csv")
-        rejects.unlink(missing_ok=True)  # of an earlier load: its rows would pass for this one's
+        _remove(rejects)  # of an earlier load: its rows would pass for this one's
     Address(url).check()  # retried are calls alone: nobody waits for a cluster that is not there
     with connect(url, timeout=timeout, retry_s=RETRY_S) as db:
         status = db.status()
@@ -202,6 +203,14 @@ def _load(
     if not as_json:
         _tell(summary, rejects)
     return summary
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.exists():
+            path.unlink()
+    except OSError as error:
+        raise ClusterError(f"{path}, of an earlier load, can't be removed: {error.strerror or error}") from None
 
 
 def _tell(summary: dict[str, Any], rejects: Rejects) -> None:
