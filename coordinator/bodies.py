@@ -440,7 +440,9 @@ class Bodies:
     def _admit_large(self, result_bytes: int) -> None:
         """Bounds what a client can make this process hold in results."""
         if result_bytes > MAX_RESULT_BYTES:
-            raise ConstraintViolation(f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}")
+            raise ConstraintViolation(
+                f"a result of {result_bytes:,} bytes; the limit is {MAX_RESULT_BYTES:,}: ask in parts"
+            )
         self._large_bytes += result_bytes
         if self._large_bytes > LARGE_RESULTS_A_BATCH_BYTES:
             raise ResultsWait(

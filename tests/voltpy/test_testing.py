@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.readme_commands import code_blocks
 from voltpy import procedure
 from voltpy.errors import (
     Aborted,
@@ -324,3 +325,27 @@ def test_views_follow_their_table_through_changes_of_the_schema() -> None:
         db.execute("UPDATE sales SET cents = 2 WHERE id = 4")
         assert db.execute("SELECT * FROM by_shop ORDER BY shop").rows == [("a", 1, 10, 10), ("b", 2, 8, 6)]
         db.check()
+
+
+def test_the_first_procedures_of_the_readme_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [schema], [procedures, client, test] = code_blocks("sql"), code_blocks("python")
+    (tmp_path / "bank.sql").write_text(schema)
+    (tmp_path / "bank.py").write_text(procedures)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(test, names)
+    names["test_a_deposit_raises_the_balance"]()
+    with Engine("bank.sql", "bank.py") as db:
+        said: list[Any] = []
+        monkeypatch.setattr("voltpy.connect", lambda url, timeout: db)
+        exec(client, {"print": said.append})
+        assert said == [100, [101, 103], 108, [("Kari", 108)]]
+        assert all(f"  # {value}" in client for value in said)
+    with Engine("bank.sql", "bank.py") as db:
+        db.call("open_account", 42, "Kari")
+        db.call("open_account", 43, "Ola")
+        db.call("deposit", 42, 108)
+        db.call("transfer", 42, 43, 8)
+        with pytest.raises(Aborted, match="not enough"):
+            db.call("transfer", 42, 43, 101)
+        assert db.execute("SELECT id, balance FROM accounts ORDER BY id").rows == [(42, 100), (43, 8)]
