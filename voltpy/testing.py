@@ -145,14 +145,15 @@ class Engine:
                 raise
             return [error]
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
+    def execute(self, sql: str, parameters: Iterable[Any] = ()) -> Result:
         """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""
-        if changes_schema(sql, checked_parameters(parameters)):
+        given = checked_parameters(parameters)
+        if changes_schema(sql, given):
             return schema_changed(self._change_schema(sql))
         try:
-            self.call_everywhere(_EXECUTE, sql, list(parameters))
+            self.call_everywhere(_EXECUTE, sql, list(given))
         except Error as error:
-            told = in_its_words(error, parameters)
+            told = in_its_words(error, given)
             if told is error:
                 raise  # with its cause
             raise told from None
@@ -160,7 +161,7 @@ class Engine:
         assert result is not None  # the call would have raised
         return result
 
-    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> list[Result | Error]:
+    def execute_many(self, sql: str, rows: Iterable[Iterable[Any]]) -> list[Result | Error]:
         """Runs one statement for each row of parameters, until one fails: its error is the last of the list."""
         results: list[Result | Error] = []
         for row in rows:
