@@ -819,6 +819,6 @@ def _locked() -> threading.Lock:
 
 
 def _positive(timeout: float) -> float:
-    if not 0 < timeout < inf:
+    if not isinstance(timeout, float | int) or not 0 < timeout < inf:
         raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
     return timeout
