@@ -17,6 +17,7 @@ With pytest, the fixture `voltpy_engine` makes engines and closes them:
 from __future__ import annotations
 
 import os
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -28,7 +29,13 @@ from typing import Any
 import msgspec
 
 # The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
-from partitions.executor import Executor
+try:
+    from partitions.executor import Executor
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("partitions"):
+        raise
+    hides = getattr(sys.modules.get("partitions"), "__file__", "nothing")
+    raise ImportError(f"voltpy's package partitions is hidden by {hides}: give that another name") from None
 from partitions.schema_change import made_at_once
 from partitions.store import Store
 from voltpy.builtin import builtins
