@@ -159,6 +159,17 @@ def test_type_checkers_find_the_package_where_it_is_installed(tmp_path: Path) ->
     assert Path(found.stdout.strip()).with_name("py.typed").exists()  # on the path itself: no import hook finds it
 
 
+def test_a_module_of_the_user_that_hides_the_engine_is_named(tmp_path: Path) -> None:
+    (tmp_path / "partitions.py").write_text("")
+    command = [sys.executable, "-c", "import voltpy.testing"]
+    hidden = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    last = hidden.stderr.splitlines()[-1]
+    assert (
+        last
+        == f"ImportError: voltpy's package partitions is hidden by {tmp_path}/partitions.py: give that another name"
+    )
+
+
 @pytest.mark.parametrize("command", ["call", "start"])
 def test_a_command_loads_nothing_that_only_others_need(command: str) -> None:
     program = f"import sys, voltpy.cli.{command}; print(*sorted(sys.modules))"

@@ -434,6 +434,6 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _positive(timeout: float) -> float:
-    if not 0 < timeout < inf:
+    if not isinstance(timeout, float | int) or not 0 < timeout < inf:
         raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
     return timeout

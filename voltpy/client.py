@@ -226,6 +226,12 @@ class Client:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
 
+    def __repr__(self) -> str:
+        return f"<voltpy.Client of {self._links.address.url}{', closed' if self._poller.closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
+
     def __enter__(self) -> Self:
         return self
 
@@ -267,6 +273,6 @@ class Client:
 
 
 def _positive(timeout: float) -> float:
-    if not 0 < timeout < inf:
+    if not isinstance(timeout, float | int) or not 0 < timeout < inf:
         raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
     return timeout

@@ -453,4 +453,10 @@ def _checked(parameters: Sequence[Any] | None) -> Sequence[Any]:
         return ()
     if isinstance(parameters, str | bytes | Mapping) or not isinstance(parameters, Sequence):
         raise ProgrammingError(f"parameters are a tuple or a list, not {type(parameters).__name__}")
+    if any(map(_is_naive, parameters)):
+        return [value.replace(tzinfo=UTC) if _is_naive(value) else value for value in parameters]
     return parameters
+
+
+def _is_naive(value: Any) -> bool:
+    return isinstance(value, datetime) and value.tzinfo is None

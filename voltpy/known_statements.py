@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -179,13 +180,18 @@ def schema_changed(kind: str) -> Result:
 def checked_parameters(parameters: Iterable[Any]) -> Sequence[Any]:
     """A statement's parameters as they travel.
 
-    Raises BadArguments for a bare value: a text is hardly meant as a list of its characters.
+    Raises BadArguments for a bare value: a text is hardly meant as a list of its characters. Raises DataError for a
+    datetime without zone: it would travel as text, which is taken as UTC, and is hardly meant so.
     """
-    if type(parameters) is tuple or type(parameters) is list:
-        return parameters
-    if isinstance(parameters, str | bytes | dict) or not isinstance(parameters, Iterable):
-        raise BadArguments(f"parameters are a tuple or a list of values, not {type(parameters).__name__}")
-    return list(parameters)
+    if type(parameters) is not tuple and type(parameters) is not list:
+        if isinstance(parameters, str | bytes | dict) or not isinstance(parameters, Iterable):
+            raise BadArguments(f"parameters are a tuple or a list of values, not {type(parameters).__name__}")
+        parameters = list(parameters)
+    if datetime in map(type, parameters):
+        for position, value in enumerate(parameters, 1):
+            if type(value) is datetime and value.tzinfo is None:
+                raise DataError(f"parameter {position}: {value!r} has no time zone")
+    return parameters
 
 
 def in_its_words(error: Error, parameters: Sequence[Any]) -> Error:

@@ -17,6 +17,7 @@ With pytest, the fixture `voltpy_engine` makes engines and closes them:
 from __future__ import annotations
 
 import os
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -28,7 +29,13 @@ from typing import Any
 import msgspec
 
 # The one place where voltpy reaches up to the engine, besides the process names in voltpy.cluster.
-from partitions.executor import Executor
+try:
+    from partitions.executor import Executor
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("partitions"):
+        raise
+    hides = getattr(sys.modules.get("partitions"), "__file__", "nothing")
+    raise ImportError(f"voltpy's package partitions is hidden by {hides}: give that another name") from None
 from partitions.schema_change import made_at_once
 from partitions.store import Store
 from voltpy.builtin import builtins
@@ -146,14 +153,15 @@ class Engine:
                 raise
             return [error]
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Result:
+    def execute(self, sql: str, parameters: Iterable[Any] = ()) -> Result:
         """Runs one statement as a transaction of its own: `.columns`, `.rows` (tuples) and `.rowcount`."""
-        if changes_schema(sql, checked_parameters(parameters)):
+        given = checked_parameters(parameters)
+        if changes_schema(sql, given):
             return schema_changed(self._change_schema(sql))
         try:
-            self.call_everywhere(_EXECUTE, sql, list(parameters))
+            self.call_everywhere(_EXECUTE, sql, list(given))
         except Error as error:
-            told = in_its_words(error, parameters)
+            told = in_its_words(error, given)
             if told is error:
                 raise  # with its cause
             raise told from None
@@ -161,7 +169,7 @@ class Engine:
         assert result is not None  # the call would have raised
         return result
 
-    def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> list[Result | Error]:
+    def execute_many(self, sql: str, rows: Iterable[Iterable[Any]]) -> list[Result | Error]:
         """Runs one statement for each row of parameters, until one fails: its error is the last of the list."""
         results: list[Result | Error] = []
         for row in rows:

@@ -98,6 +98,11 @@ def test_values_go_in_and_come_out_as_they_are(cursor: dbapi.Cursor) -> None:
     cursor.execute("INSERT INTO accounts VALUES (?, ?, ?, ?, ?)", row)
     assert (cursor.rowcount, cursor.description, cursor.lastrowid) == (1, None, None)
     assert cursor.execute("SELECT * FROM accounts").fetchall() == [row]
+    cursor.executemany("UPDATE accounts SET opened = ? WHERE id = ?", [(datetime(2026, 7, 1, 12), row[0])])
+    cursor.execute("SELECT 1 FROM accounts WHERE opened = ?", [datetime(2026, 7, 1, 12)])  # in UTC
+    assert len(cursor.fetchall()) == 1
+    cursor.execute("SELECT opened FROM accounts")
+    assert cursor.fetchone() == (datetime(2026, 7, 1, 12, tzinfo=UTC),)
     cursor.execute("INSERT INTO accounts (id, owner) VALUES (?, ?) RETURNING id, balance", [1, "Kari"])
     assert (cursor.rowcount, list(cursor)) == (1, [(1, None)])
 

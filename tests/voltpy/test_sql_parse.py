@@ -56,6 +56,8 @@ def planned(text: str) -> None:
         ("SELECT 1 WHERE 1 = %s", "line 1, column 20", "parameters are written ?"),
         ("CALL deposit(1, 2)", "line 1, column 1", "procedures are called by db.call"),
         ("VACUUM", "line 1, column 1", "nothing to clean up"),
+        ("SELEC 1", "line 1, column 1", "or EXPLAIN; did you mean SELECT?"),
+        ("CREAT TABLE t (id INT)", "line 1, column 1", "or EXPLAIN; did you mean CREATE?"),
         ("SELECT 'open", "line 1, column 8", "never closed"),
         ("SELECT x FROM a ORDER x", "line 1, column 23", "expected BY"),
         ("EXPLAIN ANALYZE DELETE a", "line 1, column 24", "expected FROM"),

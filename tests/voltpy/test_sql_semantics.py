@@ -307,6 +307,13 @@ def test_a_bare_value_in_the_place_of_parameters_is_an_error(db: Engine) -> None
         Engine("CREATE TABLE t (id INT PRIMARY KEY);", [bare]).call("bare")
 
 
+def test_a_time_without_zone_is_no_parameter(db: Engine) -> None:
+    naive, aware = datetime(2026, 7, 1, 12), datetime(2026, 7, 1, 12, tzinfo=UTC)
+    with pytest.raises(DataError, match=r"^parameter 2: datetime.datetime\(2026, 7, 1, 12, 0\) has no time zone$"):
+        db.execute("SELECT ?, ?", (1, naive))
+    assert db.execute("SELECT ?, ?", iter([1, aware])).rows == [(1, aware)]
+
+
 def test_a_wrong_number_of_parameters_is_an_error(db: Engine) -> None:
     with pytest.raises(SqlError, match="has 1 parameters, and 0 were given"):
         db.execute("SELECT ?")

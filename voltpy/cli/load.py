@@ -101,9 +101,9 @@ def load(
 ) -> int:
     """Load the rows of a CSV file (.csv, .gz, .zip; - for stdin) into TABLE.
 
-    The first line names the columns, unless --columns does. Values are read by the types of the table's columns: times
-    in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected rows, with its line and
-    the reason, and the others go on. Ctrl-C stops, and says how far it got.
+    FILE is - for stdin. The first line names the columns, unless --columns does. Values are read by the types of the
+    table's columns: times in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected
+    rows, with its line and the reason, and the others go on. Ctrl-C stops, and says how far it got.
 
     Exit status: 0 when every row was loaded, 3 when some were rejected, 1 for an error that ended the load, 130 after
     Ctrl-C.

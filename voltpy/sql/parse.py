@@ -24,6 +24,7 @@ no text exhausts the stack.
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 
 from voltpy.errors import SchemaError, SqlError
 from voltpy.schema import RESERVED_WORDS
@@ -56,6 +57,7 @@ from voltpy.sql.token_reader import UNSUPPORTED
 from voltpy.sql.tokens import Token, folded, placed, tokens_of
 
 MAX_TEXT_BYTES = 1 << 20
+CHANGING = ("CREATE", "DROP", "ALTER", "PARTITION")  # statements that are read elsewhere
 MAX_TOKENS = 50_000  # so that planning is over in two seconds: nobody else's statement is planned meanwhile
 MAX_COMMENTS = 1000  # sqlglot takes time by the square of how many are in each other
 MAX_JOINED = 64  # tables in one FROM
@@ -112,7 +114,8 @@ def _first_word(text: str, start: int, expected: tuple[str, ...]) -> tuple[str, 
         return "", start
     word = found[1].upper()
     if word not in expected:
-        hint = UNSUPPORTED.get(word, "")
+        close = get_close_matches(word, (*expected, *CHANGING), 1) if len(word) <= 40 else []
+        hint = UNSUPPORTED.get(word) or (f"did you mean {close[0]}?" if close else "")
         message = f'found "{found[1][:40]}", expected {_any_of(expected)}{"; " + hint if hint else ""}'
         raise SqlError(placed(text, found.start(1), message))
     return word, found.end(1)
