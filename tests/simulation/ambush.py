@@ -51,6 +51,8 @@ Where the schema changes, there are also:
     switched and gone           a partition switches  it loses its power, soon
     switched in vain            the coordinator does  it dies
     not stored                  it is to be stored    the disk fails, or is full
+    stored, not flushed         it is to be stored    its name can't be flushed; the processes start anew with what is
+                                                      there; then the machine loses its power
     the machine stops           it is to be stored    everything stops, in the middle of that or right before or after
 """
 
@@ -396,6 +398,19 @@ def _not_stored(scene: Scene) -> None:
     scene.world.after(scene.rng.uniform(0.02, 0.2), disk.make_room)
 
 
+def _stored_and_not_flushed(scene: Scene) -> None:
+    disk, run = scene.run.catalog_disk, scene.run
+    assert disk is not None
+    disk.fail_next("fsync directory", EIO)
+    run.machine_keeps_power = True
+    before = run.supervisor
+    scene.until(
+        lambda: run.supervisor is not before and run.is_ready,
+        0.5,
+        lambda: scene.soon(0.05, 0.3, run.stop_machine),
+    )
+
+
 def _the_machine_stops(scene: Scene) -> None:
     disk = scene.run.catalog_disk
     assert disk is not None
@@ -443,6 +458,7 @@ SCHEMA_KINDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "switched and gone": ("server.load.switched", _switched_and_gone),
     "switched in vain": ("coordinator.load.switched", _switched_in_vain),
     "not stored": ("supervisor.persist.before", _not_stored),
+    "stored, not flushed": ("supervisor.persist.before", _stored_and_not_flushed),
     "the machine stops": ("supervisor.persist.before", _the_machine_stops),
 }
 
@@ -476,10 +492,13 @@ CALLS: dict[str, dict[str, float]] = {
 # The same of what is asked for where the schema changes.
 STATEMENTS: dict[str, dict[str, float]] = {
     "one switches late": {COLUMN: 12.0},
+    "stored, not flushed": {COLUMN: 12.0},
 }
 
 # Where somebody looks on meanwhile who calls in one partition only: whoever does more waits until it is over.
-LOOKED_ON = frozenset({"a read comes late", "read and gone", "attached too late", "one switches late"})
+LOOKED_ON = frozenset(
+    {"a read comes late", "read and gone", "attached too late", "one switches late", "stored, not flushed"}
+)
 
 # Those that go on for longer before they may come again than AGAIN_S.
 SELDOM_S = {"attached too late": 0.4}

@@ -17,7 +17,7 @@ from partitions.lookups import Lookups
 from partitions.schema_change import SchemaChange
 from partitions.view_build import ViewBuild
 from tests.simulation import processes
-from voltpy import data_directory
+from voltpy import data_directory, schema_queue
 from voltpy.data_directory import DataDirectory
 from voltpy.door import Door
 from voltpy.errors import ClusterError
@@ -88,6 +88,22 @@ def _batches_go_on_while_partitions_switch(put: Put) -> None:
 
     put(Loads, "change_schema", change_schema)
     put(Transactions, "is_holding", property(lambda core: True))
+
+
+def _tables_are_parted_before_batches_end(put: Put) -> None:
+    """Rows come after a partition has found that there are none."""
+    put(schema_queue, "repartitioned", lambda *_: [])
+
+
+def _a_start_believes_an_unflushed_schema(put: Put) -> None:
+    """What a start has read, others hear of, and a power failure takes it back."""
+    real = DataDirectory._load
+
+    def load(directory: Any, partitions: Any) -> None:
+        with mock.patch.object(data_directory, "_flush_directory"):
+            real(directory, partitions)
+
+    put(DataDirectory, "_load", load)
 
 
 def _half_a_change_is_stored(put: Put) -> None:

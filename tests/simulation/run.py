@@ -49,6 +49,7 @@ from tests.simulation.world import Killed, Process, World, choose
 from voltpy.child import ROUTER
 from voltpy.data_directory import DataDirectory
 from voltpy.errors import ClusterError, Corruption
+from voltpy.hash_slot import hash_slot, slot_owners
 from voltpy.messages import Runaway
 
 HERE = Path(__file__).parent
@@ -118,6 +119,7 @@ class Run:
         self.clients: list[Client] = []
         self.violations: list[str] = []
         self.is_troubled = self.is_over = False
+        self.machine_keeps_power = False  # when it stops for the next time
         self.loses_power = rng.random() < 0.5  # whoever dies may have lost what it had not flushed
         self.fairness = Fairness(self)
         self.ledger.told = self.fairness.told
@@ -272,8 +274,9 @@ class Run:
             self.lives.begin()
         if kinds:
             self._next_fault({kind: FAULTS[kind] for kind in kinds}, every_s)
-        world.run(lambda: self.ledger.outcomes.get("ok", 0) > enough or bool(self.fairness.violations), time_s)
-        if self.fairness.violations:
+        returned, unfair = self.ledger.outcomes, self.fairness.violations
+        world.run(lambda: returned.get("ok", 0) > enough or bool(unfair), time_s)
+        if unfair:
             return  # some of these would go on for ever
         self._make_peace()
         for client in self.clients:
@@ -371,6 +374,7 @@ class Run:
                     lookups = server._store.lookups
                     indexes = {index for table in lookups for index in table.indexes}
                     ahead = server._store.views_ahead
+                    self.violations += _strangers(name, server, self.options.partitions)
                     if indexes != {index.name for index in schema.indexes} or ahead:
                         self.violations.append(f"{name} has the indexes {sorted(indexes)}, and {ahead}")
                 except Corruption as error:
@@ -547,9 +551,10 @@ class Run:
         for name, process in list(self.processes.items()):
             if name[0] in "pr":
                 process.kill()
-        for disk in self.disks.values():
+        keeps_power, self.machine_keeps_power = self.machine_keeps_power, False
+        for disk in self.disks.values() if not keeps_power else ():
             disk.lose_power()
-        if self.catalog_disk is not None and self.is_troubled:
+        if self.catalog_disk is not None and self.is_troubled and not keeps_power:
             self.catalog_disk.lose_power()
         world.after(rng.uniform(0.01, 0.3), self.start_supervisor)
 
@@ -567,3 +572,18 @@ class Run:
         for process in self.processes.values():
             process.paused_until_s = 0.0
             process.doom("", 1)
+
+
+def _strangers(name: str, server: object, partitions: int) -> list[str]:
+    """Rows in a partition that live in another one."""
+    store = server._store  # type: ignore[attr-defined]
+    owners, wrong = slot_owners(partitions), []
+    for number, table in enumerate(store.schema.tables):
+        column = table.partition_column
+        if column is None or table.dropped or table.view is not None:
+            continue
+        keys = {getattr(row, column) for row in store.tables[number].scan()}
+        strange = sorted(key for key in keys if owners[hash_slot(key)] != int(name[1:]))
+        if strange:
+            wrong.append(f"{name} has rows of {table.name} that live elsewhere: {strange[:5]}")
+    return wrong

@@ -1,9 +1,11 @@
 """Changes of the schema while everything else goes on: what is asked for, what becomes of it, and what must be so then.
 
 One client asks for one change after another. Each name is made once, and dropped at most once more: so what has been
-answered says whether the thing must be there, must not, or may be (`Thing`). The others read by what is made: by
-indexes, whether there is one or not; by views; they append to tables that are made. Columns that are added are a list
-that transactions read (the key COLUMNS of the history): so the checker tells whether a call saw the schema of its time.
+answered says whether the thing must be there, must not, or may be (`Thing`). Where that is open, and now and then where
+it is not, the client asks again, with IF NOT EXISTS or IF EXISTS. The others read by what is made: by indexes, whether
+there is one or not; by views; they append to tables that are made. Some of these have a copy in every partition first,
+and are partitioned then, while the first rows come. Columns that are added are a list that transactions read (the key
+COLUMNS of the history): so the checker tells whether a call saw the schema of its time.
 
 What is asked for, and who reads by it, comes out of a source of chance of its own.
 """
@@ -40,6 +42,7 @@ INDEX, VIEW, TABLE, COLUMN = "INDEX", "VIEW", "TABLE", "COLUMN"
 KINDS = {INDEX: 6.0, VIEW: 5.0, TABLE: 2.0, COLUMN: 3.0}
 MOST = {INDEX: 4, VIEW: 3, TABLE: 2}
 MOST_COLUMNS = 8
+PARTITION = "PARTITION TABLE"
 LETTERS = {INDEX: "i", VIEW: "v", TABLE: "t", COLUMN: "c"}
 
 INDEXES = (
@@ -78,6 +81,12 @@ class Thing:
         self.may_be = {False}
         self.there_since_s = inf  # acknowledged
         self.is_to_go = False
+        self.is_under_way = False  # a statement about it is
+        self.kind = self.text = ""  # of the statement that makes it; {} in the text: IF NOT EXISTS
+        self.attempts: list[tuple[float, float, Outcome]] = []  # of a column: when it was asked for, and answered
+        # Whether it has a copy in every partition, of a table that begins so.
+        self.may_be_copied: set[bool] = set()
+        self.is_to_be_parted = False
 
     def was_there(self, call: Call) -> bool:
         """All the time while the call was under way, which is over now."""
@@ -89,12 +98,14 @@ class Changes:
 
     def __init__(self, seed: int, ledger: Ledger) -> None:
         self.rng = Random(f"changes of the schema {seed}")
-        self.kinds = KINDS
+        self.kinds = {**KINDS, TABLE: 24.0} if seed % 4 == 1 else KINDS
         self.things: dict[str, Thing] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.violations: list[str] = []
         self._ledger = ledger
-        self._under_way: dict[int, tuple[str, Thing]] = {}  # kind of statement and what it is about, by transaction
+        # By transaction, the kind of statement, what it is about, and whether that had been asked for before.
+        self._under_way: dict[int, tuple[str, Thing, bool]] = {}
+        self._to_be_parted: list[Thing] = []
         self._number = 0
         self._ballast = 0
         # What views and columns said, and where in the history that is.
@@ -104,30 +115,45 @@ class Changes:
     # ── what is asked for ──────────────────────────────────────────────────────────────────────────────────────────
 
     def next_call(self) -> Call:
-        rng, of = self.rng, choose(self.rng, self.kinds)
+        rng = self.rng
+        while self._to_be_parted:
+            thing = self._to_be_parted.pop()
+            if not thing.is_to_go and not thing.is_under_way:
+                return self._part(thing)
+        open_ = [thing for thing in self.things.values() if not thing.is_under_way and len(thing.may_be) > 1]
+        known = [thing for thing in self.things.values() if not thing.is_under_way and len(thing.may_be) == 1]
+        if open_ and rng.random() < 0.6:
+            return self._again(rng.choice(open_))
+        if known and rng.random() < 0.08:
+            return self._again(rng.choice(known[-6:]))
+        of = choose(rng, self.kinds)
         there = [thing for thing in self.things.values() if thing.of == of and not thing.is_to_go]
         there = [thing for thing in there if True in thing.may_be]
-        if of == COLUMN and len(there) == MOST_COLUMNS:
+        if of == COLUMN and len(there) >= MOST_COLUMNS:
             of, there = INDEX, []
-        if of in MOST and there and rng.random() < len(there) / MOST[of]:
-            thing = rng.choice(there)
-            thing.is_to_go = True
-            return self._call(f"DROP {of}", thing, f"DROP {of} {thing.name}")
+        if of in MOST and rng.random() < len(there) / MOST[of]:
+            idle = [thing for thing in there if not thing.is_under_way]
+            if idle:
+                thing = rng.choice(idle)
+                thing.is_to_go = True
+                return self._call(f"DROP {of}", thing, f"DROP {of} {thing.name}")
         self._number += 1
         thing = Thing(of, f"{LETTERS[of]}{self._number}", "")
         self.things[thing.name] = thing
-        return self._call(*self._made(thing))
+        thing.kind, thing.text = self._made(thing)
+        return self._call(thing.kind, thing, thing.text.format("IF NOT EXISTS " if rng.random() < 0.2 else ""))
 
-    def _made(self, thing: Thing) -> tuple[str, Thing, str]:
+    def _made(self, thing: Thing) -> tuple[str, str]:
+        """The kind of the statement that makes it, and its text."""
         rng, name = self.rng, thing.name
         if thing.of == INDEX:
             if rng.random() < 0.3:
                 thing.is_unfit = rng.random() < 0.5
                 thing.about = UNFIT_INDEX if thing.is_unfit else rng.choice(UNIQUE_INDEXES)
-                return "CREATE UNIQUE INDEX", thing, f"CREATE UNIQUE INDEX {name} ON {thing.about}"
+                return "CREATE UNIQUE INDEX", f"CREATE UNIQUE INDEX {{}}{name} ON {thing.about}"
             columns = [f"lists USING BTREE ({other.name})" for other in self._surely(COLUMN)]
             thing.about = rng.choice((*INDEXES, *columns[-2:]))
-            return "CREATE INDEX", thing, f"CREATE INDEX {name} ON {thing.about}"
+            return "CREATE INDEX", f"CREATE INDEX {{}}{name} ON {thing.about}"
         if thing.of == VIEW:
             thing.about = rng.choice(
                 (
@@ -139,15 +165,35 @@ class Changes:
                     rng.choice(OTHER_VIEWS),
                 )
             )
-            return "CREATE VIEW", thing, f"CREATE VIEW {name} AS {thing.about}"
+            return "CREATE VIEW", f"CREATE VIEW {{}}{name} AS {thing.about}"
         if thing.of == COLUMN:
-            return "ADD COLUMN", thing, f"ALTER TABLE lists ADD COLUMN {name} INT DEFAULT -{name[1:]}"
-        text = f"CREATE TABLE {name} (id INT PRIMARY KEY, items STRING NOT NULL); PARTITION TABLE {name} ON COLUMN id"
-        return "CREATE TABLE", thing, text
+            return "ADD COLUMN", f"ALTER TABLE lists ADD COLUMN {{}}{name} INT DEFAULT -{name[1:]}"
+        text = f"CREATE TABLE {{}}{name} (id INT PRIMARY KEY, items STRING NOT NULL)"
+        if rng.random() < 0.6:
+            thing.may_be_copied = {True}
+            return "CREATE TABLE", text
+        return "CREATE TABLE", f"{text}; PARTITION TABLE {name} ON COLUMN id"
 
-    def _call(self, kind: str, thing: Thing, text: str) -> Call:
+    def _again(self, thing: Thing) -> Call:
+        """As one asks who was not told what became of it."""
+        if thing.is_to_go:
+            return self._call(f"DROP {thing.of}", thing, f"DROP {thing.of} IF EXISTS {thing.name}", is_again=True)
+        return self._call(thing.kind, thing, thing.text.format("IF NOT EXISTS "), is_again=True)
+
+    def _part(self, thing: Thing) -> Call:
+        """The table, which has had no rows so far; the same change builds an index, so that some come meanwhile."""
+        thing.is_to_be_parted = True
+        text = f"PARTITION TABLE {thing.name} ON COLUMN id"
+        if self.rng.random() < 0.8:
+            self._number += 1
+            built = f"b{self._number}"  # nobody asks for that one
+            text += f"; CREATE INDEX {built} ON elements (value)"
+        return self._call(PARTITION, thing, text)
+
+    def _call(self, kind: str, thing: Thing, text: str, *, is_again: bool = False) -> Call:
         number = self._ledger.next_number()
-        self._under_way[number] = kind, thing
+        self._under_way[number] = kind, thing, is_again
+        thing.is_under_way = True
         return Call(self._ledger, number, CHANGE, (text,), [])
 
     def _surely(self, of: str) -> list[Thing]:
@@ -155,38 +201,57 @@ class Changes:
 
     def settled(self, call: Call, now_s: float) -> None:
         """Of a change."""
-        kind, thing = self._under_way.pop(call.transaction)
+        kind, thing, is_again = self._under_way.pop(call.transaction)
+        thing.is_under_way = False
         error = call.error
         drops = kind.startswith("DROP")
         outcome = Outcome.ABORTED
-        self.counts[kind, "asked"] += 1
+        self.counts[kind, "asked again" if is_again else "asked"] += 1
         if error is None:
             self.counts[kind, "made"] += 1
             outcome = Outcome.OK
-            if (drops and True not in thing.may_be) or thing.is_unfit:
+            if kind == PARTITION:
+                thing.may_be_copied = {False}
+                return
+            if (drops and True not in thing.may_be and not is_again) or thing.is_unfit:
                 self.violations.append(f"T{call.transaction}: {kind} {thing.name} is said to have worked")
             thing.may_be = {not drops}
             if not drops:
-                thing.there_since_s = now_s
+                thing.there_since_s = min(thing.there_since_s, now_s)
+                if thing.may_be_copied == {True} and not is_again:
+                    self._to_be_parted.append(thing)
         elif isinstance(error, Indeterminate):
             self.counts[kind, "unknown"] += 1
             outcome = Outcome.UNKNOWN
-            if not thing.is_unfit:
-                thing.may_be = {True, False}
+            if kind == PARTITION:
+                thing.may_be_copied = {True, False}
+            elif not thing.is_unfit:
+                thing.may_be = thing.may_be | {not drops}
         elif isinstance(error, NOT_NOW):
             self.counts[kind, "not now"] += 1
-        elif isinstance(error, DuplicateKey) and thing.is_unfit:
+        elif (isinstance(error, DuplicateKey) and thing.is_unfit) or (
+            isinstance(error, SchemaError) and kind == PARTITION and "has rows" in str(error)
+        ):
             self.counts[kind, "refused"] += 1
-        elif isinstance(error, SchemaError) and drops and False in thing.may_be:
+        elif isinstance(error, SchemaError) and drops and False in thing.may_be and not is_again:
             self.counts[kind, "refused"] += 1
             thing.may_be = {False}
         else:
             self.violations.append(f"T{call.transaction}, {kind} {thing.name}, ended with {error!r}")
-        if thing.of == COLUMN:
-            completed_s = now_s if outcome is not Outcome.UNKNOWN else inf
-            operations = (Append(COLUMNS, int(thing.name[1:])),)
+        thing.attempts.append((call.invoked_s, now_s, outcome))
+
+    def _tell_columns(self) -> None:
+        """The history: a column came while it was asked for the last time before that was known to have worked, or in
+        an attempt before of which that is not known."""
+        for thing in self.things.values():
+            attempts = [attempt for attempt in thing.attempts if attempt[2] is not Outcome.ABORTED]
+            if thing.of != COLUMN or not attempts:
+                continue
+            worked = [completed_s for _, completed_s, outcome in attempts if outcome is Outcome.OK]
+            outcome, completed_s = (Outcome.OK, worked[0]) if worked else (Outcome.UNKNOWN, inf)
+            append = (Append(COLUMNS, int(thing.name[1:])),)
             self._ledger.transactions.append(
-                Transaction(call.transaction, operations, outcome, call.invoked_s, completed_s)
+                Transaction(self._ledger.next_number(), append, outcome, attempts[0][0], completed_s)
             )
 
     def interrupted(self, kind: str, phase: str) -> None:
@@ -202,6 +267,11 @@ class Changes:
             for thing in self.things.values()
             if (thing.name in there) not in thing.may_be
         ]
+        for thing in self.things.values():
+            if thing.may_be_copied and thing.name in schema.numbers:
+                is_copied = schema.table(thing.name).partition_column is None
+                if is_copied not in thing.may_be_copied:
+                    wrong.append(f"{thing.name} has {'a copy' if is_copied else 'its rows'} in each partition")
         return [*self.violations, *wrong]
 
     # ── what others read by it ─────────────────────────────────────────────────────────────────────────────────────
@@ -227,9 +297,11 @@ class Changes:
             if rng.random() < 0.5:
                 varied.append((COLUMNS, number, 0))
         tables = [thing for thing in self.things.values() if thing.of == TABLE and True in thing.may_be]
-        if tables and rng.random() < 0.3:
+        tables = [thing for thing in tables if thing.is_to_be_parted or not thing.may_be_copied]
+        parted = [thing for thing in tables if True in thing.may_be_copied]
+        if tables and rng.random() < (0.9 if parted else 0.3):
             value = self._ledger.next_value() if writes and rng.random() < 0.7 else 0
-            varied.append((rng.choice(tables[-3:]).name, rng.choice(numbers), value))
+            varied.append((rng.choice(parted or tables[-3:]).name, rng.choice(numbers), value))
         return varied
 
     def _views_of_elements(self) -> list[str]:
@@ -292,6 +364,7 @@ class Changes:
     def judge_reads(self) -> list[str]:
         """When the history is complete: whether views have said what was in the lists, and writers filled columns."""
         wrong = []
+        self._tell_columns()
         history = self._ledger.transactions
         for place, position, view, (n, *rest) in self._sums:
             read = history[place].operations[position]

@@ -42,6 +42,7 @@ from tests.simulation.world import Process, World
 USUAL_BYTES = 64 << 20  # what a process takes
 ROUTER_PORT = 21212  # partition p listens at the port p above it
 
+_OF_TIME = ("monotonic", "perf_counter", "process_time", "sleep", "time", "time_ns")
 _PACKAGES = ("voltpy", "partitions", "coordinator")
 
 
@@ -49,16 +50,27 @@ class Stage:
     """`world` and `network` are those of the run that is on."""
 
     def __init__(self) -> None:
-        self.world: World | None = None
+        self.world = None
         self.network: Network | None = None
+
+    @property
+    def world(self) -> World | None:
+        return self._world
+
+    @world.setter
+    def world(self, world: World | None) -> None:
+        self._world = world
+        for name in _OF_TIME:  # so that they are found without `__getattr__`, which takes its time
+            setattr(self, name, getattr(time if world is None else world, name))
 
     def __getattr__(self, name: str) -> Any:
         """As a module `time`."""
-        return getattr(self.world if self.world is not None else time, name)
+        return getattr(time, name)
 
     def crash_point(self, name: str) -> None:
-        if self.world is not None and self.world.running is not None:
-            self.world.running.passes(name)
+        world = self._world
+        if world is not None and world.running is not None:
+            world.running.passes(name)
 
     def resident_bytes(self) -> int:
         if self.world is None or self.world.running is None:

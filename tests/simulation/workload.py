@@ -390,7 +390,8 @@ class Client:
         self.under_way += 1
         self._callers[call.transaction] = caller
         call.invoked_s = now_s
-        self.world.tell(f"T{call.transaction} {call.procedure_name}{call.arguments}")
+        if self.world.trace is not None:
+            self.world.tell(f"T{call.transaction} {call.procedure_name}{call.arguments}")
         if call.procedure_name == "append_copies":
             self.connection.everywhere(DirectedCall(call), "append_copies", call.arguments, now_s, self.timeout_s)
         elif call.procedure_name == CHANGE:
@@ -410,7 +411,8 @@ class Client:
                 call = pending.call
                 call.value, call.error = pending.value, pending.error
             assert isinstance(call, Call)
-            self.world.tell(f"T{call.transaction} {call.value if call.error is None else repr(call.error)}")
+            if self.world.trace is not None:
+                self.world.tell(f"T{call.transaction} {call.value if call.error is None else repr(call.error)}")
             self.under_way -= 1
             self.settled(call, now_s)
             caller = self._callers.pop(call.transaction)

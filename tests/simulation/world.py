@@ -14,6 +14,7 @@ import heapq
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -52,12 +53,12 @@ class World:
     def run(self, until: Callable[[], bool], limit_s: float) -> bool:
         """Lets things happen until that is so, or so much time has gone by. Whether it is so."""
         limit_s += self.now_s
-        events = self._events
+        events, pop = self._events, heapq.heappop
         while not until():
             if not events or events[0][0] > limit_s:
                 self.now_s = limit_s
                 return False
-            self.now_s, _, action = heapq.heappop(events)
+            self.now_s, _, action = pop(events)
             action()
         return True
 
@@ -142,8 +143,9 @@ class Process:
         self._is_interruptible = for_input
         self._turn += 1
         turn = self._turn
-        self.world.after(timeout_s, lambda: self._go_on(turn))
-        self.world.leave()
+        world = self.world
+        world.at(world.now_s + timeout_s, partial(self._go_on, turn))
+        world.leave()
         if not self.is_alive:
             raise Killed
 
@@ -156,8 +158,8 @@ class Process:
         """Something has arrived for it."""
         if self._waits and self._is_interruptible:
             self._is_interruptible = False
-            turn = self._turn
-            self.world.after(self.world.rng.uniform(1e-6, 3e-5), lambda: self._go_on(turn))
+            world = self.world
+            world.at(world.now_s + world.rng.uniform(1e-6, 3e-5), partial(self._go_on, self._turn))
 
     def pause(self, time_s: float) -> None:
         """SIGSTOP, and SIGCONT after so long."""
@@ -174,7 +176,8 @@ class Process:
 
     def comes_by(self, point: str) -> None:
         """The same, at one that is the simulation's own."""
-        for caught in list(self.world.ambushes.get(point, ())):
+        waiting = self.world.ambushes.get(point)
+        for caught in list(waiting) if waiting else ():
             if self.is_alive:
                 caught(self)
 
@@ -205,7 +208,7 @@ class Process:
         if turn != self._turn or not self.is_alive:
             return
         if self.world.now_s < self.paused_until_s:
-            self.world.at(self.paused_until_s, lambda: self._go_on(turn))
+            self.world.at(self.paused_until_s, partial(self._go_on, turn))
             return
         self._turn += 1
         self._waits = False

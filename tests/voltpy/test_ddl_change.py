@@ -64,6 +64,7 @@ def test_statements_change_a_schema(text: str, made: str, kind: str) -> None:
         "DROP VIEW IF EXISTS nothing",
         "CREATE VIEW IF NOT EXISTS t AS SELECT a, COUNT(*) AS n FROM t GROUP BY a",
         "ALTER TABLE t ADD COLUMN IF NOT EXISTS a INT",
+        "PARTITION TABLE t ON COLUMN id",
     ],
 )
 def test_statement_that_finds_it_done_changes_nothing(text: str) -> None:

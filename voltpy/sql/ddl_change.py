@@ -102,6 +102,17 @@ class _ChangeReader(SchemaReader):
         else:
             super().statement()
 
+    def partition_table(self) -> None:
+        """Of a table that is partitioned so already: nothing, as a statement that is sent again may be it."""
+        at = self.at
+        table = self.existing_table()
+        if table.view is None and table.partition_column is not None:
+            self.expect_words("ON", "COLUMN")
+            if self.existing_column(table).name == table.partition_column:
+                return
+        self.at = at
+        super().partition_table()
+
     def drop_table(self) -> None:
         may_be_missing = self.may_be_missing()
         token = self.peek()
