@@ -226,12 +226,6 @@ class Client:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
 
-    def __repr__(self) -> str:
-        return f"<voltpy.Client of {self._links.address.url}{', closed' if self._poller.closed else ''}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a voltpy.Client is a connection and can't be pickled or copied: connect again where it goes")
-
     def __enter__(self) -> Self:
         return self
 
