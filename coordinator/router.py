@@ -46,6 +46,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Closing,
     Dropped,
     EverywhereCall,
     Lost,
@@ -198,6 +199,19 @@ class Router:
             self._commands = {
                 number: command for number, command in self._commands.items() if command.account is not account
             }
+
+    def end(self) -> None:
+        """Nobody is waited for any more: whatever is still owed is over without an answer."""
+        for lane in self.lanes:
+            self._give_up(lane, "the router has stopped", tells=True)
+        self._drop_commands("the router has stopped; it may have happened")
+
+    def close(self) -> None:
+        """After `end`, when all of that was sent: to whom that worked, nothing that is not answered ever went on."""
+        closing = Closing("the router is stopping")
+        for account in self.door.by_client.values():
+            if not account.closed:
+                self._outbox.append((account.identity, closing))
 
     def flush(self) -> list[tuple[Destination, Message]]:
         """Everything that is to be sent now, in order."""
@@ -474,7 +488,7 @@ class Router:
     def _give_up(self, lane: Lane, reason: str, *, tells: bool = False) -> None:
         """Ends everything that this lane owes. What never left is answered Unavailable; nobody knows about the rest.
 
-        `tells`: to those who wait for it. No topology will: the partition lives.
+        `tells`: those who wait for it. No topology will: the partition lives.
         """
         parts: dict[int, list[CallError]] = {}
         for window in lane.windows.values():
@@ -497,7 +511,8 @@ class Router:
                 self._outbox.append((account.identity, Replies(lane.partition, lane.incarnation, 0, [], errors)))
         for client_id, calls in list(lane.owed.items()):
             account = self._settle(lane, client_id, calls)
-            if tells and account is not None and not account.closed:
+            have_left = calls > len(parts.get(client_id, ()))
+            if tells and have_left and account is not None and not account.closed:
                 self._outbox.append((account.identity, Lost(lane.partition, lane.incarnation, reason)))
 
     def _adopt(self, account: Account[bytes], topology: Topology) -> None:

@@ -30,6 +30,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Closing,
     Dropped,
     EverywhereCall,
     Hello,
@@ -536,6 +537,24 @@ def test_a_partition_that_has_no_account_of_the_router_gets_a_new_connection() -
     world.check_idle()
 
 
+def test_at_the_end_clients_hear_what_may_have_run_and_that_nothing_else_has() -> None:
+    world = World(5, 6)
+    world.join(1, 2, 3)
+    world.send(b"1", Calls(1, [group_of(1, [1])]))
+    world.flush()
+    world.send(b"2", Calls(1, [group_of(2, [7])]))
+    world.router.lost(b"3")
+    world.router.end()
+    outbox = world.flush()
+    assert outbox[1:] == [(b"1", Lost(0, 5, "the router has stopped"))]
+    assert outbox[0][0] == b"2"
+    assert [(error.number, error.code) for error in outbox[0][1].errors] == [(7, "Unavailable")]
+    world.check_idle()
+    world.router.close()
+    closing = Closing("the router is stopping")
+    assert world.flush() == [(b"1", closing), (b"2", closing)]
+
+
 def test_calls_that_had_not_left_when_a_connection_was_lost_never_ran() -> None:
     world = World(5, 6)
     world.join(1, 2)
@@ -544,7 +563,7 @@ def test_calls_that_had_not_left_when_a_connection_was_lost_never_ran() -> None:
     world.send(b"2", Calls(1, [group_of(2, [7])]))
     world.router.partition_message(0, Refusal(NO_HELLO, ""))
     outbox = world.flush()
-    assert [(to, type(message)) for to, message in outbox] == [(b"2", Replies), (b"1", Lost), (b"2", Lost)]
+    assert [(to, type(message)) for to, message in outbox] == [(b"2", Replies), (b"1", Lost)]
     assert [(error.number, error.code) for error in outbox[0][1].errors] == [(7, "Unavailable")]
     world.check_idle()
 
