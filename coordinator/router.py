@@ -32,7 +32,7 @@ from collections import deque
 from typing import NamedTuple
 
 from voltpy import arguments as argument_lists
-from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, Account, Door, refuse
+from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, FEW_CALLS, RESERVED_CALLS, Account, Door, refuse
 from voltpy.errors import ProtocolError
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
@@ -277,12 +277,12 @@ class Router:
         calls = len(group.numbers)
         client_id = group.client_id
         owed = lane.owed.get(client_id, 0)
-        # No client may have more here than it leaves free: those that flood can't take the last place from one that
-        # makes a call now and then, however many they are.
-        if (
-            owed + calls > CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
-            or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION
-        ):
+        # No client may have more here than it leaves free, and those that have more than a few leave some alone: they
+        # can't take the last place from one that makes a call now and then, however many they are.
+        free = CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
+        if owed + calls > FEW_CALLS:
+            free -= RESERVED_CALLS
+        if owed + calls > free or lane.bytes_in_flight + size > BYTES_IN_FLIGHT_A_PARTITION:
             waiting = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes), {owed} of them this client's,"
             text = f"{waiting} wait for {lane.name}"
             refuse(group, "Overloaded", text, errors)

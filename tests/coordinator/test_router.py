@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from coordinator import router as router_module
 from coordinator.router import Destination, Router
-from voltpy.door import Account, Door
+from voltpy.door import RESERVED_CALLS, Account, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
@@ -407,22 +407,23 @@ def test_past_a_partitions_limit_calls_are_overloaded_and_other_partitions_are_n
     assert (world.account(1).in_flight, world.account(2).in_flight) == (3, 0)
 
 
-def test_clients_that_flood_a_partition_leave_room_for_one_that_does_not() -> None:
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_clients_that_flood_a_partition_leave_room_for_one_that_does_not(in_turn: bool) -> None:
     world = World(5, 6)
     flood = list(range(2, 32))
     world.join(1, *flood)
     refused = Counter[int]()
-    for first in range(1, CALLS_IN_FLIGHT_A_CLIENT - 128, 128):
-        for client in flood:
-            world.send(b"%d" % client, Calls(1, [group_of(client, list(range(first, first + 128)))]))
+    frames = [(client, first) for first in range(1, CALLS_IN_FLIGHT_A_CLIENT - 128, 128) for client in flood]
+    for client, first in frames if in_turn else sorted(frames):
+        world.send(b"%d" % client, Calls(1, [group_of(client, list(range(first, first + 128)))]))
         for destination, message in world.flush():
             if isinstance(message, Replies):
                 assert {error.code for error in message.errors} == {"Overloaded"}
                 refused[int(destination)] += len(message.errors)
-    assert set(refused) == set(flood)
+    assert len(refused) >= len(flood) - 6
     lane = world.router.lanes[0]
     free = CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
-    assert free >= CALLS_IN_FLIGHT_A_PARTITION // (len(flood) + 1) - 128
+    assert free >= (CALLS_IN_FLIGHT_A_PARTITION // (len(flood) + 1) - 128 if in_turn else RESERVED_CALLS)
     world.send(b"1", Calls(1, [group_of(1, [1, 2])]))
     assert [group.numbers for frame in world.calls_to(0) for group in frame.groups] == [[1, 2]]
 
