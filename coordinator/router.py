@@ -32,7 +32,7 @@ from collections import deque
 from typing import NamedTuple
 
 from voltpy import arguments as argument_lists
-from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, Account, Door, refuse
+from voltpy.door import BYTES_IN_FLIGHT_A_PARTITION, FEW_CALLS, RESERVED_CALLS, Account, Door, refuse
 from voltpy.errors import ProtocolError
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
@@ -46,6 +46,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Closing,
     Dropped,
     EverywhereCall,
     Lost,
@@ -199,6 +200,19 @@ class Router:
                 number: command for number, command in self._commands.items() if command.account is not account
             }
 
+    def end(self) -> None:
+        """Nobody is waited for any more: whatever is still owed is over without an answer."""
+        for lane in self.lanes:
+            self._give_up(lane, "the router has stopped", tells=True)
+        self._drop_commands("the router has stopped; it may have happened")
+
+    def close(self) -> None:
+        """After `end`, when all of that was sent: to whom that worked, nothing that is not answered ever went on."""
+        closing = Closing("the router is stopping")
+        for account in self.door.by_client.values():
+            if not account.closed:
+                self._outbox.append((account.identity, closing))
+
     def flush(self) -> list[tuple[Destination, Message]]:
         """Everything that is to be sent now, in order."""
         outbox: list[tuple[Destination, Message]] = []
@@ -263,8 +277,6 @@ class Router:
         calls = len(group.numbers)
         client_id = group.client_id
         owed = lane.owed.get(client_id, 0)
-        # No client may have more here than it leaves free: those that flood can't take the last place from one that
-        # makes a call now and then, however many they are.
         if _is_full(lane, account, owed + calls, size):
             waiting = f"{lane.in_flight} calls ({lane.bytes_in_flight} bytes), {owed} of them this client's,"
             text = f"{waiting} wait for {lane.name}"
@@ -466,7 +478,7 @@ class Router:
     def _give_up(self, lane: Lane, reason: str, *, tells: bool = False) -> None:
         """Ends everything that this lane owes. What never left is answered Unavailable; nobody knows about the rest.
 
-        `tells`: to those who wait for it. No topology will: the partition lives.
+        `tells`: those who wait for it. No topology will: the partition lives.
         """
         parts: dict[int, list[CallError]] = {}
         for window in lane.windows.values():
@@ -489,7 +501,8 @@ class Router:
                 self._outbox.append((account.identity, Replies(lane.partition, lane.incarnation, 0, [], errors)))
         for client_id, calls in list(lane.owed.items()):
             account = self._settle(lane, client_id, calls)
-            if tells and account is not None and not account.closed:
+            have_left = calls > len(parts.get(client_id, ()))
+            if tells and have_left and account is not None and not account.closed:
                 self._outbox.append((account.identity, Lost(lane.partition, lane.incarnation, reason)))
 
     def _adopt(self, account: Account[bytes], topology: Topology) -> None:
@@ -556,9 +569,14 @@ class Router:
 
 
 def _is_full(lane: Lane, account: Account[bytes], owed: int, size: int) -> bool:
-    """Whether the client would have more there than it leaves free, with `owed` calls, the last of so many bytes."""
+    """Whether there is no room for the last of `owed` calls of a client, of so many bytes.
+
+    No client may have more here than it leaves free, and those that have more than a few leave some alone: they can't
+    take the last place from one that makes a call now and then, however many they are.
+    """
+    most_calls = CALLS_IN_FLIGHT_A_PARTITION - (RESERVED_CALLS if owed > FEW_CALLS else 0)
     return (
-        lane.in_flight + owed > CALLS_IN_FLIGHT_A_PARTITION
+        lane.in_flight + owed > most_calls
         or lane.bytes_in_flight + max(account.bytes_in_flight, size) > BYTES_IN_FLIGHT_A_PARTITION
     )
 

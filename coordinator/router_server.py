@@ -54,7 +54,7 @@ PASS_CALLS = 2048  # taken from the clients together, and from each partition, b
 PASS_BYTES = 4 << 20
 UNREAD_BYTES = 128 << 20  # of replies that clients have not read, of all; past it connections end (voltpy.unread)
 IDLE_MS = 1000
-FINISH_S = 1.0  # at the end, for answers that partitions still owe
+FINISH_S = 2.0  # at the end, for answers that partitions still owe
 LINGER_MS = 500  # … and for what clients have not taken yet
 EVENTS_A_SECOND = 20
 
@@ -141,7 +141,10 @@ class Server:
         self._descriptors.close()
 
     def _finish(self) -> None:
-        """Takes no more calls, and passes on the answers to those that are with the partitions, for a while."""
+        """Takes no more calls, and passes on the answers to those that are with the partitions, for a while.
+
+        Then it tells everybody that there will be no others.
+        """
         self._poller.unregister(self._front)
         self._poller.unregister(self._wakeup_reader)
         deadline_s = time.monotonic() + FINISH_S
@@ -151,6 +154,10 @@ class Server:
                 if connection.socket in ready:
                     self._receive_from_partition(partition, math.inf, math.inf)
             self._send()
+        self.router.end()
+        self._send()
+        self.router.close()
+        self._send()
 
     def _on_signal(self, *_: object) -> None:
         self._stopping = True

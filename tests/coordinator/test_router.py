@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from coordinator import router as router_module
 from coordinator.router import Destination, Router
-from voltpy.door import Account, Door
+from voltpy.door import RESERVED_CALLS, Account, Door
 from voltpy.hash_slot import slot_owners
 from voltpy.messages import (
     CALLS_IN_FLIGHT_A_CLIENT,
@@ -30,6 +30,7 @@ from voltpy.messages import (
     CallError,
     CallGroup,
     Calls,
+    Closing,
     Dropped,
     EverywhereCall,
     Hello,
@@ -406,22 +407,23 @@ def test_past_a_partitions_limit_calls_are_overloaded_and_other_partitions_are_n
     assert (world.account(1).in_flight, world.account(2).in_flight) == (3, 0)
 
 
-def test_clients_that_flood_a_partition_leave_room_for_one_that_does_not() -> None:
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_clients_that_flood_a_partition_leave_room_for_one_that_does_not(in_turn: bool) -> None:
     world = World(5, 6)
     flood = list(range(2, 32))
     world.join(1, *flood)
     refused = Counter[int]()
-    for first in range(1, CALLS_IN_FLIGHT_A_CLIENT - 128, 128):
-        for client in flood:
-            world.send(b"%d" % client, Calls(1, [group_of(client, list(range(first, first + 128)))]))
+    frames = [(client, first) for first in range(1, CALLS_IN_FLIGHT_A_CLIENT - 128, 128) for client in flood]
+    for client, first in frames if in_turn else sorted(frames):
+        world.send(b"%d" % client, Calls(1, [group_of(client, list(range(first, first + 128)))]))
         for destination, message in world.flush():
             if isinstance(message, Replies):
                 assert {error.code for error in message.errors} == {"Overloaded"}
                 refused[int(destination)] += len(message.errors)
-    assert set(refused) == set(flood)
+    assert len(refused) >= len(flood) - 6
     lane = world.router.lanes[0]
     free = CALLS_IN_FLIGHT_A_PARTITION - lane.in_flight
-    assert free >= CALLS_IN_FLIGHT_A_PARTITION // (len(flood) + 1) - 128
+    assert free >= (CALLS_IN_FLIGHT_A_PARTITION // (len(flood) + 1) - 128 if in_turn else RESERVED_CALLS)
     world.send(b"1", Calls(1, [group_of(1, [1, 2])]))
     assert [group.numbers for frame in world.calls_to(0) for group in frame.groups] == [[1, 2]]
 
@@ -556,6 +558,24 @@ def test_a_partition_that_has_no_account_of_the_router_gets_a_new_connection() -
     world.check_idle()
 
 
+def test_at_the_end_clients_hear_what_may_have_run_and_that_nothing_else_has() -> None:
+    world = World(5, 6)
+    world.join(1, 2, 3)
+    world.send(b"1", Calls(1, [group_of(1, [1])]))
+    world.flush()
+    world.send(b"2", Calls(1, [group_of(2, [7])]))
+    world.router.lost(b"3")
+    world.router.end()
+    outbox = world.flush()
+    assert outbox[1:] == [(b"1", Lost(0, 5, "the router has stopped"))]
+    assert outbox[0][0] == b"2"
+    assert [(error.number, error.code) for error in outbox[0][1].errors] == [(7, "Unavailable")]
+    world.check_idle()
+    world.router.close()
+    closing = Closing("the router is stopping")
+    assert world.flush() == [(b"1", closing), (b"2", closing)]
+
+
 def test_calls_that_had_not_left_when_a_connection_was_lost_never_ran() -> None:
     world = World(5, 6)
     world.join(1, 2)
@@ -564,7 +584,7 @@ def test_calls_that_had_not_left_when_a_connection_was_lost_never_ran() -> None:
     world.send(b"2", Calls(1, [group_of(2, [7])]))
     world.router.partition_message(0, Refusal(NO_HELLO, ""))
     outbox = world.flush()
-    assert [(to, type(message)) for to, message in outbox] == [(b"2", Replies), (b"1", Lost), (b"2", Lost)]
+    assert [(to, type(message)) for to, message in outbox] == [(b"2", Replies), (b"1", Lost)]
     assert [(error.number, error.code) for error in outbox[0][1].errors] == [(7, "Unavailable")]
     world.check_idle()
 

@@ -33,8 +33,10 @@ from voltpy.messages import (
     AdminReply,
     CallGroup,
     Calls,
+    Closing,
     EverywhereCall,
     Hello,
+    Lost,
     Message,
     PartitionAddress,
     Refusal,
@@ -306,6 +308,21 @@ def test_garbage_harms_nobody_else(cluster: Cluster) -> None:
     check_served(good, 1, 2)
 
 
+def test_a_router_that_stops_tells_of_what_it_sent_on_and_that_nothing_else_has_run(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.router_server.FINISH_S", 0.1)
+    answered, unanswered = cluster.client(1), cluster.client(2)
+    check_served(answered, 1, 1)
+    cluster.partitions[0].held.set()
+    unanswered.send(Calls(1, [group_of(2, [1])]))
+    wait_until(lambda: len(cluster.partitions[0].seen) == 2)
+    cluster.stop_router()
+    assert answered.receive() == Closing("the router is stopping")
+    assert isinstance(unanswered.receive(), Lost)
+    assert unanswered.receive() == Closing("the router is stopping")
+
+
 def test_an_oversized_frame_ends_only_its_own_connection(cluster: Cluster) -> None:
     good, bad = cluster.client(1), cluster.client(2)
     bad.socket.send(b"\x94" * (MAX_FRAME_BYTES + 1))
@@ -404,6 +421,7 @@ def test_a_new_router_asks_clients_for_a_hello(cluster: Cluster) -> None:
     client = cluster.client(1)
     check_served(client, 1, 1)
     cluster.stop_router()
+    assert isinstance(client.receive(), Closing)
     cluster.start_router()
     client.send(Calls(1, [group_of(1, [2])]))
     refusal = client.receive()
