@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns.cluster import Cluster, Event
+from tests.campaigns.cluster import Cluster, Event, happened
 from voltpy.client import Client, connect
 from voltpy.hash_slot import hash_slot, slot_owners
 
@@ -128,6 +128,11 @@ def test_joins_copies_and_transactions_over_partitions_see_what_was_left_while_i
 def test_a_stop_while_something_is_left_loses_nothing_of_it(recovered: Cluster) -> None:
     with connect(recovered.url, timeout=30.0) as db:
         db.call("other", 1, 1000)
+    for partition in range(PARTITIONS):
+        mark, process = recovered.mark(), f"partition-{partition}"
+        recovered.kill(process, signal.SIGTERM)
+        assert recovered.wait(happened("exited", process), mark)["exit_status"] == 0
+        recovered.wait(happened("serving", process), mark)
     assert recovered.end() == 0
     assert recovered.since(0, is_caught_up) == []
     recovered.start()
