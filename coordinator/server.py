@@ -176,7 +176,10 @@ class Server:
             self._believe()
             self._reply()  # before the next round holds them back
         self._drain_door()
-        self.core.step(time.monotonic())
+        if self._prepared is not None and self._is_in_doubt_of_schema(self._prepared):
+            self.stop()  # the process that follows has what is stored
+        else:
+            self.core.step(time.monotonic())
         self._timeout.disarm()
         self._decide()
         self._reply()
@@ -428,6 +431,13 @@ class Server:
         self._door.catalog_version = registry.catalog_version
         self._prepared = None
         crash_point("coordinator.load.switched")
+
+    def _is_in_doubt_of_schema(self, prepared: Registry) -> bool:
+        """Whether batches would go on though the new schema may be stored, and partitions may have it already."""
+        if self._prepared_schema is self._schema or not self.core.is_held_for_too_long(time.monotonic()):
+            return False
+        _events.warning("schema_in_doubt", catalog_version=prepared.catalog_version)
+        return True
 
     def _prepare(self, message: PrepareLoad) -> LoadPrepared:
         try:

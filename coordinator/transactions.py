@@ -215,6 +215,10 @@ class Transactions:
         if self._hold is not None and self._hold[0] == snapshot:
             self._hold = None
 
+    def is_held_for_too_long(self, now_s: float) -> bool:
+        """Whether its lease is over, and the next step may begin something."""
+        return self._hold is not None and now_s >= self._hold[2]
+
     def take_schema(self, schema: Schema, plan_of: Callable[[str], Plan], registry: Registry) -> None:
         """From the next call on, this schema and these procedures. While batches are held: nothing is under way.
 

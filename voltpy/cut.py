@@ -2,7 +2,8 @@
 
 hold     HoldBatches, with a lease that is longer than `until_s` is away
 is held  BatchesHeld came in time: none is under way, or undecided
-resume   ResumeBatches; by its lease the coordinator goes on too where that does not reach it
+resume   ResumeBatches; by its lease the coordinator goes on too where that does not reach it, or ends where it has
+         prepared a schema that may be stored by then
 """
 
 from __future__ import annotations

@@ -163,10 +163,12 @@ class Loads:
         if any(_of_users(infos) != _of_users(load.prepared[0]) for infos in load.prepared.values()):
             why = "the partitions read different procedures out of the same file"
             return self._give_up(load, "SchemaError", why)
-        if load.cut is not None and not load.is_cut:
-            load.cut.hold(now_s)
-        else:
+        if load.cut is None:
             self._persist(load)
+        elif not load.is_cut:
+            load.cut.hold(now_s)
+        elif load.cut.is_good(now_s):
+            self._persist(load)  # else the next tick gives it up
 
     def batches_held(self, message: BatchesHeld, now_s: float) -> None:
         """Nothing crosses partitions any more, until the change is over."""

@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 import pytest
 import zmq
+from msgspec.structs import replace
 
 from coordinator.server import Connection, Server
 from coordinator.session import ATTACH_DUE_S, ATTACHED
 from tests.coordinator.fake_partition import CLIENT, FakePartition, decode
 from voltpy import heartbeat, wire
 from voltpy.builtin import builtins
-from voltpy.data_directory import DataDirectory
+from voltpy.data_directory import DataDirectory, read_schema
 from voltpy.door_sockets import Stream, listen, opened
 from voltpy.link import StreamLink
 from voltpy.messages import (
@@ -50,7 +51,8 @@ from voltpy.messages import (
     Welcome,
 )
 from voltpy.row import encode
-from voltpy.schema import Schema
+from voltpy.schema import Schema, to_json
+from voltpy.sql.ddl_change import parse_change
 from voltpy.stream import packed
 from voltpy.wire import joined
 
@@ -281,6 +283,18 @@ def test_procedures_are_loaded_and_batches_held_for_the_supervisor(process: Proc
     eventually(lambda: process.status().metrics["waiting"] == 1)
     supervisor.send(ResumeBatches(4))
     assert result_of(client.receive(Replies)) == 0
+
+
+def test_a_hold_that_is_over_ends_a_process_that_does_not_know_which_schema_is_stored(process: Process) -> None:
+    process.start()
+    supervisor = process.supervisor
+    schema, _ = parse_change("ALTER TABLE accounts ADD COLUMN note STRING", read_schema(process.data))
+    supervisor.send(PrepareLoad(2, "", "", to_json(replace(schema, catalog_version=2))))
+    assert not supervisor.receive(LoadPrepared).error
+    supervisor.send(HoldBatches(4, 0.05))
+    status, errors = process.ended()
+    assert status == 0, errors
+    assert "schema_in_doubt" in errors
 
 
 def test_a_connection_that_ends_is_replaced_at_once(process: Process) -> None:

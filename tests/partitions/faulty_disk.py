@@ -108,6 +108,7 @@ class FaultyDisk:
         self.stays_full = True
         self.refused_for_room = 0
         self._directory = str(directory)
+        self._inside = f"{directory}/"
         self._at, self._next, self._fault = 0, "", ""
         self._dead = False
         self._names: dict[str, _File] = {}
@@ -223,8 +224,10 @@ class FaultyDisk:
         path = os.fspath(path)
         if path == self._directory:
             return "."
-        parent, name = os.path.split(path)
-        return name if parent == self._directory else None
+        if not path.startswith(self._inside):
+            return None
+        name: str = path[len(self._inside) :]
+        return None if "/" in name else name
 
     # Files.
 

@@ -47,7 +47,7 @@ Where the schema changes, there are also:
     prepared a change and gone  a change is prepared  the same; or the coordinator dies
     stored, and one is gone     schema.json is there  one partition dies, or the coordinator, or the router
     one switches late           schema.json is there  one partition hears nothing of it, or the coordinator, or it
-                                                      stands still
+                                                      stands still; where holds are short, all hear late of it
     switched and gone           a partition switches  it loses its power, soon
     switched in vain            the coordinator does  it dies
     not stored                  it is to be stored    the disk fails, or is full
@@ -63,6 +63,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tests.partitions.faulty_disk import CUT, EIO, ENOSPC
+from tests.simulation.conditions import HOLD_LEASE_S, SHORT_HOLDS
 from tests.simulation.disk import Disk
 from tests.simulation.network import Line
 from tests.simulation.schema_changes import COLUMN
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 POINT_OF_ROUNDS = "coordinator.read.before_send"
 TABLES_OF_LISTS = (0, 1)  # lists and elements: in which a list has its place, and most is appended to
+LOOK_S = 1e-3  # between two looks at whether something is so
 AGAIN_S = 0.08  # at least, until the same ambush is laid again
 
 
@@ -199,7 +201,7 @@ class Scene:
         if is_so():
             action()
         elif limit_s > 0.0 and self.run.is_troubled:
-            self.world.after(5e-4, lambda: self.until(is_so, limit_s - 5e-4, action))
+            self.world.after(LOOK_S, lambda: self.until(is_so, limit_s - LOOK_S, action))
 
 
 def _checkpoint_in_doubt(scene: Scene) -> None:
@@ -327,11 +329,15 @@ def _stored_and_one_is_gone(scene: Scene) -> None:
 
 
 def _one_switches_late(scene: Scene) -> None:
-    late, time_s = scene.rng.choice((*scene.partitions(), scene.coordinator)), scene.rng.choice((0.02, 0.2, 0.7))
-    if scene.rng.random() < 0.7:  # it works on, and does not know yet
-        scene.run.network.cut("supervisor", late.name, time_s)
+    workers = [*scene.partitions(), scene.coordinator]
+    late, time_s = [scene.rng.choice(workers)], scene.rng.choice((0.02, 0.2, 0.7))
+    if SHORT_HOLDS in scene.run.conditions:
+        late, time_s = workers, HOLD_LEASE_S + scene.rng.uniform(0.02, 0.2)
+    if scene.rng.random() < 0.7 or len(late) > 1:  # it works on, and does not know yet
+        for process in late:
+            scene.run.network.cut("supervisor", process.name, time_s)
     else:
-        late.pause(time_s)
+        late[0].pause(time_s)
 
 
 def _switched_and_gone(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from coordinator.router import Router
+from coordinator.server import Server as Coordinator
 from coordinator.transactions import Transactions
 from partitions.lookups import Lookups
 from partitions.schema_change import SchemaChange
@@ -104,6 +105,11 @@ def _a_start_believes_an_unflushed_schema(put: Put) -> None:
             real(directory, partitions)
 
     put(DataDirectory, "_load", load)
+
+
+def _coordinators_go_on_when_a_hold_is_over(put: Put) -> None:
+    """Though they have prepared a schema that may be stored by now."""
+    put(Coordinator, "_is_in_doubt_of_schema", lambda *_: False)
 
 
 def _half_a_change_is_stored(put: Put) -> None:

@@ -4,6 +4,7 @@
                      time, some write more than may be written at once
     little memory    a partition has room for few pages, and now and then for next to none: pages leave, and come back
     little patience  few calls may wait for what is lent, and not for long
+    short holds      where the schema changes: the coordinator holds its batches for a moment only, not for a minute
     full disks       the disk of a partition is full just as it is to prepare a batch
 
 A seed decides which of them there are. What must hold then, and at all times: tests.simulation.fairness.
@@ -19,8 +20,10 @@ from unittest import mock
 import coordinator.batches
 import partitions.executor
 import partitions.set_aside
+import voltpy.cut
 
 CROWD, LITTLE_MEMORY, LITTLE_PATIENCE, FULL_DISKS = "crowd", "little memory", "little patience", "full disks"
+SHORT_HOLDS = "short holds"
 CONDITIONS = (CROWD, LITTLE_MEMORY, LITTLE_PATIENCE, FULL_DISKS)
 
 # Ambushes (tests.simulation.ambush) that belong to them.
@@ -32,10 +35,11 @@ AMBUSHES = {
 
 MANY_CALLERS = 8  # of each client, where some are to wait while others call
 LITTLE_MEMORY_BYTES = 32 * 8192
-FILL = 1.0  # how likely rows are added that nobody asks for, so that others are not in the last page
+FILL = 0.5  # how likely rows are added that nobody asks for, so that others are not in the last page
 SHORT_EVERY_S = 0.05  # memory is, about
 LENT_WAIT_S = 0.3
 CALLS_WAIT_FOR_LENT = 3
+HOLD_LIMIT_S, HOLD_LEASE_S = 0.25, 0.4
 CHANGES_BYTES = 14_000  # of one batch in one partition
 
 COMBINATIONS = (
@@ -68,6 +72,11 @@ CROWDS = (
 )  # fmt: skip
 
 
+def conditions_of_changes(seed: int) -> frozenset[str]:
+    """The same where the schema changes."""
+    return frozenset((SHORT_HOLDS,) if seed % 8 in (1, 7) else ())
+
+
 def conditions_of(seed: int, partitions: int) -> frozenset[str]:
     """Those of the run with this seed."""
     if partitions == 1:
@@ -85,6 +94,9 @@ def in_place(conditions: frozenset[str]) -> Iterator[None]:
     with ExitStack() as stack:
         if CROWD in conditions:
             stack.enter_context(mock.patch.object(coordinator.batches, "CHANGES_BYTES", CHANGES_BYTES))
+        if SHORT_HOLDS in conditions:
+            stack.enter_context(mock.patch.object(voltpy.cut, "CUT_LIMIT_S", HOLD_LIMIT_S))
+            stack.enter_context(mock.patch.object(voltpy.cut, "CUT_LEASE_S", HOLD_LEASE_S))
         if LITTLE_PATIENCE in conditions:
             stack.enter_context(mock.patch.object(partitions.executor, "LENT_WAIT_S", LENT_WAIT_S))
             for module in (partitions.executor, partitions.set_aside):

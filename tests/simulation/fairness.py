@@ -149,8 +149,9 @@ class Fairness:
             written.update(self._owners[hash_slot(key)] for key in keys)
         elif name == "append_copies":
             written.update(everywhere)
+        changes = self._run.changes
         for storage, number, value in call.operations:
-            if storage == "copies" and value:
+            if value and (storage == "copies" or (changes is not None and changes.may_be_copied(storage))):
                 written.update(everywhere)
             elif value or storage.startswith("places"):
                 written.add(self._owners[hash_slot(number)])

@@ -487,7 +487,9 @@ class Supervisor:
 
     def _ended(self, number: int, process: Process, error: BaseException | None) -> None:
         words = "" if error is None else f"{type(error).__name__}: {error}"
-        if isinstance(error, Killed | PowerCut):
+        if error is None:
+            status = 0
+        elif isinstance(error, Killed | PowerCut):
             status = -9
         elif isinstance(error, Corruption):
             status = 3

@@ -33,7 +33,9 @@ from tests.simulation.conditions import (
     LITTLE_PATIENCE,
     MANY_CALLERS,
     SHORT_EVERY_S,
+    SHORT_HOLDS,
     conditions_of,
+    conditions_of_changes,
     crowd_of,
     in_place,
 )
@@ -107,6 +109,8 @@ class Run:
             world.trace = lambda text: print(text, flush=True)
         kinds = KINDS if self.options.partitions > 1 else IN_ONE_PARTITION
         self.conditions = frozenset() if changes_schema or lives else conditions_of(seed, self.options.partitions)
+        if changes_schema:
+            self.conditions = conditions_of_changes(seed)
         if CROWD in self.conditions:
             kinds = crowd_of(seed).kinds
         if LITTLE_MEMORY in self.conditions:
@@ -308,6 +312,8 @@ class Run:
         seed, all_kinds = self.world.seed, sorted(SCHEMA_KINDS)
         if self.changes is None or seed % 7 == 6:
             return []
+        if SHORT_HOLDS in self.conditions:
+            return ["one switches late"]
         first = seed % len(all_kinds)
         second = (first + seed // len(all_kinds)) % len(all_kinds)
         return [all_kinds[place] for place in dict.fromkeys((first, second))]

@@ -322,6 +322,10 @@ class Changes:
         text = f"SELECT SUM(total) FROM {self.rng.choice(views[-2:]).name}"
         return Call(self._ledger, number, QUERY_ALL, (text, []), [])
 
+    def may_be_copied(self, storage: str) -> bool:
+        """Whether that is a table that has, or has had, a copy in every partition."""
+        return storage in self.things and bool(self.things[storage].may_be_copied)
+
     def is_varied(self, storage: str) -> bool:
         return storage in ("where", "select", COLUMNS) or storage.startswith("view")
 

@@ -944,6 +944,18 @@ def test_batches_are_held_before_the_check_where_rows_must_not_change_after_it()
     assert of(all_prepared(world), Persist) == [Persist(5, "p.py", "source", FIFTH)]
 
 
+def test_a_schema_is_not_stored_when_batches_may_go_on_before_it_is() -> None:
+    """Rows were looked at while none could come, and the last one says so when that is over."""
+    world = changing(cuts_first=True)
+    held(world, world.take())
+    world.now_s += CUT_LIMIT_S
+    assert not of(all_prepared(world), Persist)
+    world.core.tick(world.now_s)
+    actions = world.take()
+    assert [world.told(actions, n, DiscardLoad) for n in WORKERS] == [[DiscardLoad(5)]] * 3
+    assert refused(world, actions)[0] == "Unavailable"
+
+
 def test_schema_that_one_partition_refuses_is_forgotten_by_all_and_says_what_is_wrong() -> None:
     world = changing()
     world.core.said(0, prepared(5, infos=OLD), world.now_s)
