@@ -99,7 +99,7 @@ def load(
     table_name: str,
     file: Path,
 ) -> int:
-    """Load the rows of a CSV file (.csv, .gz, .zip; - for stdin) into TABLE.
+    """Load a CSV file (.csv, .gz, .zip; -: stdin) into TABLE.
 
     FILE is - for stdin. The first line names the columns, unless --columns does. Values are read by the types of the
     table's columns: times in ISO 8601, an empty field is NULL. A row that can't be loaded goes to a file of rejected
