@@ -8,7 +8,7 @@
 
     PREPARE    its changes are in the WAL; their keys are away, and their values in unique indexes reserved
     DECIDE     its changes, and what follows in views, are in the WAL and in the tables; all is here again
-    ABORT      that too is in the WAL, if there is room; nothing was changed; all is here again
+    ABORT      that too is in the WAL, before anything that follows; nothing was changed; all is here again
 
 A batch stays in doubt through any crash: `Store.prepared` has it, from the WAL or the checkpoint's root. A decision
 that finds no room is kept, and tried again; to forget what was prepared needs none.
@@ -24,7 +24,7 @@ from partitions.batch_changes import Changes, changes_of, make_room, put, try_vi
 from partitions.batch_steps import BatchSteps
 from partitions.executor import Executor
 from partitions.store import Store
-from partitions.wal import ABORT, DECIDE, PREPARE
+from partitions.wal import DECIDE, PREPARE
 from voltpy.crash_point import crash_point
 from voltpy.errors import Corruption, ProtocolError, ReadOnly
 from voltpy.messages import TableChanges
@@ -146,13 +146,10 @@ class InDoubt:
             self._store.raise_if_failed()
 
     def _abort(self, batch: int) -> None:
-        """What is prepared never happened. Without a record of that, the coordinator would say so again."""
-        try:
-            crash_point("participant.abort.before_append")
-            self._steps.append(ABORT, batch, [])
-            crash_point("participant.abort.appended")
-        except (ReadOnly, DiskFull):
-            pass
+        """What is prepared never happened. That needs no room: see partitions.batch_steps."""
+        crash_point("participant.abort.before_append")
+        self._steps.abort(batch)
+        crash_point("participant.abort.appended")
         self._end(batch)
 
     def _end(self, batch: int) -> None:

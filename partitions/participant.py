@@ -137,6 +137,10 @@ class Participant:
         elif what == "gap":
             self._end_session()  # not the rounds: the coordinator does not know yet, and may still believe them
 
+    def record_aborts(self) -> None:
+        """To be called before calls' changes come into the WAL. Raises DiskFull, or ReadOnly: then they must not."""
+        self._steps.record_aborts()
+
     def rests_on(self, written_lsn: int, now_s: float) -> int:
         """Up to where the WAL must be flushed before what is reported now may leave."""
         return self._steps.rests_on(written_lsn, now_s)

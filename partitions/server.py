@@ -474,6 +474,7 @@ class Server:
         if self._refused is not None and len(record) >= self._refused[0]:
             raise ReadOnly(self._refused[1])
         try:
+            self._participant.record_aborts()
             lsn = self._wal.append(record)
         except DiskFull as error:
             self._refused = len(record), str(error)

@@ -205,6 +205,7 @@ class OnePartition:
             self._lsn += 1
             lsn = self._lsn
             if self.wal is not None:
+                self.participant.record_aborts()
                 lsn = self.wal.append(encode_batch(Batch(Raw(encoded), changes)))
             self.executor.committed(lsn, encoded)
         self.gather()

@@ -10,6 +10,7 @@ import pytest
 from msgspec import Raw
 
 from tests.partitions.one_partition import OnePartition
+from tests.partitions.test_lending import Full
 from voltpy.errors import DuplicateKey, ProcedureError
 from voltpy.messages import (
     LEASE_S,
@@ -27,6 +28,7 @@ from voltpy.messages import (
     Vote,
 )
 from voltpy.procedure import procedure
+from voltpy.record_log import DiskFull
 from voltpy.row import encode
 from voltpy.sql.ddl import parse_schema
 
@@ -385,3 +387,37 @@ def test_the_rows_that_have_the_values_are_brought_from_disk_before_the_vote(tmp
     borrow(partition, 2, (150, 2))
     assert partition.call("free", 150, 1)
     assert prepare(partition, 2, changes((150, 2, "150" + "x" * 900))) == ""
+
+
+@pytest.mark.parametrize("by", ["a call", "a batch"])
+def test_an_abort_without_room_is_recorded_before_what_takes_its_place(tmp_path: Path, by: str) -> None:
+    partition = opened(tmp_path)
+    full = Full(partition)
+    borrow(partition, 1, (1, 9))
+    assert prepare(partition, 1, changes((1, 9, "cid"))) == ""
+    full.is_full = True
+    assert partition.order(Decide(1, False)) == [Decided(1)]
+    if by == "a call":
+        with pytest.raises(DiskFull):
+            partition.call("book", 1, 3, "cid")
+        partition.executor.undo_batch()
+    else:
+        borrow(partition, 2, (1, 3))
+        assert prepare(partition, 2, changes((1, 3, "cid"))) == "ReadOnly"
+    early = crashed(partition, tmp_path)
+    assert list(early.store.prepared) == [
+        1
+    ]  # nothing has come after it: the coordinator says once more that it is none
+    partition = early
+    full = Full(partition)
+    full.is_full = True
+    assert partition.order(Decide(1, False)) == [Decided(1)]
+    full.is_full = False
+    if by == "a call":
+        partition.call("book", 1, 3, "cid")
+    else:
+        borrow(partition, 3, (1, 3))
+        assert vote(partition, Commit(3, changes((1, 3, "cid")), NONE)).error == ""
+    partition = crashed(partition, tmp_path)
+    assert not partition.store.prepared
+    assert finish(partition) == {(1, 3): "cid"}
