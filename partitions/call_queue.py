@@ -5,8 +5,9 @@ and the group with the smallest tag goes first. A client that was silent begins 
 no credit for its silence, and goes before all who have had more since. So however many clients flood, and with
 whatever, the calls of one that asks now and then are in the next batch. Calls of one client keep their order.
 
-Costs are in bytes: those of arguments, those of large results, as large as the client's calls of that procedure had the
-last time, and for each call as many as can be moved while one runs.
+Costs are in bytes: those of arguments, for each call as many as can be moved while one runs, and what the client's
+calls of that procedure have cost beyond that the last time: the bytes of large results, and for runs that take long as
+many as a batch has, BATCH_BYTES for BATCH_S.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Generic, TypeVar
 
 from voltpy import arguments
 from voltpy.errors import ProtocolError
-from voltpy.messages import CallGroup
+from voltpy.messages import CALLS_A_FRAME, CallGroup
 from voltpy.wire import joined
 
 CALL_COST_BYTES = 4096
+BATCH_BYTES = 2048 * CALL_COST_BYTES  # 2,048 small calls, or fewer large ones
+BATCH_S = 0.1  # that a batch runs, at least where others wait for the next one
 CLIENTS_REMEMBERED = 4096  # that have nothing here, and have had more than others
 GUESSES = 4096
 
@@ -31,13 +34,13 @@ Request = TypeVar("Request")
 class CallQueue(Generic[Request]):
     """`calls` and `held_bytes`, of arguments, wait.
 
-    `result_bytes`: how large the results of a client's calls of a procedure have been of late; only large ones.
+    `heavy_bytes`: what a client's call of a procedure has cost of late beyond others; only of those that have.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.held_bytes = 0
-        self.result_bytes: dict[tuple[int, str], int] = {}
+        self.heavy_bytes: dict[tuple[int, str], int] = {}
         self._waiting: dict[int, deque[tuple[Request, int, int, int]]] = {}  # by client: see `add`
         self._order: list[tuple[int, int, int]] = []  # a heap: (tag of a client's first group, order, client)
         self._added = 0
@@ -53,7 +56,7 @@ class CallQueue(Generic[Request]):
 
     def add(self, client_id: int, procedure: str, request: Request, calls: int, held_bytes: int) -> None:
         """`held_bytes`: what this request keeps in memory."""
-        cost_bytes = held_bytes + calls * (CALL_COST_BYTES + self.result_bytes.get((client_id, procedure), 0))
+        cost_bytes = held_bytes + calls * (CALL_COST_BYTES + self.heavy_bytes.get((client_id, procedure), 0))
         waiting = self._waiting.get(client_id)
         if waiting is None:
             self._waiting[client_id] = deque([(request, calls, held_bytes, cost_bytes)])
@@ -90,15 +93,18 @@ class CallQueue(Generic[Request]):
             yield request
 
     def pieces(self, group: CallGroup, most_bytes: int) -> list[CallGroup]:
-        """The same calls, in groups whose results take about so much if they are as large as its client's last ones."""
-        size = self.result_bytes.get((group.client_id, group.procedure), 0)
-        if size * len(group.numbers) <= most_bytes:
+        """The same calls, in groups that cost about so much if each costs what its client's last ones did.
+
+        Of calls that nothing is known of there are no more in one than a client sends at a time.
+        """
+        size = self.heavy_bytes.get((group.client_id, group.procedure), 0)
+        length = min(max(most_bytes // size, 1), CALLS_A_FRAME) if size else CALLS_A_FRAME
+        if len(group.numbers) <= length:
             return [group]
         try:
             split = arguments.split(group)
         except ProtocolError:
             return [group]  # it will be refused
-        length = max(most_bytes // size, 1)
         return [
             CallGroup(
                 group.client_id,
@@ -113,16 +119,19 @@ class CallQueue(Generic[Request]):
             for at in range(0, len(split), length)
         ]
 
-    def ran(self, group: CallGroup, large_bytes: int) -> None:
-        """Its large results took so many bytes together: the next ones may do so too."""
+    def ran(self, group: CallGroup, large_bytes: int, took_s: float) -> None:
+        """Its large results took so many bytes together, and its runs so long: the next ones may do so too."""
         key = group.client_id, group.procedure
-        size = max(large_bytes // max(len(group.numbers), 1), self.result_bytes.get(key, 0) // 2)
+        before = self.heavy_bytes.get(key, 0)
+        if before or took_s > BATCH_S:
+            large_bytes += int(took_s / BATCH_S * BATCH_BYTES)
+        size = max(large_bytes // max(len(group.numbers), 1), before // 2)
         if size >= CALL_COST_BYTES:
-            if len(self.result_bytes) >= GUESSES:
-                self.result_bytes.clear()
-            self.result_bytes[key] = size
+            if len(self.heavy_bytes) >= GUESSES:
+                self.heavy_bytes.clear()
+            self.heavy_bytes[key] = size
         else:
-            self.result_bytes.pop(key, None)
+            self.heavy_bytes.pop(key, None)
 
     def _put(self, client_id: int, tag: int) -> None:
         self._added += 1

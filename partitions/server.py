@@ -27,7 +27,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from partitions.buffer_pool import BufferPool
-from partitions.call_queue import CALL_COST_BYTES, CallQueue
+from partitions.call_queue import BATCH_BYTES, BATCH_S, CALL_COST_BYTES, CallQueue
 from partitions.checkpointer import Checkpointer
 from partitions.executor import Executor
 from partitions.hold import Hold
@@ -45,6 +45,7 @@ from voltpy.door import CLIENT, ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ConstraintViolation, DataError, ReadOnly, SchemaError, Unavailable
 from voltpy.messages import (
+    CALLS_A_FRAME,
     PROTOCOL_VERSION,
     Attach,
     Attached,
@@ -81,7 +82,6 @@ from voltpy.schema import Schema, from_json
 from voltpy.timeout import Timeout
 from voltpy.wire import encode as encode_message
 
-BATCH_BYTES = 2048 * CALL_COST_BYTES  # 2,048 small calls, or fewer large ones
 # While somebody with a few calls waits beside others: he waits for the batch that is under way and for his own.
 SHORT_BATCH_BYTES = BATCH_BYTES // 4
 SHORT_BATCHES_S = 0.1  # from then on
@@ -326,13 +326,13 @@ class Server:
         """The next batch, false where there is none; and what ended the drain, if it was a control message."""
         receive, door, welcome, executor = self._sockets.receive, self._door, self._welcome, self._executor
         queue = self._queue
-        result_bytes = queue.result_bytes
+        heavy_bytes = queue.heavy_bytes
         drained: list[Request] = []
         control, self._put_off = self._put_off, None
         calls = frames_bytes = 0
         few: set[int] = set()  # clients with a group of a few calls
         many: set[int] = set()  # … and with more
-        is_large = False  # some of the calls have had large results
+        is_heavy = False  # some of the calls may cost much
         most_calls = min(CALLS_A_DRAIN, QUEUED_CALLS - queue.calls)
         most_bytes = QUEUED_BYTES - queue.held_bytes
         while calls < most_calls and frames_bytes < most_bytes and control is None:
@@ -352,8 +352,8 @@ class Server:
                     length = len(group.numbers)
                     calls += length
                     (few if length <= FEW_CALLS else many).add(group.client_id)
-                    if result_bytes and (group.client_id, group.procedure) in result_bytes:
-                        is_large = True
+                    if length > CALLS_A_FRAME or (heavy_bytes and (group.client_id, group.procedure) in heavy_bytes):
+                        is_heavy = True
                         pieces = queue.pieces(group, SHORT_BATCH_BYTES)
                         drained.extend([(executor.run, account, piece) for piece in pieces])
                     else:
@@ -363,7 +363,7 @@ class Server:
             elif message is not None:
                 control = (identity, message)
         self._greet()
-        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not is_large
+        is_cheap = calls * CALL_COST_BYTES + frames_bytes <= SHORT_BATCH_BYTES and not is_heavy
         if not queue and (is_cheap or len(drained) <= 1):
             return drained, control  # all of it, as it came
         if any(not queue.has(client_id) for client_id in few - many):
@@ -388,7 +388,8 @@ class Server:
     def _execute(self, requests: Iterable[Request]) -> None:
         """Runs a batch and appends it to the WAL. Without room for it, each group of calls is a batch of its own.
 
-        It ends early where its results are large. What is left of it never left the queue, or goes there.
+        It ends early where its results are large, or its calls take long. What is left of it never left the queue, or
+        goes there.
         """
         executor = self._executor
         if requests:
@@ -398,18 +399,21 @@ class Server:
             executor.run_ready()
         large_bytes = executor.large_bytes
         queue = self._queue
-        result_bytes = queue.result_bytes
+        heavy_bytes = queue.heavy_bytes
+        clock = self._clock
+        began_s = ended_s = clock()
         ran: list[Request] = []
         left = iter(requests)
         for one in left:
             ran.append(one)
             run, account, request = one
             run(account, request)
-            if executor.large_bytes != large_bytes or result_bytes:
+            started_s, ended_s = ended_s, clock()
+            if executor.large_bytes != large_bytes or heavy_bytes or ended_s > began_s + BATCH_S:
                 if isinstance(request, CallGroup):
-                    queue.ran(request, executor.large_bytes - large_bytes)
+                    queue.ran(request, executor.large_bytes - large_bytes, ended_s - started_s)
                 large_bytes = executor.large_bytes
-                if large_bytes > RESULTS_A_BATCH_BYTES:
+                if large_bytes > RESULTS_A_BATCH_BYTES or ended_s > began_s + BATCH_S:
                     if isinstance(requests, list):
                         self._queue_up(left)
                     break

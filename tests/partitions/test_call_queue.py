@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Raw
 
-from partitions.call_queue import CALL_COST_BYTES, CallQueue
-from voltpy.messages import CallGroup
+from partitions.call_queue import BATCH_BYTES, BATCH_S, CALL_COST_BYTES, CallQueue
+from voltpy.messages import CALLS_A_FRAME, CallGroup
 from voltpy.row import encode
 from voltpy.wire import joined
 
@@ -47,7 +47,7 @@ def test_whose_results_were_large_has_fewer_calls_in_a_batch() -> None:
     queue = CallQueue[int]()
     group = group_of(FLOODER, list(range(8)))
     assert queue.pieces(group, 2 << 20) == [group]
-    queue.ran(group, 8 << 20)
+    queue.ran(group, 8 << 20, 0.0)
     pieces = queue.pieces(group, 2 << 20)
     assert [piece.numbers for piece in pieces] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [bytes(piece.args) for piece in pieces] == [bytes(group_of(FLOODER, piece.numbers).args) for piece in pieces]
@@ -56,17 +56,41 @@ def test_whose_results_were_large_has_fewer_calls_in_a_batch() -> None:
         queue.add(FLOODER, "fetch", piece.numbers[0], 2, 0)
     assert list(queue.take(4 << 20)) == [0, 2]
     # Results that are small again are believed in the end.
-    while queue.result_bytes:
-        queue.ran(group, 0)
+    while queue.heavy_bytes:
+        queue.ran(group, 0, 0.0)
     queue.add(FLOODER, "fetch", 8, 8, 0)
     assert list(queue.take(4 << 20)) == [4, 6]
     assert queue.pieces(group, 2 << 20) == [group]
 
 
+def test_whose_calls_ran_for_long_has_fewer_in_a_batch() -> None:
+    queue = CallQueue[int]()
+    group = group_of(FLOODER, list(range(8)))
+    queue.ran(group, 0, BATCH_S)
+    assert queue.pieces(group, BATCH_BYTES // 4) == [group]  # as long as a batch may run
+    queue.ran(group, 0, 8 * BATCH_S)
+    pieces = queue.pieces(group, BATCH_BYTES // 4)
+    assert [piece.numbers for piece in pieces] == [[number] for number in range(8)]
+    queue.ran(pieces[0], 0, BATCH_S)  # one at a time they are as slow
+    assert len(queue.pieces(group, BATCH_BYTES // 4)) == 8
+    for piece in pieces:
+        queue.add(FLOODER, "fetch", piece.numbers[0], 1, 0)
+    assert list(queue.take(BATCH_BYTES)) == [0]
+    while queue.heavy_bytes:
+        queue.ran(group, 0, 0.0)
+    assert queue.pieces(group, BATCH_BYTES // 4) == [group]
+
+
+def test_more_calls_than_clients_send_at_a_time_are_taken_in_parts() -> None:
+    queue = CallQueue[int]()
+    group = group_of(FLOODER, list(range(CALLS_A_FRAME + 1)))
+    assert [len(piece.numbers) for piece in queue.pieces(group, 1)] == [CALLS_A_FRAME, 1]
+
+
 def test_a_group_that_does_not_split_stays_as_it_is() -> None:
     queue = CallQueue[int]()
     group = group_of(FLOODER, [1, 2, 3])
-    queue.ran(group, 3 << 20)
+    queue.ran(group, 3 << 20, 0.0)
     group.args = Raw(b"\x92\xc0\xc0")
     assert queue.pieces(group, 1 << 20) == [group]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from partitions.batch_steps import DECIDED_S
+from partitions.call_queue import BATCH_S
 from partitions.executor import LENT_WAIT_S
 from partitions.server import CHECKPOINT_WAIT_S, IDLE_WAIT_S, RESULTS_A_BATCH_BYTES, UPKEEP_S
 from tests.partitions.one_server import COORDINATOR_AT, SUPERVISOR_AT, OneServer
@@ -553,6 +554,29 @@ def flood(server: OneServer, client: int, groups: int) -> list[int]:
         server.say(client, Calls(0, [CallGroup(client, "get", 0, server.wal.epoch, numbers, [0] * 512, args)]))
         sent += numbers
     return sent
+
+
+def test_a_call_of_its_own_does_not_wait_for_all_that_others_compute(tmp_path: Path) -> None:
+    @procedure(partition_by="key", read_only=True)
+    def compute(tx: Any, key: int) -> int:
+        server.now_s += 0.02
+        return key
+
+    server = OneServer(SCHEMA, [*PROCEDURES, compute], tmp_path)
+    running.append(server)
+    server.call(ONE, "put", 1, 10)
+    server.turn()
+    server.answers(ONE)
+    sent = [server.call(ONE, "compute", 1) for _ in range(100)]
+    began_s = server.now_s
+    server.turn()
+    assert server.now_s - began_s < 2 * BATCH_S
+    lone = server.call(OTHER, "get", 1)
+    server.turn()
+    assert server.answers(OTHER) == {lone: 10}
+    assert server.now_s - began_s < 4 * BATCH_S
+    server.turn(30)
+    assert server.answers(ONE) == dict.fromkeys(sent, 1)
 
 
 def test_a_call_of_its_own_is_in_the_next_batch_however_much_others_have_sent(server: OneServer) -> None:
