@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from voltpy import arguments
 from voltpy.errors import ProtocolError
-from voltpy.messages import CALLS_A_FRAME, CallGroup
+from voltpy.messages import CallGroup
 from voltpy.wire import joined
 
 CALL_COST_BYTES = 4096
@@ -93,18 +93,15 @@ class CallQueue(Generic[Request]):
             yield request
 
     def pieces(self, group: CallGroup, most_bytes: int) -> list[CallGroup]:
-        """The same calls, in groups that cost about so much if each costs what its client's last ones did.
-
-        Of calls that nothing is known of there are no more in one than a client sends at a time.
-        """
+        """The same calls, in groups that cost about so much if each costs what its client's last ones did."""
         size = self.heavy_bytes.get((group.client_id, group.procedure), 0)
-        length = min(max(most_bytes // size, 1), CALLS_A_FRAME) if size else CALLS_A_FRAME
-        if len(group.numbers) <= length:
+        if size * len(group.numbers) <= most_bytes:
             return [group]
         try:
             split = arguments.split(group)
         except ProtocolError:
             return [group]  # it will be refused
+        length = max(most_bytes // size, 1)
         return [
             CallGroup(
                 group.client_id,

@@ -45,7 +45,6 @@ from voltpy.door import CLIENT, ROUTER, Account, Door
 from voltpy.door_sockets import Sockets
 from voltpy.errors import ConstraintViolation, DataError, ReadOnly, SchemaError, Unavailable
 from voltpy.messages import (
-    CALLS_A_FRAME,
     PROTOCOL_VERSION,
     Attach,
     Attached,
@@ -352,7 +351,7 @@ class Server:
                     length = len(group.numbers)
                     calls += length
                     (few if length <= FEW_CALLS else many).add(group.client_id)
-                    if length > CALLS_A_FRAME or (heavy_bytes and (group.client_id, group.procedure) in heavy_bytes):
+                    if heavy_bytes and (group.client_id, group.procedure) in heavy_bytes:
                         is_heavy = True
                         pieces = queue.pieces(group, SHORT_BATCH_BYTES)
                         drained.extend([(executor.run, account, piece) for piece in pieces])

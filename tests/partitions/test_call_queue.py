@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Raw
 
 from partitions.call_queue import BATCH_BYTES, BATCH_S, CALL_COST_BYTES, CallQueue
-from voltpy.messages import CALLS_A_FRAME, CallGroup
+from voltpy.messages import CallGroup
 from voltpy.row import encode
 from voltpy.wire import joined
 
@@ -79,12 +79,6 @@ def test_whose_calls_ran_for_long_has_fewer_in_a_batch() -> None:
     while queue.heavy_bytes:
         queue.ran(group, 0, 0.0)
     assert queue.pieces(group, BATCH_BYTES // 4) == [group]
-
-
-def test_more_calls_than_clients_send_at_a_time_are_taken_in_parts() -> None:
-    queue = CallQueue[int]()
-    group = group_of(FLOODER, list(range(CALLS_A_FRAME + 1)))
-    assert [len(piece.numbers) for piece in queue.pieces(group, 1)] == [CALLS_A_FRAME, 1]
 
 
 def test_a_group_that_does_not_split_stays_as_it_is() -> None:
